@@ -1,0 +1,96 @@
+"""The exceptions of this library.
+
+    CompressedADError               everything below; ``cad`` prints it without a traceback
+    ├── UsageError                  what was asked for is wrong (exit code 2)
+    │   ├── ConfigError             one or several wrong keys or values, all listed
+    │   ├── UnknownNameError        a name that no registry knows
+    │   ├── SplitError              a task used where the split forbids it
+    │   └── MissingExtraError       an optional dependency is not installed
+    └── RunError                    something met while running (exit code 1)
+        ├── HistoryError            a history file that cannot be used as asked
+        ├── MarkerError             a marker that cannot mark these histories
+        ├── SpaceError              observation or action spaces that do not fit
+        ├── CheckpointError         a checkpoint that cannot be used
+        ├── RunDirectoryError       a run directory that belongs to something else
+        └── NumericalError          NaN or infinity, with the place named
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class CompressedADError(Exception):
+    """Base of every exception that this library raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(CompressedADError):
+    """What was asked for is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """One or several wrong keys or values; ``problems`` lists them, one line each."""
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class UnknownNameError(UsageError):
+    """A name that is not registered; the message gives the nearest match and all names."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        known = sorted(known)
+        super().__init__(
+            f"unknown {kind} {name!r}{nearest(name, known)}; known: {', '.join(known)}, or module:attribute"
+        )
+
+
+class SplitError(UsageError):
+    """A task used where the stored split forbids it."""
+
+
+class MissingExtraError(UsageError):
+    """An optional dependency is missing."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs an optional dependency: pip install 'compressed-ad[{extra}]'")
+
+
+class RunError(CompressedADError):
+    """Something met while running."""
+
+
+class HistoryError(RunError):
+    """A history file that is damaged, foreign, or lacks what was asked of it."""
+
+
+class MarkerError(RunError):
+    """A marker that cannot mark these histories, or that broke the marker protocol."""
+
+
+class SpaceError(RunError):
+    """Observation or action spaces that do not fit each other, or are not supported."""
+
+
+class CheckpointError(RunError):
+    """A checkpoint that is damaged, foreign, or of another configuration."""
+
+
+class RunDirectoryError(RunError):
+    """A run directory that belongs to another configuration or another process."""
+
+
+class NumericalError(RunError):
+    """NaN or infinity where there must be none; the message names the place."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` for the closest of ``known``, or an empty string."""
+    match = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {match[0]!r}?)" if match else ""

@@ -1,0 +1,1 @@
+"""Source algorithms, whose learning is recorded."""

@@ -1,0 +1,1 @@
+"""Task families: sets of MDPs that share spaces and horizon."""

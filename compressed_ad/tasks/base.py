@@ -1,0 +1,62 @@
+"""What a task family and its batched environment must offer; satisfied by structure, not inheritance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import gymnasium
+from numpy.typing import NDArray
+
+from compressed_ad.registry import Registry
+from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray, Step
+
+
+class BatchedEnv(Protocol):
+    """N environment slots stepped together; a slot whose episode ends is reset at once."""
+
+    num_envs: int
+
+    def reset(self) -> AnyArray:
+        """Start an episode in every slot; observations (N, ...)."""
+
+    def step(self, actions: AnyArray) -> Step:
+        """Advance every slot by one action."""
+
+
+@runtime_checkable
+class TaskFamily(Protocol):
+    """A set of MDPs that share spaces and horizon; a task is a row of parameters."""
+
+    name: str
+    observation_space: gymnasium.Space[Any]
+    action_space: gymnasium.Space[Any]
+    horizon: int  # maximal steps of an episode
+
+    def tasks(self) -> IntArray | FloatArray:
+        """All tasks, (count, P): one row of parameters each, in a fixed order."""
+
+    def make(self, tasks: AnyArray, seeds: IntArray) -> BatchedEnv:
+        """One slot for each row of ``tasks`` (N, P); ``seeds`` (N,) seeds each slot on its own."""
+
+    def optimal_return(self, tasks: AnyArray) -> NDArray[Any] | None:
+        """Expected undiscounted return (N,) of an optimal policy, or None if unknown."""
+
+    def random_return(self, tasks: AnyArray) -> NDArray[Any]:
+        """Expected undiscounted return (N,) of the uniformly random policy."""
+
+
+@runtime_checkable
+class RewardFunction(Protocol):
+    """What a family offers so that rewards can be recomputed for another task (``stitch``)."""
+
+    def reward(
+        self, task: AnyArray, states: AnyArray, actions: AnyArray, next_states: AnyArray, start: BoolArray
+    ) -> NDArray[Any]:
+        """Rewards (T,) float32 of a time-ordered run of transitions under one ``task`` (P,).
+
+        ``start`` (T,) is True on the first transition of each episode, for rewards with a memory.
+        """
+
+
+TASK_FAMILY: Registry[Callable[..., TaskFamily]] = Registry("task family")
