@@ -1,0 +1,46 @@
+# make run    the main job: everything from collecting histories to the report
+# make test   the whole test suite
+# make lint | bench | docs | install | clean
+# Works from any directory: make -C path/to/this run
+
+ROOT := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
+PYTHON ?= python3
+VENV := $(ROOT).venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test lint bench docs clean
+
+help:
+	@sed -n '1,4p' $(ROOT)Makefile
+
+install: $(READY)
+
+$(READY): $(ROOT)pyproject.toml $(ROOT)constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into .venv (about a minute)"
+	@cd $(ROOT) && $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch==2.13.0
+	@cd $(ROOT) && $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+run: install
+	@cd $(ROOT) && $(BIN)/cad run
+
+test: install
+	@cd $(ROOT) && $(BIN)/python -m pytest
+
+lint: install
+	@cd $(ROOT) && $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench: install
+	@cd $(ROOT) && $(BIN)/python -m benchmarks
+
+docs: install
+	@cd $(ROOT) && $(BIN)/python -m pytest tests/test_docs.py
+
+clean:
+	rm -rf $(VENV) $(ROOT)build $(ROOT)dist $(ROOT).mypy_cache $(ROOT).ruff_cache $(ROOT).pytest_cache $(ROOT).hypothesis
+	find $(ROOT)compressed_ad $(ROOT)tests $(ROOT)benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
