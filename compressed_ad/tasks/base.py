@@ -51,9 +51,9 @@ class RewardFunction(Protocol):
     """What a family offers so that rewards can be recomputed for another task (``stitch``)."""
 
     def reward(
-        self, task: AnyArray, states: AnyArray, actions: AnyArray, next_states: AnyArray, start: BoolArray
+        self, tasks: AnyArray, states: AnyArray, actions: AnyArray, next_states: AnyArray, start: BoolArray
     ) -> NDArray[Any]:
-        """Rewards (T,) float32 of a time-ordered run of transitions under one ``task`` (P,).
+        """Rewards (T,) float32 of time-ordered transitions, each under its own row of ``tasks`` (T, P).
 
         ``start`` (T,) is True on the first transition of each episode, for rewards with a memory.
         """

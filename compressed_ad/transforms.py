@@ -1,0 +1,374 @@
+"""History -> history: composable, named, pure transforms between the stored histories and the windows.
+
+A transform takes ``Sequences`` and a ``Context`` and returns ``Sequences``. Whatever is random in it comes
+from the context's generator; masks and update numbers travel with their steps. ``departs`` in the registry
+says, in words for the report, where a transform departs from pure Algorithm Distillation.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from compressed_ad.errors import ConfigError, HistoryError, UsageError, nearest
+from compressed_ad.registry import Registry
+from compressed_ad.seeding import rng
+from compressed_ad.tasks.base import RewardFunction, TaskFamily
+from compressed_ad.types import AnyArray, BoolArray, History, IntArray
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """The episodes of some sequences, in order: K rows. ``start`` points into the flat arrays."""
+
+    start: IntArray  # (K,)
+    length: IntArray  # (K,)
+    sequence: IntArray  # (K,)
+    ordinal: IntArray  # (K,) 0, 1, ... within its sequence
+    rewarded: BoolArray  # (K,) some reward above 0
+    complete: BoolArray  # (K,) ends with an episode end, not with the end of the record
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Time-ordered runs of transitions, one after another in flat arrays of M transitions.
+
+    Sequence q, one stream of one learner, is ``[offsets[q], offsets[q + 1])``.
+    """
+
+    states: AnyArray  # (M, ...)
+    actions: AnyArray  # (M, ...)
+    rewards: AnyArray  # (M,) float32
+    next_states: AnyArray  # (M, ...)
+    ended: BoolArray  # (M,) last transition of an episode
+    mask: BoolArray  # (M,) compression mask
+    update: IntArray  # (M,)
+    offsets: IntArray  # (Q + 1,)
+    task: IntArray  # (Q,) index of the task in the history file
+    learner: IntArray  # (Q,) learner within the task
+
+    def __len__(self) -> int:
+        return len(self.task)
+
+    @property
+    def lengths(self) -> IntArray:
+        """(Q,) transitions of each sequence."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def episodes(self) -> Episodes:
+        """The episodes of all sequences; a trailing piece without an end counts, as incomplete."""
+        last = self.ended.copy()
+        last[self.offsets[1:] - 1] = True
+        stop = np.flatnonzero(last) + 1
+        start = np.concatenate([[0], stop[:-1]]).astype(np.int64)
+        sequence = np.searchsorted(self.offsets, start, side="right") - 1
+        first = np.searchsorted(sequence, np.arange(len(self)))
+        rewarded = np.maximum.reduceat(self.rewards, start) > 0 if len(start) else np.zeros(0, bool)
+        return Episodes(
+            start=start,
+            length=stop - start,
+            sequence=sequence,
+            ordinal=np.arange(len(start)) - first[sequence],
+            rewarded=rewarded,
+            complete=self.ended[stop - 1],
+        )
+
+    def take(self, steps: IntArray, lengths: IntArray, task: IntArray, learner: IntArray) -> Sequences:
+        """New sequences of the given ``lengths`` made of the flat transitions ``steps``, in that order."""
+        keep = lengths > 0
+        per_step = {
+            f.name: getattr(self, f.name)[steps]
+            for f in fields(self)
+            if f.name not in ("offsets", "task", "learner")
+        }
+        offsets = np.concatenate([[0], np.cumsum(lengths[keep])])
+        return Sequences(**per_step, offsets=offsets, task=task[keep], learner=learner[keep])
+
+    def take_episodes(self, rows: IntArray, group: IntArray, n_group: int, source: IntArray) -> Sequences:
+        """New sequences made of whole episodes: ``rows`` of ``episodes``, sorted by ``group`` (new sequence).
+
+        New sequence i continues the identity (task, learner) of old sequence ``source[i]``.
+        """
+        length = self.episodes.length[rows]
+        lengths = np.bincount(group, weights=length, minlength=n_group).astype(np.int64)
+        steps = expand(self.episodes.start[rows], length)
+        return self.take(steps, lengths, self.task[source], self.learner[source])
+
+
+def expand(start: IntArray, length: IntArray) -> IntArray:
+    """Concatenation of ``arange(start[i], start[i] + length[i])`` over i."""
+    total = np.cumsum(length)
+    if len(length) == 0:
+        return np.zeros(0, np.int64)
+    return np.arange(total[-1]) + np.repeat(start - (total - length), length)
+
+
+def from_histories(histories: Mapping[int, History]) -> Sequences:
+    """All streams of ``histories`` (task index -> history) as sequences; unmarked where there is no mask."""
+    if not histories:
+        raise HistoryError("no histories to train on")
+    parts: dict[str, list[AnyArray]] = {}
+    lengths, task, learner = [], [], []
+    for index, history in histories.items():
+        history.check_finite(f"task {index}")
+        flat = (-1,)
+        for name in ("states", "actions", "rewards", "next_states", "update"):
+            array = getattr(history, name)
+            parts.setdefault(name, []).append(array.reshape(flat + array.shape[2:]))
+        mask = history.compression_mask
+        parts.setdefault("ended", []).append(history.episode_end.reshape(flat))
+        parts.setdefault("mask", []).append(
+            np.zeros(history.rewards.size, bool) if mask is None else mask.reshape(flat)
+        )
+        lengths += [history.n_step] * history.n_stream
+        task += [index] * history.n_stream
+        learner += history.learner.tolist()
+    return Sequences(
+        **{name: np.concatenate(arrays) for name, arrays in parts.items()},
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        task=np.array(task, np.int64),
+        learner=np.array(learner, np.int64),
+    )
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a transform may use besides the histories."""
+
+    random: np.random.Generator
+    family: TaskFamily | None = None
+    tasks: AnyArray | None = None  # (N, P) parameters of the tasks by index in the history file
+
+
+Transform = Callable[..., Sequences]
+TRANSFORM: Registry[Transform] = Registry("history transform")
+DEPARTURES = {
+    "stitch": "uses the training tasks' reward function: before a task's goal is first met, its context shows"
+    " episodes of other training tasks' learners with rewards recomputed for the task"
+}
+
+
+@TRANSFORM.register("first_updates")
+def first_updates(sequences: Sequences, context: Context, *, n: int) -> Sequences:
+    """Keep the steps taken by the first ``n`` versions of each source policy."""
+    _positive("first_updates", n=n)
+    return _keep_steps(sequences, sequences.update < n)
+
+
+@TRANSFORM.register("streams")
+def streams(sequences: Sequences, context: Context, *, n: int) -> Sequences:
+    """Keep the first ``n`` streams of each learner."""
+    _positive("streams", n=n)
+    key = sequences.task * (sequences.learner.max() + 1) + sequences.learner
+    order = np.argsort(key, kind="stable")
+    first = np.searchsorted(key[order], key[order])
+    rank = np.empty(len(key), np.int64)
+    rank[order] = np.arange(len(key)) - first
+    keep = np.repeat(rank < n, sequences.lengths)
+    return _keep_steps(sequences, keep)
+
+
+@TRANSFORM.register("subsample")
+def subsample(
+    sequences: Sequences, context: Context, *, every: int, copies: int = 1, keep_first_reward: bool = True
+) -> Sequences:
+    """Keep one episode, drawn at random, out of every ``every`` consecutive ones.
+
+    A context of a given length then spans ``every`` times as much of the source's learning (Laskin et al.
+    2022, section 4.3). With ``keep_first_reward`` the episode in which a stream first met a reward is the one
+    kept of its group, so that a context does not show a policy that improves without the evidence that
+    made it improve. ``copies`` draws are made of each sequence. Incomplete last episodes are dropped.
+    """
+    _positive("subsample", every=every, copies=copies)
+    episodes = sequences.episodes
+    n_row, n_seq = len(episodes.start), len(sequences)
+    first = np.zeros(n_row, bool)
+    if keep_first_reward:
+        rows = np.flatnonzero(episodes.rewarded)
+        _, where = np.unique(episodes.sequence[rows], return_index=True)
+        first[rows[where]] = True
+    chosen, group = [], []
+    for copy in range(copies):
+        phase = context.random.integers(every, size=n_seq)
+        bucket = (episodes.ordinal + phase[episodes.sequence]) // every
+        priority = context.random.random(n_row) + 2.0 * first
+        order = np.lexsort((-priority, bucket, episodes.sequence))
+        order = order[episodes.complete[order]]
+        key = episodes.sequence[order] * (bucket.max(initial=0) + 1) + bucket[order]
+        rows = order[np.unique(key, return_index=True)[1]]
+        chosen.append(rows)
+        group.append(episodes.sequence[rows] + copy * n_seq)
+    source = np.tile(np.arange(n_seq), copies)
+    return sequences.take_episodes(np.concatenate(chosen), np.concatenate(group), copies * n_seq, source)
+
+
+@TRANSFORM.register("stitch")
+def stitch(
+    sequences: Sequences, context: Context, *, candidates: int = 4, longest: int = 20, skilled: float = 0.5
+) -> Sequences:
+    """Before the task's goal is first met, show episodes of other training tasks' learners instead.
+
+    For each sequence, episodes are drawn from the last ``skilled`` share of sequences of other tasks, their
+    rewards recomputed for the sequence's own task, until one of them meets a reward; the sequence then
+    continues with its own rewarded episodes. Of ``candidates`` drawn episodes the one that visits most
+    observations not yet seen is shown. Sequences that find nothing within ``longest`` episodes, or that never
+    met a reward themselves, end there. Needs the family's reward function and Discrete or MultiDiscrete
+    observations: a declared departure from pure Algorithm Distillation.
+    """
+    _positive("stitch", candidates=candidates, longest=longest)
+    family, tasks = context.family, context.tasks
+    if not isinstance(family, RewardFunction) or tasks is None:
+        raise UsageError("stitch needs a task family with a reward function (`reward`)")
+    return _Stitcher(sequences, context.random, family, tasks, skilled).run(candidates, longest)
+
+
+class _Stitcher:
+    """The working state of ``stitch``: everything is vectorised over sequences and candidates."""
+
+    def __init__(
+        self,
+        sequences: Sequences,
+        random: np.random.Generator,
+        family: RewardFunction,
+        tasks: AnyArray,
+        skilled: float,
+    ) -> None:
+        self.sequences, self.random, self.family, self.tasks = sequences, random, family, tasks
+        episodes = sequences.episodes
+        count = np.bincount(episodes.sequence, minlength=len(sequences))
+        late = episodes.ordinal >= (1 - skilled) * count[episodes.sequence]
+        self.pool = np.flatnonzero(late & episodes.complete & episodes.rewarded)
+        if len(np.unique(sequences.task[episodes.sequence[self.pool]])) < 2:
+            raise UsageError("stitch needs rewarded episodes of at least two training tasks")
+        flat = sequences.next_states.reshape(len(sequences.next_states), -1).astype(np.int64)
+        self.place = np.ravel_multi_index(tuple(flat.T), tuple(flat.max(axis=0) + 1))
+
+    def run(self, candidates: int, longest: int) -> Sequences:
+        sequences, episodes = self.sequences, self.sequences.episodes
+        n = len(sequences)
+        seen = np.zeros((n, self.place.max() + 1), bool)
+        active = np.arange(n)
+        found = np.zeros(n, bool)
+        rows: list[IntArray] = []
+        owner: list[IntArray] = []
+        rewards: list[AnyArray] = []
+        for _ in range(longest):
+            row = self._most_novel(self._draw(active, candidates), active, seen)
+            steps, of = self._steps(row)
+            seen[active[of], self.place[steps]] = True
+            reward = self._rewards(active[of], steps)
+            rows.append(row)
+            owner.append(active)
+            rewards.append(reward)
+            met = np.bincount(of, weights=reward > 0, minlength=len(active)) > 0
+            found[active[met]] = True
+            active = active[~met]
+            if len(active) == 0:
+                break
+        own = np.flatnonzero(found[episodes.sequence] & episodes.complete & self._after_first_reward())
+        rows.append(own)
+        owner.append(episodes.sequence[own])
+        rewards.append(sequences.rewards[expand(episodes.start[own], episodes.length[own])])
+        all_rows, all_owner = np.concatenate(rows), np.concatenate(owner)
+        per_row = np.split(np.concatenate(rewards), np.cumsum(episodes.length[all_rows])[:-1])
+        order = np.argsort(all_owner, kind="stable")
+        result = sequences.take_episodes(all_rows[order], all_owner[order], n, np.arange(n))
+        return replace(result, rewards=np.concatenate([per_row[i] for i in order]).astype(np.float32))
+
+    def _draw(self, active: IntArray, candidates: int) -> IntArray:
+        """(A, candidates) episodes of other tasks; a few redraws, then any other task's episode."""
+        task = self.sequences.task
+        of = self.sequences.episodes.sequence
+        drawn = self.random.choice(self.pool, size=(len(active), candidates))
+        for _ in range(100):
+            same = task[of[drawn]] == task[active][:, None]
+            if not same.any():
+                return drawn
+            drawn[same] = self.random.choice(self.pool, size=int(same.sum()))
+        raise UsageError("stitch: too few episodes of other training tasks to draw from")
+
+    def _most_novel(self, drawn: IntArray, active: IntArray, seen: BoolArray) -> IntArray:
+        n_active, candidates = drawn.shape
+        steps, of = self._steps(drawn.ravel())
+        fresh = ~seen[active[of // candidates], self.place[steps]]
+        key = of[fresh] * seen.shape[1] + self.place[steps[fresh]]
+        new = np.bincount(np.unique(key) // seen.shape[1], minlength=drawn.size).reshape(drawn.shape)
+        return drawn[np.arange(n_active), new.argmax(axis=1)]
+
+    def _steps(self, rows: IntArray) -> tuple[IntArray, IntArray]:
+        episodes = self.sequences.episodes
+        length = episodes.length[rows]
+        return expand(episodes.start[rows], length), np.repeat(np.arange(len(rows)), length)
+
+    def _rewards(self, owner: IntArray, steps: IntArray) -> AnyArray:
+        """Rewards of the transitions ``steps`` under the task of the sequence ``owner``, both (T,)."""
+        s = self.sequences
+        start = np.concatenate([[True], s.ended[steps[:-1]]])
+        task = self.tasks[s.task[owner]]
+        return np.asarray(self.family.reward(task, s.states[steps], s.actions[steps], s.next_states[steps], start))
+
+    def _after_first_reward(self) -> BoolArray:
+        """(K,) episodes from the sequence's own first rewarded one on."""
+        episodes = self.sequences.episodes
+        first = np.full(len(self.sequences), np.iinfo(np.int64).max)
+        np.minimum.at(first, episodes.sequence[episodes.rewarded], episodes.ordinal[episodes.rewarded])
+        return np.asarray(episodes.ordinal >= first[episodes.sequence])
+
+
+def apply_transforms(
+    sequences: Sequences,
+    transforms: Sequence[tuple[str, Mapping[str, Any]]],
+    *,
+    seed: int,
+    family: TaskFamily | None = None,
+    tasks: AnyArray | None = None,
+) -> Sequences:
+    """Apply named transforms in order; the k-th draws from ``rng(seed, "transform", k)``."""
+    check_transforms(transforms)
+    for k, (name, params) in enumerate(transforms):
+        sequences = TRANSFORM[name](sequences, Context(rng(seed, "transform", k), family, tasks), **params)
+        if len(sequences) == 0:
+            raise HistoryError(f"the history transform {name!r} left no transition")
+    return sequences
+
+
+def check_transforms(transforms: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Raise ``ConfigError`` listing every unknown or missing parameter of ``transforms``."""
+    problems = []
+    for name, params in transforms:
+        known = [p for p in inspect.signature(TRANSFORM[name]).parameters.values() if p.kind == p.KEYWORD_ONLY]
+        names = [p.name for p in known]
+        problems += [f"transform {name}: unknown parameter {k!r}{nearest(k, names)}" for k in params if k not in names]
+        problems += [
+            f"transform {name}: parameter {p.name!r} is missing"
+            for p in known
+            if p.default is p.empty and p.name not in params
+        ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def departures(names: Sequence[str]) -> list[str]:
+    """In words: where these transforms depart from pure Algorithm Distillation."""
+    return [f"{name} {DEPARTURES[name]}" for name in names if name in DEPARTURES]
+
+
+def _keep_steps(sequences: Sequences, keep: BoolArray) -> Sequences:
+    lengths = np.add.reduceat(keep.astype(np.int64), sequences.offsets[:-1])
+    return sequences.take(np.flatnonzero(keep), lengths, sequences.task, sequences.learner)
+
+
+def _positive(transform: str, **values: int) -> None:
+    problems = [
+        f"transform {transform}: {name} must be a whole number of at least 1, got {value!r}"
+        for name, value in values.items()
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1
+    ]
+    if problems:
+        raise ConfigError(problems)
