@@ -1,1 +1,3 @@
-"""Task families: sets of MDPs that share spaces and horizon."""
+"""Task families: sets of MDPs that share spaces and horizon. Importing this registers the built-in ones."""
+
+from compressed_ad.tasks import gridworld as gridworld

@@ -28,10 +28,21 @@ class BatchedEnv(Protocol):
 class TaskFamily(Protocol):
     """A set of MDPs that share spaces and horizon; a task is a row of parameters."""
 
-    name: str
-    observation_space: gymnasium.Space[Any]
-    action_space: gymnasium.Space[Any]
-    horizon: int  # maximal steps of an episode
+    @property
+    def name(self) -> str:
+        """The name it is registered under, or any other short one."""
+
+    @property
+    def observation_space(self) -> gymnasium.Space[Any]:
+        """Space of one observation."""
+
+    @property
+    def action_space(self) -> gymnasium.Space[Any]:
+        """Space of one action."""
+
+    @property
+    def horizon(self) -> int:
+        """Maximal steps of an episode."""
 
     def tasks(self) -> IntArray | FloatArray:
         """All tasks, (count, P): one row of parameters each, in a fixed order."""
@@ -56,6 +67,19 @@ class RewardFunction(Protocol):
         """Rewards (T,) float32 of time-ordered transitions, each under its own row of ``tasks`` (T, P).
 
         ``start`` (T,) is True on the first transition of each episode, for rewards with a memory.
+        """
+
+
+@runtime_checkable
+class OptimalPolicy(Protocol):
+    """What a family offers if an optimal policy is known."""
+
+    def optimal_action(self, tasks: AnyArray, obs: AnyArray, episode_return: FloatArray) -> AnyArray:
+        """Optimal actions (N, ...) of ``tasks`` (N, P) on seeing ``obs`` (N, ...).
+
+        ``episode_return`` (N,) is the undiscounted return of the current episode so far: together with the
+        observation it must tell the family's state (a found key, say). Whoever acts can keep it, so no
+        access to the environment's inside is needed.
         """
 
 
