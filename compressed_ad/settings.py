@@ -7,10 +7,13 @@ part reads only its own class.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from compressed_ad.errors import ConfigError, nearest
 
 Count = Annotated[int, Ge(1)]
 Fraction = Annotated[float, Ge(0), Le(1)]
@@ -23,6 +26,41 @@ class Settings(BaseModel):
     """Base of every section: frozen, and strict about unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def validated(kind: type[S], values: Mapping[str, Any], where: str) -> S:
+    """``values`` as settings of a ``kind``; ``ConfigError`` lists all mistakes, prefixed by ``where``."""
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError([f"{where}: {problem}" for problem in problems(kind, error)]) from None
+
+
+def problems(kind: type[Settings], error: ValidationError) -> Iterator[str]:
+    """One line for each mistake in a validation error: the key, what is wrong, the nearest known key."""
+    for mistake in error.errors():
+        path = [str(part) for part in mistake["loc"]]
+        key = ".".join(path)
+        if mistake["type"] == "extra_forbidden":
+            yield f"unknown key {key!r}{nearest(path[-1], _keys(kind, path[:-1]))}"
+        else:
+            message = mistake["msg"].removeprefix("Value error, ")
+            got = "" if mistake["type"] in ("missing", "value_error") else f", got {mistake['input']!r}"
+            yield f"{key}: {message}{got}" if key else message
+
+
+def _keys(kind: type[BaseModel], path: list[str]) -> list[str]:
+    """The known keys of the section that ``path`` leads to."""
+    for part in path:
+        field = kind.model_fields.get(part)
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        kind = inner
+    return list(kind.model_fields)
 
 
 class Architecture(Settings):
@@ -78,8 +116,12 @@ class Optimisation(Settings):
     beta2: BelowOne = 0.99
     grad_clip: Positive = Field(1.0, description="global norm of the gradient")
     label_smoothing: BelowOne = 0.0
-    loss_at: Literal["every", "query"] = Field("every", description="supervise every position, or only the last")
-    first_window: Fraction = Field(0.5, description="share of windows that start with the history's first step")
+    loss_at: Literal["every", "query"] = Field(
+        "every", description="supervise every position, or only the last"
+    )
+    first_window: Fraction = Field(
+        0.5, description="share of windows that start with the history's first step"
+    )
     marker_dropout: Fraction = Field(0.0, description="share of windows whose marks are all dropped")
     transforms: tuple[TransformSpec, ...] = Field((), description="applied to the histories, in order")
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -311,7 +311,9 @@ class _Stitcher:
         s = self.sequences
         start = np.concatenate([[True], s.ended[steps[:-1]]])
         task = self.tasks[s.task[owner]]
-        return np.asarray(self.family.reward(task, s.states[steps], s.actions[steps], s.next_states[steps], start))
+        return np.asarray(
+            self.family.reward(task, s.states[steps], s.actions[steps], s.next_states[steps], start)
+        )
 
     def _after_first_reward(self) -> BoolArray:
         """(K,) episodes from the sequence's own first rewarded one on."""
@@ -342,9 +344,13 @@ def check_transforms(transforms: Sequence[tuple[str, Mapping[str, Any]]]) -> Non
     """Raise ``ConfigError`` listing every unknown or missing parameter of ``transforms``."""
     problems = []
     for name, params in transforms:
-        known = [p for p in inspect.signature(TRANSFORM[name]).parameters.values() if p.kind == p.KEYWORD_ONLY]
+        known = [
+            p for p in inspect.signature(TRANSFORM[name]).parameters.values() if p.kind == p.KEYWORD_ONLY
+        ]
         names = [p.name for p in known]
-        problems += [f"transform {name}: unknown parameter {k!r}{nearest(k, names)}" for k in params if k not in names]
+        problems += [
+            f"transform {name}: unknown parameter {k!r}{nearest(k, names)}" for k in params if k not in names
+        ]
         problems += [
             f"transform {name}: parameter {p.name!r} is missing"
             for p in known

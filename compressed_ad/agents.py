@@ -1,0 +1,204 @@
+"""Who plays in an evaluation: the in-context agent, the random one, the optimal one.
+
+An agent plays in N environment slots at once. Episodes may end at different times in different slots.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compressed_ad.errors import UsageError
+from compressed_ad.models.ad import AD
+from compressed_ad.seeding import rng
+from compressed_ad.types import AnyArray, Step
+from compressed_ad.windows import Tokens
+
+Marks = Literal["off", "self", "prompt"]
+ContextRule = Literal["refill", "sliding"]
+
+
+class Agent(Protocol):
+    """Acts in N slots; ``reset`` forgets everything, ``observe`` is told what came of the last action."""
+
+    def reset(self, n_env: int) -> None:
+        """Start anew in ``n_env`` slots."""
+
+    def act(self, obs: AnyArray) -> AnyArray:
+        """Actions (N,) for observations (N, ...)."""
+
+    def observe(self, actions: AnyArray, step: Step) -> None:
+        """What came of ``actions`` (N,)."""
+
+
+class RandomAgent:
+    """Uniform over K actions."""
+
+    def __init__(self, n_action: int, seed: int = 0) -> None:
+        self.n_action, self.random = n_action, rng(seed, "random agent")
+
+    def reset(self, n_env: int) -> None:
+        """Nothing to forget."""
+
+    def act(self, obs: AnyArray) -> AnyArray:
+        """Actions (N,)."""
+        return self.random.integers(self.n_action, size=len(obs))
+
+    def observe(self, actions: AnyArray, step: Step) -> None:
+        """Learns nothing."""
+
+
+class InContextAgent:
+    """A frozen model that sees its own history so far as context.
+
+    When a context of ``n_transit`` steps is full, ``context="refill"`` drops its older half, up to the next
+    episode start, and recomputes the rest: every context is then one that training windows look like, and the
+    cost per step stays constant on average. ``"sliding"`` drops one step at a time and recomputes each time.
+    ``cache=False`` recomputes the whole context at every step: the reference, exact by construction.
+
+    ``marks``: ``off`` shows no border marks (the guide's inference); ``self`` applies the threshold rule to
+    the model's own action probabilities, online, so a segment opens once its evidence is in (the causal
+    rule of the markers); ``prompt`` opens a segment at the start of each context and never closes it.
+    """
+
+    def __init__(
+        self,
+        model: AD,
+        *,
+        sample: bool = True,
+        temperature: float = 1.0,
+        context: ContextRule = "refill",
+        cache: bool = True,
+        marks: Marks = "off",
+        on_policy_threshold: float = 0.7,
+        compression_window: int = 10,
+        seed: int = 0,
+    ) -> None:
+        if temperature <= 0:
+            raise UsageError(
+                f"temperature must be above 0, got {temperature}; for greedy actions, sample=False"
+            )
+        self.model, self.sample, self.temperature = model, sample, temperature
+        self.context_rule, self.use_cache, self.marks = context, cache, marks
+        self.on_policy_threshold, self.compression_window = on_policy_threshold, compression_window
+        self.seed = seed
+        self.n_transit = model.config.n_transit
+        self.device = model.head.weight.device
+
+    def reset(self, n_env: int) -> None:
+        """Empty contexts for ``n_env`` slots."""
+        self.n_env, self.clock = n_env, 0
+        self.length = torch.zeros(n_env, dtype=torch.long)
+        self.memory: dict[str, Tensor] = {}
+        self.cache = self.model.new_cache(n_env) if self.use_cache else None
+        self.latest: dict[str, Tensor] | None = None
+        self.run = np.zeros(n_env, np.int64)
+        self.probability = np.ones(n_env, np.float32)
+
+    @torch.no_grad()
+    def act(self, obs: AnyArray) -> AnyArray:
+        """Actions (N,), sampled with the agent's temperature or, with ``sample=False``, the most likely."""
+        self._make_room()
+        token = self._token(torch.as_tensor(np.asarray(obs)))
+        self._remember(token)
+        logits = self._logits(token).float().cpu() / self.temperature
+        probs = torch.softmax(logits, dim=-1).numpy()
+        if self.sample:
+            uniform = rng(self.seed, "act", self.clock).random(self.n_env)
+            actions = np.minimum((probs.cumsum(axis=1) < uniform[:, None]).sum(axis=1), probs.shape[1] - 1)
+        else:
+            actions = probs.argmax(axis=1)
+        self.probability = probs[np.arange(self.n_env), actions]
+        self.clock += 1
+        return np.asarray(actions)
+
+    def observe(self, actions: AnyArray, step: Step) -> None:
+        """Keep what came of the last actions for the next token."""
+        start, end = self._border_marks()
+        self.latest = {
+            "action": torch.as_tensor(np.asarray(actions)),
+            "reward": torch.as_tensor(np.asarray(step.reward, dtype=np.float32)),
+            "next_state": torch.as_tensor(np.asarray(step.next_obs)),
+            "ended": torch.as_tensor(np.asarray(step.terminated | step.truncated)),
+            "start_mark": torch.as_tensor(start),
+            "end_mark": torch.as_tensor(end),
+        }
+
+    def _border_marks(self) -> tuple[AnyArray, AnyArray]:
+        """Marks (N,) of the transition just made."""
+        nothing = np.zeros(self.n_env, bool)
+        if self.marks == "prompt":
+            return (self.length == 1).numpy(), nothing
+        if self.marks == "off":
+            return nothing, nothing
+        confident = self.probability >= self.on_policy_threshold
+        inside = self.run >= self.compression_window
+        self.run = np.where(confident, self.run + 1, 0)
+        return self.run == self.compression_window, inside & ~confident
+
+    def _token(self, obs: Tensor) -> dict[str, Tensor]:
+        known = self.length > 0
+        if self.latest is None:
+            flag = torch.zeros(self.n_env, dtype=torch.bool)
+            rest = {
+                "action": torch.zeros(self.n_env, dtype=torch.long),
+                "reward": torch.zeros(self.n_env),
+                "next_state": torch.zeros_like(obs),
+                **dict.fromkeys(("ended", "start_mark", "end_mark"), flag),
+            }
+        else:
+            rest = self.latest
+        return {"state": obs, **rest, "has_previous": known}
+
+    def _remember(self, token: dict[str, Tensor]) -> None:
+        if not self.memory:
+            self.memory = {
+                name: torch.zeros((self.n_env, self.n_transit, *value.shape[1:]), dtype=value.dtype)
+                for name, value in token.items()
+            }
+        row = torch.arange(self.n_env)
+        for name, value in token.items():
+            self.memory[name][row, self.length] = value
+        self.length += 1
+
+    def _make_room(self) -> None:
+        full = torch.nonzero(self.length == self.n_transit)[:, 0]
+        if len(full) == 0:
+            return
+        if self.context_rule == "sliding":
+            first = torch.ones(len(full), dtype=torch.long)
+        else:
+            half = self.n_transit // 2
+            border = self.memory["ended"][full, half:]
+            first = half + torch.where(border.any(dim=1), border.long().argmax(dim=1), 0)
+        # What is gathered beyond a row's new end repeats its last token; nothing attends to it.
+        at = (torch.arange(self.n_transit) + first[:, None]).clamp(max=self.n_transit - 1)
+        for value in self.memory.values():
+            value[full] = value[full[:, None], at]
+        self.memory["has_previous"][full, 0] = False
+        self.length[full] = self.n_transit - first
+        if self.cache is not None:
+            longest = int(self.length[full].max())
+            tokens = self._tokens(full, longest)
+            rows, lengths = full.to(self.device), self.length[full].to(self.device)
+            self.model.prefill(tokens, lengths, self.cache, rows)
+
+    def _tokens(self, rows: Tensor, length: int) -> Tokens:
+        return Tokens(**{name: value[rows, :length].to(self.device) for name, value in self.memory.items()})
+
+    def _logits(self, token: dict[str, Tensor]) -> Tensor:
+        """(N, K) logits of the next action."""
+        if self.cache is not None:
+            tokens = Tokens(**{name: value[:, None].to(self.device) for name, value in token.items()})
+            return self.model(tokens, self.cache)[:, 0]  # type: ignore[no-any-return]
+        rows = torch.arange(self.n_env)
+        logits = self.model(self._tokens(rows, int(self.length.max())))
+        return logits[rows, self.length - 1]  # type: ignore[no-any-return]
+
+
+def as_agent(player: AD | Agent, **options: Any) -> Agent:
+    """An agent as it is, or a model with ``InContextAgent``'s options."""
+    return InContextAgent(player, **options) if isinstance(player, AD) else player

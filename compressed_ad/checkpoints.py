@@ -1,0 +1,143 @@
+"""Checkpoints that survive kill -9: written aside, synced, renamed; each carries a digest of its content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressed_ad.errors import CheckpointError
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of nested dictionaries, lists, numbers, strings and tensors, by content."""
+    h = hashlib.sha256()
+
+    def feed(item: Any) -> None:
+        if isinstance(item, Tensor):
+            h.update(f"{item.dtype}{tuple(item.shape)}".encode())
+            h.update(
+                item.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if item.numel() else b""
+            )
+        elif isinstance(item, Mapping):
+            for key in item:
+                h.update(repr(key).encode())
+                feed(item[key])
+        elif isinstance(item, (list, tuple)):
+            h.update(f"[{len(item)}".encode())
+            for part in item:
+                feed(part)
+        else:
+            h.update(repr(item).encode())
+
+    feed(value)
+    return h.hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``path`` so that at every moment it is absent, the old content or the whole new content."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path}: cannot be written ({error.strerror}); what was there is untouched"
+        ) from error
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save(path: Path, content: Mapping[str, Any]) -> None:
+    """Save tensors and plain data atomically, with their digest."""
+    import io
+
+    buffer = io.BytesIO()
+    torch.save({**content, "digest": digest(content)}, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Load what ``save`` wrote. Nothing in the file is executed.
+
+    Raises ``CheckpointError`` naming file and cause if it is missing, damaged or foreign.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except (
+        RuntimeError,
+        pickle.UnpicklingError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:
+        cause = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint ({cause})") from None
+    if not isinstance(content, dict) or "digest" not in content:
+        raise CheckpointError(f"{path}: not a checkpoint of this library")
+    written = content.pop("digest")
+    if digest(content) != written:
+        raise CheckpointError(f"{path}: damaged (its content does not match its digest)")
+    return move(content, device)  # type: ignore[no-any-return]
+
+
+def move(value: Any, device: torch.device | str) -> Any:
+    """Nested data with every tensor on ``device``."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: move(item, device) for key, item in value.items()}
+    if isinstance(value, list):
+        return [move(item, device) for item in value]
+    return value
+
+
+class CheckpointDirectory:
+    """Numbered training checkpoints of one run, of which the newest ``keep`` are kept."""
+
+    def __init__(self, path: Path, keep: int) -> None:
+        self.path, self.keep = path, keep
+        path.mkdir(parents=True, exist_ok=True)
+
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, ascending; by number, not by name."""
+        found = (re.fullmatch(r"step-(\d+)\.pt", file.name) for file in self.path.iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def file(self, step: int) -> Path:
+        """Where the checkpoint of ``step`` is."""
+        return self.path / f"step-{step:08d}.pt"
+
+    def save(self, step: int, content: Mapping[str, Any]) -> None:
+        """Save, and only then drop the oldest ones."""
+        save(self.file(step), content)
+        for old in self.steps()[: -self.keep]:
+            self.file(old).unlink(missing_ok=True)
+
+    def latest(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """The newest sound checkpoint, or None; and what was wrong with newer ones, one line each."""
+        damaged = []
+        for step in reversed(self.steps()):
+            try:
+                return load(self.file(step)), damaged
+            except CheckpointError as error:
+                damaged.append(f"{error}; skipped")
+        return None, damaged

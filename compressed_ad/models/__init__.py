@@ -1,0 +1,6 @@
+"""Models: ``MODEL[name](config)``."""
+
+from compressed_ad.models.ad import AD, MODEL
+from compressed_ad.models.compressed_ad import CompressedAD
+
+__all__ = ["AD", "MODEL", "CompressedAD"]

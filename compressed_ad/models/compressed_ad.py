@@ -1,0 +1,37 @@
+"""Compressed Algorithm Distillation: AD that is told where near-on-policy segments begin and end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressed_ad.models.ad import AD, MODEL
+from compressed_ad.settings import Architecture
+from compressed_ad.windows import Tokens
+
+
+@MODEL.register("CompressedAD", "CompressedADv2")
+class CompressedAD(AD):
+    """AD plus two learned vectors, added where ``<compress>`` and ``\\compress>`` stand.
+
+    Nothing is inserted: the sequence keeps its length. With both vectors zero it equals AD exactly. They
+    start small and are made after all other weights, from the same seed, so that both models share every
+    other initial weight.
+    """
+
+    def __init__(self, config: Architecture | Mapping[str, Any]) -> None:
+        super().__init__(config)
+        width = self.config.tf_n_embd
+        self.embed_compress_start = nn.Parameter(0.02 * torch.randn(width))
+        self.embed_compress_end = nn.Parameter(0.02 * torch.randn(width))
+
+    def embed(self, tokens: Tokens) -> Tensor:
+        """(B, L, D): AD's embedding plus those of the border marks."""
+        return (
+            super().embed(tokens)
+            + tokens.start_mark[..., None] * self.embed_compress_start
+            + tokens.end_mark[..., None] * self.embed_compress_end
+        )

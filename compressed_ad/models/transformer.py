@@ -1,0 +1,178 @@
+"""A pre-norm causal transformer with a key-value cache."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Cache:
+    """Keys and values of what was seen, per environment.
+
+    ``length`` (B,) counts the tokens of each row; rows may differ. Tokens beyond a row's length are garbage
+    and never attended to.
+    """
+
+    def __init__(
+        self, n_layer: int, n_row: int, n_head: int, n_context: int, n_dim: int, device: torch.device
+    ) -> None:
+        shape = (n_layer, n_row, n_head, n_context, n_dim)
+        self.key = torch.zeros(shape, device=device)
+        self.value = torch.zeros(shape, device=device)
+        self.length = torch.zeros(n_row, dtype=torch.long, device=device)
+        self.n_context = n_context
+
+
+class Attention(nn.Module):
+    """Causal self-attention over B contexts of L tokens, rotary positions optional."""
+
+    def __init__(self, n_embd: int, n_head: int) -> None:
+        super().__init__()
+        self.n_head = n_head
+        self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)
+        self.out = nn.Linear(n_embd, n_embd, bias=False)
+
+    def heads(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys, values, each (B, H, L, D / H)."""
+        batch, length, width = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, self.n_head, width // self.n_head).permute(2, 0, 3, 1, 4)
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        return q, k, v
+
+    def merge(self, y: Tensor) -> Tensor:
+        """(B, H, L, D / H) -> (B, L, D) through the output projection."""
+        batch, heads, length, width = y.shape
+        return self.out(y.transpose(1, 2).reshape(batch, length, heads * width))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, n_embd: int, n_head: int, dropout: float) -> None:
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(n_embd, bias=False)
+        self.attention = Attention(n_embd, n_head)
+        self.norm_mlp = nn.LayerNorm(n_embd, bias=False)
+        self.up = nn.Linear(n_embd, 4 * n_embd, bias=False)
+        self.down = nn.Linear(4 * n_embd, n_embd, bias=False)
+        self.dropout = dropout
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """The feed-forward half, residual included."""
+        hidden = F.gelu(self.up(self.norm_mlp(x)), approximate="tanh")
+        return x + F.dropout(self.down(hidden), self.dropout, self.training)
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        q, k, v = self.attention.heads(self.norm_attention(x), rotation)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + F.dropout(self.attention.merge(y), self.dropout, self.training)
+        return self.mlp(x)
+
+
+class Transformer(nn.Module):
+    """``n_layer`` blocks and a final norm, for contexts of at most ``n_context`` tokens."""
+
+    def __init__(
+        self, n_embd: int, n_head: int, n_layer: int, n_context: int, dropout: float, position: str
+    ) -> None:
+        super().__init__()
+        self.n_context, self.n_head, self.head_dim, self.dropout = (
+            n_context,
+            n_head,
+            n_embd // n_head,
+            dropout,
+        )
+        self.blocks = nn.ModuleList(Block(n_embd, n_head, dropout) for _ in range(n_layer))
+        self.norm = nn.LayerNorm(n_embd, bias=False)
+        self.position = nn.Parameter(torch.zeros(n_context, n_embd)) if position == "learned" else None
+        if self.position is None:
+            frequency = 1.0 / 10000 ** (torch.arange(0, self.head_dim, 2) / self.head_dim)
+            angle = torch.arange(n_context)[:, None] * frequency
+            self.register_buffer("cos", angle.cos(), persistent=False)
+            self.register_buffer("sin", angle.sin(), persistent=False)
+        self._initialise(n_layer)
+
+    def _initialise(self, n_layer: int) -> None:
+        """GPT-2's scheme: 0.02, and residual outputs scaled down by depth (Radford et al. 2019, 2.3)."""
+        if self.position is not None:
+            nn.init.normal_(self.position, std=0.02)
+        for name, weight in self.named_parameters():
+            if weight.ndim == 2 and name != "position":
+                residual = name.endswith(("out.weight", "down.weight"))
+                std = 1 / math.sqrt(weight.shape[1]) / (math.sqrt(2 * n_layer) if residual else 1.0)
+                nn.init.normal_(weight, std=std)
+
+    def _rotation(self, at: Tensor | slice) -> tuple[Tensor, Tensor] | None:
+        if self.position is not None:
+            return None
+        cos, sin = self.cos[at], self.sin[at]  # type: ignore[index]
+        return cos, sin
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All positions at once, (B, L, D) -> (B, L, D), for L <= n_context."""
+        length = x.shape[1]
+        if self.position is not None:
+            x = x + self.position[:length]
+        x = F.dropout(x, self.dropout, self.training)
+        rotation = self._rotation(slice(0, length))
+        for block in self.blocks:
+            x = block(x, rotation)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def new_cache(self, n_row: int) -> Cache:
+        """An empty cache for ``n_row`` contexts."""
+        device = self.norm.weight.device
+        return Cache(len(self.blocks), n_row, self.n_head, self.n_context, self.head_dim, device)
+
+    def prefill(self, x: Tensor, lengths: Tensor, cache: Cache, rows: Tensor) -> None:
+        """Replace the cache's ``rows`` (A,) by contexts x (A, L, D) of ``lengths`` (A,) tokens."""
+        length = x.shape[1]
+        if self.position is not None:
+            x = x + self.position[:length]
+        rotation = self._rotation(slice(0, length))
+        for layer, block in enumerate(self.blocks):
+            q, k, v = block.attention.heads(block.norm_attention(x), rotation)  # type: ignore[union-attr, operator]
+            cache.key[layer, rows, :, :length] = k
+            cache.value[layer, rows, :, :length] = v
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = block.mlp(x + block.attention.merge(y))  # type: ignore[union-attr, operator]
+        cache.length[rows] = lengths
+
+    def step(self, x: Tensor, cache: Cache) -> Tensor:
+        """One more token in every row: x (B, D) -> (B, D). No row may be full."""
+        at = cache.length
+        longest = int(at.max()) + 1
+        uniform = bool((at == at[0]).all())
+        row = torch.arange(len(x), device=x.device)
+        if self.position is not None:
+            x = x + self.position[at]
+            rotation = None
+        else:
+            cos, sin = self.cos[at], self.sin[at]  # type: ignore[index]
+            rotation = cos[:, None, None], sin[:, None, None]
+        mask = None if uniform else (torch.arange(longest, device=x.device) <= at[:, None])[:, None, None]
+        x = x[:, None]
+        for layer, block in enumerate(self.blocks):
+            q, k, v = block.attention.heads(block.norm_attention(x), rotation)  # type: ignore[union-attr, operator]
+            if uniform:
+                cache.key[layer, :, :, longest - 1] = k[:, :, 0]
+                cache.value[layer, :, :, longest - 1] = v[:, :, 0]
+            else:
+                cache.key[layer, row, :, at] = k[:, :, 0]
+                cache.value[layer, row, :, at] = v[:, :, 0]
+            keys, values = cache.key[layer, :, :, :longest], cache.value[layer, :, :, :longest]
+            y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+            x = block.mlp(x + block.attention.merge(y))  # type: ignore[union-attr, operator]
+        cache.length = at + 1
+        return self.norm(x[:, 0])  # type: ignore[no-any-return]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021) of x (..., L, D), its halves as pairs; cos, sin (..., L, D / 2)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)

@@ -1,0 +1,186 @@
+"""Sequences -> batches of windows: a pure function of (seed, step, rank), gathered by index.
+
+Nothing is iterated per item and the sampler has no state, so an exact resume needs nothing but the step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compressed_ad.errors import HistoryError
+from compressed_ad.seeding import rng
+from compressed_ad.transforms import Sequences
+from compressed_ad.types import AnyArray, IntArray
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a model sees: B contexts of L steps.
+
+    Token t is state t with the action, reward, episode end, true next state and border marks of the
+    *previous* transition, t - 1; ``has_previous`` is False where the context holds no previous transition.
+    """
+
+    state: Tensor  # (B, L, ...)
+    action: Tensor  # (B, L, ...) of t - 1, as are all below
+    reward: Tensor  # (B, L) float32
+    next_state: Tensor  # (B, L, ...) true successor
+    ended: Tensor  # (B, L) bool: t - 1 was the last transition of its episode
+    start_mark: Tensor  # (B, L) bool: <compress>
+    end_mark: Tensor  # (B, L) bool: \compress>
+    has_previous: Tensor  # (B, L) bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows for supervised training."""
+
+    tokens: Tokens
+    target: Tensor  # (B, L, ...) the action of step t
+    valid: Tensor  # (B, L) bool: False beyond the end of a sequence shorter than the window
+
+    def part(self, rows: slice) -> Batch:
+        """The same for some of the windows."""
+        tokens = Tokens(**{name: tensor[rows] for name, tensor in vars(self.tokens).items()})
+        return Batch(tokens, self.target[rows], self.valid[rows])
+
+
+def shift(
+    states: Tensor, actions: Tensor, rewards: Tensor, next_states: Tensor, ended: Tensor, mask: Tensor
+) -> Tokens:
+    """Tokens of B windows of L transitions: everything but the state moves one step to the right.
+
+    Borders are those of ``markers.borders``: the mask is taken as unmarked before the window.
+    """
+    before = torch.zeros_like(mask)
+    before[:, 1:] = mask[:, :-1]
+
+    def previous(array: Tensor) -> Tensor:
+        shifted = torch.zeros_like(array)
+        shifted[:, 1:] = array[:, :-1]
+        return shifted
+
+    has_previous = torch.ones_like(ended)
+    has_previous[:, 0] = False
+    return Tokens(
+        state=states,
+        action=previous(actions),
+        reward=previous(rewards),
+        next_state=previous(next_states),
+        ended=previous(ended),
+        start_mark=previous(mask & ~before),
+        end_mark=previous(before & ~mask),
+        has_previous=has_previous,
+    )
+
+
+class WindowSampler:
+    """Draws batches of windows from sequences.
+
+    A share ``first_window`` of the windows starts with its sequence's first step, as every evaluation does;
+    the others start at an episode start that is drawn uniformly among those that leave a full window.
+    Windows never cross a sequence. ``batch(step)`` is a pure function of (seed, step, rank).
+    """
+
+    def __init__(
+        self,
+        sequences: Sequences,
+        n_transit: int,
+        batch_size: int,
+        *,
+        seed: int,
+        first_window: float = 0.5,
+        marker_dropout: float = 0.0,
+        rank: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if len(sequences) == 0:
+            raise HistoryError("no sequences to draw windows from")
+        self.n_transit, self.batch_size, self.seed, self.rank = n_transit, batch_size, seed, rank
+        self.first_window, self.marker_dropout = first_window, marker_dropout
+        self.begin = sequences.offsets[:-1]
+        episodes = sequences.episodes
+        full = episodes.start + n_transit <= sequences.offsets[episodes.sequence + 1]
+        self.inner = episodes.start[full & (episodes.ordinal > 0)]
+        self.inner_end = sequences.offsets[episodes.sequence[full & (episodes.ordinal > 0)] + 1]
+        self.end = sequences.offsets[1:]
+        self.data = {
+            "states": _tensor(sequences.states, device),
+            "actions": _tensor(sequences.actions, device),
+            "rewards": _tensor(sequences.rewards.astype(np.float32), device),
+            "next_states": _tensor(sequences.next_states, device),
+            "ended": _tensor(sequences.ended, device),
+            "mask": _tensor(sequences.mask, device),
+        }
+        self.device = torch.device(device)
+
+    def starts(self, step: int) -> tuple[IntArray, IntArray]:
+        """First transition of each window of this step, and the end of its sequence: both (B,)."""
+        random = rng(self.seed, "windows", self.rank, step)
+        at_begin = random.random(self.batch_size) < self.first_window
+        outer = random.integers(len(self.begin), size=self.batch_size)
+        if len(self.inner) == 0:
+            return self.begin[outer], self.end[outer]
+        inner = random.integers(len(self.inner), size=self.batch_size)
+        start = np.where(at_begin, self.begin[outer], self.inner[inner])
+        return start, np.where(at_begin, self.end[outer], self.inner_end[inner])
+
+    def batch(self, step: int) -> Batch:
+        """The windows of gradient step ``step``."""
+        start, end = self.starts(step)
+        index = start[:, None] + np.arange(self.n_transit)
+        valid = index < end[:, None]
+        at = torch.from_numpy(np.minimum(index, end[:, None] - 1)).to(self.device)
+        window = {name: array[at] for name, array in self.data.items()}
+        for name in ("states", "actions", "next_states"):
+            if not window[name].is_floating_point():
+                window[name] = window[name].long()
+        if self.marker_dropout > 0:
+            drop = (
+                rng(self.seed, "marker_dropout", self.rank, step).random(self.batch_size)
+                < self.marker_dropout
+            )
+            window["mask"] &= ~torch.from_numpy(drop).to(self.device)[:, None]
+        return Batch(shift(**window), window["actions"], torch.from_numpy(valid).to(self.device))
+
+
+def _tensor(array: AnyArray, device: torch.device | str) -> Tensor:
+    """As stored (integers stay small; torch has few unsigned types), on ``device``."""
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype(np.int64)
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+
+class CompressedADDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """The windows as a PyTorch dataset, for looking and for own training loops.
+
+    Item i is the window of ``n_transit`` transitions that starts at the i-th episode start that leaves a full
+    window: arrays by name, ``compression_mask`` (L,), and ``segments``, (start, end) pairs inside the window.
+    """
+
+    def __init__(self, sequences: Sequences, n_transit: int) -> None:
+        episodes = sequences.episodes
+        full = episodes.start + n_transit <= sequences.offsets[episodes.sequence + 1]
+        if not full.any():
+            raise HistoryError(f"every history is shorter than n_transit {n_transit}")
+        self.sequences, self.n_transit = sequences, n_transit
+        self.start = episodes.start[full]
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        steps = slice(self.start[i], self.start[i] + self.n_transit)
+        names = ("states", "actions", "rewards", "next_states", "ended", "update")
+        mask = self.sequences.mask[steps]
+        edge = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+        return {
+            **{name: torch.from_numpy(getattr(self.sequences, name)[steps].copy()) for name in names},
+            "compression_mask": torch.from_numpy(mask.copy()),
+            "segments": edge.reshape(-1, 2),
+        }
