@@ -1,0 +1,196 @@
+"""Does a task family keep its promises? Every broken one is said in a sentence."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from compressed_ad.errors import CompressedADError, SpaceError, UsageError
+from compressed_ad.spaces import to_spec
+from compressed_ad.tasks.base import RewardFunction, TaskFamily
+from compressed_ad.types import AnyArray, Step
+
+_MEMBERS = (
+    "name",
+    "observation_space",
+    "action_space",
+    "horizon",
+    "tasks",
+    "make",
+    "optimal_return",
+    "random_return",
+)
+_FLAGS = ("reward", "terminated", "truncated")
+
+
+def check_family(family: Any, *, n_task: int = 3, seed: int = 0) -> None:
+    """Raise ``UsageError`` listing everything that ``family_problems`` finds."""
+    problems = family_problems(family, n_task=n_task, seed=seed)
+    if problems:
+        raise UsageError("\n".join(problems))
+
+
+def family_problems(family: Any, *, n_task: int = 3, seed: int = 0) -> list[str]:
+    """What ``family`` does other than ``TaskFamily`` promises, one sentence each; empty if nothing.
+
+    Plays two episodes' worth of random actions on up to ``n_task`` tasks. What is checked later assumes what
+    was checked before, so fix the first sentence first.
+    """
+    missing = [name for name in _MEMBERS if not hasattr(family, name)]
+    if missing:
+        return [f"{type(family).__name__} lacks {', '.join(missing)}"]
+    try:
+        problems = list(_static(family))
+        if not problems:
+            problems = list(_play(family, n_task, seed))
+    except (CompressedADError, ValueError, TypeError, IndexError, AttributeError) as error:
+        return [f"{family.name}: {type(error).__name__} while it was tried out: {error}"]
+    return [f"{family.name}: {problem}" for problem in problems]
+
+
+def _static(family: TaskFamily) -> Iterator[str]:
+    for key in ("observation_space", "action_space"):
+        try:
+            to_spec(getattr(family, key))
+        except SpaceError as error:
+            yield f"{key}: {error}"
+    if not isinstance(family.horizon, int | np.integer) or family.horizon < 1:
+        yield f"horizon must be an integer >= 1, not {family.horizon!r}"
+    tasks = family.tasks()
+    if (
+        not isinstance(tasks, np.ndarray)
+        or tasks.ndim != 2
+        or len(tasks) == 0
+        or tasks.dtype.kind not in "iuf"
+    ):
+        shape = getattr(tasks, "shape", type(tasks).__name__)
+        yield f"tasks() must be a numeric array (count, P) with at least one row, not {shape}"
+        return
+    if not np.array_equal(tasks, family.tasks()):
+        yield "tasks() gives another array when called again; the order of the tasks must be fixed"
+    if len(np.unique(tasks, axis=0)) < len(tasks):
+        yield "tasks() has equal rows; a held-out task could then be a training task as well"
+    optimal, random = family.optimal_return(tasks), family.random_return(tasks)
+    returns = (
+        {"random_return": random} if optimal is None else {"random_return": random, "optimal_return": optimal}
+    )
+    for key, value in returns.items():
+        if np.shape(value) != (len(tasks),) or not np.isfinite(value).all():
+            yield f"{key}(tasks) must be {len(tasks)} finite numbers"
+            return
+    if optimal is not None and (optimal < random - 1e-9).any():
+        i = int(np.argmax(random - optimal))
+        yield f"task {i}: optimal_return {optimal[i]:g} is below random_return {random[i]:g}"
+    try:
+        pickle.loads(pickle.dumps(family))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        yield f"cannot be pickled, which worker processes need ({error})"
+
+
+def _play(family: TaskFamily, n_task: int, seed: int) -> Iterator[str]:
+    tasks = family.tasks()[:n_task]
+    space = copy.deepcopy(family.action_space)
+    space.seed(seed)
+    n_step = 2 * family.horizon
+    actions = np.stack([np.stack([space.sample() for _ in tasks]) for _ in range(n_step)])
+    seeds = np.arange(seed, seed + len(tasks))
+    env = family.make(tasks, seeds)
+    if env.num_envs != len(tasks):
+        yield f"make() of {len(tasks)} tasks gives num_envs {env.num_envs}"
+        return
+    first = np.asarray(env.reset())
+    problem = _observation_problem(family, "reset()", first, len(tasks))
+    if problem:
+        yield problem
+        return
+    steps, kept = [], []
+    for row in actions:
+        step = env.step(row)
+        problem = _step_problem(family, step, len(tasks))
+        if problem:
+            yield problem
+            return
+        steps.append(step)
+        kept.append(copy.deepcopy(step))
+    if any(not _same(a, b) for a, b in zip(steps, kept, strict=True)):
+        yield "arrays of an earlier Step change in later steps; return new arrays"
+    ended = np.stack([s.terminated | s.truncated for s in kept])
+    if not ended[: family.horizon].any(0).all():
+        yield f"an episode lasts longer than horizon = {family.horizon} steps"
+    for step, end in zip(kept, ended, strict=True):
+        if not np.array_equal(step.obs[~end], step.next_obs[~end]):
+            yield "obs differs from next_obs in a slot whose episode goes on"
+            break
+    yield from _independence(family, tasks, seeds, actions, first, kept)
+    if isinstance(family, RewardFunction):
+        yield from _rewards(family, tasks, actions, first, kept, ended)
+
+
+def _observation_problem(family: TaskFamily, what: str, obs: AnyArray, n: int) -> str | None:
+    space = family.observation_space
+    if np.shape(obs) != (n, *(space.shape or ())):
+        return f"{what}: expected observations {(n, *(space.shape or ()))}, got {np.shape(obs)}"
+    if not all(space.contains(o) for o in obs):
+        return f"{what}: an observation ({obs.dtype}) lies outside {space}"
+    return None
+
+
+def _step_problem(family: TaskFamily, step: Any, n: int) -> str | None:
+    if not isinstance(step, Step):
+        return f"step() must return a Step, not {type(step).__name__}"
+    for key, dtype in zip(_FLAGS, (np.float32, np.bool_, np.bool_), strict=True):
+        array = getattr(step, key)
+        if not isinstance(array, np.ndarray) or array.shape != (n,) or array.dtype != dtype:
+            got = f"{getattr(array, 'dtype', type(array).__name__)} {np.shape(array)}"
+            return f"step().{key} must be {np.dtype(dtype)} ({n},), not {got}"
+    if not np.isfinite(step.reward).all():
+        return "a reward is NaN or infinite"
+    return _observation_problem(family, "step().next_obs", step.next_obs, n) or _observation_problem(
+        family, "step().obs", step.obs, n
+    )
+
+
+def _same(a: Step, b: Step, slot: slice = slice(None)) -> bool:
+    keys = ("next_obs", *_FLAGS, "obs")
+    return all(np.array_equal(getattr(a, key)[slot], getattr(b, key)) for key in keys)
+
+
+def _independence(
+    family: TaskFamily,
+    tasks: AnyArray,
+    seeds: AnyArray,
+    actions: AnyArray,
+    first: AnyArray,
+    steps: list[Step],
+) -> Iterator[str]:
+    """A slot alone must do what it did beside the others: its seed alone decides."""
+    for i in range(len(tasks)):
+        slot = slice(i, i + 1)
+        env = family.make(tasks[slot], seeds[slot])
+        same = np.array_equal(env.reset(), first[slot])
+        same = same and all(_same(s, env.step(a[slot]), slot) for s, a in zip(steps, actions, strict=True))
+        if not same:
+            yield f"task {i} with the same seed and actions plays differently alone than beside other slots"
+            return
+
+
+def _rewards(
+    family: RewardFunction,
+    tasks: AnyArray,
+    actions: AnyArray,
+    first: AnyArray,
+    steps: list[Step],
+    ended: AnyArray,
+) -> Iterator[str]:
+    states = np.stack([first, *(s.obs for s in steps[:-1])])
+    successors, rewards = np.stack([s.next_obs for s in steps]), np.stack([s.reward for s in steps])
+    start = np.concatenate([np.ones((1, len(tasks)), bool), ended[:-1]])
+    for i, task in enumerate(tasks):
+        got = family.reward(task, states[:, i], actions[:, i], successors[:, i], start[:, i])
+        if np.shape(got) != rewards[:, i].shape or not np.allclose(got, rewards[:, i]):
+            yield f"reward() of task {i} does not give the rewards that its environment gave"
+            return
