@@ -106,8 +106,8 @@ def train(
             if not np.isfinite(learners.params).all():
                 broken = int(np.argmin(np.isfinite(learners.params).all(1)))
                 raise NumericalError(
-                    f"{family.name}, task {who[broken][0]}: PPO diverged at step {start}; observations, rewards "
-                    "or the learning rate may be too large"
+                    f"{family.name}, task {who[broken][0]}: PPO diverged at step {start}; observations, "
+                    "rewards or the learning rate may be too large"
                 )
             updated = Policy(learners, encoder, shape, tabular)
             for t in range(n_step):
@@ -149,7 +149,7 @@ def generalized_advantage(
 
 
 class Encoder:
-    """Turns observations into network inputs as SB3 does: one-hot per discrete component, else flat floats."""
+    """Turns observations into network inputs as SB3 does: one-hot per discrete component, or flat floats."""
 
     def __init__(self, space: Any) -> None:
         self._sizes: NDArray[np.int64] | None = None

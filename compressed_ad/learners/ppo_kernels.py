@@ -1,4 +1,4 @@
-"""Compiled kernels of the batched PPO: evaluate policies, sample actions, run all gradient steps of an update.
+"""Compiled kernels of the batched PPO: evaluate policies, sample actions, take gradient steps of PPO.
 
 Every kernel walks over learners one by one, so that a learner's parameters and optimiser state stay in cache
 and its arithmetic does not depend on who trains beside it. Two facts set the speed:
@@ -16,6 +16,9 @@ units whose weights are and stay zero.
 All kernels release the GIL and are cached on disk; everything compiled is in this file, because Numba
 recompiles only when the file of the called function changes.
 """
+
+# Numba infers the types of compiled functions; annotations would only repeat the docstrings.
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,assignment"
 
 from __future__ import annotations
 
@@ -83,15 +86,15 @@ def _make_tile(epilogue: str) -> Any:
     activations at the place of C with C's row stride.
     """
 
-    def tile(typingctx, c, c_at, c_row, a, a_at, a_row, a_k, b, b_at, b_k, e, e_at, n):  # type: ignore[no-untyped-def]
+    def tile(typingctx, c, c_at, c_row, a, a_at, a_row, a_k, b, b_at, b_k, e, e_at, n):
         arrays = (c, a, b, e)
         if not all(isinstance(t, types.Array) and t.dtype == types.float32 and t.ndim == 1 for t in arrays):
             raise TypeError("the tile product takes flat float32 arrays")
         i64 = types.int64
         sig = types.void(c, i64, i64, a, i64, i64, i64, b, i64, i64, e, i64, i64)
 
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            def data(position, offset):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, args):
+            def data(position, offset):
                 array = cgutils.create_struct_proxy(signature.args[position])(
                     context, builder, value=args[position]
                 )
@@ -103,13 +106,13 @@ def _make_tile(epilogue: str) -> Any:
             c_ptr, a_ptr, b_ptr, e_ptr = data(0, c_at), data(3, a_at), data(7, b_at), data(10, e_at)
             i64_t = ir.IntType(64)
 
-            def constant(value):  # type: ignore[no-untyped-def]
+            def constant(value):
                 return ir.Constant(i64_t, value)
 
-            def vector_at(pointer, offset):  # type: ignore[no-untyped-def]
+            def vector_at(pointer, offset):
                 return builder.bitcast(builder.gep(pointer, [offset]), _VECTOR.as_pointer())
 
-            def load(pointer, offset):  # type: ignore[no-untyped-def]
+            def load(pointer, offset):
                 return builder.load(vector_at(pointer, offset), align=4)
 
             rows = [builder.mul(a_row, constant(r)) for r in range(TILE_ROWS)]
@@ -187,7 +190,7 @@ _F = np.float32
 
 
 @_compile
-def tanh_inplace(x):  # type: ignore[no-untyped-def]
+def tanh_inplace(x):
     """Replace flat float32 ``x`` by its tanh, absolute error below 5e-7."""
     for i in range(len(x)):
         y = min(max(x[i], _F(-_TANH_RANGE)), _F(_TANH_RANGE))
@@ -236,8 +239,8 @@ class Update(NamedTuple):
 
 
 @_compile
-def _forward(net, p, features, rows, n, x, hidden, stride, out):  # type: ignore[no-untyped-def]
-    """Logits and value ``out`` (n, n_action + 1) of ``rows``; keeps ``x`` and ``hidden`` for the backward pass.
+def _forward(net, p, features, rows, n, x, hidden, stride, out):
+    """Logits and value ``out`` (n, n_action + 1) of ``rows``; ``_backward`` needs ``x`` and ``hidden``.
 
     ``hidden`` (n_layer, capacity, 2 width) is flat, ``stride`` the length of a layer; a row of layer l is
     2 ``widths[l]`` long.
@@ -295,7 +298,7 @@ def _forward(net, p, features, rows, n, x, hidden, stride, out):  # type: ignore
 
 
 @_compile
-def _log_softmax(logits, n_action, log_probs, probs):  # type: ignore[no-untyped-def]
+def _log_softmax(logits, n_action, log_probs, probs):
     """Log-probabilities and probabilities of one row; returns the entropy in nats."""
     top = logits[0]
     for a in range(1, n_action):
@@ -315,7 +318,7 @@ def _log_softmax(logits, n_action, log_probs, probs):  # type: ignore[no-untyped
 
 
 @_compile
-def evaluate(net, params, features, rows, log_probs, entropy, value):  # type: ignore[no-untyped-def]
+def evaluate(net, params, features, rows, log_probs, entropy, value):
     """Each learner's policy on its ``rows`` (L, K) of ``features``.
 
     Fills ``log_probs`` (L, K, n_action), ``entropy`` (L, K) and ``value`` (L, K).
@@ -342,12 +345,12 @@ def evaluate(net, params, features, rows, log_probs, entropy, value):  # type: i
 
 
 @_compile
-def _advance(state):  # type: ignore[no-untyped-def]
+def _advance(state):
     return state + np.uint64(0x9E3779B97F4A7C15)
 
 
 @_compile
-def _mix(state):  # type: ignore[no-untyped-def]
+def _mix(state):
     z = state
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -355,8 +358,8 @@ def _mix(state):  # type: ignore[no-untyped-def]
 
 
 @_compile
-def sample(random, log_probs, rows, action, log_prob):  # type: ignore[no-untyped-def]
-    """Draw ``action`` (L, S) and its ``log_prob`` from ``log_probs[l, rows[l, s]]``; advances ``random`` (L,)."""
+def sample(random, log_probs, rows, action, log_prob):
+    """Draw ``action`` (L, S) and its ``log_prob`` from ``log_probs[l, rows[l, s]]``; advances ``random``."""
     n_learner, n_stream = rows.shape
     n_action = log_probs.shape[2]
     for i in range(n_learner):
@@ -378,7 +381,7 @@ def sample(random, log_probs, rows, action, log_prob):  # type: ignore[no-untype
 
 
 @_compile
-def _shuffle(state, order):  # type: ignore[no-untyped-def]
+def _shuffle(state, order):
     for i in range(len(order) - 1, 0, -1):
         state = _advance(state)
         j = np.int64(((_mix(state) >> np.uint64(32)) * np.uint64(i + 1)) >> np.uint64(32))
@@ -391,7 +394,7 @@ def _shuffle(state, order):  # type: ignore[no-untyped-def]
 
 
 @_compile
-def _backward(net, p, features, rows, n, x, hidden, stride, dout, delta, transposed, g):  # type: ignore[no-untyped-def]
+def _backward(net, p, features, rows, n, x, hidden, stride, dout, delta, transposed, g):
     """Gradient ``g`` of a loss with ``dout`` (n, n_action + 1) = dL/d(logits, value), after ``_forward``."""
     top = len(net.widths) - 1
     width = net.widths[top]
@@ -477,8 +480,8 @@ def _backward(net, p, features, rows, n, x, hidden, stride, dout, delta, transpo
 
 
 @_compile
-def _loss_gradient(cfg, n_action, of, n, batch, group, action, advantage, target, log_prob, out, probs, dout):  # type: ignore[no-untyped-def]
-    """dL/d(logits, value) ``dout`` of the ``n`` distinct observations that the ``batch`` refers to by ``group``.
+def _loss_gradient(cfg, n_action, of, n, batch, group, action, advantage, target, log_prob, out, probs, dout):
+    """dL/d(logits, value) ``dout`` of the ``n`` distinct observations to which ``group`` maps the ``batch``.
 
     SB3's loss: clipped surrogate, - ent_coef * entropy, + vf_coef * squared value error, all as means.
     """
@@ -518,7 +521,7 @@ def _loss_gradient(cfg, n_action, of, n, batch, group, action, advantage, target
 
 
 @_compile
-def _adam(p, g, m, v, step, learning_rate, max_grad_norm):  # type: ignore[no-untyped-def]
+def _adam(p, g, m, v, step, learning_rate, max_grad_norm):
     """One step of Adam (betas .9 and .999, eps 1e-5) after clipping the global norm, as PyTorch does both."""
     squares = _F(0)
     for j in range(len(g)):
@@ -536,11 +539,11 @@ def _adam(p, g, m, v, step, learning_rate, max_grad_norm):  # type: ignore[no-un
 @_compile
 def update(
     net, cfg, params, moment1, moment2, step, random, features, ids, action, advantage, target, log_prob
-):  # type: ignore[no-untyped-def]
+):
     """All epochs and minibatches of one PPO update of every learner.
 
-    ``params``, ``moment1``, ``moment2`` (L, net.size), ``step`` (L,) gradient steps so far and ``random`` (L,)
-    are changed in place. ``ids`` (T, L, S) are rows of ``features``; ``action``, ``advantage``, ``target``
+    ``params``, ``moment1``, ``moment2`` (L, net.size), ``step`` (L,), the gradient steps so far, and
+    ``random`` (L,) are changed in place. ``ids`` (T, L, S) are rows of ``features``; ``action``, ``advantage``, ``target``
     (the return that the value regresses on) and ``log_prob`` (T, L, S) are the rollout. Returns the gradient
     of the last minibatch of the last learner (before clipping), which the tests look at.
     """
@@ -589,8 +592,8 @@ def update(
                 for u in range(n):
                     _log_softmax(out[u], n_action, out[u], probs[u])
                 _loss_gradient(
-                    cfg, n_action, of, n, batch, group, flat_action, flat_advantage, flat_target, flat_log_prob,
-                    out, probs, dout,
+                    cfg, n_action, of, n, batch, group, flat_action, flat_advantage, flat_target,
+                    flat_log_prob, out, probs, dout,
                 )  # fmt: skip
                 _backward(net, p, features, rows, n, x, hidden, stride, dout, delta, transposed, g)
                 step[i] += 1

@@ -1,0 +1,32 @@
+"""Source learners by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from compressed_ad.errors import ConfigError
+from compressed_ad.learners.base import LEARNER, SourceLearner
+from compressed_ad.learners.ppo import BatchedPPO
+
+__all__ = ["BatchedPPO", "make_learner"]
+
+
+def make_learner(name: str, config: Mapping[str, Any]) -> SourceLearner:
+    """The learner ``name`` built with the keyword arguments ``config``.
+
+    ``name`` is a registered name (``ppo``), ``sb3:`` and an algorithm of Stable-Baselines3 (``sb3:PPO``), or
+    ``module:attribute``. Raises ``UnknownNameError``, ``ConfigError``, ``MissingExtraError``.
+    """
+    prefix, _, algorithm = name.partition(":")
+    if prefix == "sb3":
+        from compressed_ad.learners.sb3 import SB3Learner
+
+        return SB3Learner(algorithm, **config)
+    maker = LEARNER[name]
+    try:
+        inspect.signature(maker).bind(**config)
+    except TypeError as error:
+        raise ConfigError(f"learner {name!r}: {error}") from error
+    return maker(**config)
