@@ -1,30 +1,44 @@
 """The exceptions of this library.
 
-    CompressedADError               everything below; ``cad`` prints it without a traceback
-    ├── UsageError                  what was asked for is wrong (exit code 2)
-    │   ├── ConfigError             one or several wrong keys or values, all listed
-    │   ├── UnknownNameError        a name that no registry knows
-    │   ├── SplitError              a task used where the split forbids it
-    │   └── MissingExtraError       an optional dependency is not installed
-    └── RunError                    something met while running (exit code 1)
-        ├── HistoryError            a history file that cannot be used as asked
-        ├── MarkerError             a marker that cannot mark these histories
-        ├── SpaceError              observation or action spaces that do not fit
-        ├── CheckpointError         a checkpoint that cannot be used
-        ├── RunDirectoryError       a run directory that belongs to something else
-        └── NumericalError          NaN or infinity, with the place named
+CompressedADError               everything below; ``cad`` prints it without a traceback
+├── UsageError                  what was asked for is wrong (exit code 2)
+│   ├── ConfigError             one or several wrong keys or values, all listed
+│   ├── UnknownNameError        a name that no registry knows
+│   ├── SplitError              a task used where the split forbids it
+│   └── MissingExtraError       an optional dependency is not installed
+└── RunError                    something met while running (exit code 1)
+    ├── HistoryError            a history file that cannot be used as asked
+    ├── MarkerError             a marker that cannot mark these histories
+    ├── SpaceError              observation or action spaces that do not fit
+    ├── CheckpointError         a checkpoint that cannot be used
+    ├── RunDirectoryError       a run directory that belongs to something else
+    └── NumericalError          NaN or infinity, with the place named
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class CompressedADError(Exception):
     """Base of every exception that this library raises on purpose."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Some subclasses build their message from several arguments; worker processes send the result home.
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(
+    kind: type[CompressedADError], args: tuple[Any, ...], state: dict[str, Any]
+) -> CompressedADError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class UsageError(CompressedADError):

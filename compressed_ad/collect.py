@@ -1,0 +1,387 @@
+"""Learn every task of a family and store the learning histories: family + learner + split -> file.
+
+Blocks of tasks are the unit of work. What a task's history holds depends on the seed and the task alone, not
+on the block it is learned in or the process that learns it. Finished tasks are on disk at once; whatever ends
+a collection, the next one with ``resume=True`` goes on after them and arrives at the same arrays.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from multiprocessing.connection import wait as wait_for
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressed_ad.errors import ConfigError, RunError, SplitError, UsageError
+from compressed_ad.histories import HistoryFile, HistoryInfo, HistoryWriter, remark
+from compressed_ad.learners.base import Progress, SourceLearner
+from compressed_ad.markers import Marker
+from compressed_ad.marking import (
+    REQUIRED,
+    apply_marker,
+    check_marker,
+    marker_name,
+    marker_parameters,
+    task_seed,
+)
+from compressed_ad.seeding import rng
+from compressed_ad.spaces import to_spec
+from compressed_ad.tasks.base import TaskFamily
+from compressed_ad.types import AnyArray, History, IntArray, Split
+
+TotalProgress = Callable[[int, int], None]
+"""Called with the environment steps done so far and their total, all tasks and streams together."""
+
+MAX_BLOCK = 8
+"""Tasks learned together: enough to fill a batched learner, few enough that a crash loses little."""
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+_POLL_S = 0.2
+
+
+def history_path(directory: str | Path, family_name: str, learner_name: str, seed: int) -> Path:
+    """Where a collection is stored, e.g. ``datasets/history_darkroom_PPO_alg-seed0_compressed.hdf5``."""
+    return Path(directory) / f"history_{family_name}_{learner_name}_alg-seed{seed}_compressed.hdf5"
+
+
+def split_tasks(
+    n_tasks: int,
+    seed: int,
+    *,
+    train: int | None = None,
+    validation: int | None = None,
+    heldout: int | None = None,
+) -> Split:
+    """A random split of task indices ``0 .. n_tasks - 1`` into parts of the given sizes.
+
+    By default a tenth (rounded) is held out, another tenth validates and the rest trains: 65/8/8 for the 81
+    goals of Darkroom. The held-out tasks of a seed do not depend on the size of the other parts. Raises
+    ``SplitError`` if the sizes do not add up to ``n_tasks`` or leave no training task.
+    """
+    tenth = round(n_tasks / 10) if n_tasks >= 10 else min(1, max(n_tasks - 2, 0))
+    n_heldout = tenth if heldout is None else heldout
+    n_validation = tenth if validation is None else validation
+    n_train = n_tasks - n_heldout - n_validation if train is None else train
+    if min(n_heldout, n_validation) < 0 or n_train < 1 or n_train + n_validation + n_heldout != n_tasks:
+        raise SplitError(
+            f"{n_train} training, {n_validation} validation and {n_heldout} held-out tasks cannot be made of "
+            f"{n_tasks} tasks; leave train out to train on the rest, or choose the number of tasks (n_task)"
+        )
+    order = rng(seed, "split").permutation(n_tasks)
+    return Split(
+        train=order[n_heldout + n_validation :],
+        validation=order[n_heldout : n_heldout + n_validation],
+        heldout=order[:n_heldout],
+    )
+
+
+def choose_tasks(n_tasks: int, seed: int, n_task: int | None) -> IntArray:
+    """Ids into the family of the tasks to collect, ascending: all, or a random ``n_task`` of them."""
+    if n_task is None:
+        return np.arange(n_tasks)
+    if not 1 <= n_task <= n_tasks:
+        raise UsageError(f"n_task must lie in 1..{n_tasks}, the number of the family's tasks; got {n_task}")
+    return np.sort(rng(seed, "choose_tasks").permutation(n_tasks)[:n_task])
+
+
+def collect(
+    family: TaskFamily,
+    learner: SourceLearner,
+    path: str | Path,
+    *,
+    family_name: str,
+    family_kwargs: Mapping[str, Any] | None = None,
+    learner_config: Mapping[str, Any] | None = None,
+    n_timesteps: int,
+    n_learner: int = 1,
+    n_stream: int = 100,
+    n_task: int | None = None,
+    train: int | None = None,
+    validation: int | None = None,
+    heldout: int | None = None,
+    marker: str | Marker | None = "threshold",
+    marker_params: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    n_process: int = 1,
+    block_size: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: TotalProgress = lambda done, total: None,
+) -> Path:
+    """Let ``learner`` learn tasks of ``family`` and write their histories to ``path``, which is returned.
+
+    Each task gets ``n_learner * n_stream`` streams of ``n_timesteps`` transitions, marked by ``marker``
+    (None: no mask). All tasks are collected, or a random ``n_task`` of them; the file numbers them from 0
+    and keeps the family's ids in its config (``task_ids``). They are split by ``split_tasks``.
+    ``family_name``, ``family_kwargs`` and ``learner_config`` are stored so that both can be made again.
+    What stands at ``path`` already is continued with ``resume`` (a finished file is left as it is, marks
+    included), replaced with ``overwrite``, else refused with ``HistoryError``.
+
+    With ``n_process > 1`` blocks of ``block_size`` tasks are learned in spawned worker processes of one
+    thread each, so a script must call this under ``if __name__ == "__main__":``. Workers end with the parent.
+    A block whose worker died is tried once more. Raises ``UsageError`` before anything is started;
+    ``RunError`` when a worker dies twice; whatever the learner or the marker raises. Finished tasks are kept.
+    """
+    for name, count in (("n_timesteps", n_timesteps), ("n_learner", n_learner), ("n_stream", n_stream)):
+        _at_least_one(name, count)
+    _at_least_one("n_process", n_process)
+    _at_least_one("block_size", 1 if block_size is None else block_size)
+    params = dict(marker_params or {})
+    if marker is not None:
+        problems = check_marker(marker, **params)
+        if problems:
+            raise ConfigError(f"marker {marker_name(marker)!r}: {problem}" for problem in problems)
+    all_tasks = family.tasks()
+    task_ids = choose_tasks(len(all_tasks), seed, n_task)
+    tasks = all_tasks[task_ids]
+    info = HistoryInfo(
+        family=family_name,
+        family_kwargs=dict(family_kwargs or {}),
+        spaces={"observation": to_spec(family.observation_space), "action": to_spec(family.action_space)},
+        horizon=family.horizon,
+        learner=learner.name,
+        config={
+            **(learner_config or {}),
+            "n_timesteps": n_timesteps,
+            "n_learner": n_learner,
+            "n_stream": n_stream,
+            "task_ids": task_ids.tolist(),
+        },
+        seed=seed,
+    )
+    split = split_tasks(len(tasks), seed, train=train, validation=validation, heldout=heldout)
+    writer = HistoryWriter(
+        path, info, split, tasks, family.optimal_return(tasks), family.random_return(tasks),
+        resume=resume, overwrite=overwrite,
+    )  # fmt: skip
+    job = _Job(
+        family, learner, writer, tasks, task_ids, n_timesteps, n_learner, n_stream, seed, marker, params
+    )
+    done = sorted(writer.done_tasks())
+    todo = np.setdiff1d(np.arange(len(tasks)), done)
+    meter = _Meter(progress, job.steps_per_task, len(tasks), len(done))
+    blocks = _blocks(todo, n_process, block_size)
+    if n_process == 1 or len(blocks) <= 1:
+        for block in blocks:
+            job.run(block, meter.add)
+            meter.finish(block)
+    else:
+        _run_in_workers(job, blocks, n_process, meter)
+    # Earlier shards may carry the masks of another marker: then all are marked once more, at the end.
+    writer.finish(None if done or marker is None else _provenance(marker, params, seed))
+    if marker is not None and HistoryFile(path, verify=False).marking is None:
+        remark(path, marker, params, seed=seed)
+    return Path(path)
+
+
+def _provenance(marker: str | Marker, params: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    defaults = {name: value for name, value in marker_parameters(marker).items() if value is not REQUIRED}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"marker": marker_name(marker), "parameters": {**defaults, **params}, "seed": seed, "time": now}
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise UsageError(f"{name} must be an integer >= 1, got {value!r}")
+
+
+def _blocks(todo: IntArray, n_process: int, block_size: int | None) -> list[IntArray]:
+    """``todo`` in blocks of ``block_size``, or of nearly equal sizes that keep every process busy."""
+    if len(todo) == 0:
+        return []
+    if block_size is not None:
+        return [todo[i : i + block_size] for i in range(0, len(todo), block_size)]
+    rounds = -(-len(todo) // (MAX_BLOCK * n_process))
+    return np.array_split(todo, min(rounds * n_process, len(todo)))
+
+
+class _Meter:
+    """Adds up progress: whole tasks that are done, and what running blocks have reported."""
+
+    def __init__(self, progress: TotalProgress, steps_per_task: int, n_task: int, n_done: int) -> None:
+        self._progress, self._per_task, self._total = progress, steps_per_task, steps_per_task * n_task
+        self._before = n_done
+        self.restart(0)
+
+    def restart(self, n_done: int) -> None:
+        """``n_done`` tasks are on disk that were not there at first, and nothing runs."""
+        self._done = self._per_task * (self._before + n_done)
+        self.show(0)
+
+    def add(self, steps: int) -> None:
+        """``steps`` more of the running blocks."""
+        self.show(self._running + steps)
+
+    def show(self, running: int) -> None:
+        """``running`` steps of the running blocks in all."""
+        self._running = running
+        self._progress(min(self._done + running, self._total), self._total)
+
+    def finish(self, block: IntArray) -> None:
+        """A block is on disk."""
+        self._done += self._per_task * len(block)
+        self.show(0)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Everything that learning a block needs; sent to every worker once."""
+
+    family: TaskFamily
+    learner: SourceLearner
+    writer: HistoryWriter
+    tasks: AnyArray  # (N, P)
+    task_ids: IntArray  # (N,) into the family
+    n_timesteps: int
+    n_learner: int
+    n_stream: int
+    seed: int
+    marker: str | Marker | None
+    marker_params: dict[str, Any]
+
+    @property
+    def steps_per_task(self) -> int:
+        return self.n_timesteps * self.n_learner * self.n_stream
+
+    def run(self, block: IntArray, progress: Progress) -> None:
+        """Learn the tasks of ``block`` (indices into the file) and store each."""
+        histories = self.learner.learn(
+            self.family, self.task_ids[block], self.tasks[block],
+            n_timesteps=self.n_timesteps, n_learner=self.n_learner, n_stream=self.n_stream,
+            seed=self.seed, progress=progress,
+        )  # fmt: skip
+        if len(histories) != len(block):
+            raise RunError(f"{self.learner.name} gave {len(histories)} histories of {len(block)} tasks")
+        for index, history in zip(block.tolist(), histories, strict=True):
+            self.writer.append(index, self._marked(index, history))
+
+    def _marked(self, index: int, history: History) -> History:
+        shape = (self.n_learner * self.n_stream, self.n_timesteps)
+        if history.rewards.shape != shape:
+            raise RunError(
+                f"{self.learner.name}, task {index}: expected (stream, time) {shape}, "
+                f"got {history.rewards.shape}"
+            )
+        history.check_finite(f"{self.learner.name}, task {index}")
+        if self.marker is None:
+            return history
+        seed = task_seed(self.seed, index)
+        return history.with_mask(apply_marker(self.marker, history, seed=seed, **self.marker_params))
+
+
+# ---------------------------------------------------------------- worker processes
+
+
+def _run_in_workers(job: _Job, blocks: Sequence[IntArray], n_process: int, meter: _Meter) -> None:
+    try:
+        pickle.dumps(job)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise UsageError(f"cannot be sent to worker processes ({error}); use n_process=1") from error
+    lost = _pool(job, blocks, n_process, meter)
+    retried: set[int] = set()
+    while lost:
+        done = job.writer.done_tasks()
+        again = sorted({task for block in lost for task in block.tolist()} & retried - done)
+        if again:
+            raise RunError(
+                f"the worker process of tasks {again} died twice without an error (killed? out of memory?); "
+                "finished tasks are kept: resume, perhaps with fewer processes or streams. "
+                "A script must call collect under if __name__ == '__main__'"
+            )
+        retried |= {task for block in lost for task in block.tolist()}
+        finished = [task for block in blocks for task in block.tolist() if task in done]
+        meter.restart(len(finished))
+        waiting = [np.setdiff1d(block, finished) for block in blocks]
+        lost = _pool(job, [block for block in waiting if len(block)], n_process, meter)
+
+
+def _pool(job: _Job, blocks: Sequence[IntArray], n_process: int, meter: _Meter) -> list[IntArray]:
+    """Learn ``blocks`` in worker processes; the blocks that were running when a worker died, if one did."""
+    context = multiprocessing.get_context("spawn")
+    # Plain shared memory without locks: a worker may die at any moment.
+    steps = context.RawArray(ctypes.c_int64, n_process)
+    stop = context.RawValue(ctypes.c_bool, False)
+    waiting, free = deque(blocks), list(range(n_process))
+    running: dict[Future[None], tuple[int, IntArray]] = {}
+    with _one_thread_each():
+        pool = ProcessPoolExecutor(
+            min(n_process, len(blocks)), context, initializer=_start_worker, initargs=(job, steps, stop)
+        )
+        try:
+            while waiting or running:
+                while waiting and free:
+                    steps[free[-1]] = 0
+                    future = pool.submit(_learn_block, free[-1], waiting[0])
+                    running[future] = free.pop(), waiting.popleft()
+                for future in wait(running, _POLL_S, FIRST_COMPLETED).done:
+                    future.result()
+                    slot, block = running.pop(future)
+                    free.append(slot)
+                    meter.finish(block)
+                meter.show(sum(steps[slot] for slot, _ in running.values()))
+        except BrokenProcessPool:
+            return [block for _, block in running.values()] or [waiting[0]]
+        except BaseException:
+            stop.value = True
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    return []
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes spawned inside compute with one thread, unless the environment says otherwise."""
+    added = [name for name in _THREAD_VARIABLES if name not in os.environ]
+    os.environ.update(dict.fromkeys(added, "1"))
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+class _Worker:
+    """What a worker process keeps between its blocks."""
+
+    current: _Worker
+
+    def __init__(self, job: _Job, steps: Any) -> None:
+        self.job, self.steps = job, steps
+
+
+def _start_worker(job: _Job, steps: Any, stop: Any) -> None:
+    # Ctrl-C reaches the whole process group; the parent decides, and stops its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, args=(stop,), daemon=True).start()
+    _Worker.current = _Worker(job, steps)
+
+
+def _end_with_parent(stop: Any) -> None:
+    parent = multiprocessing.parent_process()
+    while parent is not None and not stop.value and not wait_for([parent.sentinel], timeout=_POLL_S):
+        pass
+    os._exit(1)
+
+
+def _learn_block(slot: int, block: IntArray) -> None:
+    worker = _Worker.current
+
+    def progress(steps: int) -> None:
+        worker.steps[slot] += steps
+
+    worker.job.run(block, progress)
