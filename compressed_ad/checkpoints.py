@@ -23,9 +23,7 @@ def digest(value: Any) -> str:
     def feed(item: Any) -> None:
         if isinstance(item, Tensor):
             h.update(f"{item.dtype}{tuple(item.shape)}".encode())
-            h.update(
-                item.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if item.numel() else b""
-            )
+            h.update(item.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         elif isinstance(item, Mapping):
             for key in item:
                 h.update(repr(key).encode())

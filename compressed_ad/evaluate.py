@@ -42,11 +42,12 @@ def evaluate_in_context(
 ) -> InContextResult:
     """Play ``episodes`` complete episodes, or ``eval_timesteps`` steps, in every slot of ``vec_env``.
 
-    ``vec_env`` is an SB3 VecEnv, a gymnasium VectorEnv or one of our batched environments; its slots may
-    be different tasks, and their episodes may end at different times. ``options`` are those of
-    ``InContextAgent`` (``sample``, ``temperature``, ``context``, ``cache``, ``marks``, ``seed``). ``progress``
-    is called with (steps done, steps expected). Returns (E, N) returns: with ``episodes``, exactly E of
-    them; with ``eval_timesteps``, as many as the fastest slot completed, NaN where a slot completed fewer.
+    ``vec_env`` is an SB3 VecEnv, a gymnasium VectorEnv or one of our batched environments; its slots may be
+    different tasks, and their episodes may end at different times. ``options`` are those of
+    ``InContextAgent``: ``sample``, ``temperature``, ``context``, ``cache``, ``marks``, ``seed``.
+    ``progress`` is called with (steps done, steps expected). Returns (E, N) returns: with ``episodes``,
+    exactly E of them; with ``eval_timesteps``, as many as the fastest slot completed, NaN where a slot
+    completed fewer.
     """
     if (eval_timesteps is None) == (episodes is None):
         raise UsageError("evaluate_in_context needs either eval_timesteps or episodes")

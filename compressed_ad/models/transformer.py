@@ -155,7 +155,7 @@ class Transformer(nn.Module):
         else:
             cos, sin = self.cos[at], self.sin[at]  # type: ignore[index]
             rotation = cos[:, None, None], sin[:, None, None]
-        mask = None if uniform else (torch.arange(longest, device=x.device) <= at[:, None])[:, None, None]
+        hidden = None if uniform else (torch.arange(longest, device=x.device) > at[:, None])[:, None, None]
         x = x[:, None]
         for layer, block in enumerate(self.blocks):
             q, k, v = block.attention.heads(block.norm_attention(x), rotation)  # type: ignore[union-attr, operator]
@@ -166,7 +166,10 @@ class Transformer(nn.Module):
                 cache.key[layer, row, :, at] = k[:, :, 0]
                 cache.value[layer, row, :, at] = v[:, :, 0]
             keys, values = cache.key[layer, :, :, :longest], cache.value[layer, :, :, :longest]
-            y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+            scores = (q * self.head_dim**-0.5) @ keys.transpose(-1, -2)
+            if hidden is not None:
+                scores = scores.masked_fill(hidden, -math.inf)
+            y = scores.softmax(dim=-1) @ values
             x = block.mlp(x + block.attention.merge(y))  # type: ignore[union-attr, operator]
         cache.length = at + 1
         return self.norm(x[:, 0])  # type: ignore[no-any-return]
