@@ -1,0 +1,205 @@
+"""HDF5 files that are whole or not there: checksummed, replaced in one step, read with suspicion.
+
+The first 512 bytes (HDF5's user block) hold the format version and the SHA-256 of everything after them, so
+that damage is found before HDF5 sees it. Files are built in memory and written aside, synced and renamed:
+HDF5 itself leaves no readable file behind when killed, and crashes when the disk is full.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import h5py
+import numpy as np
+
+from compressed_ad.errors import CompressedADError, ConfigError, HistoryError
+from compressed_ad.types import AnyArray
+
+FORMAT_VERSION = 1
+
+Group: TypeAlias = h5py.Group
+
+_BLOCK = 512
+_MAGIC = b"compressed_ad history"
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_CHUNK_BYTES = 1 << 16
+_DEFLATE_LIMIT = 1100  # deflate cannot shrink anything by more than a factor of 1032
+_FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
+
+
+def attribute(file: Group, name: str, kind: type) -> Any:
+    """The attribute ``name`` of type ``kind``; ``HistoryError`` if it is missing or of another type."""
+    value = file.attrs.get(name)
+    if not isinstance(value, (int, np.integer) if kind is int else kind):
+        raise HistoryError(f"attribute {name!r} is missing or not of type {kind.__name__}")
+    return value
+
+
+def json_attribute(file: Group, name: str) -> dict[str, Any]:
+    """The dictionary that the attribute ``name`` holds as JSON."""
+    value = json.loads(attribute(file, name, str))
+    if not isinstance(value, dict):
+        raise HistoryError(f"attribute {name!r} is not a JSON object")
+    return value
+
+
+def child(parent: Group, name: str, kind: type) -> Any:
+    """The group or dataset (``kind``) ``name`` of ``parent``, never what lies behind a link."""
+    if not isinstance(parent.get(name, getlink=True), h5py.HardLink):
+        raise HistoryError(f"{parent.name}: {name!r} is missing or a link")
+    found = parent[name]
+    if not isinstance(found, kind):
+        raise HistoryError(f"{parent.name}: {name!r} is not a {kind.__name__.lower()}")
+    return found
+
+
+def read(parent: Group, name: str, kinds: str) -> AnyArray:
+    """The array of a dataset whose dtype is one of ``kinds``, after checking that its size can be true."""
+    data = child(parent, name, h5py.Dataset)
+    if data.dtype.kind not in kinds or data.dtype.itemsize > 8:
+        raise HistoryError(f"{data.name}: dtype {data.dtype} is not one of a history file")
+    plist = data.id.get_create_plist()
+    filters = {plist.get_filter(i)[0] for i in range(plist.get_nfilters())}
+    if data.is_virtual or data.external or not filters <= set(_FILTERS):
+        raise HistoryError(f"{data.name}: is stored in a way that history files never use")
+    if data.size * data.dtype.itemsize > _DEFLATE_LIMIT * data.id.get_storage_size():
+        stored = f"{data.id.get_storage_size()} stored bytes"
+        raise HistoryError(f"{data.name}: shape {data.shape} does not fit its {stored}")
+    array: AnyArray = data[()]
+    return array
+
+
+@contextmanager
+def opened(path: Path, *, check: bool = True) -> Iterator[h5py.File]:
+    """An open file of our format; whatever goes wrong inside becomes a ``HistoryError`` naming ``path``.
+
+    ``check`` verifies the checksum first, which reads the whole file.
+    """
+    if check:
+        verify(path)
+    else:
+        stored_digest(path)
+    try:
+        # No lock: files are never written in place, and some network file systems cannot lock.
+        with h5py.File(path, "r", locking=False) as file:
+            version = attribute(file, "format_version", int)
+            if version != FORMAT_VERSION:
+                raise HistoryError(f"format version {version}; this version reads {FORMAT_VERSION}")
+            yield file
+    except HistoryError as error:
+        text = str(error)
+        raise HistoryError(text if text.startswith(str(path)) else f"{path}: {text}") from error
+    except CompressedADError:
+        raise
+    except MemoryError as error:
+        raise HistoryError(f"{path}: does not fit in memory") from error
+    # What HDF5 and the conversions of its values raise on files that are not what they seem.
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+        raise HistoryError(f"{path}: cannot be read as a history file ({error})") from error
+
+
+def stored_digest(path: Path) -> str:
+    """The digest that the user block states, after checking that the block is ours."""
+    try:
+        with path.open("rb") as file:
+            block = file.read(_BLOCK)
+    except OSError as error:
+        raise HistoryError(f"{path}: {error.strerror or error}") from error
+    if not block:
+        raise HistoryError(f"{path}: is empty")
+    if not block.startswith(_MAGIC):
+        if block.startswith(_HDF5):
+            raise HistoryError(f"{path}: is an HDF5 file, but not one of compressed_ad; try: cad import")
+        raise HistoryError(f"{path}: is not a history file")
+    version, _, rest = block[len(_MAGIC) :].partition(b" sha256 ")
+    if version.strip() != str(FORMAT_VERSION).encode():
+        stated = version.strip()[:20].decode(errors="replace")
+        raise HistoryError(f"{path}: format version {stated}; this version reads {FORMAT_VERSION}")
+    digest = rest.rstrip(b"\0\n").decode(errors="replace")
+    if block != _block(digest):
+        raise HistoryError(f"{path}: is damaged (its first {_BLOCK} bytes)")
+    return digest
+
+
+def verify(path: Path) -> None:
+    """Raise ``HistoryError`` unless the content of ``path`` has the stated digest."""
+    stated = stored_digest(path)
+    with path.open("rb") as file:
+        file.seek(_BLOCK)
+        if hashlib.file_digest(file, "sha256").hexdigest() != stated:
+            raise HistoryError(f"{path}: is damaged, or was changed by another program (checksum differs)")
+
+
+# ---------------------------------------------------------------- writing
+
+
+def _block(digest: str) -> bytes:
+    return f"{_MAGIC.decode()} {FORMAT_VERSION} sha256 {digest}\n".encode().ljust(_BLOCK, b"\0")[:_BLOCK]
+
+
+def write_file(path: Path, fill: Callable[[h5py.File], None]) -> None:
+    """Make what ``fill`` writes the file at ``path``, in one step that survives a crash.
+
+    ``HistoryError`` if it cannot be written, on a full disk for instance; what was there is then untouched.
+    """
+    try:
+        with h5py.File(
+            "memory", "w", driver="core", backing_store=False, block_size=1 << 22, userblock_size=_BLOCK
+        ) as file:
+            fill(file)
+            file.flush()
+            image: bytes = file.id.get_file_image()  # without the user block
+    except (OSError, RuntimeError, MemoryError) as error:
+        raise HistoryError(f"{path}: cannot be written ({error})") from error
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as target:
+            target.write(_block(hashlib.sha256(image).hexdigest()))
+            target.write(image)
+            target.flush()
+            os.fsync(target.fileno())
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        cause = error.strerror or str(error)
+        raise HistoryError(f"{path}: cannot be written ({cause}); what was there is untouched") from error
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def write_array(group: Group, name: str, array: AnyArray) -> None:
+    """Store ``array`` (S, T, ...) compressed, in chunks that are contiguous in time."""
+    if array.size == 0:
+        group[name] = array
+        return
+    # Whole streams per chunk, or a stretch of one stream.
+    step_bytes = array.itemsize * int(np.prod(array.shape[2:]))
+    n_step = min(array.shape[1], max(_CHUNK_BYTES // step_bytes, 1))
+    n_stream = min(array.shape[0], max(_CHUNK_BYTES // (step_bytes * n_step), 1))
+    group.create_dataset(
+        name,
+        data=array,
+        chunks=(n_stream, n_step, *array.shape[2:]),
+        compression="gzip",
+        compression_opts=1,  # level 4 takes 1.4 times as long and saves 2 %
+        shuffle=True,
+        fletcher32=True,
+    )
+
+
+def json_text(what: str, value: Any) -> str:
+    """``value`` as JSON; ``ConfigError`` naming ``what`` if it is not plain data."""
+    try:
+        return json.dumps(value, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{what}: only plain data can be stored in a history file ({error})") from error
