@@ -217,7 +217,10 @@ class HistoryFile:
             self.versions: dict[str, str] = json_attribute(file, "versions")
             self.marking = read_marking(file)
             first = child(file, str(header.task_ids[0]), Group)
-            self.n_stream, self.n_step = read(first, "rewards", "f").shape
+            shape = read(first, "rewards", "f").shape
+        if len(shape) != 2:
+            raise HistoryError(f"{self.path}: rewards: expected (stream, time), got shape {shape}")
+        self.n_stream, self.n_step = shape
         self.info, self.split, self.task_ids = header.info, header.split, header.task_ids
         self.tasks, self.optimal_return, self.random_return = (
             header.tasks,
