@@ -93,22 +93,16 @@ def train(
                 )
             obs = step.obs
             progress(env.num_envs)
-        if not np.isfinite(rollout.rewards).all():
-            t, i, _ = np.argwhere(~np.isfinite(rollout.rewards))[0]
-            raise NumericalError(f"{family.name}, task {who[i][0]}: reward is not finite at step {start + t}")
+        _check_finite(rollout.rewards.swapaxes(0, 1), family, who, f"rewards from step {start}")
         if n_step == cfg.n_steps:
             last = policy.at(obs)
             advantage, target = generalized_advantage(
                 learned_reward, rollout.value, rollout.terminated | rollout.truncated, last.pick(last.value),
                 cfg.gamma, cfg.gae_lambda,
             )  # fmt: skip
+            _check_finite(target.swapaxes(0, 1), family, who, f"returns from step {start}")
             learners.update(encoder, rollout, advantage, target)
-            if not np.isfinite(learners.params).all():
-                broken = int(np.argmin(np.isfinite(learners.params).all(1)))
-                raise NumericalError(
-                    f"{family.name}, task {who[broken][0]}: PPO diverged at step {start}; observations, "
-                    "rewards or the learning rate may be too large"
-                )
+            _check_finite(learners.params, family, who, f"PPO's weights after update {number}")
             updated = Policy(learners, encoder, shape, tabular)
             for t in range(n_step):
                 seen = updated.at(rollout.states[t])
@@ -123,6 +117,13 @@ def train(
         )
         for i in range(0, len(task_ids) * n_task_stream, n_task_stream)
     ]
+
+
+def _check_finite(array: AnyArray, family: TaskFamily, who: list[tuple[int, int]], what: str) -> None:
+    """Raise ``NumericalError`` naming the first task whose part of ``array`` (L, ...) is not finite."""
+    fine = np.isfinite(array).reshape(len(array), -1).all(1)
+    if not fine.all():
+        raise NumericalError(f"{family.name}, task {who[int(np.argmin(fine))][0]}: {what} are not finite")
 
 
 def generalized_advantage(

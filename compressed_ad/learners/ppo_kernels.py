@@ -55,7 +55,8 @@ _TANH_P = (1.142839856e-05, 2.951021436e-03, 1.292566081e-01, 9.999998545e-01)
 _TANH_Q = (2.459203048e-07, 2.386688391e-04, 2.381554458e-02, 4.625887643e-01, 1.0)
 _TANH_RANGE = 8.0
 
-_FAST = ("fast",)
+# Sums may be reordered and contracted; NaN and infinity keep their meaning, so that they can be noticed.
+_FAST = ("contract", "reassoc", "arcp", "nsz", "afn")
 _VECTOR = ir.VectorType(ir.FloatType(), WIDTH)
 
 
@@ -184,7 +185,7 @@ _tile = _make_tile("none")
 _tile_tanh = _make_tile("tanh")
 _tile_dtanh = _make_tile("dtanh")
 
-_compile = njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+_compile = njit(cache=True, nogil=True, fastmath=set(_FAST), error_model="numpy")
 
 _F = np.float32
 
@@ -542,10 +543,10 @@ def update(
 ):
     """All epochs and minibatches of one PPO update of every learner.
 
-    ``params``, ``moment1``, ``moment2`` (L, net.size), ``step`` (L,), the gradient steps so far, and
-    ``random`` (L,) are changed in place. ``ids`` (T, L, S) are rows of ``features``; ``action``, ``advantage``, ``target``
-    (the return that the value regresses on) and ``log_prob`` (T, L, S) are the rollout. Returns the gradient
-    of the last minibatch of the last learner (before clipping), which the tests look at.
+    Changed in place: ``params``, ``moment1``, ``moment2`` (L, net.size), ``step`` (L,), the gradient steps so
+    far, and ``random`` (L,). The rollout, all (T, L, S): ``ids``, rows of ``features``; ``action``;
+    ``advantage``; ``target``, the return that the value regresses on; ``log_prob`` of the acting policy.
+    Returns the last learner's gradient on its last minibatch, before clipping, for tests to look at.
     """
     n_step, n_learner, n_stream = ids.shape
     n_sample, n_action = n_step * n_stream, net.n_action
