@@ -54,7 +54,7 @@ class Comparison:
     final_mean: Interval  # mean of the differences of the final return; its field ``iqm`` holds the mean
     probability_of_improvement: Interval
     outcome: str  # "better", "worse", "no difference found" or "too few runs"
-    verdict: str
+    verdict: str  # the outcome in plain words, with the figures it rests on
 
 
 def mean(values: ArrayLike, axis: int = -1) -> Any:
@@ -260,9 +260,9 @@ def compare(
     final = paired_difference(*ends, n=n, seed=seed)
     average = paired_difference(*ends, mean, n=n, seed=seed)
     facts = (
-        f"paired difference of the final normalised return {final.iqm:+.3f}"
+        f"Paired difference of the final normalised return: interquartile mean {final.iqm:+.3f}"
         f"{_range(final)}, mean {average.iqm:+.3f}{_range(average)}; "
-        f"{n_run} run{'s' * (n_run != 1)} each, {n_task} held-out task{'s' * (n_task != 1)}"
+        f"{n_run} run{'s' * (n_run != 1)} each, {n_task} held-out task{'s' * (n_task != 1)}."
     )
     if n_run < MIN_RUNS:
         outcome = "too few runs"
@@ -284,7 +284,7 @@ def compare(
         final_mean=average,
         probability_of_improvement=probability_of_improvement(*ends, n=n, seed=seed),
         outcome=outcome,
-        verdict=f"{said} ({facts}).",
+        verdict=f"{said}. {facts}",
     )
 
 
@@ -341,4 +341,4 @@ def _divide(total: NDArray[Any], count: NDArray[Any]) -> Floats:
 def _range(interval: Interval) -> str:
     if not np.isfinite(interval.low):
         return ""
-    return f" (95 % interval {interval.low:+.3f} to {interval.high:+.3f})"
+    return f" (95 % {interval.low:+.3f} to {interval.high:+.3f})"

@@ -1,0 +1,405 @@
+"""The comparison of trained methods as one self-contained page, a table, and a summary for scripts.
+
+``load_runs`` and ``summarise_source`` (``results``) read what training and collection left behind,
+``analyse`` turns it into intervals and verdicts, ``build_report`` writes them down, ``terminal_table``
+prints them. Every method is compared with the first one.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from compressed_ad import plots, stats
+from compressed_ad.analysis import METRICS, Analysis, analyse, convergence
+from compressed_ad.results import MethodRuns, SourceSummary, load_runs, summarise_source
+from compressed_ad.stats import Interval
+
+__all__ = [
+    "Analysis",
+    "MethodRuns",
+    "Protocol",
+    "Report",
+    "SourceSummary",
+    "analyse",
+    "build_report",
+    "load_runs",
+    "summarise_source",
+    "terminal_table",
+]
+
+Floats = NDArray[np.float64]
+
+IN_CONTEXT = ("final", "auc", "found_by_10", "found", "success_given_found")
+STAGES = ("collect", "mark", "train", "evaluate", "report")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How the methods were trained and judged, as far as the runs do not tell it themselves."""
+
+    family: str
+    split: Mapping[str, Sequence[int]]  # "train", "validation", "heldout": task ids
+    transforms: Sequence[str]
+    budget: Mapping[str, Any]  # gradient steps, batch size, ... the same for all methods
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where the report lies, and what it says."""
+
+    index: Path
+    summary: dict[str, Any]
+    analysis: Analysis
+
+
+# ---------------------------------------------------------------- figures
+
+
+def _figures(
+    methods: Sequence[MethodRuns], analysis: Analysis, source: SourceSummary | None, seed: int
+) -> Iterator[tuple[str, str, Figure]]:
+    """(file name, caption, figure) in the order of the page."""
+    final = {name: stats.final_return(curves) for name, curves in analysis.curves.items()}
+    if all(np.isfinite(values).any() for values in final.values()):
+        yield from _result_figures(methods[0], analysis, final, source, seed)
+    if any(run for m in methods for run in m.metrics):
+        yield (
+            "training",
+            "Training and validation. Thin lines are runs, thick lines their mean.",
+            plots.training_curves({m.name: m.metrics for m in methods}),
+        )
+    if source is not None:
+        yield from _history_figures(source)
+
+
+def _result_figures(
+    base: MethodRuns, analysis: Analysis, final: dict[str, Floats], source: SourceSummary | None, seed: int
+) -> Iterator[tuple[str, str, Figure]]:
+    learning, rows = None, _rows(source, base.task_ids)
+    if source is not None and rows is not None:
+        own = stats.normalise(source.returns[rows], base.random, analysis.optimal)
+        learning = stats.mean(own, axis=0)
+    source_name = source.name if source is not None else "source"
+    bands = {name: stats.bootstrap_curve(curves, seed=seed) for name, curves in analysis.curves.items()}
+    yield (
+        "in_context",
+        "In-context return on the held-out tasks. The weights are frozen; what improves is what the model "
+        f"makes of its growing context. 0 is the uniformly random policy, 1 is {analysis.scale}. The band "
+        "covers new training seeds and new tasks. The source algorithm is shown as it learns the same tasks "
+        "from scratch (mean over its streams and the tasks).",
+        plots.in_context_curves(bands, source=learning, source_name=source_name),
+    )
+    for key, comparison in zip(analysis.differences, analysis.comparisons, strict=True):
+        enough = comparison.n_run >= stats.MIN_RUNS
+        yield (
+            f"difference_{comparison.b}",
+            f"{comparison.b} minus {comparison.a}, paired by seed and task: interquartile mean and 95 % "
+            + ("interval, orange where it excludes 0." if enough else "interval (too few runs to judge)."),
+            plots.difference_intervals(
+                [(METRICS[m], analysis.differences[key][m]) for m in IN_CONTEXT],
+                title=f"{comparison.b} minus {comparison.a}",
+                highlight=enough,
+            ),
+        )
+    labels = [_task_label(source, int(task)) for task in base.task_ids]
+    yield (
+        "per_task",
+        f"Final return of every held-out task. Never solved: below {plots.NEVER_SOLVED:g} for every method.",
+        plots.per_task_scatter(final, labels),
+    )
+    if source is not None and rows is not None and _is_grid(source.tasks):
+        panels: dict[str, Floats] = {f"{source.name} at the end of training": _final_source(source)}
+        for name, values in final.items():
+            panels[name] = np.full(len(source.task_ids), np.nan)
+            panels[name][rows] = values.mean(axis=0)
+        yield (
+            "goal_map",
+            "Final return by goal. Thick frames: held-out goals; dashed: validation goals; grey: not judged.",
+            plots.goal_map(source.tasks, panels, source.kinds),
+        )
+    levels = np.linspace(0, 1, 51)
+    yield (
+        "performance_profile",
+        "How many runs and tasks end above each level.",
+        plots.performance_profile(
+            {name: stats.performance_profile(v, levels, seed=seed) for name, v in final.items()}, levels
+        ),
+    )
+
+
+def _history_figures(source: SourceSummary) -> Iterator[tuple[str, str, Figure]]:
+    if source.returns.shape[1]:
+        yield (
+            "source_learning",
+            "The learning histories that the models imitate, all tasks of all parts of the split.",
+            plots.learning_curves(
+                source.returns, name=source.name, optimal=source.optimal, random=source.random
+            ),
+        )
+    if source.trace is not None and np.isfinite(source.trace.probs).any():
+        trace = source.trace
+        yield (
+            "probability_trace",
+            "Probability of the executed action under the policy that chose it, and the marked segments: the "
+            "stretch of one stream that is marked most nearly by half.",
+            plots.probability_trace(
+                trace.probs,
+                trace.mask,
+                threshold=source.threshold,
+                episode_end=trace.episode_end,
+                first_step=trace.first_step,
+                title=trace.label,
+            ),
+        )
+    if source.marked_by_phase is not None:
+        yield (
+            "marked_fraction",
+            "Share of marked steps by tenth of the source algorithm's training.",
+            plots.marked_fraction(source.marked_by_phase),
+        )
+
+
+def _rows(source: SourceSummary | None, task_ids: NDArray[Any]) -> list[int] | None:
+    """Where ``task_ids`` stand among the source's tasks; None unless each has a learning curve there."""
+    if source is None or source.returns.shape[1] == 0 or not np.isin(task_ids, source.task_ids).all():
+        return None
+    place = {int(task): row for row, task in enumerate(source.task_ids)}
+    return [place[int(task)] for task in task_ids]
+
+
+def _final_source(source: SourceSummary) -> Floats:
+    known = np.where(np.isnan(source.optimal), source.returns.max(axis=1), source.optimal)
+    return stats.final_return(stats.normalise(source.returns, source.random, known))
+
+
+def _is_grid(tasks: NDArray[Any]) -> bool:
+    whole = tasks.ndim == 2 and tasks.shape[1] == 2 and tasks.dtype.kind in "iu" and (tasks >= 0).all()
+    return bool(whole and tasks.max(initial=0) < 64)
+
+
+def _task_label(source: SourceSummary | None, task: int) -> str:
+    if source is None or source.tasks.shape[1] > 4 or task not in source.task_ids:
+        return f"task {task}"
+    parameters = source.tasks[np.flatnonzero(source.task_ids == task)[0]]
+    return "(" + ", ".join(f"{p:g}" for p in parameters) + ")"
+
+
+# ---------------------------------------------------------------- the report
+
+
+def build_report(
+    out: Path,
+    methods: Sequence[MethodRuns],
+    *,
+    protocol: Protocol,
+    source: SourceSummary | None = None,
+    seconds: Mapping[str, float] | None = None,
+    commands: Sequence[str] = (),
+    provenance: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
+    title: str = "AD and Compressed AD",
+    seed: int = 0,
+) -> Report:
+    """Write ``index.html``, ``table.csv``, ``summary.json`` and ``figures/*.png`` into the folder ``out``.
+
+    Args:
+        methods: the first one is what the others are compared with.
+        protocol: what was held equal; printed, and part of the summary.
+        source: what the page shows of the histories; left out if None.
+        seconds: wall time of the stages "collect", "mark", "train", "evaluate".
+        commands: that made these results, in order.
+        provenance: versions, hardware, revision, hashes.
+        notes: further caveats, one sentence each.
+        seed: of the resampling.
+    """
+    started = time.perf_counter()
+    analysis = analyse(methods, source, seed=seed)
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    shown, files = [], set[str]()
+    for number, (name, caption, figure) in enumerate(_figures(methods, analysis, source, seed), start=1):
+        plain = "".join(c if c.isalnum() or c in "_-" else "_" for c in name)[:80]
+        file = f"{plain}.png" if plain not in files else f"{plain}_{number}.png"
+        files.add(plain)
+        _write(out / "figures" / file, plots.figure_to_png(figure))
+        image = base64.b64encode(plots.figure_to_svg(figure)).decode()
+        shown.append({"number": number, "caption": caption, "image": f"data:image/svg+xml;base64,{image}"})
+    times: dict[str, float | None] = {stage: (seconds or {}).get(stage) for stage in STAGES}
+    times["report"] = time.perf_counter() - started
+    times["total"] = sum(value for value in times.values() if value is not None)
+    summary = _summary(methods, analysis, source, protocol, times)
+    page = _template().render(
+        title=title,
+        analysis=analysis,
+        header=_header(analysis),
+        table=_cells(analysis),
+        convergence=convergence(methods),
+        figures=shown,
+        marking=source.marking if source is not None else None,
+        protocol=_protocol_rows(protocol, methods, analysis),
+        seconds=[(stage, f"{value:,.1f} s") for stage, value in times.items() if value is not None],
+        commands=commands,
+        provenance=provenance or {},
+        fewest=min(len(m.seeds) for m in methods),
+        min_runs=stats.MIN_RUNS,
+        transforms=protocol.transforms,
+        notes=notes,
+    )
+    _write(out / "table.csv", _csv(analysis).encode())
+    _write(out / "summary.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+    _write(out / "index.html", page.encode())
+    return Report(out / "index.html", summary, analysis)
+
+
+def _template() -> jinja2.Template:
+    text = resources.files("compressed_ad").joinpath("templates/report.html.j2").read_text("utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(text)
+
+
+def _summary(
+    methods: Sequence[MethodRuns],
+    analysis: Analysis,
+    source: SourceSummary | None,
+    protocol: Protocol,
+    seconds: Mapping[str, float | None],
+) -> dict[str, Any]:
+    marking = None
+    if source is not None and source.marking is not None:
+        names = ("total_steps", "compressed_steps", "compression_ratio")
+        marking = {name: getattr(source.marking, name) for name in names}
+
+    def plain(table: dict[str, dict[str, Interval]]) -> dict[str, Any]:
+        return {name: {key: vars(interval) for key, interval in row.items()} for name, row in table.items()}
+
+    content: dict[str, Any] = {
+        "verdict": analysis.verdict,
+        "methods": plain(analysis.methods),
+        "differences": plain(analysis.differences),
+        "marking": marking,
+        "seconds": dict(seconds),
+        "protocol": {
+            "family": protocol.family,
+            "split": {part: [int(i) for i in ids] for part, ids in protocol.split.items()},
+            "seeds": {name: list(seeds) for name, seeds in analysis.seeds.items()},
+            "episodes": int(methods[0].returns.shape[-1]),
+            "rollouts": int(methods[0].returns.shape[2]),
+            "transforms": list(protocol.transforms),
+            "budget": dict(protocol.budget),
+        },
+    }
+    return _strict(content)  # type: ignore[no-any-return]
+
+
+def _strict(value: Any) -> Any:
+    """``value`` with NaN and infinity as None, arrays and tuples as lists: what strict JSON can hold."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _cells(analysis: Analysis) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(metric, [(value, interval) per method and difference]) as text."""
+    rows = []
+    for key, label in METRICS.items():
+        cells = [(_number(row[key].iqm), _span(row[key])) for row in analysis.methods.values()]
+        cells += [(_number(row[key].iqm, "+"), _span(row[key], "+")) for row in analysis.differences.values()]
+        rows.append((label, cells))
+    mean = [(_number(row["final"]), "") for row in analysis.means.values()]
+    mean += [(_number(c.final_mean.iqm, "+"), _span(c.final_mean, "+")) for c in analysis.comparisons]
+    rows.insert(1, ("Final normalised return, plain mean over runs and tasks", mean))
+    return rows
+
+
+def _header(analysis: Analysis) -> list[str]:
+    return [*analysis.methods, *(f"{c.b} − {c.a}" for c in analysis.comparisons)]
+
+
+def _number(value: float, sign: str = "") -> str:
+    return f"{value:{sign}.3f}" if math.isfinite(value) else "–"
+
+
+def _span(interval: Interval, sign: str = "") -> str:
+    low, high = interval.low, interval.high
+    return f"{_number(low, sign)} to {_number(high, sign)}" if math.isfinite(low) else ""
+
+
+def _csv(analysis: Analysis) -> str:
+    text = io.StringIO()
+    write = csv.writer(text, lineterminator="\n").writerow
+    write(["kind", "name", "metric", "iqm", "low", "high", "mean", "runs", "tasks"])
+    n_task = len(analysis.optimal)
+    for name, row in analysis.methods.items():
+        for key, i in row.items():
+            n_run = len(analysis.seeds[name])
+            write(["method", name, key, i.iqm, i.low, i.high, analysis.means[name][key], n_run, n_task])
+    for (name, row), comparison in zip(analysis.differences.items(), analysis.comparisons, strict=True):
+        for key, i in row.items():
+            average = comparison.final_mean.iqm if key == "final" else ""
+            write(["difference", name, key, i.iqm, i.low, i.high, average, comparison.n_run, n_task])
+    return text.getvalue()
+
+
+def _protocol_rows(
+    protocol: Protocol, methods: Sequence[MethodRuns], analysis: Analysis
+) -> list[tuple[str, str]]:
+    _, n_task, n_rollout, n_episode = methods[0].returns.shape
+    split = ", ".join(f"{len(ids)} {part}" for part, ids in protocol.split.items())
+    held = ", ".join(str(int(i)) for i in methods[0].task_ids)
+    return [
+        ("Task family", protocol.family),
+        ("Split (tasks)", split),
+        ("Judged on tasks", held if n_task <= 40 else f"{n_task} tasks"),
+        ("Training seeds", "; ".join(f"{m}: {', '.join(map(str, s))}" for m, s in analysis.seeds.items())),
+        ("In-context evaluation", f"{n_episode} episodes, {n_rollout} rollouts per task and run"),
+        ("Final", f"mean of the last {stats.final_episodes(n_episode)} of {n_episode} episodes"),
+        ("History transforms", ", ".join(protocol.transforms) or "none"),
+        *((key.replace("_", " ").capitalize(), str(value)) for key, value in protocol.budget.items()),
+    ]
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace ``path`` in one step, so that a reader never meets half a file."""
+    aside = path.with_name(path.name + ".tmp")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def terminal_table(analysis: Analysis) -> Group:
+    """The comparison for the end of ``cad run``: IQM with interval, paired differences, the verdict."""
+    table = Table(title="Held-out tasks: interquartile mean, 95 % interval", title_justify="left")
+    table.add_column("", min_width=20)
+    for name in _header(analysis):
+        table.add_column(Text(name, justify="right"), justify="right", overflow="fold")
+    for label, cells in _cells(analysis):
+        table.add_row(Text(label), *(Text(f"{value}\n{span}".rstrip()) for value, span in cells))
+    return Group(table, Text(analysis.verdict))
