@@ -7,10 +7,11 @@ part reads only its own class.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from compressed_ad.errors import ConfigError, nearest
@@ -20,12 +21,13 @@ Fraction = Annotated[float, Ge(0), Le(1)]
 BelowOne = Annotated[float, Ge(0), Lt(1)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
+NonNegativeInt = Annotated[int, Ge(0)]
 
 
 class Settings(BaseModel):
     """Base of every section: frozen, and strict about unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 S = TypeVar("S", bound=Settings)
@@ -41,15 +43,20 @@ def validated(kind: type[S], values: Mapping[str, Any], where: str) -> S:
 
 def problems(kind: type[Settings], error: ValidationError) -> Iterator[str]:
     """One line for each mistake in a validation error: the key, what is wrong, the nearest known key."""
+    return (text for _, text in located_problems(kind, error))
+
+
+def located_problems(kind: type[Settings], error: ValidationError) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The same with the path of the key that each line is about."""
     for mistake in error.errors():
-        path = [str(part) for part in mistake["loc"]]
+        path = tuple(str(part) for part in mistake["loc"])
         key = ".".join(path)
         if mistake["type"] == "extra_forbidden":
-            yield f"unknown key {key!r}{nearest(path[-1], _keys(kind, path[:-1]))}"
+            yield path, f"unknown key {key!r}{nearest(path[-1], _keys(kind, list(path[:-1])))}"
         else:
             message = mistake["msg"].removeprefix("Value error, ")
             got = "" if mistake["type"] in ("missing", "value_error") else f", got {mistake['input']!r}"
-            yield f"{key}: {message}{got}" if key else message
+            yield path, f"{key}: {message}{got}" if key else message
 
 
 def _keys(kind: type[BaseModel], path: list[str]) -> list[str]:
@@ -61,6 +68,10 @@ def _keys(kind: type[BaseModel], path: list[str]) -> list[str]:
             return []
         kind = inner
     return list(kind.model_fields)
+
+
+MODEL_NAMES = ("AD", "CompressedAD", "CompressedADv2")
+"""The registered models, so that a wrong name is found without importing torch."""
 
 
 class Architecture(Settings):
@@ -135,3 +146,107 @@ class Optimisation(Settings):
 
 class ModelConfig(Architecture, Optimisation):
     """The flat section of a model file such as ``config/model/ad_dr.yaml``."""
+
+
+class EnvSettings(Settings):
+    """The task family, and which of its tasks train, choose and judge."""
+
+    family: str = Field("darkroom", description="task family (cad list families), or module:attribute")
+    kwargs: dict[str, Any] = Field(default_factory=dict, description="parameters of the family")
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9_.]+$", description="name in file names; default: the family's"
+    )
+    n_task: Count | None = Field(None, description="so many of the tasks, drawn at random; default: all")
+    train: Count | None = Field(None, description="training tasks; default: those that remain")
+    validation: Annotated[int, Ge(0)] | None = Field(
+        None, description="validation tasks, which choose; default: a tenth"
+    )
+    heldout: Count | None = Field(None, description="held-out tasks, which judge; default: a tenth")
+    split_seed: NonNegativeInt | None = Field(None, description="seed of the split; default: seed")
+    training_tasks: tuple[NonNegativeInt, ...] | None = Field(
+        None, description="train models on these training tasks only; default: all of them"
+    )
+
+    @property
+    def short_name(self) -> str:
+        """The name in file names."""
+        return self.name or re.sub(r"[^A-Za-z0-9_.]+", "_", self.family)
+
+
+class AlgorithmSettings(Settings):
+    """The source algorithm whose learning is recorded."""
+
+    learner: str = Field("ppo", description="ppo, sb3:ALGORITHM or module:attribute")
+    n_learner: Count = Field(10, description="independent learners per task")
+    n_stream: Count = Field(1, description="parallel environments of each learner, which share its policy")
+    n_timesteps: Count = Field(8000, description="environment steps of each stream")
+    learner_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="hyper-parameters of the learner (cad list learners)"
+    )
+    n_process: Count | None = Field(None, description="parallel processes; default: the number of cores")
+
+
+class MarkerSettings(Settings):
+    """How steps of the histories are marked."""
+
+    marker: str = Field("threshold", description="marker (cad list markers), or module:attribute")
+    on_policy_threshold: Fraction = Field(0.7, description="least action probability of a marked step")
+    compression_window: Count = Field(10, description="least steps of a marked segment")
+    params: dict[str, Any] = Field(default_factory=dict, description="other parameters of the marker")
+
+
+class EvaluationSettings(Settings):
+    """In-context evaluation on the held-out tasks, and on the validation tasks while training."""
+
+    episodes: Count = Field(50, description="in-context episodes")
+    rollouts: Count = Field(8, description="rollouts per held-out task")
+    temperature: Positive = Field(1.0, description="of the model's action distribution")
+    sample: bool = Field(True, description="sample actions; false: the most likely one")
+    context: Literal["refill", "sliding"] = Field(
+        "refill", description="a full context drops its older half, or one step at a time (exact, slow)"
+    )
+    marks: Literal["off", "self", "prompt"] = Field("off", description="border marks shown while playing")
+    checkpoint: Literal["best", "last"] = Field(
+        "best", description="which weights are judged: best on the validation tasks, or last"
+    )
+    imitation_windows: Count = Field(
+        512, description="windows of held-out histories for accuracy and cross-entropy"
+    )
+
+
+class ComparisonSettings(Settings):
+    """Which methods are compared, and on how many training runs each."""
+
+    methods: Annotated[tuple[str, ...], MinLen(1)] = Field(
+        ("AD", "CompressedAD"), description="models; all are compared with the first"
+    )
+    runs: Count = Field(3, description="training seeds per method: seed, seed + 1, ...")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> ComparisonSettings:
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"methods {list(self.methods)} names a model twice")
+        return self
+
+
+class Config(Settings):
+    """Everything that determines a run."""
+
+    env: EnvSettings = EnvSettings()
+    algorithm: AlgorithmSettings = AlgorithmSettings()
+    marker: MarkerSettings = MarkerSettings()
+    model: ModelConfig = ModelConfig()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    comparison: ComparisonSettings = ComparisonSettings()
+    seed: NonNegativeInt = Field(0, description="seed of the histories, the split and the first run")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models are trained")
+
+    @property
+    def split_seed(self) -> int:
+        """The seed of the split."""
+        return self.seed if self.env.split_seed is None else self.env.split_seed
+
+    @property
+    def seeds(self) -> range:
+        """Training seeds of the runs of each method."""
+        return range(self.seed, self.seed + self.comparison.runs)
