@@ -51,6 +51,7 @@ class Sequences:
     offsets: IntArray  # (Q + 1,)
     task: IntArray  # (Q,) index of the task in the history file
     learner: IntArray  # (Q,) learner within the task
+    entropy: AnyArray | None = None  # (M,) nats, of the acting policy; None where a history lacks it
 
     def __len__(self) -> int:
         return len(self.task)
@@ -85,7 +86,7 @@ class Sequences:
         per_step = {
             f.name: getattr(self, f.name)[steps]
             for f in fields(self)
-            if f.name not in ("offsets", "task", "learner")
+            if f.name not in ("offsets", "task", "learner") and getattr(self, f.name) is not None
         }
         offsets = np.concatenate([[0], np.cumsum(lengths[keep])])
         return Sequences(**per_step, offsets=offsets, task=task[keep], learner=learner[keep])
@@ -126,9 +127,13 @@ def from_histories(histories: Mapping[int, History]) -> Sequences:
         parts.setdefault("mask", []).append(
             np.zeros(history.rewards.size, bool) if mask is None else mask.reshape(flat)
         )
+        if history.entropy is not None:
+            parts.setdefault("entropy", []).append(history.entropy.reshape(flat))
         lengths += [history.n_step] * history.n_stream
         task += [index] * history.n_stream
         learner += history.learner.tolist()
+    if len(parts.get("entropy", [])) < len(histories):
+        parts.pop("entropy", None)
     return Sequences(
         **{name: np.concatenate(arrays) for name, arrays in parts.items()},
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),

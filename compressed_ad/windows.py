@@ -15,7 +15,7 @@ from torch import Tensor
 from compressed_ad.errors import HistoryError
 from compressed_ad.seeding import rng
 from compressed_ad.transforms import Sequences
-from compressed_ad.types import AnyArray, IntArray
+from compressed_ad.types import AnyArray, BoolArray, IntArray
 
 
 @dataclass(frozen=True)
@@ -130,12 +130,16 @@ class WindowSampler:
         start = np.where(at_begin, self.begin[outer], self.inner[inner])
         return start, np.where(at_begin, self.end[outer], self.inner_end[inner])
 
-    def batch(self, step: int) -> Batch:
-        """The windows of gradient step ``step``."""
+    def indices(self, step: int) -> tuple[IntArray, BoolArray]:
+        """Transition of each place in the windows of this step, and whether it is valid: both (B, L)."""
         start, end = self.starts(step)
         index = start[:, None] + np.arange(self.n_transit)
-        valid = index < end[:, None]
-        at = torch.from_numpy(np.minimum(index, end[:, None] - 1)).to(self.device)
+        return np.minimum(index, end[:, None] - 1), index < end[:, None]
+
+    def batch(self, step: int) -> Batch:
+        """The windows of gradient step ``step``."""
+        index, valid = self.indices(step)
+        at = torch.from_numpy(index).to(self.device)
         window = {name: array[at] for name, array in self.data.items()}
         for name in ("states", "actions", "next_states"):
             if not window[name].is_floating_point():
