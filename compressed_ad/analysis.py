@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from compressed_ad import stats
 from compressed_ad.errors import UsageError
-from compressed_ad.results import MethodRuns, SourceSummary, series
+from compressed_ad.results import MethodRuns, SourceSummary
 from compressed_ad.stats import Comparison, Interval
 
 Floats = NDArray[np.float64]
@@ -160,7 +160,7 @@ def convergence(methods: Sequence[MethodRuns]) -> list[list[str]]:
         ("validation_return", "validation return", 1),
         ("validation_excess_cross_entropy", "validation excess cross-entropy", -1),
     ):
-        recorded = {m.name: [series(run, key) for run in m.metrics] for m in methods}
+        recorded = {m.name: [stats.series(run, key) for run in m.metrics] for m in methods}
         last = [values[-1] for _, values in recorded[methods[0].name] if len(values)]
         if not last:
             continue

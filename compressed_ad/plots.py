@@ -21,8 +21,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
 from compressed_ad.markers import borders
-from compressed_ad.results import series
-from compressed_ad.stats import Interval
+from compressed_ad.stats import Interval, series
 from compressed_ad.types import AnyArray, BoolArray
 
 P = ParamSpec("P")
@@ -47,7 +46,6 @@ STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
-    "axes.labelsize": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#404040",
@@ -59,7 +57,6 @@ STYLE: dict[Any, Any] = {
     "ytick.color": "#404040",
     "legend.frameon": False,
     "lines.linewidth": 2.0,
-    "figure.facecolor": "white",
     "figure.constrained_layout.use": True,
     "svg.hashsalt": "compressed_ad",
     "text.parse_math": False,  # names may hold any character
@@ -89,6 +86,7 @@ def _render(figure: Figure, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format=kind, **options)
+    figure.set_layout_engine("none")  # what was laid out once need not be laid out again
     return buffer.getvalue()
 
 
@@ -106,12 +104,10 @@ def learning_curves(
     values = np.asarray(returns, dtype=np.float64)
     figure, axes = _axes(7.2, 3.6)
     episodes = np.arange(1, values.shape[1] + 1)
-    low, middle, high = (
-        np.quantile(values, 0.1, axis=0),
-        values.mean(axis=0),
-        np.quantile(values, 0.9, axis=0),
+    middle = values.mean(axis=0)
+    axes.fill_between(
+        episodes, *np.quantile(values, [0.1, 0.9], axis=0), color=SOURCE, alpha=0.18, linewidth=0
     )
-    axes.fill_between(episodes, low, high, color=SOURCE, alpha=0.18, linewidth=0)
     axes.plot(episodes, middle, color=SOURCE)
     labels = [(float(middle[-1]), name, SOURCE)]
     for level, word in ((optimal, "optimal"), (random, "random")):
@@ -140,29 +136,19 @@ def probability_trace(
     figure, axes = _axes(9.0, 3.4)
     steps = first_step + np.arange(len(values))
     edges = np.flatnonzero(np.diff(np.concatenate([[0], marked, [0]])))
-    for start, end in edges.reshape(-1, 2):
-        axes.axvspan(
-            first_step + start - 0.5, first_step + end - 0.5, color=COLOURS[4], alpha=0.28, linewidth=0
-        )
+    for start, end in edges.reshape(-1, 2) + first_step - 0.5:
+        axes.axvspan(start, end, color=COLOURS[4], alpha=0.28, linewidth=0)
     if episode_end is not None:
         for step in steps[np.asarray(episode_end, dtype=bool)]:
             axes.axvline(step + 0.5, ymax=0.04, color=MUTED, linewidth=1)
     axes.plot(steps, values, color=COLOURS[0], linewidth=1.1, marker=".", markersize=3)
     starts, ends = borders(marked)
     for places, symbol, label in ((starts, ">", r"<compress>"), (ends, "<", r"\compress>")):
-        axes.plot(
-            steps[places],
-            np.full(int(places.sum()), 1.07),
-            symbol,
-            color=COLOURS[1],
-            markersize=6,
-            label=label,
-        )
+        height = np.full(int(places.sum()), 1.07)
+        axes.plot(steps[places], height, symbol, color=COLOURS[1], markersize=6, label=label)
     if threshold is not None:
         axes.axhline(threshold, color=COLOURS[5], linestyle=(0, (4, 3)), linewidth=1)
-        axes.text(
-            1.005, threshold, f"threshold {threshold:g}", transform=axes.get_yaxis_transform(), va="center"
-        )
+        _beside(axes, threshold, f"threshold {threshold:g}")
     axes.set(
         xlabel="step of the stream" + ("" if episode_end is None else " (ticks inside: episode ends)"),
         ylabel="probability of the action",
@@ -224,9 +210,8 @@ def training_curves(metrics: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
             axes.plot([], [], color=COLOURS[i % 6], linestyle=LINES[i % 6], label=name)
         axes.set(xlabel="gradient step", ylabel=panels[key])
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if metrics:
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=len(metrics))
+    legend = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*legend, loc="outside upper left", ncols=max(1, len(metrics)))
     return figure
 
 
@@ -269,7 +254,7 @@ def per_task_scatter(scores: Mapping[str, ArrayLike], labels: Sequence[str]) -> 
     """Final normalised return per held-out task: scores (R, N) of each method, ``labels`` (N,).
 
     Left: the second method against the first. Right: every task by name, hardest first; small dots are
-    runs, large ones their mean. Tasks that no method solves are named in red.
+    runs, large ones their mean. Tasks that no method solves are named in orange.
     """
     names = list(scores)
     values = [np.asarray(score, dtype=np.float64) for score in scores.values()]
@@ -329,13 +314,11 @@ def goal_map(tasks: AnyArray, panels: Mapping[str, ArrayLike], kinds: Sequence[s
             if kind == "train":
                 continue
             line: Any = (2.2, "-") if kind == "heldout" else (1.4, (0, (2, 1)))
-            frame = Rectangle((x - 0.5, y - 0.5), 1, 1, linewidth=line[0], linestyle=line[1])
-            frame.set(fill=False, edgecolor="black")
-            axes.add_patch(frame)
+            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, lw=line[0], ls=line[1]))
             value = grid[y, x]
             if np.isfinite(value) and max(width, height) <= 12:
                 ink = "white" if value > 0.55 else "black"
-                axes.text(x, y, f"{abs(value):.1f}", ha="center", va="center", fontsize=7, color=ink)
+                axes.text(x, y, f"{value:z.1f}", ha="center", va="center", fontsize=7, color=ink)
         axes.set(xlabel="goal x", xticks=range(0, width, 2), yticks=range(0, height, 2))
         axes.grid(visible=False)
         axes.set_title(title)
@@ -374,15 +357,13 @@ def difference_intervals(
     for y, (_, interval) in zip(places, rows, strict=True):
         colour = COLOURS[1] if highlight and interval.excludes_zero() else COLOURS[0]
         if np.isfinite(interval.low):
-            axes.plot(
-                [interval.low, interval.high], [y, y], color=colour, linewidth=2.4, solid_capstyle="butt"
-            )
+            axes.hlines(y, interval.low, interval.high, color=colour, linewidth=2.4)
             text = f"{interval.iqm:+.3f}  ({interval.low:+.3f} to {interval.high:+.3f})"
         else:
             text = f"{interval.iqm:+.3f}" if np.isfinite(interval.iqm) else "not available"
         if np.isfinite(interval.iqm):
             axes.plot(interval.iqm, y, "o", color=colour, markersize=7)
-        axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center")
+        _beside(axes, y, text)
     axes.set_yticks(places, [label for label, _ in rows])
     reach = max([0.05, *(abs(x) for _, i in rows for x in (i.iqm, i.low, i.high) if np.isfinite(x))])
     axes.set(xlim=(-1.08 * reach, 1.08 * reach), ylim=(-0.6, len(rows) - 0.4), xlabel="paired difference")
@@ -414,12 +395,9 @@ def _end_labels(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
             heights[i] -= close[i] / 2
             heights[i + 1] += close[i] / 2
     for height, (_, text, colour) in zip(heights, shown, strict=True):
-        axes.text(
-            1.012,
-            float(height),
-            text,
-            color=colour,
-            transform=axes.get_yaxis_transform(),
-            va="center",
-            fontsize=10,
-        )
+        _beside(axes, float(height), text, colour)
+
+
+def _beside(axes: Axes, height: float, text: str, colour: str = "black") -> None:
+    """Write ``text`` right of the axes."""
+    axes.text(1.012, height, text, color=colour, transform=axes.get_yaxis_transform(), va="center")

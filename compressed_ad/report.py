@@ -30,21 +30,8 @@ from rich.text import Text
 
 from compressed_ad import plots, stats
 from compressed_ad.analysis import METRICS, Analysis, analyse, convergence
-from compressed_ad.results import MethodRuns, SourceSummary, load_runs, summarise_source
+from compressed_ad.results import MethodRuns, SourceSummary
 from compressed_ad.stats import Interval
-
-__all__ = [
-    "Analysis",
-    "MethodRuns",
-    "Protocol",
-    "Report",
-    "SourceSummary",
-    "analyse",
-    "build_report",
-    "load_runs",
-    "summarise_source",
-    "terminal_table",
-]
 
 Floats = NDArray[np.float64]
 

@@ -9,13 +9,14 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from compressed_ad.errors import RunDirectoryError, UsageError
+from compressed_ad.histories import HistoryFile
 from compressed_ad.marking import MarkingStatistics, marking_statistics
-from compressed_ad.types import AnyArray, BoolArray, FloatArray, History, IntArray, Split
+from compressed_ad.types import AnyArray, BoolArray, FloatArray, History, IntArray
 
 TRACE_STEPS = 200
 
@@ -62,33 +63,6 @@ class SourceSummary:
     marked_by_phase: FloatArray | None = None  # (N, phases)
     trace: Trace | None = None
     threshold: float | None = None  # of the marker, if it has one
-
-
-class HistorySource(Protocol):
-    """The part of a history file that ``summarise_source`` reads."""
-
-    @property
-    def split(self) -> Split:
-        """The stored split."""
-
-    @property
-    def task_ids(self) -> IntArray:
-        """(N,) tasks with a history."""
-
-    @property
-    def tasks(self) -> AnyArray:
-        """(N, P) their parameters."""
-
-    @property
-    def optimal_return(self) -> AnyArray | None:
-        """(N,) or None if unknown."""
-
-    @property
-    def random_return(self) -> AnyArray:
-        """(N,)."""
-
-    def load(self, ids: IntArray) -> Mapping[int, History]:
-        """Histories by task id."""
 
 
 # ---------------------------------------------------------------- run directories
@@ -194,56 +168,38 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and bool(np.isfinite(value))
-
-
-def series(run: Sequence[Mapping[str, Any]], key: str) -> tuple[FloatArray, FloatArray]:
-    """Steps and values (K,) of the rows that have a finite number under ``key``."""
-    points = [(row["step"], row[key]) for row in run if _number(row.get(key)) and _number(row.get("step"))]
-    table = np.array(points, dtype=np.float64).reshape(-1, 2)
-    return table[:, 0], table[:, 1]
-
-
 # ---------------------------------------------------------------- histories
 
 
-def summarise_source(file: HistorySource, name: str, *, threshold: float | None = None) -> SourceSummary:
-    """Learning curves, marks and a trace of all tasks of a history file; reads one task at a time.
-
-    ``name`` is the source algorithm's; ``threshold`` is drawn into the trace.
-    """
-    ids = np.asarray(file.task_ids)
+def summarise_source(file: HistoryFile) -> SourceSummary:
+    """Learning curves, marks and a trace of all tasks of a history file; reads one task at a time."""
+    name, ids = file.info.learner, file.task_ids
     curves: list[FloatArray] = []
     statistics: list[MarkingStatistics] = []
     shown: tuple[float, int] = (np.inf, -1)
-    for task in ids:
-        history = file.load(np.array([task]))[int(task)]
+    for task in ids.tolist():
+        history = file.load([task])[task]
         curves.append(episode_returns(history).mean(axis=0))
         if history.compression_mask is not None:
             statistics.append(marking_statistics([history.compression_mask]))
             # Shown is the task that is marked most nearly by half, so that both kinds of steps are seen.
-            shown = min(shown, (abs(statistics[-1].compression_ratio - 0.5), int(task)))
+            shown = min(shown, (abs(statistics[-1].compression_ratio - 0.5), task))
     n_episode = min(len(curve) for curve in curves)
-    optimal = file.optimal_return
-    parts = {part: set(getattr(file.split, part).tolist()) for part in ("validation", "heldout")}
-    marked = len(statistics) == len(ids)
+    parts = {"validation": set(file.split.validation.tolist()), "heldout": set(file.split.heldout.tolist())}
+    marked = bool(statistics)
+    parameters = {} if file.marking is None else file.marking["parameters"]
     return SourceSummary(
         name=name,
         task_ids=ids,
-        tasks=np.asarray(file.tasks),
-        kinds=tuple(
-            next((kind for kind, members in parts.items() if int(i) in members), "train") for i in ids
-        ),
-        random=np.asarray(file.random_return, dtype=np.float64),
-        optimal=np.full(len(ids), np.nan) if optimal is None else np.asarray(optimal, dtype=np.float64),
+        tasks=file.tasks[ids],
+        kinds=tuple(next((kind for kind, of in parts.items() if i in of), "train") for i in ids.tolist()),
+        random=file.random_return[ids],
+        optimal=np.full(len(ids), np.nan) if file.optimal_return is None else file.optimal_return[ids],
         returns=np.stack([curve[:n_episode] for curve in curves]),
         marking=_sum(statistics) if marked else None,
         marked_by_phase=np.array([s.ratio_by_phase for s in statistics]) if marked else None,
-        trace=_trace(file.load(np.array([shown[1]]))[shown[1]], f"{name}, task {shown[1]}")
-        if marked
-        else None,
-        threshold=threshold,
+        trace=_trace(file.load([shown[1]])[shown[1]], f"{name}, task {shown[1]}") if marked else None,
+        threshold=parameters.get("on_policy_threshold"),
     )
 
 

@@ -7,7 +7,7 @@ statistical precipice" (interquartile mean, probability of improvement, performa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,6 +147,14 @@ def steps_to_reach(steps: ArrayLike, values: ArrayLike, level: float) -> Floats:
     if places.size == 0:
         return np.full(reached.shape[:-1], np.nan)
     return np.where(reached.any(axis=-1), places[reached.argmax(axis=-1)], np.nan)
+
+
+def series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[Floats, Floats]:
+    """Steps and values (K,) of the rows of a ``metrics.jsonl`` that have a finite number under ``key``."""
+    points = [(row.get("step"), row.get(key)) for row in rows]
+    known = [point for point in points if all(isinstance(x, int | float) and np.isfinite(x) for x in point)]
+    table = np.array(known, dtype=np.float64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
 
 
 def hierarchical_bootstrap(

@@ -20,8 +20,10 @@ from rich.console import Console
 from compressed_ad import plots, stats
 from compressed_ad.analysis import METRICS, analyse, convergence
 from compressed_ad.errors import RunDirectoryError, UsageError
+from compressed_ad.histories import HistoryFile, HistoryWriter, remark
+from compressed_ad.history_header import HistoryInfo
 from compressed_ad.marking import marking_statistics
-from compressed_ad.report import Protocol, build_report, terminal_table
+from compressed_ad.report import Protocol, Report, build_report, terminal_table
 from compressed_ad.results import (
     MethodRuns,
     SourceSummary,
@@ -107,19 +109,12 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", "".join(self.words))
 
 
-@pytest.mark.parametrize(
-    ("n_run", "level", "begins"),
-    [
-        (3, 0.9, "CompressedAD is better than AD."),
-        (3, 0.3, "AD is better than CompressedAD."),
-        (1, 0.9, "Too few runs to compare"),
-    ],
-)
-def test_report_is_complete_and_self_contained(tmp_path: Path, n_run: int, level: float, begins: str) -> None:
-    methods = [method(n_run=n_run), method("CompressedAD", level, n_run, seed=1)]
-    report = build_report(
-        tmp_path / "report",
-        methods,
+@pytest.fixture(scope="module", params=[3, 1], ids=["three runs", "one run"])
+def report(request, tmp_path_factory) -> Report:
+    n_run = request.param
+    return build_report(
+        tmp_path_factory.mktemp("out") / "report",
+        [method(n_run=n_run), method("CompressedAD", 0.9, n_run, seed=1)],
         protocol=PROTOCOL,
         source=source(),
         seconds={"collect": 2.0, "train": 3.5},
@@ -127,30 +122,32 @@ def test_report_is_complete_and_self_contained(tmp_path: Path, n_run: int, level
         provenance={"python": "3.11"},
         notes=["A further note."],
     )
+
+
+def test_report_is_complete_and_self_contained(report: Report) -> None:
     page = Page(report.index.read_text("utf-8"))
+    n_run = report.analysis.comparisons[0].n_run
+    begins = "CompressedAD is better than AD." if n_run == 3 else "Too few runs to compare"
     assert report.summary["verdict"].startswith(begins)
     assert page.text.index(begins) < page.text.index("Final normalised return")
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     assert page.loads and all(load.startswith("data:image/svg+xml;base64,") for load in page.loads)
     for load in page.loads:
         assert b"</svg>" in base64.b64decode(load.split(",")[1])
-    drawn = sorted(path.stem for path in (tmp_path / "report" / "figures").glob("*.png"))
-    assert set(drawn) == {
+    folder = report.index.parent
+    assert {path.stem for path in (folder / "figures").glob("*.png")} == {
         *("in_context", "difference_CompressedAD", "per_task", "goal_map", "performance_profile"),
         *("training", "source_learning", "probability_trace", "marked_fraction"),
     }
-    assert len(page.loads) == len(drawn)
+    assert len(page.loads) == 9
     for phrase in ("cad run --preset smoke", "not on-policyness", "A further note.", "subsample(every=8)"):
         assert phrase in page.text
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(folder.rglob("*.tmp"))
 
 
-def test_summary_has_the_promised_keys(tmp_path: Path) -> None:
-    methods = [method(), method("CompressedAD", 0.9, seed=1)]
-    report = build_report(
-        tmp_path, methods, protocol=PROTOCOL, source=source(), seconds={"collect": 2.0, "train": 3.5}
-    )
-    summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+def test_summary_has_the_promised_keys(report: Report) -> None:
+    folder = report.index.parent
+    summary = json.loads((folder / "summary.json").read_text(), parse_constant=pytest.fail)
     assert summary == report.summary
     assert set(summary) == {"verdict", "methods", "differences", "marking", "seconds", "protocol"}
     metrics = {
@@ -173,14 +170,19 @@ def test_summary_has_the_promised_keys(tmp_path: Path) -> None:
     assert set(summary["seconds"]) == {"collect", "mark", "train", "evaluate", "report", "total"}
     assert summary["seconds"]["mark"] is None
     assert summary["seconds"]["total"] == pytest.approx(5.5 + summary["seconds"]["report"])
-    assert summary["protocol"]["seeds"] == {"AD": [0, 1, 2], "CompressedAD": [0, 1, 2]}
+    seeds = list(range(report.analysis.comparisons[0].n_run))
+    assert summary["protocol"]["seeds"] == {"AD": seeds, "CompressedAD": seeds}
     assert summary["protocol"]["episodes"] == 20
     assert summary["protocol"]["budget"] == {"steps": 100, "batch_size": 16}
 
-    rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
     assert len(rows) == 3 * len(METRICS)
     final = next(r for r in rows if r["kind"] == "difference" and r["metric"] == "final")
     assert float(final["iqm"]) == summary["differences"]["CompressedAD-AD"]["final"]["iqm"]
+
+
+def test_a_worse_method_is_called_worse() -> None:
+    assert analyse([method(), method("B", 0.3, seed=1)]).verdict.startswith("AD is better than B.")
 
 
 def test_what_is_unknown_is_null_and_the_rest_stands(tmp_path: Path) -> None:
@@ -383,41 +385,49 @@ def history(n_stream: int, n_step: int, generator: np.random.Generator) -> Histo
         action_probs=generator.random(shape).astype(np.float32),
         update=np.zeros(shape, np.int32),
         learner=np.zeros(n_stream, np.int32),
-        compression_mask=generator.random(shape) < np.linspace(0, 1, n_step),
     )
 
 
-class Histories:
-    """A history file in memory: four tasks, of which the last has fewer episodes."""
+def history_file(path: Path, marked: bool, optimal: np.ndarray | None = OPTIMAL) -> HistoryFile:
+    """Histories of four of the sixteen tasks of a family."""
+    spaces = {
+        "observation": {"kind": "multidiscrete", "nvec": [4, 4]},
+        "action": {"kind": "discrete", "n": 5},
+    }
+    info = HistoryInfo("darkroom", {}, spaces, 20, "PPO", {}, 0)
+    split = Split(train=np.array([1, 7]), validation=np.array([2]), heldout=np.array([4]))
+    writer = HistoryWriter(path, info, split, GRID, optimal, np.arange(16.0))
+    for task in (1, 2, 4, 7):
+        writer.append(task, history(3, 300, np.random.default_rng(task)))
+    writer.finish()
+    if marked:
+        remark(path, "threshold", {"on_policy_threshold": 0.4, "compression_window": 3})
+    return HistoryFile(path)
 
-    split = Split(train=np.array([0, 7]), validation=np.array([2]), heldout=np.array([4]))
-    task_ids = np.array([0, 2, 4, 7])
-    tasks = GRID[[0, 2, 4, 7]]
-    optimal_return = None
-    random_return = RANDOM[[0, 2, 4, 7]]
 
-    def __init__(self, marked: bool) -> None:
-        self.content = {i: history(3, 300, np.random.default_rng(i)) for i in (0, 2, 4, 7)}
-        if not marked:
-            self.content = {i: replace(h, compression_mask=None) for i, h in self.content.items()}
-
-    def load(self, ids: np.ndarray) -> dict[int, History]:
-        return {int(i): self.content[int(i)] for i in ids}
-
-
-def test_summarise_source_reads_what_the_report_shows() -> None:
-    file = Histories(marked=True)
-    summary = summarise_source(file, "PPO", threshold=0.7)
+def test_summarise_source_reads_what_the_report_shows(tmp_path: Path) -> None:
+    file = history_file(tmp_path / "a.hdf5", marked=True)
+    summary = summarise_source(file)
+    content = file.load().values()
+    assert summary.name == "PPO"
+    assert summary.task_ids.tolist() == [1, 2, 4, 7]
     assert summary.kinds == ("train", "validation", "heldout", "train")
-    lengths = [episode_returns(h).shape[1] for h in file.content.values()]
-    assert summary.returns.shape == (4, min(lengths))
-    masks = [h.compression_mask for h in file.content.values()]
-    assert summary.marking == marking_statistics(masks)
+    assert summary.tasks.tolist() == GRID[[1, 2, 4, 7]].tolist()
+    assert summary.random.tolist() == [1.0, 2.0, 4.0, 7.0]
+    assert summary.optimal.tolist() == OPTIMAL[[1, 2, 4, 7]].tolist()
+    assert summary.returns.shape == (4, min(episode_returns(h).shape[1] for h in content))
+    assert summary.returns[1, 0] == pytest.approx(episode_returns(file.load([2])[2])[:, 0].mean())
+    assert summary.marking == file.statistics()
     assert summary.marked_by_phase is not None and summary.marked_by_phase.shape == (4, 10)
+    assert summary.threshold == 0.4
     assert summary.trace is not None and len(summary.trace.probs) == 200
-    assert 0.3 < summary.trace.mask.mean() < 0.7
-    unmarked = summarise_source(Histories(marked=False), "PPO")
-    assert unmarked.marking is None and unmarked.trace is None
+    assert 0 < summary.trace.mask.mean() < 1
+
+
+def test_summarise_source_without_marks_and_optimum(tmp_path: Path) -> None:
+    summary = summarise_source(history_file(tmp_path / "b.hdf5", marked=False, optimal=None))
+    assert (summary.marking, summary.trace, summary.threshold) == (None, None, None)
+    assert np.isnan(summary.optimal).all()
 
 
 def test_figures_do_not_depend_on_global_state_and_are_reproducible() -> None:
