@@ -132,7 +132,8 @@ class HistoryWriter:
         """Merge all shards into the final file and remove them.
 
         ``marking`` is the provenance of masks that the appended histories already carry: ``marker``,
-        ``parameters``, ``seed`` and ``time``, as ``HistoryFile.marking`` gives it back.
+        ``parameters``, ``seed`` and ``time``, as ``HistoryFile.marking`` gives it back. If only some carry
+        masks, these are left out, and the file is one that is not marked yet.
         """
         if not self._finished:
             missing = sorted(set(self._header.task_ids.tolist()) - self.done_tasks())
@@ -157,9 +158,9 @@ class HistoryWriter:
         if len(shapes) > 1:
             raise HistoryError(f"{self.path}: tasks differ in (streams, steps): {shapes}")
         if masks and len(masks) < len(self._header.task_ids):
-            raise HistoryError(
-                f"{self.path}: only {len(masks)} of {len(self._header.task_ids)} tasks are marked"
-            )
+            for task in self._header.task_ids.tolist():
+                file[str(task)].pop("compression_mask", None)
+            masks = []
         file.attrs["total_steps"] = int(np.prod(next(iter(shapes)))) * len(self._header.task_ids)
         if masks:
             write_marking(file, marking_statistics(masks), marking)
@@ -204,7 +205,10 @@ def is_complete(path: str | Path, info: HistoryInfo) -> bool:
 
 
 class HistoryFile:
-    """A finished history file, for reading. Opening it verifies its checksum unless ``verify`` is False.
+    """A finished history file, for reading.
+
+    Opening it verifies its checksum; skip that (``verify=False``) only for a file that was just written or
+    verified, because HDF5 itself may crash on damaged metadata.
 
     Every error is a ``HistoryError`` that names file and cause: missing, empty, truncated, changed, foreign,
     of another format version, or of a shape that its size rules out. Nothing in a file is ever executed.

@@ -251,6 +251,19 @@ def test_masks_collected_with_the_histories_are_kept(tmp_path):
     assert file.statistics().compressed_steps == history.compression_mask.sum()
 
 
+def test_a_collection_marked_in_part_is_not_marked(tmp_path):
+    target = HistoryWriter(tmp_path / "h", INFO, Split([0, 2], [], []), TASKS, None, np.zeros(6))
+    target.append(0, make_history(0))
+    marked = make_history(2).with_mask(np.ones((3, 250), dtype=bool))
+    target.append(2, marked)
+    target.finish({"marker": "all", "parameters": {}, "seed": 0, "time": "now"})
+    file = HistoryFile(tmp_path / "h")
+    assert file.marking is None
+    assert_same(file.load()[2], make_history(2))
+    remark(tmp_path / "h", "all")
+    assert HistoryFile(tmp_path / "h").statistics().compression_ratio == 1
+
+
 # ---------------------------------------------------------------- resume
 
 
