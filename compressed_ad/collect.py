@@ -34,6 +34,7 @@ from compressed_ad.marking import (
     REQUIRED,
     apply_marker,
     check_marker,
+    find_marker,
     marker_name,
     marker_parameters,
     task_seed,
@@ -133,7 +134,7 @@ def collect(
 
     With ``n_process > 1`` blocks of ``block_size`` tasks are learned in spawned worker processes of one
     thread each, so a script must call this under ``if __name__ == "__main__":``. Workers end with the parent.
-    A block whose worker died is tried once more. Raises ``UsageError`` before anything is started;
+    A block whose worker died is tried once more, alone. Raises ``UsageError`` before anything is started;
     ``RunError`` when a worker dies twice; whatever the learner or the marker raises. Finished tasks are kept.
     """
     for name, count in (("n_timesteps", n_timesteps), ("n_learner", n_learner), ("n_stream", n_stream)):
@@ -142,7 +143,7 @@ def collect(
     _at_least_one("block_size", 1 if block_size is None else block_size)
     params = dict(marker_params or {})
     if marker is not None:
-        problems = check_marker(marker, **params)
+        problems = check_marker(find_marker(marker), **params)
         if problems:
             raise ConfigError(f"marker {marker_name(marker)!r}: {problem}" for problem in problems)
     all_tasks = family.tasks()
@@ -210,7 +211,7 @@ def _blocks(todo: IntArray, n_process: int, block_size: int | None) -> list[IntA
 
 
 class _Meter:
-    """Adds up progress: whole tasks that are done, and what running blocks have reported."""
+    """Adds up progress: whole tasks on disk, and what running blocks report (lost if their worker dies)."""
 
     def __init__(self, progress: TotalProgress, steps_per_task: int, n_task: int, n_done: int) -> None:
         self._progress, self._per_task, self._total = progress, steps_per_task, steps_per_task * n_task
@@ -231,10 +232,10 @@ class _Meter:
         self._running = running
         self._progress(min(self._done + running, self._total), self._total)
 
-    def finish(self, block: IntArray) -> None:
-        """A block is on disk."""
+    def finish(self, block: IntArray, running: int = 0) -> None:
+        """A block is on disk; the others that run have done ``running`` steps."""
         self._done += self._per_task * len(block)
-        self.show(0)
+        self.show(running)
 
 
 @dataclass(frozen=True)
@@ -292,21 +293,30 @@ def _run_in_workers(job: _Job, blocks: Sequence[IntArray], n_process: int, meter
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise UsageError(f"cannot be sent to worker processes ({error}); use n_process=1") from error
     lost = _pool(job, blocks, n_process, meter)
-    retried: set[int] = set()
     while lost:
-        done = job.writer.done_tasks()
-        again = sorted({task for block in lost for task in block.tolist()} & retried - done)
-        if again:
-            raise RunError(
-                f"the worker process of tasks {again} died twice without an error (killed? out of memory?); "
-                "finished tasks are kept: resume, perhaps with fewer processes or streams. "
-                "A script must call collect under if __name__ == '__main__'"
-            )
-        retried |= {task for block in lost for task in block.tolist()}
-        finished = [task for block in blocks for task in block.tolist() if task in done]
-        meter.restart(len(finished))
-        waiting = [np.setdiff1d(block, finished) for block in blocks]
-        lost = _pool(job, [block for block in waiting if len(block)], n_process, meter)
+        # One death takes down the whole pool: only alone does a block show whether it is the cause.
+        for block in lost:
+            left = _unfinished(job, [block])
+            meter.restart(_count(blocks) - _count(_unfinished(job, blocks)))
+            if left and _pool(job, left, 1, meter):
+                raise RunError(
+                    f"the worker process of tasks {left[0].tolist()} died twice without an error (killed? "
+                    "out of memory?); finished tasks are kept: resume, perhaps with fewer streams. "
+                    "A script must call collect under if __name__ == '__main__'"
+                )
+        left = _unfinished(job, blocks)
+        lost = _pool(job, left, n_process, meter) if left else []
+
+
+def _unfinished(job: _Job, blocks: Sequence[IntArray]) -> list[IntArray]:
+    """``blocks`` without the tasks that are on disk."""
+    done = sorted(job.writer.done_tasks())
+    left = [np.setdiff1d(block, done) for block in blocks]
+    return [block for block in left if len(block)]
+
+
+def _count(blocks: Sequence[IntArray]) -> int:
+    return sum(len(block) for block in blocks)
 
 
 def _pool(job: _Job, blocks: Sequence[IntArray], n_process: int, meter: _Meter) -> list[IntArray]:
@@ -331,7 +341,7 @@ def _pool(job: _Job, blocks: Sequence[IntArray], n_process: int, meter: _Meter) 
                     future.result()
                     slot, block = running.pop(future)
                     free.append(slot)
-                    meter.finish(block)
+                    meter.finish(block, sum(steps[slot] for slot, _ in running.values()))
                 meter.show(sum(steps[slot] for slot, _ in running.values()))
         except BrokenProcessPool:
             return [block for _, block in running.values()] or [waiting[0]]
