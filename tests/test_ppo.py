@@ -3,7 +3,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import probes
 import pytest
 import torch
 from gymnasium import spaces
@@ -14,6 +13,7 @@ from compressed_ad.learners import ppo_batch, ppo_kernels
 from compressed_ad.learners.ppo import BatchedPPO, PPOConfig
 from compressed_ad.seeding import rng
 from compressed_ad.tasks.gridworld import Darkroom, DarkroomLarge
+from tests import probes
 
 SPACES = [
     (spaces.MultiDiscrete([9, 9]), (64, 64)),  # numbered: repeated observations are grouped

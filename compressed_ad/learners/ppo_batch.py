@@ -141,12 +141,13 @@ def generalized_advantage(
     """
     advantage = np.empty_like(reward)
     running = np.zeros_like(last_value)
-    for t in range(len(reward) - 1, -1, -1):
-        goes_on = (~done[t]).astype(np.float32)
-        delta = reward[t] + gamma * goes_on * last_value - value[t]
-        running = delta + gamma * gae_lambda * goes_on * running
-        advantage[t], last_value = running, value[t]
-    return advantage, advantage + value
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller names the task whose numbers overflow
+        for t in range(len(reward) - 1, -1, -1):
+            goes_on = (~done[t]).astype(np.float32)
+            delta = reward[t] + gamma * goes_on * last_value - value[t]
+            running = delta + gamma * gae_lambda * goes_on * running
+            advantage[t], last_value = running, value[t]
+        return advantage, advantage + value
 
 
 class Encoder:
