@@ -91,8 +91,8 @@ def _result_figures(
         "in_context",
         "In-context return on the held-out tasks. The weights are frozen; what improves is what the model "
         f"makes of its growing context. 0 is the uniformly random policy, 1 is {analysis.scale}. The band "
-        f"covers {'new training seeds and ' if len(base.seeds) > 1 else ''}new tasks. The source algorithm is shown as it learns the same tasks "
-        "from scratch (mean over its streams and the tasks).",
+        f"covers {'new training seeds and ' if len(base.seeds) > 1 else ''}new tasks. The source algorithm "
+        "is shown as it learns the same tasks from scratch (mean over its streams and the tasks).",
         plots.in_context_curves(bands, source=learning, source_name=source_name),
     )
     for key, comparison in zip(analysis.differences, analysis.comparisons, strict=True):
