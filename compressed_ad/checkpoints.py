@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from compressed_ad.errors import CheckpointError
+from compressed_ad.files import write_atomically
 
 
 def digest(value: Any) -> str:
@@ -39,34 +39,13 @@ def digest(value: Any) -> str:
     return h.hexdigest()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``path`` so that at every moment it is absent, the old content or the whole new content."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"{path}: cannot be written ({error.strerror}); what was there is untouched"
-        ) from error
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def save(path: Path, content: Mapping[str, Any]) -> None:
     """Save tensors and plain data atomically, with their digest."""
     import io
 
     buffer = io.BytesIO()
     torch.save({**content, "digest": digest(content)}, buffer)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue(), CheckpointError)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -132,7 +111,7 @@ class CheckpointDirectory:
 
     def latest(self) -> tuple[dict[str, Any] | None, list[str]]:
         """The newest sound checkpoint, or None; and what was wrong with newer ones, one line each."""
-        damaged = []
+        damaged: list[str] = []
         for step in reversed(self.steps()):
             try:
                 return load(self.file(step)), damaged

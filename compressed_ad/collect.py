@@ -117,6 +117,7 @@ def collect(
     marker: str | Marker | None = "threshold",
     marker_params: Mapping[str, Any] | None = None,
     seed: int = 0,
+    split_seed: int | None = None,
     n_process: int = 1,
     block_size: int | None = None,
     resume: bool = False,
@@ -127,7 +128,8 @@ def collect(
 
     Each task gets ``n_learner * n_stream`` streams of ``n_timesteps`` transitions, marked by ``marker``
     (None: no mask). All tasks are collected, or a random ``n_task`` of them; the file numbers them from 0
-    and keeps the family's ids in its config (``task_ids``). They are split by ``split_tasks``.
+    and keeps the family's ids in its config (``task_ids``). They are split by ``split_tasks``
+    with ``split_seed`` (``seed`` if None).
     ``family_name``, ``family_kwargs`` and ``learner_config`` are stored so that both can be made again.
     What stands at ``path`` already is continued with ``resume`` (a finished file is left as it is, marks
     included), replaced with ``overwrite``, else refused with ``HistoryError``.
@@ -164,7 +166,10 @@ def collect(
         },
         seed=seed,
     )
-    split = split_tasks(len(tasks), seed, train=train, validation=validation, heldout=heldout)
+    split = split_tasks(
+        len(tasks), seed if split_seed is None else split_seed,
+        train=train, validation=validation, heldout=heldout,
+    )  # fmt: skip
     writer = HistoryWriter(
         path, info, split, tasks, family.optimal_return(tasks), family.random_return(tasks),
         resume=resume, overwrite=overwrite,
