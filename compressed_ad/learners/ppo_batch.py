@@ -64,22 +64,24 @@ def train(
     env = family.make(np.repeat(tasks, n_learner * n_stream, axis=0), np.concatenate(env_seeds))
     obs = env.reset()
     record: dict[str, AnyArray] = {}
-    # A table of the policy on every observation is cheaper where a rollout is longer than the table.
-    tabular = encoder.n_obs is not None and encoder.n_obs <= cfg.n_steps * n_stream
+    # Without a table, every version of the policy is asked twice per step, in tiles of a few rows.
+    asked = 2 * cfg.n_steps * (-(-n_stream // kernels.TILE_ROWS) * kernels.TILE_ROWS)
+    tabular = encoder.n_obs is not None and encoder.n_obs <= asked
+    policy = Policy(learners, encoder, shape, tabular)
 
     for number, start in enumerate(range(0, n_timesteps, cfg.n_steps)):
         n_step = min(cfg.n_steps, n_timesteps - start)
-        policy = Policy(learners, encoder, shape, tabular)
         rollout = Rollout(n_step, shape, obs)
         learned_reward = np.empty((n_step, *shape), np.float32)
         for t in range(n_step):
+            rollout.states[t] = obs  # a copy: the environment may reuse its array
             seen = policy.at(obs)
             kernels.sample(
                 learners.random, seen.log_probs, seen.rows, rollout.actions[t], rollout.log_prob[t]
             )
             rollout.entropy[t], rollout.value[t] = seen.pick(seen.entropy), seen.pick(seen.value)
             step = env.step(rollout.actions[t].reshape(-1) + first_action)
-            rollout.add(t, obs, step)
+            rollout.add(t, step)
             learned_reward[t] = rollout.rewards[t]
             if cfg.count_bonus:
                 successor = encoder.number(step.next_obs).reshape(shape)
@@ -103,9 +105,9 @@ def train(
             _check_finite(target.swapaxes(0, 1), family, who, f"returns from step {start}")
             learners.update(encoder, rollout, advantage, target)
             _check_finite(learners.params, family, who, f"PPO's weights after update {number}")
-            updated = Policy(learners, encoder, shape, tabular)
+            policy = Policy(learners, encoder, shape, tabular)
             for t in range(n_step):
-                seen = updated.at(rollout.states[t])
+                seen = policy.at(rollout.states[t])
                 rollout.log_prob_next[t] = seen.log_probs[learner_index, seen.rows, rollout.actions[t]]
         rollout.write(record, n_timesteps, start, number, first_action)
 
@@ -287,9 +289,9 @@ class Rollout:
         self.log_prob, self.entropy = np.empty(full, np.float32), np.empty(full, np.float32)
         self.log_prob_next = np.full(full, np.nan, np.float32)
 
-    def add(self, t: int, obs: AnyArray, step: Step) -> None:
-        """Keep step ``t``."""
-        self.states[t], self.next_states[t] = obs, step.next_obs
+    def add(self, t: int, step: Step) -> None:
+        """Keep what step ``t`` led to."""
+        self.next_states[t] = step.next_obs
         shape = self.rewards.shape[1:]
         self.rewards[t] = step.reward.reshape(shape)
         self.terminated[t], self.truncated[t] = step.terminated.reshape(shape), step.truncated.reshape(shape)
@@ -338,7 +340,15 @@ def layout(n_input: int, n_action: int, net_arch: tuple[int, ...]) -> kernels.Ne
     head_bias = at + (n_action + 1) * widths[-1]
     size = -(-(head_bias + n_action + 1) // line) * line
     return kernels.Net(
-        np.array(widths), np.array(weights), np.array(biases), at, head_bias, n_input, n_action, size
+        np.array(widths),
+        np.array(weights),
+        np.array(biases),
+        at,
+        head_bias,
+        max(widths),
+        n_input,
+        n_action,
+        size,
     )
 
 

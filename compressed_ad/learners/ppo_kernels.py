@@ -181,6 +181,41 @@ def _make_tile(epilogue: str) -> Any:
     return intrinsic(tile)
 
 
+@intrinsic
+def _transpose_block(typingctx, to, to_at, to_row, of, of_at, of_row):
+    """to[j, i] = of[i, j] for a block of WIDTH x WIDTH; flat float32 arrays by offset and row stride."""
+    i64 = types.int64
+    sig = types.void(to, i64, i64, of, i64, i64)
+
+    def codegen(context, builder, signature, args):
+        def vector_at(position, row):
+            array = cgutils.create_struct_proxy(signature.args[position])(
+                context, builder, value=args[position]
+            )
+            at = builder.add(
+                args[position + 1], builder.mul(args[position + 2], ir.Constant(ir.IntType(64), row))
+            )
+            return builder.bitcast(builder.gep(array.data, [at]), _VECTOR.as_pointer())
+
+        lines = [builder.load(vector_at(3, row), align=4) for row in range(WIDTH)]
+        step = WIDTH // 2
+        while step:  # swap the off-diagonal quarters of every 2 step x 2 step block
+            for low in (row for row in range(WIDTH) if not row & step):
+                a, b = lines[low], lines[low + step]
+                for at, order in (
+                    (low, [c + WIDTH - step if c & step else c for c in range(WIDTH)]),
+                    (low + step, [c + WIDTH if c & step else c + step for c in range(WIDTH)]),
+                ):
+                    mask = ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), order)
+                    lines[at] = builder.shuffle_vector(a, b, mask)
+            step //= 2
+        for row, line in enumerate(lines):
+            builder.store(line, vector_at(0, row), align=4)
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
 _tile = _make_tile("none")
 _tile_tanh = _make_tile("tanh")
 _tile_dtanh = _make_tile("dtanh")
@@ -202,6 +237,46 @@ def tanh_inplace(x):
         x[i] = y * p / q
 
 
+# Products C (M, N) of A (M, K) and B (K, N) in flat arrays, M and N multiples of the tile; arguments as in
+# ``_make_tile``. A may be read with any strides, B and C have contiguous rows.
+
+
+@_compile
+def _product(c, c_at, c_row, a, a_at, a_row, a_k, b, b_at, b_k, m, n, k):
+    for i in range(0, m, TILE_ROWS):
+        for j in range(0, n, TILE_COLUMNS):
+            _tile(c, c_at + i * c_row + j, c_row, a, a_at + i * a_row, a_row, a_k, b, b_at + j, b_k, c, 0, k)
+
+
+@_compile
+def _product_tanh(c, c_at, c_row, a, a_at, a_row, b, b_at, b_k, bias_at, m, n, k):
+    for i in range(0, m, TILE_ROWS):
+        for j in range(0, n, TILE_COLUMNS):
+            _tile_tanh(
+                c,
+                c_at + i * c_row + j,
+                c_row,
+                a,
+                a_at + i * a_row,
+                a_row,
+                1,
+                b,
+                b_at + j,
+                b_k,
+                b,
+                bias_at + j,
+                k,
+            )
+
+
+@_compile
+def _product_dtanh(c, c_at, c_row, a, a_at, a_row, b, b_k, h, m, n, k):
+    for i in range(0, m, TILE_ROWS):
+        for j in range(0, n, TILE_COLUMNS):
+            at = c_at + i * c_row + j
+            _tile_dtanh(c, at, c_row, a, a_at + i * a_row, a_row, 1, b, j, b_k, h, at, k)
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Networks
 
@@ -214,6 +289,7 @@ class Net(NamedTuple):
     biases: NDArray[np.int64]  # (n_layer,) offset of (2 width,)
     head: int  # offset of (n_action + 1, width): logits from the policy half, the value from the other
     head_bias: int  # offset of (n_action + 1,)
+    widest: int  # the largest of widths
     n_input: int  # rows of the first weight matrix, a multiple of TILE_ROWS
     n_action: int
     size: int  # length of the parameter vector
@@ -265,13 +341,12 @@ def _forward(net, p, features, rows, n, x, hidden, stride, out):
         tanh_inplace(hidden[: n * 2 * width])
     else:
         for u in range(n):
-            x[u * net.n_input : (u + 1) * net.n_input] = features.dense[rows[u]]
-        for i in range(0, padded, TILE_ROWS):
-            for j in range(0, 2 * width, TILE_COLUMNS):
-                _tile_tanh(
-                    hidden, i * 2 * width + j, 2 * width, x, i * net.n_input, net.n_input, 1,
-                    p, net.weights[0] + j, 2 * width, p, net.biases[0] + j, net.n_input,
-                )  # fmt: skip
+            for j in range(net.n_input):
+                x[u * net.n_input + j] = features.dense[rows[u], j]
+        _product_tanh(
+            hidden, 0, 2 * width, x, 0, net.n_input, p, net.weights[0], 2 * width, net.biases[0],
+            padded, 2 * width, net.n_input,
+        )  # fmt: skip
     for layer in range(1, len(net.widths)):
         before, width = net.widths[layer - 1], net.widths[layer]
         for half in range(2):
@@ -279,13 +354,21 @@ def _forward(net, p, features, rows, n, x, hidden, stride, out):
             target = layer * stride + half * width
             w_at = net.weights[layer] + half * before * width
             b_at = net.biases[layer] + half * width
-            for i in range(0, padded, TILE_ROWS):
-                for j in range(0, width, TILE_COLUMNS):
-                    _tile_tanh(
-                        hidden, target + i * 2 * width + j, 2 * width,
-                        hidden, source + i * 2 * before, 2 * before, 1,
-                        p, w_at + j, width, p, b_at + j, before,
-                    )  # fmt: skip
+            _product_tanh(
+                hidden,
+                target,
+                2 * width,
+                hidden,
+                source,
+                2 * before,
+                p,
+                w_at,
+                width,
+                b_at,
+                padded,
+                width,
+                before,
+            )
     last = (len(net.widths) - 1) * stride
     for u in range(n):
         for a in range(net.n_action + 1):
@@ -326,7 +409,7 @@ def evaluate(net, params, features, rows, log_probs, entropy, value):
     """
     n_learner, n_row = rows.shape
     capacity = (min(n_row, 128) + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
-    stride = capacity * 2 * net.widths.max()
+    stride = capacity * 2 * net.widest
     hidden = np.zeros(len(net.widths) * stride, np.float32)
     x = np.zeros(capacity * net.n_input if features.ones.shape[1] == 0 else 0, np.float32)
     out = np.empty((capacity, net.n_action + 1), np.float32)
@@ -442,23 +525,16 @@ def _backward(net, p, features, rows, n, x, hidden, stride, dout, delta, transpo
             source = (layer - 1) * stride + half * before
             target = layer * stride + half * width
             w_at = net.weights[layer] + half * before * width
-            for i in range(0, before, TILE_ROWS):
-                for j in range(0, width, TILE_COLUMNS):
-                    _tile(
-                        g, w_at + i * width + j, width, hidden, source + i, 1, 2 * before,
-                        delta, target + j, 2 * width, g, 0, n,
-                    )  # fmt: skip
-            for i in range(before):
-                row = p[w_at + i * width : w_at + (i + 1) * width]
-                for j in range(width):
-                    transposed[j * before + i] = row[j]
-            for i in range(0, padded, TILE_ROWS):
-                for j in range(0, before, TILE_COLUMNS):
-                    at = source + i * 2 * before + j
-                    _tile_dtanh(
-                        delta, at, 2 * before, delta, target + i * 2 * width, 2 * width, 1,
-                        transposed, j, before, hidden, at, width,
-                    )  # fmt: skip
+            _product(
+                g, w_at, width, hidden, source, 1, 2 * before, delta, target, 2 * width, before, width, n
+            )
+            for i in range(0, before, WIDTH):
+                for j in range(0, width, WIDTH):
+                    _transpose_block(transposed, j * before + i, before, p, w_at + i * width + j, width)
+            _product_dtanh(
+                delta, source, 2 * before, delta, target, 2 * width, transposed, before, hidden,
+                padded, before, width,
+            )  # fmt: skip
 
     width = net.widths[0]
     n_one = features.ones.shape[1]
@@ -472,12 +548,9 @@ def _backward(net, p, features, rows, n, x, hidden, stride, dout, delta, transpo
                 for j in range(2 * width):
                     gw[j] += z[j]
     else:
-        for i in range(0, net.n_input, TILE_ROWS):
-            for j in range(0, 2 * width, TILE_COLUMNS):
-                _tile(
-                    g, net.weights[0] + i * 2 * width + j, 2 * width, x, i, 1, net.n_input,
-                    delta, j, 2 * width, g, 0, n,
-                )  # fmt: skip
+        _product(
+            g, net.weights[0], 2 * width, x, 0, 1, net.n_input, delta, 0, 2 * width, net.n_input, 2 * width, n
+        )
 
 
 @_compile
@@ -552,17 +625,17 @@ def update(
     n_sample, n_action = n_step * n_stream, net.n_action
     batch_size = min(cfg.batch_size, n_sample)
     capacity = (batch_size + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
-    stride = capacity * 2 * net.widths.max()
+    stride = capacity * 2 * net.widest
     hidden = np.zeros(len(net.widths) * stride, np.float32)
     delta = np.zeros(len(net.widths) * stride, np.float32)
     x = np.zeros(capacity * net.n_input if features.ones.shape[1] == 0 else 0, np.float32)
-    transposed = np.empty(net.widths.max() ** 2, np.float32)
+    transposed = np.empty(net.widest**2, np.float32)
     out = np.empty((capacity, n_action + 1), np.float32)
     dout = np.empty((capacity, n_action + 1), np.float32)
     probs = np.empty((capacity, n_action), np.float32)
     g = np.zeros(net.size, np.float32)
     rows, group, of = np.empty(capacity, np.int64), np.empty(capacity, np.int64), np.empty(capacity, np.int64)
-    seen, place = np.full(len(features.ones), -1), np.zeros(len(features.ones), np.int64)
+    seen, place = np.zeros(len(features.ones), np.int64), np.zeros(len(features.ones), np.int64)
     order = np.empty(n_sample, np.int64)
     flat_ids, flat_action = np.empty(n_sample, np.int64), np.empty(n_sample, np.int64)
     flat_advantage, flat_target = np.empty(n_sample, np.float32), np.empty(n_sample, np.float32)
