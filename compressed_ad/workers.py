@@ -177,6 +177,8 @@ def _work(pipe: Connection, stop: Any) -> None:
 
 def _portable(error: BaseException) -> BaseException:
     """``error`` as it can travel between processes, with its traceback as a note."""
+    if isinstance(error, KeyboardInterrupt):
+        return KeyboardInterrupt()
     text = "".join(traceback.format_exception(error))
     try:
         copy: BaseException = pickle.loads(pickle.dumps(error))

@@ -1,0 +1,156 @@
+"""What there is to choose from, and whether this installation works: ``cad list`` and ``cad doctor``."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from compressed_ad.commands import Call
+from compressed_ad.config import show_value
+from compressed_ad.errors import RunError
+from compressed_ad.learners.base import LEARNER
+from compressed_ad.learners.ppo import PPOConfig
+from compressed_ad.markers import MARKER
+from compressed_ad.marking import REQUIRED, marker_parameters
+from compressed_ad.progress import print_lines
+from compressed_ad.run_directory import extras, hardware, revision, versions
+from compressed_ad.settings import MODEL_NAMES
+from compressed_ad.tasks.base import TASK_FAMILY
+from compressed_ad.transforms import DEPARTURES, TRANSFORM
+
+
+def listing(call: Call) -> None:
+    """``cad list``."""
+    kinds = [call.options.what] if call.options.what else list(LISTS)
+    for kind in kinds:
+        if len(kinds) > 1:
+            print_lines(f"{kind}:")
+        for name, words, parameters in LISTS[kind]():
+            print_lines(f"  {name:<18} {words}")
+            if parameters:
+                print_lines(f"  {'':<18} {parameters}")
+
+
+def _first_line(thing: Any) -> str:
+    return (inspect.getdoc(thing) or "").partition("\n")[0]
+
+
+def _call_parameters(thing: Any, *, keyword_only: bool = False) -> str:
+    parameters = [
+        p
+        for p in inspect.signature(thing).parameters.values()
+        if p.kind is p.KEYWORD_ONLY or (not keyword_only and p.kind is p.POSITIONAL_OR_KEYWORD)
+    ]
+    return _defaults((p.name, p.default) for p in parameters)
+
+
+def _defaults(pairs: Iterable[tuple[str, Any]]) -> str:
+    return ", ".join(
+        name if default is REQUIRED else f"{name}={show_value(default)}" for name, default in pairs
+    )
+
+
+Rows = list[tuple[str, str, str]]
+
+
+def _families() -> Rows:
+    return [(name, _first_line(f), _call_parameters(f)) for name, f in TASK_FAMILY.items()]
+
+
+def _learners() -> Rows:
+    own = ((name, field.default) for name, field in PPOConfig.model_fields.items())
+    rows = [
+        (name, _first_line(maker), _defaults(own) if name == "ppo" else _call_parameters(maker))
+        for name, maker in LEARNER.items()
+    ]
+    state = "" if extras()["sb3"] else " (not installed: pip install 'compressed-ad[sb3]')"
+    return [*rows, ("sb3:ALGORITHM", f"An algorithm of Stable-Baselines3, e.g. sb3:PPO{state}", "")]
+
+
+def _markers() -> Rows:
+    return [(n, _first_line(m), _defaults(marker_parameters(n).items())) for n, m in MARKER.items()]
+
+
+def _models() -> Rows:
+    from compressed_ad.models import MODEL
+
+    return [(name, _first_line(MODEL[name]), "") for name in MODEL_NAMES]
+
+
+def _transforms() -> Rows:
+    return [
+        (
+            name,
+            _first_line(transform) + (" (departs from pure AD)" if name in DEPARTURES else ""),
+            _call_parameters(transform, keyword_only=True),
+        )
+        for name, transform in TRANSFORM.items()
+    ]
+
+
+LISTS: Mapping[str, Callable[[], Rows]] = {
+    "families": _families,
+    "learners": _learners,
+    "markers": _markers,
+    "models": _models,
+    "transforms": _transforms,
+}
+
+
+# ---------------------------------------------------------------- doctor
+
+
+def doctor(call: Call) -> None:
+    """``cad doctor``."""
+    machine, problems = hardware(), list[str]()
+    print_lines("versions  " + ", ".join(f"{name} {version}" for name, version in versions().items()))
+    print_lines(f"revision  {revision() or 'not a git checkout'}")
+    print_lines(f"machine   {machine['processor']}, {machine['cores']} core(s), {machine['memory_gib']} GiB")
+    print_lines(f"device    {_device(problems)}")
+    for name, installed in extras().items():
+        print_lines(
+            f"extra     {name}: {'installed' if installed else f'not installed (compressed-ad[{name}])'}"
+        )
+    print_lines(f"kernels   {_kernels()}")
+    for folder in (Path(), Path("datasets"), Path("runs"), Path(tempfile.gettempdir())):
+        print_lines(f"folder    {folder.resolve()}: {_writable(folder, problems)}")
+    if problems:
+        raise RunError("\n".join(problems))
+    print_lines("all well")
+
+
+def _device(problems: list[str]) -> str:
+    try:
+        import torch
+    except ImportError as error:
+        problems.append(f"torch cannot be imported ({error})")
+        return "unknown"
+    if not torch.cuda.is_available():
+        return "cpu (no CUDA device)"
+    names = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+    return f"cuda: {', '.join(names)}"
+
+
+def _kernels() -> str:
+    source = Path(__file__).parent / "learners" / "ppo_kernels.py"
+    folder = Path(os.environ.get("NUMBA_CACHE_DIR", source.parent / "__pycache__"))
+    found = [
+        file for file in folder.rglob("ppo_kernels*.nbi") if file.stat().st_mtime > source.stat().st_mtime
+    ]
+    if found:
+        return f"compiled, cached in {folder}"
+    return "not compiled yet; the first collection takes about a minute longer"
+
+
+def _writable(folder: Path, problems: list[str]) -> str:
+    there = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return "writable" if there == folder.resolve() else "can be made"
+    except OSError as error:
+        problems.append(f"{there}: cannot be written to ({error.strerror})")
+        return "NOT writable"

@@ -1,0 +1,377 @@
+"""The command line ``cad COMMAND``: parses, reports mistakes, stops politely; ``commands`` do the work."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NoReturn
+
+from compressed_ad import about, commands
+from compressed_ad.config import PRESETS, SECTIONS, Request, describe, suggest
+from compressed_ad.errors import CompressedADError, ConfigError, UsageError
+from compressed_ad.progress import Display
+
+_OVERRIDE = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what it does, the sections of the configuration that it reads, its own options."""
+
+    run: Callable[[commands.Call], None]
+    help: str
+    sections: tuple[str, ...] = ()
+    options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    text: str = ""
+    common: tuple[str, ...] = field(default=("seed", "device", "dry-run"))
+
+
+def _out(default: str, what: str) -> Callable[[argparse.ArgumentParser], None]:
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--out", type=Path, metavar="DIR", help=f"{what} (default: {default})")
+
+    return add
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="output folder, continued if it is there (default: runs/PRESET)",
+    )
+
+
+def _collect_options(parser: argparse.ArgumentParser) -> None:
+    _out("datasets", "folder of the history file")(parser)
+    parser.add_argument("--resume", action="store_true", help="continue an unfinished collection")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+
+def _mark_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="history file")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write a marked copy (default: mark FILE itself)"
+    )
+
+
+def _inspect_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="history file")
+    parser.add_argument(
+        "--plot", type=Path, metavar="PNG", help="draw the action probabilities with the marked segments"
+    )
+    parser.add_argument("--task", type=int, default=0, help="task to draw (default: 0)")
+    parser.add_argument("--stream", type=int, default=0, help="stream to draw (default: 0)")
+    parser.add_argument("--first", type=int, default=0, metavar="STEP", help="first step drawn (default: 0)")
+    parser.add_argument("--steps", type=int, default=200, help="steps drawn (default: 200)")
+
+
+def _history_option(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--history", type=Path, metavar="FILE", help=f"history file (default: {default})")
+
+
+def _train_options(parser: argparse.ArgumentParser) -> None:
+    _history_option(parser, "datasets/history_..., as cad collect names it")
+    _out("runs", "folder of the run directory")(parser)
+    parser.add_argument("--resume", action="store_true", help="continue an unfinished run")
+
+
+def _evaluate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directories")
+    _history_option(parser, "the one that the run was trained on")
+    parser.add_argument("--overwrite", action="store_true", help="replace an evaluation with other settings")
+
+
+def _compare_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="evaluated run directories")
+
+
+def _report_options(parser: argparse.ArgumentParser) -> None:
+    _compare_options(parser)
+    _history_option(parser, "the one that the runs were trained on")
+    _out("report", "folder of the report")(parser)
+
+
+def _list_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "what", nargs="?", choices=list(about.LISTS), metavar="WHAT", help=", ".join(about.LISTS)
+    )
+
+
+COMMANDS = {
+    "run": Command(
+        commands.run,
+        "the main job: collect, mark, train, evaluate, compare, report",
+        tuple(SECTIONS),
+        _run_options,
+        "Does every stage of a preset and continues where it was interrupted. The output folder holds the\n"
+        "history file, one directory per training run, and report/index.html, table.csv, summary.json.",
+    ),
+    "collect": Command(
+        commands.collect,
+        "record the learning histories of source learners",
+        ("env", "algorithm", "marker"),
+        _collect_options,
+    ),
+    "mark": Command(
+        commands.mark,
+        "mark a history file anew, without collecting again",
+        ("marker",),
+        _mark_options,
+        common=("seed", "dry-run"),
+    ),
+    "inspect": Command(commands.inspect, "what is in a history file", (), _inspect_options, common=()),
+    "train": Command(
+        commands.train,
+        "train one model with one seed",
+        ("env", "model", "evaluation"),
+        _train_options,
+        "The task family and the split are those of the history file. Of the section evaluation only how\n"
+        "models play matters here, since the best checkpoint is chosen by in-context return.",
+    ),
+    "evaluate": Command(
+        commands.evaluate,
+        "judge trained runs on their held-out tasks",
+        ("evaluation",),
+        _evaluate_options,
+        "Settings that are not given are those of the run.",
+        common=("device", "dry-run"),
+    ),
+    "compare": Command(
+        commands.compare, "compare evaluated runs, in the terminal", (), _compare_options, common=()
+    ),
+    "report": Command(
+        commands.report, "compare evaluated runs, as an HTML page", (), _report_options, common=("dry-run",)
+    ),
+    "list": Command(about.listing, "names to choose from", (), _list_options, common=()),
+    "doctor": Command(about.doctor, "check this installation", common=()),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message[:1].lower()}{message[1:]} (see {self.prog} --help)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``cad`` and return its exit code: 0, 1 run-time error, 2 usage, 130 Ctrl-C, 143 SIGTERM."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    stop = Stop()
+    try:
+        with stop.listening():
+            job = parse(words, stop)
+            COMMANDS[job.name].run(job)
+    except CompressedADError as error:
+        if debug:
+            traceback.print_exc()
+        for line in str(error).splitlines():
+            print(f"cad: error: {line}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        print("cad: stopped; what was finished is kept", file=sys.stderr)
+        return 128 + (stop.signum or signal.SIGINT)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except SystemExit as error:  # argparse, after --help
+        return int(error.code or 0)
+    except Exception as error:  # a bug: say so, without burying the user
+        if debug:
+            traceback.print_exc()
+        print(
+            f"cad: error: internal error: {type(error).__name__}: {error} (--debug shows more)",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+class Stop:
+    """Ctrl-C and SIGTERM: usually an exception at once; inside ``politely`` a wish that work looks for."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._polite = False
+
+    def __call__(self) -> bool:
+        """True once a signal has come."""
+        return self.signum is not None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle signals inside; only possible in the main thread."""
+        try:
+            before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def politely(self) -> Iterator[None]:
+        """Work inside looks whether it should stop; a second signal does not wait for it."""
+        self._polite = True
+        try:
+            yield
+        finally:
+            self._polite = False
+        if self.signum is not None:
+            raise KeyboardInterrupt
+
+    def _hear(self, number: int, frame: Any) -> None:
+        first, self.signum = self.signum is None, number
+        if not (self._polite and first):
+            raise KeyboardInterrupt
+        print("\ncad: saving (once more to stop at once)", file=sys.stderr)
+
+
+# ---------------------------------------------------------------- parsing
+
+
+def parse(words: Sequence[str], stop: Stop) -> commands.Call:
+    """The job that ``words`` ask for; ``UsageError`` lists every option that is wrong."""
+    rest, overrides = _split_overrides(words)
+    parser = build_parser()
+    if not rest:
+        parser.print_help()
+        raise SystemExit(2)
+    options, unknown = parser.parse_known_args(rest)
+    command = COMMANDS[options.command]
+    problems = [
+        f"unknown option {word}{suggest(word[2:].partition('=')[0])}"
+        for word in unknown
+        if word.startswith("--")
+    ]
+    if not problems and unknown:
+        problems = [f"unexpected argument {word!r}" for word in unknown]
+    allowed = [*command.sections, *(name for name in ("seed", "device") if name in command.common)]
+    for key, _ in overrides:
+        section = key.partition(".")[0]
+        if section in SECTIONS and section not in allowed:
+            used = ", ".join(command.sections) or "no settings"
+            problems.append(
+                f"--{key}: cad {options.command} does not use the section {section} (it uses {used})"
+            )
+    if problems:
+        raise ConfigError(problems)
+    given = vars(options)
+    if not command.sections:
+        return commands.Call(options.command, options, None, Display(), stop, tuple(words))
+    for name in ("seed", "device"):
+        if given.get(name) is not None:
+            overrides.append((name, given[name]))
+    request = Request(
+        preset=options.preset,
+        files=tuple(options.config),
+        sections={name: given[name] for name in SECTIONS if given.get(name) is not None},
+        overrides=overrides,
+    )
+    return commands.Call(options.command, options, request, Display(), stop, tuple(words))
+
+
+def _split_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    rest, overrides = [], list[tuple[str, str]]()
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        match = _OVERRIDE.fullmatch(word)
+        if match is None:
+            rest.append(word)
+        elif match[2] is not None:
+            overrides.append((match[1], match[2]))
+        elif queue and not queue[0].startswith("--"):
+            overrides.append((match[1], queue.pop(0)))
+        else:
+            raise UsageError(f"{word} needs a value")
+    return rest, overrides
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; settings are not among its options but in its help texts."""
+    parser = _Parser(
+        prog="cad",
+        description="Compressed Algorithm Distillation: from learning histories to in-context learners.",
+        epilog="cad COMMAND --help shows its options and every setting that it reads. Start with: cad run",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"cad {metadata.version('compressed-ad')}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        sub = subparsers.add_parser(
+            name,
+            help=command.help,
+            description=f"{command.help[0].upper()}{command.help[1:]}.\n\n{command.text}".rstrip(),
+            epilog=_settings_help(command) if command.sections else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.options(sub)
+        _common_options(sub, command)
+    return parser
+
+
+def _common_options(parser: argparse.ArgumentParser, command: Command) -> None:
+    if command.sections:
+        group = parser.add_argument_group("configuration (later ones go over earlier ones)")
+        group.add_argument(
+            "--preset", default="default", metavar="NAME", help=f"{', '.join(PRESETS)} (default: default)"
+        )
+        group.add_argument(
+            "--config",
+            action="append",
+            default=[],
+            type=Path,
+            metavar="FILE",
+            help="YAML file; may be repeated",
+        )
+        for section in ("env", "algorithm", "marker", "model"):
+            if section in command.sections:
+                main = SECTIONS[section][0]
+                group.add_argument(
+                    f"--{section}",
+                    metavar="NAME",
+                    help=f"a file for the section, a shipped one by name, or a {main}",
+                )
+        group.add_argument("--print-config", action="store_true", help="print every setting as YAML and stop")
+    if "seed" in command.common:
+        parser.add_argument("--seed", metavar="N", help="seed of everything random (default: 0)")
+    if "device" in command.common:
+        parser.add_argument("--device", metavar="WHERE", help="auto, cpu or cuda (default: auto)")
+    if "dry-run" in command.common:
+        parser.add_argument("--dry-run", action="store_true", help="say what would be done and stop")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def _settings_help(command: Command) -> str:
+    lines = [
+        "settings, given as --section.key VALUE (YAML) or in a configuration file;",
+        "defaults in brackets are those of the library, the preset's are shown by --print-config:",
+    ]
+    for section in command.sections:
+        lines.append("")
+        for key, default, words in describe(section):
+            head = f"  --{key} [{default}]"
+            body = textwrap.wrap(words, 74)
+            lines += [head, *(f"        {line}" for line in body)]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

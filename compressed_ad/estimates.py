@@ -1,0 +1,49 @@
+"""How long the stages will roughly take on CPU cores of today, for ``--dry-run``.
+
+The three rates were measured on one core of a 2-core server CPU; yours may be twice as fast or slow.
+"""
+
+from __future__ import annotations
+
+from compressed_ad.config import build_family
+from compressed_ad.learners.ppo import PPOConfig
+from compressed_ad.pipeline import n_process, source_steps
+from compressed_ad.settings import Config
+
+_PPO_SECONDS = 0.9e-6  # per environment step and epoch
+_FLOPS = 25e9  # achieved while training small models
+_PLAY_SECONDS = 1.2e-4  # per in-context step of one environment, at width 64, 3 layers, context 200
+_REPORT_SECONDS = 10.0
+
+
+def expected_seconds(config: Config) -> dict[str, float | None]:
+    """Seconds of each stage of the main job; None where they cannot be told."""
+    family, model, judged = build_family(config), config.model, config.evaluation
+    parallel = n_process(config)
+    steps = source_steps(config)
+    collect = None
+    if config.algorithm.learner == "ppo":
+        epochs = PPOConfig(**config.algorithm.learner_kwargs).n_epochs
+        collect = 5 + steps * epochs * _PPO_SECONDS / parallel
+    n_run = len(config.comparison.methods) * config.comparison.runs
+    rounds = -(-n_run // parallel)
+    weights = 12 * model.tf_n_embd**2 * model.tf_n_layer
+    attention = 2 * model.n_transit * model.tf_n_embd * model.tf_n_layer
+    targets = model.steps * model.batch_size * model.n_transit
+    count = config.env.n_task or len(family.tasks())
+    tenth = max(1, round(count / 10))
+    size = model.tf_n_embd**2 * model.tf_n_layer / (64**2 * 3) * 0.7 + 0.3
+    n_heldout = config.env.heldout or tenth
+    n_validation = tenth if config.env.validation is None else config.env.validation
+    step = family.horizon * _PLAY_SECONDS * size
+    validation = (
+        model.validations * n_validation * model.validation_rollouts * model.validation_episodes * step
+    )
+    evaluation = 2 * n_heldout * judged.rollouts * judged.episodes * step
+    return {
+        "collect": collect,
+        "mark": 1 + steps * 1e-6,
+        "train": rounds * (4 + 6 * targets * (weights + attention) / _FLOPS + validation),
+        "evaluate": rounds * (2 + evaluation),
+        "report": _REPORT_SECONDS,
+    }
