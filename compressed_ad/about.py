@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,13 +32,14 @@ def listing(call: Call) -> None:
         if len(kinds) > 1:
             print_lines(f"{kind}:")
         for name, words, parameters in LISTS[kind]():
-            print_lines(f"  {name:<18} {words}")
-            if parameters:
-                print_lines(f"  {'':<18} {parameters}")
+            lines = [*textwrap.wrap(words, 80), *textwrap.wrap(parameters, 80)]
+            print_lines(f"  {name:<18} " + f"\n{'':<21}".join(lines))
 
 
 def _first_line(thing: Any) -> str:
-    return (inspect.getdoc(thing) or "").partition("\n")[0]
+    """The first paragraph of the docstring, up to its first sentence's end."""
+    paragraph = " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split()).replace("`", "")
+    return re.split(r"(?<=[.:]) (?=[A-Z])", paragraph)[0].rstrip(":")
 
 
 def _call_parameters(thing: Any, *, keyword_only: bool = False) -> str:

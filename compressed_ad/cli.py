@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from compressed_ad import about, commands
 from compressed_ad.config import PRESETS, SECTIONS, Request, describe, suggest
-from compressed_ad.errors import CompressedADError, ConfigError, UsageError
+from compressed_ad.errors import CompressedADError, ConfigError, UsageError, nearest
 from compressed_ad.progress import Display
 
 _OVERRIDE = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
@@ -160,7 +160,11 @@ COMMANDS = {
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message[:1].lower()}{message[1:]} (see {self.prog} --help)")
+        wrong = re.match(r"argument (\w+): invalid choice: '([^']*)'", message)
+        if wrong:
+            known = COMMANDS if wrong[1] == "COMMAND" else about.LISTS
+            message = f"unknown {wrong[1].lower()} {wrong[2]!r}{nearest(wrong[2], known)}; one of {', '.join(known)}"
+        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -82,6 +82,8 @@ def run(call: Call) -> None:
     if call.options.dry_run:
         print_lines(_plan(config, out, history, todo))
         return
+    if config.device == "cuda":
+        runs.device(config)  # refuses before anything is started
     display = call.display
     with claimed(out, config):
         watch = pipeline.Stopwatch(out / "seconds.json")

@@ -130,10 +130,12 @@ def _data(history: Mapping[str, Any]) -> dict[str, Any]:
 
 def stored_values(path: Path) -> dict[str, Any]:
     """The values in the ``config.yaml`` of a run directory; ``RunDirectoryError`` if they cannot be read."""
+    if not (path / CONFIG).is_file():
+        raise RunDirectoryError(f"{path}: is not a run directory (no {CONFIG})")
     try:
         return nested(yaml_file.read(path / CONFIG))
     except ConfigError as error:
-        raise RunDirectoryError(f"{error}; is {path} a run directory?") from error
+        raise RunDirectoryError(str(error)) from error
 
 
 def stored_config(path: Path) -> Config:

@@ -19,7 +19,7 @@ import numpy as np
 
 from compressed_ad import stats
 from compressed_ad.config import transform_pairs
-from compressed_ad.errors import HistoryError, RunDirectoryError, SplitError
+from compressed_ad.errors import HistoryError, RunDirectoryError, SplitError, UsageError
 from compressed_ad.files import write_atomically
 from compressed_ad.histories import HistoryFile
 from compressed_ad.results import episode_returns
@@ -233,7 +233,7 @@ def device(config: Config) -> str:
 
     torch.set_num_threads(1)
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise RunDirectoryError("device cuda: no CUDA device was found; use --device cpu")
+        raise UsageError("device cuda: no CUDA device was found; use --device cpu")
     return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
@@ -245,7 +245,7 @@ def train_run(job: Job, *, report: Report = silent, should_stop: Stop = never) -
     """
     from compressed_ad.train import train
 
-    data, notes = _Data(job), list[str]()
+    data, notes, where = _Data(job), list[str](), device(job.config)
     task_ids = data.training_tasks()
     config = job.config.model
     for kind in ("observation", "action"):
@@ -278,7 +278,7 @@ def train_run(job: Job, *, report: Report = silent, should_stop: Stop = never) -
             job.path,
             seed=job.config.seed,
             validate=data.validate if len(data.file.split.validation) and config.validations else None,
-            device=device(job.config),
+            device=where,
             progress=progress,
             should_stop=should_stop,
         )
@@ -327,11 +327,11 @@ def evaluate_run(
     settings = evaluation_settings(job)
     if stored_evaluation(path) == settings:
         return path
-    data, evaluation = _Data(job), job.config.evaluation
+    data, evaluation, where = _Data(job), job.config.evaluation, device(job.config)
     ids = data.file.split.heldout
     _check_unseen(job, data, ids)
     names = {"best": "best_model.pt", "last": "last_model.pt"}
-    model, step = _load_model(job.path / names[evaluation.checkpoint], data, device(job.config))
+    model, step = _load_model(job.path / names[evaluation.checkpoint], data, where)
     parts = 1 if evaluation.checkpoint == "last" else 2
 
     def part(k: int) -> Report:
@@ -347,7 +347,7 @@ def evaluate_run(
 
     arrays: dict[str, Any] = {"returns": play(model, 0), "step": step}
     arrays |= data.imitation(model, ids, evaluation.imitation_windows)
-    last, step_last = _load_model(job.path / names["last"], data, device(job.config))
+    last, step_last = _load_model(job.path / names["last"], data, where)
     arrays["returns_last"] = arrays["returns"] if step_last == step else play(last, 1)
     arrays |= {
         "step_last": step_last,
@@ -412,5 +412,6 @@ def stored_job(path: Path, history: Path | None = None) -> Job:
         known = (stored_environment(path).get("history") or {}).get("path")
         if known is None:
             raise RunDirectoryError(f"{path}: does not say which history file it was trained on; give one")
-        history = Path(known)
+        beside = path.parent / Path(known).name  # the folder may have been moved as a whole
+        history = beside if beside.exists() and not Path(known).exists() else Path(known)
     return Job(config, history, path)

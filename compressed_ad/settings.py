@@ -123,10 +123,10 @@ class Optimisation(Settings):
     lr_final: Fraction = Field(0.1, description="learning rate at the end, as a share of the peak (cosine)")
     warmup: Fraction = Field(0.05, description="share of the steps with a rising learning rate")
     weight_decay: NonNegative = Field(0.01, description="of the weight matrices; others are not decayed")
-    beta1: BelowOne = 0.9
-    beta2: BelowOne = 0.99
+    beta1: BelowOne = Field(0.9, description="of AdamW: memory of the gradient")
+    beta2: BelowOne = Field(0.99, description="of AdamW: memory of the squared gradient")
     grad_clip: Positive = Field(1.0, description="global norm of the gradient")
-    label_smoothing: BelowOne = 0.0
+    label_smoothing: BelowOne = Field(0.0, description="share of the target spread over all actions")
     loss_at: Literal["every", "query"] = Field(
         "every", description="supervise every position, or only the last"
     )
@@ -135,10 +135,10 @@ class Optimisation(Settings):
     )
     marker_dropout: Fraction = Field(0.0, description="share of windows whose marks are all dropped")
     transforms: tuple[TransformSpec, ...] = Field((), description="applied to the histories, in order")
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the forward pass")
     compile: bool = Field(False, description="torch.compile the model")
     validations: Annotated[int, Ge(0)] = Field(4, description="in-context evaluations while training")
-    validation_episodes: Count = 30
+    validation_episodes: Count = Field(30, description="in-context episodes of a validation")
     validation_rollouts: Count = Field(4, description="rollouts per validation task")
     checkpoints: Annotated[int, Ge(2)] = Field(2, description="checkpoints kept")
     checkpoint_every: Count = Field(250, description="gradient steps between checkpoints")
