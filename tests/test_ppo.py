@@ -366,6 +366,8 @@ def test_the_count_bonus_explores_with_direction_and_leaves_rewards_alone():
 
 # ---------------------------------------------------------------- errors
 
+SHORT = BatchedPPO(n_steps=8, batch_size=8)
+
 
 def test_every_wrong_key_is_reported_with_the_nearest():
     with pytest.raises(ConfigError) as caught:
@@ -379,23 +381,28 @@ def test_every_wrong_key_is_reported_with_the_nearest():
 
 def test_spaces_that_do_not_fit():
     with pytest.raises(SpaceError, match="Discrete actions"):
-        learn(replace(probes.ACTION, action_space=spaces.Box(-1, 1, (2,))), BatchedPPO())
+        learn(replace(probes.ACTION, action_space=spaces.Box(-1, 1, (2,))), SHORT)
     with pytest.raises(SpaceError, match="count_bonus needs a discrete"):
-        learn(probes.ACTION, BatchedPPO(count_bonus=0.1))
+        learn(probes.ACTION, BatchedPPO(count_bonus=0.1, n_steps=8))
     with pytest.raises(SpaceError, match="not Tuple"):
-        learn(replace(probes.ACTION, observation_space=spaces.Tuple([])), BatchedPPO())
+        learn(replace(probes.ACTION, observation_space=spaces.Tuple([])), SHORT)
     with pytest.raises(SpaceError, match="outside its space"):
-        learn(replace(probes.DISCRETE, draw=lambda g, t: 3), BatchedPPO())
+        learn(replace(probes.DISCRETE, draw=lambda g, t: 3), SHORT)
 
 
 def test_what_is_not_finite_stops_the_run():
     with pytest.raises(NumericalError, match="action, task 0: rewards from step 0 are not finite"):
         learn(replace(probes.ACTION, pay=lambda o, a, t: np.nan), BatchedPPO(n_steps=4, batch_size=8))
     with pytest.raises(NumericalError, match="observation is not finite"):
-        learn(replace(probes.ACTION, draw=lambda g, t: [np.inf]), BatchedPPO())
+        learn(replace(probes.ACTION, draw=lambda g, t: [np.inf]), SHORT)
     with pytest.raises(NumericalError, match="discount, task 0: returns from step 0 are not finite"):
         huge = replace(probes.DISCOUNT, pay=lambda o, a, t: 3e38)
         learn(huge, BatchedPPO(n_steps=4, batch_size=8), n_timesteps=16)
+
+
+def test_a_run_too_short_for_an_update_is_refused():
+    with pytest.raises(ConfigError, match="n_steps 2048 exceeds the 40 steps"):
+        learn(Darkroom(), BatchedPPO(), n_timesteps=40)
 
 
 def test_actions_of_a_space_that_does_not_start_at_zero():

@@ -163,6 +163,11 @@ def test_both_learners_write_the_same_kind_of_history():
         np.testing.assert_array_equal(np.isnan(a.log_prob_next), a.update == 2)
 
 
+def test_a_run_too_short_for_an_update_is_refused():
+    with pytest.raises(ConfigError, match="n_steps 2048 exceeds the 20 steps"):
+        _learn(SB3Learner("PPO"), [3])
+
+
 def test_a_task_of_sb3_does_not_depend_on_its_neighbours():
     learner = SB3Learner("PPO", **SMALL)
     together, (alone,) = _learn(learner, [40, 3]), _learn(learner, [3])

@@ -97,7 +97,8 @@ class BatchedPPO:
         The policy is updated every ``n_steps`` steps; where ``n_timesteps`` is no multiple, the remaining
         steps are recorded under the last policy and their ``log_prob_next`` is NaN.
 
-        Raises ``SpaceError`` for spaces that this PPO cannot learn, ``NumericalError`` for NaN or infinity.
+        Raises ``SpaceError`` for spaces that this PPO cannot learn, ``ConfigError`` if ``n_timesteps`` is too
+        short for an update, ``NumericalError`` for NaN or infinity.
         """
         # Numba takes a second to import, which a command line that only prints help should not spend.
         from compressed_ad.learners.ppo_batch import train

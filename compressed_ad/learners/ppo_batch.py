@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from compressed_ad.errors import NumericalError, SpaceError
+from compressed_ad.errors import ConfigError, NumericalError, SpaceError
 from compressed_ad.learners import ppo_kernels as kernels
 from compressed_ad.learners.base import Progress
 from compressed_ad.seeding import rng, seed64
@@ -43,6 +43,11 @@ def train(
     progress: Progress,
 ) -> list[History]:
     """What ``BatchedPPO.learn`` promises."""
+    if n_timesteps < cfg.n_steps:
+        raise ConfigError(
+            f"ppo: n_steps {cfg.n_steps} exceeds the {n_timesteps} steps of a stream; "
+            "nothing would be learned"
+        )
     encoder = Encoder(family.observation_space)
     if cfg.count_bonus and encoder.n_obs is None:
         raise SpaceError(

@@ -292,6 +292,11 @@ class SB3Learner:
         model = self._class(
             "MlpPolicy", env, seed=seed64(seed, "sb3", *who) % 2**31, device="cpu", **self.config
         )
+        if n_timesteps < model.n_steps:
+            raise ConfigError(
+                f"sb3:{self.name}: n_steps {model.n_steps} exceeds the {n_timesteps} steps of a stream; "
+                "nothing would be learned"
+            )
         callback = CompressedHistoryCallback()
         pace = _Pace(n_timesteps, model.n_steps, progress)
         # An interval beyond the last iteration keeps SB3 from printing.
