@@ -163,7 +163,8 @@ class _Parser(argparse.ArgumentParser):
         wrong = re.match(r"argument (\w+): invalid choice: '([^']*)'", message)
         if wrong:
             known = COMMANDS if wrong[1] == "COMMAND" else about.LISTS
-            message = f"unknown {wrong[1].lower()} {wrong[2]!r}{nearest(wrong[2], known)}; one of {', '.join(known)}"
+            kind = "command" if wrong[1] == "COMMAND" else "list"
+            message = f"unknown {kind} {wrong[2]!r}{nearest(wrong[2], known)}; one of {', '.join(known)}"
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 

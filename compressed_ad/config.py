@@ -51,6 +51,8 @@ SECTIONS = {
 }
 """The sections; for each the key that names what it is about, and the free-form parameters of that."""
 
+NOWHERE = "configuration"
+
 PRESETS = ("smoke", "default", "full")
 
 
@@ -137,11 +139,15 @@ def _flat(mapping: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
 def merge(leaves: Leaves, layer: Leaves) -> None:
     """Put ``layer`` over ``leaves``, in place.
 
-    Where a layer names another family, learner or marker, the parameters of the old one are dropped.
+    Where a layer names another family, learner or marker, or the same one together with parameters, the
+    parameters below are dropped.
     """
     for section, (main, free) in SECTIONS.items():
-        new, old = layer.get((section, main or "")), leaves.get((section, main or ""))
-        if new is not None and free is not None and new[0] != (old[0] if old else None):
+        if main is None or free is None or (section, main) not in layer:
+            continue
+        old, new = leaves.get((section, main)), layer[section, main]
+        together = any(path[:2] == (section, free) for path in layer)
+        if together or old is None or old[0] != new[0]:
             _drop(leaves, (section, free))
     _put(leaves, layer)
 
@@ -256,7 +262,7 @@ def origin(leaves: Leaves, path: tuple[str, ...]) -> str:
     for known, (_, where) in leaves.items():
         if known[: len(path)] == path:
             return where
-    return "configuration"
+    return NOWHERE
 
 
 def validate(leaves: Leaves) -> tuple[Config | None, list[str]]:
@@ -264,7 +270,10 @@ def validate(leaves: Leaves) -> tuple[Config | None, list[str]]:
     try:
         return Config.model_validate(nested(leaves)), []
     except ValidationError as error:
-        return None, [f"{origin(leaves, path)}: {text}" for path, text in located_problems(Config, error)]
+        return None, [
+            f"{origin(leaves, path) if path in leaves else _place(leaves, path, text)}: {text}"
+            for path, text in located_problems(Config, error)
+        ]
 
 
 def semantic_problems(leaves: Leaves) -> list[str]:
@@ -315,12 +324,18 @@ def _valid(kind: type[S], values: Any) -> S:
 
 
 def _place(leaves: Leaves, path: tuple[str, ...], line: str) -> str:
-    """Where the key that ``line`` speaks of was written, if it stands below ``path``."""
-    said = line.partition("(did you mean")[0]
-    for known, (_, where) in leaves.items():
-        if known[: len(path)] == path and re.search(rf"\b{re.escape(known[-1])}\b", said):
-            return where
-    return origin(leaves, path)
+    """Where the key of the section that ``line`` speaks of was written; the command line goes first."""
+    said = line.partition("(did you mean")[0].replace("-", "")
+    mentioned = [
+        where
+        for known, (_, where) in leaves.items()
+        if known[0] == path[0] and re.search(rf"\b{re.escape(known[-1])}\b", said)
+    ]
+    there = [where for where in mentioned if where.startswith("--")] or mentioned
+    if there:
+        return there[0]
+    found = origin(leaves, path)
+    return origin(leaves, _main_key(path)) if found == NOWHERE else found
 
 
 def check_split(env: EnvSettings) -> None:
@@ -330,8 +345,8 @@ def check_split(env: EnvSettings) -> None:
 
 
 def _main_key(path: tuple[str, ...]) -> tuple[str, ...]:
-    main = SECTIONS[path[0]][0]
-    return path if main is None or path[1] == "transforms" else (path[0], main)
+    main = SECTIONS.get(path[0], (None, None))[0]
+    return path if main is None or path[-1] == "transforms" else (path[0], main)
 
 
 def _check_marker(settings: MarkerSettings) -> None:
