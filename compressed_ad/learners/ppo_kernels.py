@@ -60,124 +60,103 @@ _FAST = ("contract", "reassoc", "arcp", "nsz", "afn")
 _VECTOR = ir.VectorType(ir.FloatType(), WIDTH)
 
 
+def _number(value: int) -> ir.Constant:
+    return ir.Constant(ir.IntType(64), value)
+
+
 def _constant(value: float) -> ir.Constant:
     # LLVM's text form of a float is a double that float32 holds exactly.
     return ir.Constant(_VECTOR, [float(np.float32(value))] * WIDTH)
 
 
-def _emit_tanh(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+def _shuffled(builder, a, b, order):
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), order))
+
+
+def _pointers(context, builder, signature, args):
+    """For each array argument, a function of an offset (in numbers) that points there."""
+
+    def pointer(kind, value):
+        data = cgutils.create_struct_proxy(kind)(context, builder, value=value).data
+        return lambda at: builder.gep(data, [at])
+
+    return [
+        pointer(kind, value)
+        for kind, value in zip(signature.args, args, strict=True)
+        if isinstance(kind, types.Array)
+    ]
+
+
+def _load(builder, pointer):
+    return builder.load(builder.bitcast(pointer, _VECTOR.as_pointer()), align=4)
+
+
+def _store(builder, value, pointer):
+    builder.store(value, builder.bitcast(pointer, _VECTOR.as_pointer()), align=4)
+
+
+def _emit_tanh(builder, x):
     for bound, order in ((_TANH_RANGE, "<"), (-_TANH_RANGE, ">")):
         limit = _constant(bound)
-        x = b.select(b.fcmp_ordered(order, x, limit), x, limit)
-    s = b.fmul(x, x, flags=_FAST)
+        x = builder.select(builder.fcmp_ordered(order, x, limit), x, limit)
+    square = builder.fmul(x, x, flags=_FAST)
 
-    def horner(coefficients: tuple[float, ...]) -> ir.Value:
-        y: ir.Value = _constant(coefficients[0])
+    def horner(coefficients):
+        y = _constant(coefficients[0])
         for c in coefficients[1:]:
-            y = b.fadd(b.fmul(y, s, flags=_FAST), _constant(c), flags=_FAST)
+            y = builder.fadd(builder.fmul(y, square, flags=_FAST), _constant(c), flags=_FAST)
         return y
 
-    return b.fdiv(b.fmul(x, horner(_TANH_P), flags=_FAST), horner(_TANH_Q), flags=_FAST)
+    return builder.fdiv(builder.fmul(x, horner(_TANH_P), flags=_FAST), horner(_TANH_Q), flags=_FAST)
 
 
 def _make_tile(epilogue: str) -> Any:
-    """C[0:4, 0:TILE_COLUMNS] = f(sum_k A[., k] B[k, .]) on flat float32 arrays, given by offsets and strides.
+    """C[0:TILE_ROWS, 0:TILE_COLUMNS] = f(sum_k A[., k] B[k, .]), k < n, by offsets and row strides.
 
-    ``epilogue``: "none"; "tanh": f = tanh(. + E[column]), E the bias; "dtanh": f = . * (1 - E^2), E the
-    activations at the place of C with C's row stride.
+    All arrays are flat float32; ``a_k`` is the step of A from k to k + 1. ``epilogue``: "none"; "tanh":
+    f = tanh(. + E[column]), E the bias; "dtanh": f = . * (1 - E^2), E the activations, laid out as C.
     """
 
     def tile(typingctx, c, c_at, c_row, a, a_at, a_row, a_k, b, b_at, b_k, e, e_at, n):
-        arrays = (c, a, b, e)
-        if not all(isinstance(t, types.Array) and t.dtype == types.float32 and t.ndim == 1 for t in arrays):
-            raise TypeError("the tile product takes flat float32 arrays")
         i64 = types.int64
         sig = types.void(c, i64, i64, a, i64, i64, i64, b, i64, i64, e, i64, i64)
 
         def codegen(context, builder, signature, args):
-            def data(position, offset):
-                array = cgutils.create_struct_proxy(signature.args[position])(
-                    context, builder, value=args[position]
-                )
-                return builder.gep(array.data, [offset])
+            _, c_at, c_row, _, a_at, a_row, a_k, _, b_at, b_k, _, e_at, n = args
+            c, a, b, e = _pointers(context, builder, signature, args)
+            places = [(r, v) for r in range(TILE_ROWS) for v in range(TILE_VECTORS)]
+            add, mul = builder.add, builder.mul
 
-            c_at, c_row, a_at, a_row, a_k, b_at, b_k, e_at, n = (
-                args[i] for i in (1, 2, 4, 5, 6, 8, 9, 11, 12)
-            )
-            c_ptr, a_ptr, b_ptr, e_ptr = data(0, c_at), data(3, a_at), data(7, b_at), data(10, e_at)
-            i64_t = ir.IntType(64)
+            # Stack slots in the source, registers after optimisation.
+            sums = {place: cgutils.alloca_once_value(builder, _constant(0.0)) for place in places}
+            with cgutils.for_range(builder, n) as loop:
+                row_b = add(b_at, mul(loop.index, b_k))
+                columns = [_load(builder, b(add(row_b, _number(v * WIDTH)))) for v in range(TILE_VECTORS)]
+                column_a = add(a_at, mul(loop.index, a_k))
+                for r in range(TILE_ROWS):
+                    scalar = builder.load(a(add(column_a, mul(a_row, _number(r)))))
+                    one = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, _number(0))
+                    spread = _shuffled(builder, one, one, [0] * WIDTH)
+                    for v in range(TILE_VECTORS):
+                        product = builder.fmul(spread, columns[v], flags=_FAST)
+                        total = builder.fadd(builder.load(sums[r, v]), product, flags=_FAST)
+                        builder.store(total, sums[r, v])
 
-            def constant(value):
-                return ir.Constant(i64_t, value)
-
-            def vector_at(pointer, offset):
-                return builder.bitcast(builder.gep(pointer, [offset]), _VECTOR.as_pointer())
-
-            def load(pointer, offset):
-                return builder.load(vector_at(pointer, offset), align=4)
-
-            rows = [builder.mul(a_row, constant(r)) for r in range(TILE_ROWS)]
-            before = builder.block
-            body, done = builder.append_basic_block("tile.body"), builder.append_basic_block("tile.done")
-            builder.cbranch(builder.icmp_signed(">", n, constant(0)), body, done)
-
-            builder.position_at_end(body)
-            k = builder.phi(i64_t)
-            k.add_incoming(constant(0), before)
-            sums = [[builder.phi(_VECTOR) for _ in range(TILE_VECTORS)] for _ in range(TILE_ROWS)]
-            at_b = builder.mul(k, b_k)
-            at_a = builder.mul(k, a_k)
-            columns = [load(b_ptr, builder.add(at_b, constant(v * WIDTH))) for v in range(TILE_VECTORS)]
-            zero = _constant(0.0)
-            ends = []
-            for r in range(TILE_ROWS):
-                scalar = builder.load(builder.gep(a_ptr, [builder.add(at_a, rows[r])]))
-                one = builder.insert_element(
-                    ir.Constant(_VECTOR, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0)
-                )
-                spread = builder.shuffle_vector(
-                    one, one, ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [0] * WIDTH)
-                )
-                ends.append(
-                    [
-                        builder.fadd(sums[r][v], builder.fmul(spread, columns[v], flags=_FAST), flags=_FAST)
-                        for v in range(TILE_VECTORS)
-                    ]
-                )
-            after = builder.add(k, constant(1))
-            k.add_incoming(after, body)
-            for r in range(TILE_ROWS):
-                for v in range(TILE_VECTORS):
-                    sums[r][v].add_incoming(zero, before)
-                    sums[r][v].add_incoming(ends[r][v], body)
-            builder.cbranch(builder.icmp_signed("<", after, n), body, done)
-
-            builder.position_at_end(done)
-            for r in range(TILE_ROWS):
-                for v in range(TILE_VECTORS):
-                    total = builder.phi(_VECTOR)
-                    total.add_incoming(zero, before)
-                    total.add_incoming(ends[r][v], body)
-                    sums[r][v] = total
-            one = _constant(1.0)
-            for r in range(TILE_ROWS):
-                row = builder.mul(c_row, constant(r))
-                for v in range(TILE_VECTORS):
-                    value = sums[r][v]
-                    at = builder.add(row, constant(v * WIDTH))
-                    if epilogue == "tanh":
-                        bias = load(e_ptr, constant(v * WIDTH))
-                        value = _emit_tanh(builder, builder.fadd(value, bias, flags=_FAST))
-                    elif epilogue == "dtanh":
-                        h = load(e_ptr, at)
-                        slope = builder.fsub(one, builder.fmul(h, h, flags=_FAST), flags=_FAST)
-                        value = builder.fmul(value, slope, flags=_FAST)
-                    builder.store(value, vector_at(c_ptr, at), align=4)
+            for r, v in places:
+                value = builder.load(sums[r, v])
+                at = add(mul(c_row, _number(r)), _number(v * WIDTH))
+                if epilogue == "tanh":
+                    bias = _load(builder, e(add(e_at, _number(v * WIDTH))))
+                    value = _emit_tanh(builder, builder.fadd(value, bias, flags=_FAST))
+                elif epilogue == "dtanh":
+                    h = _load(builder, e(add(e_at, at)))
+                    slope = builder.fsub(_constant(1.0), builder.fmul(h, h, flags=_FAST), flags=_FAST)
+                    value = builder.fmul(value, slope, flags=_FAST)
+                _store(builder, value, c(add(c_at, at)))
             return context.get_dummy_value()
 
         return sig, codegen
 
-    tile.__name__ = f"tile_{epilogue}"
     return intrinsic(tile)
 
 
@@ -188,29 +167,25 @@ def _transpose_block(typingctx, to, to_at, to_row, of, of_at, of_row):
     sig = types.void(to, i64, i64, of, i64, i64)
 
     def codegen(context, builder, signature, args):
-        def vector_at(position, row):
-            array = cgutils.create_struct_proxy(signature.args[position])(
-                context, builder, value=args[position]
-            )
-            at = builder.add(
-                args[position + 1], builder.mul(args[position + 2], ir.Constant(ir.IntType(64), row))
-            )
-            return builder.bitcast(builder.gep(array.data, [at]), _VECTOR.as_pointer())
+        _, to_at, to_row, _, of_at, of_row = args
+        to, of = _pointers(context, builder, signature, args)
 
-        lines = [builder.load(vector_at(3, row), align=4) for row in range(WIDTH)]
+        def line(at, stride, row):
+            return builder.add(at, builder.mul(stride, _number(row)))
+
+        lines = [_load(builder, of(line(of_at, of_row, row))) for row in range(WIDTH)]
         step = WIDTH // 2
         while step:  # swap the off-diagonal quarters of every 2 step x 2 step block
-            for low in (row for row in range(WIDTH) if not row & step):
-                a, b = lines[low], lines[low + step]
-                for at, order in (
-                    (low, [c + WIDTH - step if c & step else c for c in range(WIDTH)]),
-                    (low + step, [c + WIDTH if c & step else c + step for c in range(WIDTH)]),
-                ):
-                    mask = ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), order)
-                    lines[at] = builder.shuffle_vector(a, b, mask)
+            upper = [c + WIDTH - step if c & step else c for c in range(WIDTH)]
+            lower = [c + WIDTH if c & step else c + step for c in range(WIDTH)]
+            for r in range(WIDTH):
+                if not r & step:
+                    a, b = lines[r], lines[r + step]
+                    lines[r] = _shuffled(builder, a, b, upper)
+                    lines[r + step] = _shuffled(builder, a, b, lower)
             step //= 2
-        for row, line in enumerate(lines):
-            builder.store(line, vector_at(0, row), align=4)
+        for row in range(WIDTH):
+            _store(builder, lines[row], to(line(to_at, to_row, row)))
         return context.get_dummy_value()
 
     return sig, codegen
@@ -237,8 +212,7 @@ def tanh_inplace(x):
         x[i] = y * p / q
 
 
-# Products C (M, N) of A (M, K) and B (K, N) in flat arrays, M and N multiples of the tile; arguments as in
-# ``_make_tile``. A may be read with any strides, B and C have contiguous rows.
+# Products C (m, n) of A (m, k) and B (k, n), m and n multiples of the tile; arguments as in ``_make_tile``.
 
 
 @_compile
@@ -253,20 +227,9 @@ def _product_tanh(c, c_at, c_row, a, a_at, a_row, b, b_at, b_k, bias_at, m, n, k
     for i in range(0, m, TILE_ROWS):
         for j in range(0, n, TILE_COLUMNS):
             _tile_tanh(
-                c,
-                c_at + i * c_row + j,
-                c_row,
-                a,
-                a_at + i * a_row,
-                a_row,
-                1,
-                b,
-                b_at + j,
-                b_k,
-                b,
-                bias_at + j,
-                k,
-            )
+                c, c_at + i * c_row + j, c_row, a, a_at + i * a_row, a_row, 1, b, b_at + j, b_k,
+                b, bias_at + j, k,
+            )  # fmt: skip
 
 
 @_compile
@@ -282,7 +245,7 @@ def _product_dtanh(c, c_at, c_row, a, a_at, a_row, b, b_k, h, m, n, k):
 
 
 class Net(NamedTuple):
-    """Where things stand in a learner's flat parameter vector; made by ``compressed_ad.learners.ppo``."""
+    """Where things stand in a learner's flat parameter vector; made by ``ppo_batch.layout``."""
 
     widths: NDArray[np.int64]  # (n_layer,) padded width of one network's hidden layers
     weights: NDArray[np.int64]  # (n_layer,) offset: layer 0 (n_input, 2 width), then (2, width before, width)
