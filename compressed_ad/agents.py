@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import scipy.special
 import torch
 from torch import Tensor
 
@@ -59,6 +60,9 @@ class InContextAgent:
     cost per step stays constant on average. ``"sliding"`` drops one step at a time and recomputes each time.
     ``cache=False`` recomputes the whole context at every step: the reference, exact by construction.
 
+    Actions are sampled at ``temperature``, which moves linearly to ``temperature_final`` over a slot's first
+    ``anneal_episodes`` in-context episodes: explore first, commit later.
+
     ``marks``: ``off`` shows no border marks (the guide's inference); ``self`` applies the threshold rule to
     the model's own action probabilities, online, so a segment opens once its evidence is in (the causal
     rule of the markers); ``prompt`` opens a segment at the start of each context and never closes it.
@@ -70,6 +74,8 @@ class InContextAgent:
         *,
         sample: bool = True,
         temperature: float = 1.0,
+        temperature_final: float | None = None,
+        anneal_episodes: int = 20,
         context: ContextRule = "refill",
         cache: bool = True,
         marks: Marks = "off",
@@ -77,11 +83,13 @@ class InContextAgent:
         compression_window: int = 10,
         seed: int = 0,
     ) -> None:
-        if temperature <= 0:
+        final = temperature if temperature_final is None else temperature_final
+        if min(temperature, final) <= 0:
             raise UsageError(
-                f"temperature must be above 0, got {temperature}; for greedy actions, sample=False"
+                f"temperatures must be above 0, got {temperature}, {final}; for greedy actions, sample=False"
             )
-        self.model, self.sample, self.temperature = model, sample, temperature
+        self.model, self.sample = model, sample
+        self.temperature, self.temperature_final, self.anneal_episodes = temperature, final, anneal_episodes
         self.context_rule, self.use_cache, self.marks = context, cache, marks
         self.on_policy_threshold, self.compression_window = on_policy_threshold, compression_window
         self.seed = seed
@@ -96,6 +104,7 @@ class InContextAgent:
         self.cache = self.model.new_cache(n_env) if self.use_cache else None
         self.latest: dict[str, Tensor] | None = None
         self.run = np.zeros(n_env, np.int64)
+        self.episode = np.zeros(n_env, np.int64)
         self.probability = np.ones(n_env, np.float32)
 
     @torch.no_grad()
@@ -104,8 +113,8 @@ class InContextAgent:
         self._make_room()
         token = self._token(torch.as_tensor(np.asarray(obs)))
         self._remember(token)
-        logits = self._logits(token).float().cpu() / self.temperature
-        probs = torch.softmax(logits, dim=-1).numpy()
+        logits = self._logits(token).float().cpu().numpy()
+        probs = scipy.special.softmax(logits / self._temperatures()[:, None], axis=1)
         if self.sample:
             uniform = rng(self.seed, "act", self.clock).random(self.n_env)
             actions = np.minimum((probs.cumsum(axis=1) < uniform[:, None]).sum(axis=1), probs.shape[1] - 1)
@@ -115,9 +124,14 @@ class InContextAgent:
         self.clock += 1
         return np.asarray(actions)
 
+    def _temperatures(self) -> AnyArray:
+        share = np.minimum(self.episode / max(1, self.anneal_episodes), 1.0)
+        return self.temperature + (self.temperature_final - self.temperature) * share
+
     def observe(self, actions: AnyArray, step: Step) -> None:
         """Keep what came of the last actions for the next token."""
         start, end = self._border_marks()
+        self.episode += step.terminated | step.truncated
         self.latest = {
             "action": torch.as_tensor(np.asarray(actions)),
             "reward": torch.as_tensor(np.asarray(step.reward, dtype=np.float32)),

@@ -119,45 +119,47 @@ def train(
     validation_steps = {round(config.steps * (k + 1) / config.validations) for k in range(config.validations)}
     since, clock = step, time.perf_counter()
     model.train()
-    while step < config.steps:
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(config, step)
-        if config.dropout > 0:
-            torch.manual_seed(seed64(seed, "dropout", step) >> 1)
-        loss, accuracy = gradient(model, forward, sampler.batch(step), config)
-        if not math.isfinite(loss):
-            raise NumericalError(
-                f"{run_dir}: the loss is {loss} at gradient step {step}; a lower lr may help"
-            )
-        nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        step += 1
-        metrics = {"loss": loss, "accuracy": accuracy}
-        if step % LOG_EVERY == 0 or step == config.steps:
-            now = time.perf_counter()
-            rate = (step - since) * config.batch_size * config.n_transit / (now - clock)
-            log.write(step, {**metrics, "lr": learning_rate(config, step - 1), "targets_per_second": rate})
-            since, clock = step, now
-        if step in validation_steps and validate is not None:
-            paused = time.perf_counter()
-            judged = validate(model)
-            log.write(step, judged)
-            if judged["validation_return"] > best["value"]:
-                best = {"step": step, "value": judged["validation_return"]}
-                save(run_dir / "best_model.pt", weights(model, config, step, seed))
-            metrics |= judged
-            clock += time.perf_counter() - paused
-        progress(step, metrics)
-        if step < config.steps and should_stop():
-            checkpoint()
-            raise Interrupted
-        if step % config.checkpoint_every == 0 or step == config.steps or step in validation_steps:
-            checkpoint()
+    with log:
+        while step < config.steps:
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(config, step)
+            if config.dropout > 0:
+                torch.manual_seed(seed64(seed, "dropout", step) >> 1)
+            loss, accuracy = gradient(model, forward, sampler.batch(step), config)
+            if not math.isfinite(loss):
+                raise NumericalError(
+                    f"{run_dir}: the loss is {loss} at gradient step {step}; a lower lr may help"
+                )
+            nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            step += 1
+            metrics = {"loss": loss, "accuracy": accuracy}
+            if step % LOG_EVERY == 0 or step == config.steps:
+                now = time.perf_counter()
+                rate = (step - since) * config.batch_size * config.n_transit / (now - clock)
+                log.write(
+                    step, {**metrics, "lr": learning_rate(config, step - 1), "targets_per_second": rate}
+                )
+                since, clock = step, now
+            if step in validation_steps and validate is not None:
+                paused = time.perf_counter()
+                judged = validate(model)
+                log.write(step, judged)
+                if judged["validation_return"] > best["value"]:
+                    best = {"step": step, "value": judged["validation_return"]}
+                    save(run_dir / "best_model.pt", weights(model, config, step, seed))
+                metrics |= judged
+                clock += time.perf_counter() - paused
+            progress(step, metrics)
+            if step < config.steps and should_stop():
+                checkpoint()
+                raise Interrupted
+            if step % config.checkpoint_every == 0 or step == config.steps or step in validation_steps:
+                checkpoint()
     save(run_dir / "last_model.pt", weights(model, config, step, seed))
     if best["step"] < 0:
         save(run_dir / "best_model.pt", weights(model, config, step, seed))
-    log.close()
     return Trained(model, int(best["step"]), spent + time.perf_counter() - started, messages)
 
 
@@ -214,8 +216,10 @@ class MetricsLog:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        """Flush and close."""
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
         self.file.close()
         if self.board is not None:
             self.board.close()

@@ -27,7 +27,7 @@ def history(n_stream: int, n_step: int, seed: int = 0, horizon: int = 4) -> Hist
         rewards=(random.random(shape) < 0.1).astype(np.float32),
         next_states=random.integers(0, 9, (*shape, 2)).astype(np.uint8),
         terminated=np.zeros(shape, bool),
-        truncated=np.broadcast_to(np.arange(n_step) % horizon == horizon - 1, shape),
+        truncated=np.tile(np.arange(n_step) % horizon == horizon - 1, (n_stream, 1)),
         action_probs=random.random(shape).astype(np.float32),
         update=number.astype(np.int32),
         learner=np.arange(n_stream, dtype=np.int32) // 2,

@@ -1,0 +1,182 @@
+"""Window sampling, training and in-context evaluation, one thread, the default model of ``config/``.
+
+    python -m benchmarks.model
+
+Sampling: a batch gathered by index beside the same batch made item by item from the dataset.
+Training: supervised actions per CPU second with every position supervised, beside the guide's loss at the
+query alone, and the share of the matmul peak that was measured in the same run. The floor of a step is
+6 FLOPs per weight matrix entry and token plus 12 * L * D per token and layer for causal attention, at peak.
+Evaluation: environment steps with the key-value cache beside the uncached reference, 32 environments, once
+the context (``n_transit`` 200) has filled up; both compute the same logits.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from benchmarks.measuring import cpu_seconds, matmul_peak, side_by_side, write
+from compressed_ad.agents import InContextAgent
+from compressed_ad.config import config_folder
+from compressed_ad.models import AD
+from compressed_ad.settings import ModelConfig
+from compressed_ad.spaces import to_spec
+from compressed_ad.tasks.gridworld import Darkroom
+from compressed_ad.train import build_model, gradient, make_optimiser
+from compressed_ad.transforms import Sequences
+from compressed_ad.windows import CompressedADDataset, WindowSampler
+
+FAMILY = Darkroom()
+MODEL_FILE = yaml.safe_load((config_folder() / "model" / "ad_dr.yaml").read_text())
+
+
+def synthetic(n_stream: int = 400, n_step: int = 1000, horizon: int = 20) -> Sequences:
+    """Random transitions in the shape of Darkroom's."""
+    random = np.random.default_rng(0)
+    m = n_stream * n_step
+    return Sequences(
+        states=random.integers(0, 9, (m, 2)).astype(np.uint8),
+        actions=random.integers(0, 5, m).astype(np.uint8),
+        rewards=(random.random(m) < 0.1).astype(np.float32),
+        next_states=random.integers(0, 9, (m, 2)).astype(np.uint8),
+        ended=np.arange(m) % horizon == horizon - 1,
+        mask=random.random(m) < 0.5,
+        update=np.zeros(m, np.int32),
+        entropy=np.zeros(m, np.float32),
+        offsets=np.arange(0, m + 1, n_step),
+        task=np.arange(n_stream),
+        learner=np.zeros(n_stream, np.int64),
+    )
+
+
+def default_model(**changes: Any) -> ModelConfig:
+    """The shipped model file, unbound to its transforms."""
+    spaces = {
+        "observation_space": to_spec(FAMILY.observation_space),
+        "action_space": to_spec(FAMILY.action_space),
+    }
+    return ModelConfig.model_validate({**MODEL_FILE, **spaces, "n_transit": 200, **changes})
+
+
+def sampling(quick: bool) -> dict[str, Any]:
+    """Batches per CPU second, gathered by index and item by item."""
+    config, sequences = default_model(), synthetic()
+    sampler = WindowSampler(sequences, config.n_transit, config.batch_size, seed=0)
+    dataset = CompressedADDataset(sequences, config.n_transit)
+    items = np.random.default_rng(0).integers(len(dataset), size=config.batch_size)
+
+    def by_item() -> None:
+        rows = [dataset[int(i)] for i in items]
+        for name in ("states", "actions", "rewards", "next_states", "ended", "compression_mask"):
+            torch.stack([row[name] for row in rows])
+
+    seconds = side_by_side({"index": lambda: sampler.batch(3), "item": by_item}, 20 if quick else 200)
+    return {
+        "windows_per_s": config.batch_size / seconds["index"],
+        "windows_per_s_item_by_item": config.batch_size / seconds["item"],
+        "ratio": seconds["item"] / seconds["index"],
+    }
+
+
+def token_flops(config: ModelConfig) -> float:
+    """FLOPs of forward and backward for one token, attention at its causal average length."""
+    width, layers = config.tf_n_embd, config.tf_n_layer
+    matrices = layers * 12 * width**2 + 5 * width
+    return 6.0 * matrices + 6.0 * layers * 2 * width * config.n_transit / 2
+
+
+def training(quick: bool) -> dict[str, Any]:
+    """Supervised actions per CPU second and the share of the matmul peak."""
+    config = default_model()
+    sampler = WindowSampler(synthetic(), config.n_transit, config.batch_size, seed=0)
+    calls = {}
+    for at in ("every", "query"):
+        c = config.model_copy(update={"loss_at": at})
+        model = build_model(c, 0)
+        optimiser = make_optimiser(model, c)
+        calls[at] = _stepper(model, optimiser, sampler, c)
+    seconds = side_by_side(calls, 3 if quick else 15)
+    tokens = config.batch_size * config.n_transit
+    peak = matmul_peak()
+    rate = tokens * token_flops(config) / seconds["every"] / 1e9
+    return {
+        "parameters": sum(p.numel() for p in build_model(config, 0).parameters()),
+        "ms_per_step": 1e3 * seconds["every"],
+        "floor_ms_per_step": 1e3 * tokens * token_flops(config) / peak / 1e9,
+        "targets_per_s": tokens / seconds["every"],
+        "targets_per_s_query_only": config.batch_size / seconds["query"],
+        "ratio_targets": tokens / seconds["every"] / (config.batch_size / seconds["query"]),
+        "gflops": rate,
+        "matmul_peak_gflops": peak,
+        "share_of_peak": rate / peak,
+    }
+
+
+def _stepper(model: AD, optimiser: torch.optim.Optimizer, sampler: WindowSampler, config: ModelConfig) -> Any:
+    def step() -> None:
+        gradient(model, model.loss, sampler.batch(0), config)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    return step
+
+
+def evaluation(quick: bool, n_env: int = 32) -> dict[str, Any]:
+    """Milliseconds per step of ``n_env`` environments with full contexts: cached and uncached."""
+    model = build_model(default_model(), 0).eval()
+    seconds: dict[bool, float] = {}
+    for cache, n_step in ((True, 200 if quick else 400), (False, 20 if quick else 100)):
+        agent = InContextAgent(model, cache=cache, seed=0)
+        env = FAMILY.make(np.repeat(FAMILY.tasks()[:8], n_env // 8, axis=0), np.arange(n_env))
+        agent.reset(n_env)
+        obs = env.reset()
+
+        def play(count: int, agent: InContextAgent = agent, env: Any = env, obs: Any = obs) -> Any:
+            for _ in range(count):
+                actions = agent.act(obs)
+                step = env.step(actions)
+                agent.observe(actions, step)
+                obs = step.obs
+            return obs
+
+        if cache:
+            obs = play(200)
+            seconds[cache] = cpu_seconds(lambda play=play, obs=obs, n=n_step: play(n, obs=obs)) / n_step
+        else:
+            # Contexts swing between half full and full; the uncached cost is taken over one such swing.
+            agent.use_cache, agent.cache = True, model.new_cache(n_env)
+            obs = play(200)
+            agent.cache, parts = None, []
+            for _ in range(max(1, n_step // 20)):
+                parts.append(cpu_seconds(lambda play=play, obs=obs: play(20, obs=obs)) / 20)
+            seconds[cache] = float(np.mean(parts))
+    return {
+        "environments": n_env,
+        "n_transit": model.config.n_transit,
+        "ms_per_step_cached": 1e3 * seconds[True],
+        "ms_per_step_uncached": 1e3 * seconds[False],
+        "steps_per_s_cached": n_env / seconds[True],
+        "ratio": seconds[False] / seconds[True],
+    }
+
+
+def run(quick: bool = False) -> dict[str, dict[str, Any]]:
+    """All three."""
+    torch.set_num_threads(1)
+    results = {"sampling": sampling(quick), "training": training(quick), "evaluation": evaluation(quick)}
+    for name, result in results.items():
+        write(name, result)
+    return results
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer repeats: a check that it runs, not a figure"
+    )
+    run(parser.parse_args().quick)
