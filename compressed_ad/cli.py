@@ -269,7 +269,7 @@ def parse(words: Sequence[str], stop: Stop) -> commands.Call:
     allowed = [*command.sections, *(name for name in ("seed", "device") if name in command.common)]
     for key, _ in overrides:
         section = key.partition(".")[0]
-        if section in SECTIONS and section not in allowed:
+        if section not in allowed and (section in SECTIONS or not command.sections):
             used = ", ".join(command.sections) or "no settings"
             problems.append(
                 f"--{key}: cad {options.command} does not use the section {section} (it uses {used})"
