@@ -21,6 +21,7 @@ SPACES = [
     (spaces.Box(-1, 1, (3,)), (64, 64)),  # dense
     (spaces.Box(-1, 1, (2, 2)), (48, 80, 32)),  # widths that are padded
     (spaces.Discrete(7, start=2), (32,)),
+    (spaces.Discrete(70_000), (16,)),
 ]
 
 
@@ -388,6 +389,9 @@ def test_spaces_that_do_not_fit():
         learn(replace(probes.ACTION, observation_space=spaces.Tuple([])), SHORT)
     with pytest.raises(SpaceError, match="outside its space"):
         learn(replace(probes.DISCRETE, draw=lambda g, t: 3), SHORT)
+    with pytest.raises(SpaceError, match="observation -1 lies outside its space"):
+        unnumbered = spaces.Discrete(70_000)
+        learn(replace(probes.DISCRETE, observation_space=unnumbered, draw=lambda g, t: -1), SHORT)
 
 
 def test_what_is_not_finite_stops_the_run():

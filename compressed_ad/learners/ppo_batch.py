@@ -175,16 +175,12 @@ class Encoder:
             self.n_obs = count
             every = np.stack(np.unravel_index(np.arange(count), self._sizes), axis=-1)
             self._table = self._ones(every)
+            self._strides = np.array([prod(self._sizes[i + 1 :].tolist()) for i in range(len(self._sizes))])
 
     def number(self, obs: AnyArray) -> NDArray[np.int64]:
         """(N,) number of each observation (N, ...) of a numbered space."""
         assert self._sizes is not None
-        digits = obs.reshape(len(obs), -1) - self._first
-        if (digits < 0).any() or (digits >= self._sizes).any():
-            raise SpaceError(
-                f"an observation outside its space: {obs[((digits < 0) | (digits >= self._sizes)).any(1)][0]}"
-            )
-        return np.asarray(np.ravel_multi_index(tuple(digits.T), tuple(self._sizes)))
+        return np.asarray(self._digits(obs) @ self._strides)
 
     def encode(self, obs: AnyArray) -> tuple[kernels.Features, NDArray[np.int64]]:
         """Features (R, ...) and the row (N,) of each observation (N, ...) in them."""
@@ -192,7 +188,7 @@ class Encoder:
             return self._table, self.number(obs)
         rows = np.arange(len(obs))
         if self._sizes is not None:
-            return self._ones(obs - self._first), rows
+            return self._ones(self._digits(obs)), rows
         dense = np.zeros((len(obs), self.n_input), np.float32)
         dense[:, : self.n_real] = obs.reshape(len(obs), -1)
         if not np.isfinite(dense).all():
@@ -202,6 +198,14 @@ class Encoder:
     def everything(self) -> tuple[kernels.Features, NDArray[np.int64]]:
         """Features of all observations of a numbered space, in their order."""
         return self._table, np.arange(len(self._table.ones))
+
+    def _digits(self, obs: AnyArray) -> NDArray[np.int64]:
+        """(N, C) discrete components, each counted from 0."""
+        digits = obs.reshape(len(obs), -1).astype(np.int64) - self._first
+        outside = (digits < 0) | (digits >= self._sizes)
+        if outside.any():
+            raise SpaceError(f"observation {obs[outside.any(1)][0]} lies outside its space")
+        return np.asarray(digits)
 
     def _ones(self, digits: AnyArray) -> kernels.Features:
         assert self._sizes is not None
