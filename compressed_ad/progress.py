@@ -37,7 +37,7 @@ class Display:
         if self.console.is_terminal:
             with Progress(
                 TextColumn("{task.description:<9}"),
-                BarColumn(bar_width=30),
+                BarColumn(bar_width=30, complete_style="cyan", finished_style="green"),
                 TextColumn("{task.fields[text]}"),
                 console=self.console,
                 transient=True,
