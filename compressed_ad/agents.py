@@ -60,8 +60,8 @@ class InContextAgent:
     cost per step stays constant on average. ``"sliding"`` drops one step at a time and recomputes each time.
     ``cache=False`` recomputes the whole context at every step: the reference, exact by construction.
 
-    Actions are sampled at ``temperature``, which moves linearly to ``temperature_final`` over a slot's first
-    ``anneal_episodes`` in-context episodes: explore first, commit later.
+    Actions are sampled at ``temperature`` while a slot's context holds no reward, and at
+    ``temperature_rewarded`` (default: the same) once it does: explore first, then commit.
 
     ``marks``: ``off`` shows no border marks (the guide's inference); ``self`` applies the threshold rule to
     the model's own action probabilities, online, so a segment opens once its evidence is in (the causal
@@ -74,8 +74,7 @@ class InContextAgent:
         *,
         sample: bool = True,
         temperature: float = 1.0,
-        temperature_final: float | None = None,
-        anneal_episodes: int = 20,
+        temperature_rewarded: float | None = None,
         context: ContextRule = "refill",
         cache: bool = True,
         marks: Marks = "off",
@@ -83,13 +82,13 @@ class InContextAgent:
         compression_window: int = 10,
         seed: int = 0,
     ) -> None:
-        final = temperature if temperature_final is None else temperature_final
-        if min(temperature, final) <= 0:
+        rewarded = temperature if temperature_rewarded is None else temperature_rewarded
+        if min(temperature, rewarded) <= 0:
             raise UsageError(
-                f"temperatures must be above 0, got {temperature}, {final}; for greedy actions, sample=False"
+                f"temperatures must be above 0, got {temperature} and {rewarded}; for greedy, sample=False"
             )
         self.model, self.sample = model, sample
-        self.temperature, self.temperature_final, self.anneal_episodes = temperature, final, anneal_episodes
+        self.temperature, self.temperature_rewarded = temperature, rewarded
         self.context_rule, self.use_cache, self.marks = context, cache, marks
         self.on_policy_threshold, self.compression_window = on_policy_threshold, compression_window
         self.seed = seed
@@ -104,7 +103,6 @@ class InContextAgent:
         self.cache = self.model.new_cache(n_env) if self.use_cache else None
         self.latest: dict[str, Tensor] | None = None
         self.run = np.zeros(n_env, np.int64)
-        self.episode = np.zeros(n_env, np.int64)
         self.probability = np.ones(n_env, np.float32)
 
     @torch.no_grad()
@@ -114,7 +112,7 @@ class InContextAgent:
         token = self._token(torch.as_tensor(np.asarray(obs)))
         self._remember(token)
         logits = self._logits(token).float().cpu().numpy()
-        probs = scipy.special.softmax(logits / self._temperatures()[:, None], axis=1)
+        probs = scipy.special.softmax(logits / self._temperatures(), axis=1)
         if self.sample:
             uniform = rng(self.seed, "act", self.clock).random(self.n_env)
             actions = np.minimum((probs.cumsum(axis=1) < uniform[:, None]).sum(axis=1), probs.shape[1] - 1)
@@ -125,13 +123,13 @@ class InContextAgent:
         return np.asarray(actions)
 
     def _temperatures(self) -> AnyArray:
-        share = np.minimum(self.episode / max(1, self.anneal_episodes), 1.0)
-        return self.temperature + (self.temperature_final - self.temperature) * share
+        """(N, 1). Whole rows may be searched: beyond a context's end, memory repeats its last token."""
+        rewarded = (self.memory["reward"] > 0).any(dim=1, keepdim=True).numpy()
+        return np.where(rewarded, self.temperature_rewarded, self.temperature)
 
     def observe(self, actions: AnyArray, step: Step) -> None:
         """Keep what came of the last actions for the next token."""
         start, end = self._border_marks()
-        self.episode += step.terminated | step.truncated
         self.latest = {
             "action": torch.as_tensor(np.asarray(actions)),
             "reward": torch.as_tensor(np.asarray(step.reward, dtype=np.float32)),
@@ -193,6 +191,7 @@ class InContextAgent:
         for value in self.memory.values():
             value[full] = value[full[:, None], at]
         self.memory["has_previous"][full, 0] = False
+        self.memory["reward"][full, 0] = 0.0
         self.length[full] = self.n_transit - first
         if self.cache is not None:
             longest = int(self.length[full].max())
