@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 EVALUATION = "evaluation.npz"
 _VALIDATION_WINDOWS = 128
 _IMITATION_BATCH = 32
-_PLAYING = ("temperature", "temperature_final", "anneal_episodes", "sample", "context", "marks")
+_PLAYING = ("temperature", "temperature_rewarded", "sample", "context", "marks")
 TRAINING_KEYS = ("model", "seed", "env.training_tasks", *(f"evaluation.{key}" for key in _PLAYING))
 """What a training run depends on besides its data: its validation plays as its evaluation will."""
 
@@ -217,12 +217,8 @@ class _Data:
 
 def playing(config: Config) -> dict[str, Any]:
     """How models play: the options of ``InContextAgent``."""
-    evaluation = config.evaluation
-    options = {key: getattr(evaluation, key) for key in ("temperature", "sample", "context", "marks")}
-    if evaluation.temperature_final is not None:
-        options["temperature_final"] = evaluation.temperature_final
-        options["anneal_episodes"] = evaluation.anneal_episodes
-    if evaluation.marks == "self":
+    options = {key: getattr(config.evaluation, key) for key in _PLAYING}
+    if config.evaluation.marks == "self":
         options["on_policy_threshold"] = config.marker.on_policy_threshold
         options["compression_window"] = config.marker.compression_window
     return options

@@ -201,10 +201,9 @@ class EvaluationSettings(Settings):
     episodes: Count = Field(50, description="in-context episodes")
     rollouts: Count = Field(8, description="rollouts per held-out task")
     temperature: Positive = Field(1.0, description="of the model's action distribution")
-    temperature_final: Positive | None = Field(
-        None, description="temperature after anneal_episodes, reached linearly; default: temperature"
+    temperature_rewarded: Positive | None = Field(
+        None, description="temperature once the context holds a reward; default: temperature"
     )
-    anneal_episodes: Count = Field(20, description="episodes over which temperature_final is reached")
     sample: bool = Field(True, description="sample actions; false: the most likely one")
     context: Literal["refill", "sliding"] = Field(
         "refill", description="a full context drops its older half, or one step at a time (exact, slow)"

@@ -341,6 +341,20 @@ def test_evaluation_is_done_once_and_again_after_a_change(histories, tmp_path):
         assert file["step"] == 4
 
 
+@pytest.mark.parametrize("marks", ["off", "self", "prompt"])
+def test_models_play_as_the_settings_say(histories, tmp_path, marks):
+    words = ("evaluation.temperature", "0.7"), ("evaluation.temperature_rewarded", "0.3")
+    job = runs.job(tiny(*words, ("evaluation.marks", marks)), "CompressedAD", 0, histories, tmp_path)
+    options = runs.playing(job.config)
+    assert (options["temperature"], options["temperature_rewarded"], options["marks"]) == (0.7, 0.3, marks)
+    assert options.get("on_policy_threshold") == (0.2 if marks == "self" else None)
+    runs.train_run(job)
+    runs.evaluate_run(job)
+    plain = runs.job(tiny(), "CompressedAD", 0, histories, tmp_path)
+    with pytest.raises(RunDirectoryError, match=r"evaluation\.temperature: 0.7 there, 1.0 asked for"):
+        runs.train_run(plain)
+
+
 def test_a_moved_folder_is_still_evaluated(histories, tmp_path):
     (tmp_path / "a").mkdir()
     history = tmp_path / "a" / "h.hdf5"
