@@ -244,7 +244,7 @@ class Stop:
         first, self.signum = self.signum is None, number
         if not (self._polite and first):
             raise KeyboardInterrupt
-        print("\ncad: saving (once more to stop at once)", file=sys.stderr)
+        print("cad: saving (once more to stop at once)", file=sys.stderr)
 
 
 # ---------------------------------------------------------------- parsing

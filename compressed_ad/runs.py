@@ -332,7 +332,8 @@ def evaluate_run(
     _check_unseen(job, data, ids)
     names = {"best": "best_model.pt", "last": "last_model.pt"}
     model, step = _load_model(job.path / names[evaluation.checkpoint], data, where)
-    parts = 1 if evaluation.checkpoint == "last" else 2
+    last, step_last = _load_model(job.path / names["last"], data, where)
+    parts = 1 if step_last == step else 2
 
     def part(k: int) -> Report:
         def show(done: int, total: int, text: str) -> None:
@@ -347,7 +348,6 @@ def evaluate_run(
 
     arrays: dict[str, Any] = {"returns": play(model, 0), "step": step}
     arrays |= data.imitation(model, ids, evaluation.imitation_windows)
-    last, step_last = _load_model(job.path / names["last"], data, where)
     arrays["returns_last"] = arrays["returns"] if step_last == step else play(last, 1)
     arrays |= {
         "step_last": step_last,
