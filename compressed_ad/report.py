@@ -22,7 +22,6 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Group
 from rich.table import Table
@@ -30,6 +29,7 @@ from rich.text import Text
 
 from compressed_ad import plots, stats
 from compressed_ad.analysis import METRICS, Analysis, analyse, convergence
+from compressed_ad.plots import Figure
 from compressed_ad.results import MethodRuns, SourceSummary
 from compressed_ad.stats import Interval
 

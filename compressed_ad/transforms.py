@@ -59,7 +59,8 @@ class Sequences:
     @property
     def lengths(self) -> IntArray:
         """(Q,) transitions of each sequence."""
-        return np.diff(self.offsets)
+        lengths: IntArray = np.subtract(self.offsets[1:], self.offsets[:-1])
+        return lengths
 
     @cached_property
     def episodes(self) -> Episodes:
@@ -181,36 +182,49 @@ def streams(sequences: Sequences, context: Context, *, n: int) -> Sequences:
 
 @TRANSFORM.register("subsample")
 def subsample(
-    sequences: Sequences, context: Context, *, every: int, copies: int = 1, keep_first_reward: bool = True
+    sequences: Sequences,
+    context: Context,
+    *,
+    every: int | Sequence[int],
+    copies: int = 1,
+    keep_first_reward: bool = True,
 ) -> Sequences:
     """Keep one episode, drawn at random, out of every ``every`` consecutive ones.
 
     A context of a given length then spans ``every`` times as much of the source's learning (Laskin et al.
     2022, section 4.3). With ``keep_first_reward`` the episode in which a stream first met a reward is the one
     kept of its group, so that a context does not show a policy that improves without the evidence that
-    made it improve. ``copies`` draws are made of each sequence. Incomplete last episodes are dropped.
+    made it improve. ``copies`` draws are made of each sequence, for each of several ``every`` if it is a
+    list: the model then cannot tell from its position alone how far a history has come, only from what it
+    sees. Incomplete last episodes are dropped.
     """
-    _positive("subsample", every=every, copies=copies)
-    episodes = sequences.episodes
-    n_row, n_seq = len(episodes.start), len(sequences)
-    first = np.zeros(n_row, bool)
+    strides = [every] if isinstance(every, int) else list(every)
+    for stride in strides or [0]:
+        _positive("subsample", every=stride, copies=copies)
+    episodes, n_seq = sequences.episodes, len(sequences)
+    first = np.zeros(len(episodes.start), bool)
     if keep_first_reward:
         rows = np.flatnonzero(episodes.rewarded)
         _, where = np.unique(episodes.sequence[rows], return_index=True)
         first[rows[where]] = True
-    chosen, group = [], []
-    for copy in range(copies):
-        phase = context.random.integers(every, size=n_seq)
-        bucket = (episodes.ordinal + phase[episodes.sequence]) // every
-        priority = context.random.random(n_row) + 2.0 * first
-        order = np.lexsort((-priority, bucket, episodes.sequence))
-        order = order[episodes.complete[order]]
-        key = episodes.sequence[order] * (bucket.max(initial=0) + 1) + bucket[order]
-        rows = order[np.unique(key, return_index=True)[1]]
-        chosen.append(rows)
-        group.append(episodes.sequence[rows] + copy * n_seq)
-    source = np.tile(np.arange(n_seq), copies)
-    return sequences.take_episodes(np.concatenate(chosen), np.concatenate(group), copies * n_seq, source)
+    draws = [_one_of_every(episodes, n_seq, stride, first, context.random) for stride in strides * copies]
+    group = [episodes.sequence[rows] + k * n_seq for k, rows in enumerate(draws)]
+    source = np.tile(np.arange(n_seq), len(draws))
+    return sequences.take_episodes(np.concatenate(draws), np.concatenate(group), len(source), source)
+
+
+def _one_of_every(
+    episodes: Episodes, n_seq: int, every: int, preferred: BoolArray, random: np.random.Generator
+) -> IntArray:
+    """Rows of ``episodes``, in order: one of each ``every`` consecutive ones, a preferred one if any."""
+    phase = random.integers(every, size=n_seq)
+    bucket = (episodes.ordinal + phase[episodes.sequence]) // every
+    priority = random.random(len(bucket)) + 2.0 * preferred
+    order = np.lexsort((-priority, bucket, episodes.sequence))
+    order = order[episodes.complete[order]]
+    key = episodes.sequence[order] * (bucket.max(initial=0) + 1) + bucket[order]
+    rows: IntArray = order[np.unique(key, return_index=True)[1]]
+    return rows
 
 
 @TRANSFORM.register("stitch")
@@ -252,7 +266,7 @@ class _Stitcher:
         if len(np.unique(sequences.task[episodes.sequence[self.pool]])) < 2:
             raise UsageError("stitch needs rewarded episodes of at least two training tasks")
         flat = sequences.next_states.reshape(len(sequences.next_states), -1).astype(np.int64)
-        self.place = np.ravel_multi_index(tuple(flat.T), tuple(flat.max(axis=0) + 1))
+        self.place: IntArray = np.asarray(np.ravel_multi_index(tuple(flat.T), tuple(flat.max(axis=0) + 1)))
 
     def run(self, candidates: int, longest: int) -> Sequences:
         sequences, episodes = self.sequences, self.sequences.episodes
@@ -281,16 +295,17 @@ class _Stitcher:
         owner.append(episodes.sequence[own])
         rewards.append(sequences.rewards[expand(episodes.start[own], episodes.length[own])])
         all_rows, all_owner = np.concatenate(rows), np.concatenate(owner)
-        per_row = np.split(np.concatenate(rewards), np.cumsum(episodes.length[all_rows])[:-1])
+        length = episodes.length[all_rows]
         order = np.argsort(all_owner, kind="stable")
+        steps = expand((np.cumsum(length) - length)[order], length[order])
         result = sequences.take_episodes(all_rows[order], all_owner[order], n, np.arange(n))
-        return replace(result, rewards=np.concatenate([per_row[i] for i in order]).astype(np.float32))
+        return replace(result, rewards=np.concatenate(rewards)[steps].astype(np.float32))
 
     def _draw(self, active: IntArray, candidates: int) -> IntArray:
         """(A, candidates) episodes of other tasks; a few redraws, then any other task's episode."""
         task = self.sequences.task
         of = self.sequences.episodes.sequence
-        drawn = self.random.choice(self.pool, size=(len(active), candidates))
+        drawn: IntArray = np.asarray(self.random.choice(self.pool, size=(len(active), candidates)))
         for _ in range(100):
             same = task[of[drawn]] == task[active][:, None]
             if not same.any():
@@ -304,7 +319,8 @@ class _Stitcher:
         fresh = ~seen[active[of // candidates], self.place[steps]]
         key = of[fresh] * seen.shape[1] + self.place[steps[fresh]]
         new = np.bincount(np.unique(key) // seen.shape[1], minlength=drawn.size).reshape(drawn.shape)
-        return drawn[np.arange(n_active), new.argmax(axis=1)]
+        chosen: IntArray = drawn[np.arange(n_active), new.argmax(axis=1)]
+        return chosen
 
     def _steps(self, rows: IntArray) -> tuple[IntArray, IntArray]:
         episodes = self.sequences.episodes

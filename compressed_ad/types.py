@@ -60,7 +60,8 @@ class Split:
         foreign = np.setdiff1d(tasks, self.train)
         if len(foreign):
             kinds = {
-                name: np.intersect1d(foreign, getattr(self, name)).tolist() for name in ("validation", "heldout")
+                name: np.intersect1d(foreign, getattr(self, name)).tolist()
+                for name in ("validation", "heldout")
             }
             named = ", ".join(f"{name} tasks {ids}" for name, ids in kinds.items() if ids)
             raise SplitError(f"only training tasks may be trained on; asked for {named or foreign.tolist()}")

@@ -5,7 +5,7 @@ import torch
 from compressed_ad.agents import InContextAgent, RandomAgent
 from compressed_ad.errors import UsageError
 from compressed_ad.evaluate import evaluate_in_context, evaluate_tasks
-from compressed_ad.models import MODEL, AD
+from compressed_ad.models import AD, MODEL
 from compressed_ad.settings import ModelConfig
 from compressed_ad.tasks.gridworld import Darkroom
 from compressed_ad.types import AnyArray, Step

@@ -1,0 +1,107 @@
+"""Imports run one way, exotic libraries live in one file each, and the command line starts without torch."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import compressed_ad
+
+PACKAGE = Path(__file__).parents[1] / "compressed_ad"
+
+# Reading order is import order: a file imports only from files before it.
+LAYERS = """
+errors types spaces seeding files registry settings
+tasks.base tasks.grid tasks.gridworld tasks tasks.gymnasium tasks.vector tasks.select tasks.conformance
+markers marking hdf5 history_header histories overview
+learners learners.base learners.ppo_kernels learners.ppo_batch learners.ppo learners.sb3 learners.select
+collect transforms windows
+models.transformer models.ad models.compressed_ad models
+checkpoints train agents evaluate
+stats results analysis plots report
+yaml_file config run_directory workers runs pipeline
+estimates progress commands about cli
+"""
+ORDER = LAYERS.split()
+
+# A model's thin method plays through the evaluation, imported when called: the one reference that looks up.
+UPWARD = {("models.ad", "evaluate")}
+
+ONLY_IN = {
+    "h5py": {"hdf5"},
+    "stable_baselines3": {"learners.sb3"},
+    "matplotlib": {"plots"},
+    "jinja2": {"report"},
+    "rich": {"progress", "report", "commands"},
+}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        yield ".".join(p for p in parts if p != "__init__"), path
+
+
+def imports(path: Path) -> Iterator[str]:
+    """What a file imports, anywhere but for types only."""
+    tree = ast.parse(path.read_text())
+    typing = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if node in typing:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_every_module_stands_in_the_reading_order() -> None:
+    assert sorted(ORDER) == sorted(name for name, _ in modules() if name)
+
+
+def test_imports_run_one_way() -> None:
+    place = {name: k for k, name in enumerate(ORDER)}
+    for name, path in modules():
+        if not name:
+            continue
+        for imported in imports(path):
+            inner = imported.removeprefix("compressed_ad.")
+            if inner != imported and inner in place and inner != name:
+                upward = place[inner] >= place[name]
+                assert not upward or (name, inner) in UPWARD, f"{name} imports {inner}, which stands after it"
+
+
+def test_exotic_libraries_live_in_one_file_each() -> None:
+    for library, allowed in ONLY_IN.items():
+        users = {n for n, path in modules() if any(i.split(".")[0] == library for i in imports(path))}
+        assert users <= allowed, f"{library} is imported by {sorted(users - allowed)}"
+
+
+def test_help_and_config_errors_import_no_torch() -> None:
+    code = """
+import sys
+from compressed_ad.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit:
+    pass
+print("torch" in sys.modules)
+"""
+    for args in (["--help"], ["train", "--help"], ["run", "--model.lrr", "3"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *args], capture_output=True, text=True, check=True, timeout=120
+        )
+        assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_the_public_surface() -> None:
+    assert set(compressed_ad.__all__) == set(compressed_ad._HOME)
+    for name in compressed_ad.__all__:
+        assert getattr(compressed_ad, name).__module__.startswith("compressed_ad") or name.isupper()
