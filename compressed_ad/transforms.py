@@ -59,8 +59,7 @@ class Sequences:
     @property
     def lengths(self) -> IntArray:
         """(Q,) transitions of each sequence."""
-        lengths: IntArray = np.subtract(self.offsets[1:], self.offsets[:-1])
-        return lengths
+        return np.diff(self.offsets)
 
     @cached_property
     def episodes(self) -> Episodes:
@@ -108,7 +107,8 @@ def expand(start: IntArray, length: IntArray) -> IntArray:
     total = np.cumsum(length)
     if len(length) == 0:
         return np.zeros(0, np.int64)
-    return np.arange(total[-1]) + np.repeat(start - (total - length), length)
+    steps: IntArray = np.arange(total[-1]) + np.repeat(start - (total - length), length)
+    return steps
 
 
 def from_histories(histories: Mapping[int, History]) -> Sequences:
