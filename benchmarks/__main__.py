@@ -1,0 +1,25 @@
+"""All benchmarks: ``python -m benchmarks`` (a few minutes; ``--quick`` only checks that they run)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from benchmarks import collection, loop, model
+from benchmarks.measuring import RESULTS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer repeats: a check that it runs, not a figure"
+    )
+    quick = parser.parse_args().quick
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "collection.json").write_text(json.dumps(collection.run(quick), indent=2) + "\n")
+    model.run(quick)
+    loop.run(quick)
+
+
+if __name__ == "__main__":
+    main()
