@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from compressed_ad.agents import InContextAgent, RandomAgent
+    from compressed_ad.agents import InContextAgent, OptimalAgent, RandomAgent
     from compressed_ad.collect import collect, split_tasks
     from compressed_ad.evaluate import evaluate_in_context, evaluate_tasks
     from compressed_ad.histories import HistoryFile, HistoryWriter
@@ -41,6 +41,7 @@ _HOME = {
     "MARKER": "markers",
     "MODEL": "models",
     "ModelConfig": "settings",
+    "OptimalAgent": "agents",
     "RandomAgent": "agents",
     "Split": "types",
     "Step": "types",
@@ -76,6 +77,7 @@ __all__ = [
     "HistoryWriter",
     "InContextAgent",
     "ModelConfig",
+    "OptimalAgent",
     "RandomAgent",
     "Split",
     "Step",

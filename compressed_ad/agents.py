@@ -15,6 +15,7 @@ from torch import Tensor
 from compressed_ad.errors import UsageError
 from compressed_ad.models.ad import AD
 from compressed_ad.seeding import rng
+from compressed_ad.tasks.base import OptimalPolicy, TaskFamily
 from compressed_ad.types import AnyArray, Step
 from compressed_ad.windows import Tokens
 
@@ -50,6 +51,38 @@ class RandomAgent:
 
     def observe(self, actions: AnyArray, step: Step) -> None:
         """Learns nothing."""
+
+
+class OptimalAgent:
+    """The optimal policy of a family that offers one: the ceiling beside which others are judged.
+
+    ``tasks`` (N, P) are those of the slots. With k slots for each task, slots stand together by task, as
+    ``evaluate_tasks`` makes them. Raises ``UsageError`` if the family knows no optimal policy.
+    """
+
+    def __init__(self, family: TaskFamily, tasks: AnyArray) -> None:
+        if not isinstance(family, OptimalPolicy):
+            raise UsageError(f"{family.name}: offers no optimal policy (optimal_action)")
+        self.family: OptimalPolicy = family
+        self.tasks = np.asarray(tasks)
+
+    def reset(self, n_env: int) -> None:
+        """Start in ``n_env`` slots, a multiple of the number of tasks."""
+        if n_env == 0 or n_env % len(self.tasks):
+            raise UsageError(
+                f"the optimal agent knows {len(self.tasks)} tasks, which {n_env} slots cannot share"
+            )
+        self.slots = np.repeat(self.tasks, n_env // len(self.tasks), axis=0)
+        self.episode_return = np.zeros(n_env)
+
+    def act(self, obs: AnyArray) -> AnyArray:
+        """Actions (N, ...)."""
+        return self.family.optimal_action(self.slots, obs, self.episode_return)
+
+    def observe(self, actions: AnyArray, step: Step) -> None:
+        """Keep the return of the episode so far, which tells what an observation may not."""
+        ended = step.terminated | step.truncated
+        self.episode_return = np.where(ended, 0.0, self.episode_return + step.reward)
 
 
 class InContextAgent:

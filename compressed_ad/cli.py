@@ -174,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     stop = Stop()
     try:
-        with stop.listening():
+        with stop.listening(), _own_modules():
             job = parse(words, stop)
             COMMANDS[job.name].run(job)
     except CompressedADError as error:
@@ -202,6 +202,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     return 0
+
+
+@contextmanager
+def _own_modules() -> Iterator[None]:
+    """Let ``module:attribute`` find the user's files in the present folder, after everything installed."""
+    if "" in sys.path:
+        yield
+        return
+    sys.path.append("")
+    try:
+        yield
+    finally:
+        sys.path.remove("")
 
 
 class Stop:

@@ -5,7 +5,9 @@ Nothing is iterated per item and the sampler has no state, so an exact resume ne
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,10 @@ import torch
 from torch import Tensor
 
 from compressed_ad.errors import HistoryError
+from compressed_ad.histories import HistoryFile
 from compressed_ad.seeding import rng
-from compressed_ad.transforms import Sequences
+from compressed_ad.tasks.select import make_family
+from compressed_ad.transforms import Sequences, apply_transforms, from_histories
 from compressed_ad.types import AnyArray, BoolArray, IntArray
 
 
@@ -174,6 +178,26 @@ class CompressedADDataset(torch.utils.data.Dataset[dict[str, Any]]):
             raise HistoryError(f"every history is shorter than n_transit {n_transit}")
         self.sequences, self.n_transit = sequences, n_transit
         self.start = episodes.start[full]
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | Path,
+        n_transit: int,
+        transforms: Iterable[tuple[str, Mapping[str, Any]]] = (),
+        *,
+        seed: int = 0,
+    ) -> CompressedADDataset:
+        """The windows of the training tasks of a history file; those of the others are not read.
+
+        ``transforms`` are (name, parameters) pairs as for ``apply_transforms``, which ``seed`` is for.
+        """
+        file, chosen = HistoryFile(path), list(transforms)
+        sequences = from_histories(file.load(file.split.train.tolist()))
+        if chosen:
+            family = make_family(file.info.family, file.info.family_kwargs)
+            sequences = apply_transforms(sequences, chosen, seed=seed, family=family, tasks=file.tasks)
+        return cls(sequences, n_transit)
 
     def __len__(self) -> int:
         return len(self.start)

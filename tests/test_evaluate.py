@@ -2,13 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from compressed_ad.agents import InContextAgent, RandomAgent
+from compressed_ad.agents import InContextAgent, OptimalAgent, RandomAgent
 from compressed_ad.errors import UsageError
 from compressed_ad.evaluate import evaluate_in_context, evaluate_tasks
 from compressed_ad.models import AD, MODEL
 from compressed_ad.settings import ModelConfig
+from compressed_ad.tasks.base import TASK_FAMILY
 from compressed_ad.tasks.gridworld import Darkroom
 from compressed_ad.types import AnyArray, Step
+from tests.probes import VALUE
 
 SPACES = {
     "observation_space": {"kind": "multidiscrete", "nvec": [9, 9]},
@@ -143,6 +145,24 @@ def test_random_agent_earns_the_random_return() -> None:
     error = returns.reshape(11, -1).std(axis=1) / np.sqrt(1000)
     # Eleven tasks: 4 standard errors leave a false alarm below 1 in 1000.
     assert (abs(returns.mean(axis=(1, 2)) - family.random_return(tasks)) < 4 * error + 1e-3).all()
+
+
+@pytest.mark.parametrize("name", ["darkroom", "darkroom_hard", "darkroom_permuted", "key_to_door"])
+def test_optimal_agent_earns_the_optimal_return_in_every_episode(name: str) -> None:
+    """Also where episodes end at different times, and the key in hand cannot be seen."""
+    family = TASK_FAMILY[name]()
+    tasks = family.tasks()[:: max(1, len(family.tasks()) // 40)]
+    returns = evaluate_tasks(OptimalAgent(family, tasks), family, tasks, rollouts=2, episodes=3)
+    best = np.broadcast_to(family.optimal_return(tasks)[:, None, None], returns.shape)
+    np.testing.assert_array_equal(returns, best)
+
+
+def test_optimal_agent_needs_an_optimal_policy_and_the_tasks_of_its_slots() -> None:
+    family = Darkroom(3)
+    with pytest.raises(UsageError, match="2 tasks, which 3 slots cannot share"):
+        OptimalAgent(family, family.tasks()[:2]).reset(3)
+    with pytest.raises(UsageError, match="offers no optimal policy"):
+        OptimalAgent(VALUE, VALUE.tasks())
 
 
 def test_same_seed_same_returns_and_training_mode_is_restored() -> None:
