@@ -179,6 +179,10 @@ def _result_problem(mask: object, shape: tuple[int, ...]) -> str | None:
 # ---------------------------------------------------------------- a user's own marker
 
 
+ONE_STEP = "histories of one step"
+"""How ``check_marker`` names the shortest histories it tries."""
+
+
 def check_marker(marker: str | Marker, **params: Any) -> list[str]:
     """What is wrong with a user's marker, in plain sentences; an empty list if nothing is.
 
@@ -210,7 +214,7 @@ def check_marker(marker: str | Marker, **params: Any) -> list[str]:
         problems.append("Two calls on the same history give different masks; draw from the seed argument.")
     if any(np.shares_memory(mask, array) for _, array in history.per_step()):
         problems.append("Its result shares memory with the history; return a new array.")
-    attempt("histories of one step", _cut(history, 4, 1))
+    attempt(ONE_STEP, _cut(history, 4, 1))
     asks = set(_signature(marker))
     if not asks & {"seed", "learner"}:
         alone = attempt("a single stream", _cut(history, 1, 120))
