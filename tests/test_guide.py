@@ -1,0 +1,188 @@
+"""The user's guide, executed: its text word for word from ``guide_snippets.md``, only its imports changed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from compressed_ad import (
+    CompressedADDataset,
+    CompressedHistoryCallback,
+    HistoryFile,
+    apply_marker,
+    borders,
+    from_histories,
+)
+from compressed_ad.cli import main
+from compressed_ad.markers import threshold
+from compressed_ad.tasks.gridworld import Darkroom
+from compressed_ad.tasks.gymnasium import TaskEnv
+from tests.conftest import SmokeRun
+
+NAME = "history_darkroom_PPO_alg-seed0_compressed.hdf5"
+SNIPPETS = (Path(__file__).parent / "guide_snippets.md").read_text(encoding="utf-8")
+
+
+def snippet(title: str) -> str:
+    found = re.search(rf"## {re.escape(title)}\n+```\w*\n(.*?)```", SNIPPETS, re.DOTALL)
+    assert found, title
+    return found[1]
+
+
+def replaced(text: str, old: str, new: str) -> str:
+    assert text.count(old) == 1
+    return text.replace(old, new)
+
+
+def envs() -> list[Callable[[], TaskEnv]]:
+    family = Darkroom(9, 20)
+    return [lambda task=task: TaskEnv(family, task) for task in (0, 13, 40, 80)]
+
+
+def dummy_vec_env() -> Any:
+    return pytest.importorskip("stable_baselines3.common.vec_env").DummyVecEnv(envs())
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smoke: SmokeRun) -> Path:
+    """A folder with the guide's ``runs/`` and ``datasets/``."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").symlink_to(smoke.out)
+    (tmp_path / "datasets").mkdir()
+    shutil.copy(smoke.out / NAME, tmp_path / "datasets" / NAME)
+    return tmp_path
+
+
+# ---------------------------------------------------------------- step 1: marking
+
+
+def test_the_worked_example() -> None:
+    """Its runs of 6 and 4 steps need a ``compression_window`` of at most 4; the default 10 marks nothing."""
+    rows = [line.partition(":") for line in snippet("Example segment detection").splitlines()[:3]]
+    given = {name: np.array(values.split(), float) for name, _, values in rows}
+    mask = threshold(given["Probs"], 0.7, 4)
+    np.testing.assert_array_equal(mask, given["Mask"].astype(bool))
+    start, end = borders(mask)
+    assert (np.flatnonzero(start).tolist(), np.flatnonzero(end).tolist()) == ([1, 10], [7, 14])
+    assert not threshold(given["Probs"], 0.7, 10).any()
+
+
+def test_compression_parameters_more_and_less_aggressive(folder: Path) -> None:
+    aggressive, conservative = snippet("Compression Parameters").split("\n\n")
+    ratios = []
+    for text in (aggressive, conservative):
+        config: dict[str, Any] = {}
+        exec(text, {"config": config})
+        # A run of the smoke preset is too short to become confident: its thresholds are scaled down.
+        config["on_policy_threshold"] /= 3
+        words = [word for key, value in config.items() for word in (f"--marker.{key}", str(value))]
+        assert main(["mark", f"datasets/{NAME}", *words]) == 0
+        file = HistoryFile(f"datasets/{NAME}")
+        assert {key: file.marking["parameters"][key] for key in config} == config
+        ratios.append(file.statistics().compression_ratio)
+    assert ratios[0] > ratios[1]
+
+
+def test_custom_compression_strategy_as_a_marker(folder: Path) -> None:
+    """The guide's method marks one stream; a marker gets all (stream, time)."""
+    (folder / "my_strategy.py").write_text(
+        f"import numpy as np\n\n\n{snippet('Custom Compression Strategy')}\n\n"
+        "def mark(action_probs):\n"
+        "    return np.stack([_identify_compression_segments(None, stream) for stream in action_probs])\n"
+    )
+    assert main(["mark", f"datasets/{NAME}", "--marker", "my_strategy:mark"]) == 0
+    file = HistoryFile(f"datasets/{NAME}")
+    assert file.marking["marker"] == "my_strategy:mark"
+    for history in file.load().values():
+        np.testing.assert_array_equal(history.compression_mask, apply_marker("rising_confidence", history))
+
+
+def test_the_callback_in_a_plain_learn() -> None:
+    ppo = pytest.importorskip("stable_baselines3").PPO
+    callback = CompressedHistoryCallback(on_policy_threshold=0.2, compression_window=3)
+    ppo("MlpPolicy", dummy_vec_env(), n_steps=25, batch_size=50, seed=0, device="cpu").learn(
+        100, callback=callback
+    )
+    history = callback.history()
+    assert (history.n_stream, history.n_step) == (4, 25)
+    assert history.episode_end.sum(axis=1).tolist() == [1] * 4
+    assert (history.next_states[:, 19] != Darkroom().start).any()
+    np.testing.assert_array_equal(history.compression_mask, threshold(history.action_probs, 0.2, 3))
+
+
+# ---------------------------------------------------------------- step 2: training
+
+
+def test_the_training_data_is_large_and_has_marks(folder: Path) -> None:
+    train_dataset = CompressedADDataset.from_file(f"datasets/{NAME}", n_transit=60)
+    file = HistoryFile(f"datasets/{NAME}")
+    # 400 steps are 20 episodes of 20; windows of three episodes start at the first 18.
+    assert len(train_dataset) == len(file.split.train) * file.n_stream * 18
+    assert any(len(train_dataset[i]["segments"]) for i in range(len(train_dataset)))
+    expected = CompressedADDataset(from_histories(file.load(file.split.train)), 60)
+    for i in (0, len(expected) - 1):
+        torch.testing.assert_close(train_dataset[i]["states"], expected[i]["states"])
+    thin = CompressedADDataset.from_file(f"datasets/{NAME}", 60, [("subsample", {"every": 4})])
+    assert 0 < len(thin) < len(train_dataset) / 4
+
+
+def test_the_model_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The guide's ``config/model/ad_dr.yaml`` is a model file."""
+    (folder / "ad_dr.yaml").write_text(snippet("Model Parameters"))
+    assert main(["train", "--model", "ad_dr.yaml", "--print-config"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)["model"]
+    given = yaml.safe_load(snippet("Model Parameters"))
+    assert given == {key: shown[key] for key in given} and shown["model"] == "CompressedAD"
+
+
+# ---------------------------------------------------------------- step 3: evaluation
+
+
+def evaluate(vec_env: Any, config: str) -> dict[str, Any]:
+    text = snippet("Step 3: Evaluate")
+    text = replaced(text, "from model import MODEL", "from compressed_ad import MODEL")
+    text = replaced(text, "{...}  # Your config", config)
+    scope: dict[str, Any] = {"vec_env": vec_env}
+    exec(text, scope)
+    return scope
+
+
+VEC_ENVS = {
+    "sb3": dummy_vec_env,
+    "same-step": lambda: SyncVectorEnv(envs(), autoreset_mode=AutoresetMode.SAME_STEP),
+    "next-step": lambda: SyncVectorEnv(envs()),
+}
+
+
+@pytest.mark.parametrize("make", VEC_ENVS.values(), ids=VEC_ENVS)
+def test_evaluate(folder: Path, make: Callable[[], Any]) -> None:
+    scope = evaluate(make(), "torch.load('runs/CompressedAD-darkroom-seed0/best_model.pt')['config']")
+    returns = scope["results"]["reward_episode"]
+    assert returns.shape == (50, 4)  # 1000 steps, episodes of 20
+    assert ((returns >= 0) & (returns <= 20)).all()
+    assert not scope["model"].training
+    for vector in (scope["model"].embed_compress_start, scope["model"].embed_compress_end):
+        assert vector.shape == (16,) and torch.isfinite(vector).all()
+
+
+def test_evaluate_with_the_config_of_a_run_directory(folder: Path) -> None:
+    """``config.yaml`` holds what the user chose; the spaces are the environment's."""
+    config = {
+        **yaml.safe_load(Path("runs/CompressedAD-darkroom-seed0/config.yaml").read_text())["model"],
+        "observation_space": {"kind": "multidiscrete", "nvec": [9, 9]},
+        "action_space": {"kind": "discrete", "n": 5},
+    }
+    by_file = evaluate(dummy_vec_env(), repr(config))
+    by_checkpoint = evaluate(
+        dummy_vec_env(), "torch.load('runs/CompressedAD-darkroom-seed0/best_model.pt')['config']"
+    )
+    np.testing.assert_array_equal(by_file["results"].reward_episode, by_checkpoint["results"].reward_episode)
