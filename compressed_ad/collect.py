@@ -33,8 +33,8 @@ from compressed_ad.markers import Marker
 from compressed_ad.marking import (
     REQUIRED,
     apply_marker,
-    check_marker,
     find_marker,
+    marker_faults,
     marker_name,
     marker_parameters,
     task_seed,
@@ -145,7 +145,7 @@ def collect(
     _at_least_one("block_size", 1 if block_size is None else block_size)
     params = dict(marker_params or {})
     if marker is not None:
-        problems = check_marker(find_marker(marker), **params)
+        problems = marker_faults(find_marker(marker), **params)
         if problems:
             raise ConfigError(f"marker {marker_name(marker)!r}: {problem}" for problem in problems)
     all_tasks = family.tasks()

@@ -23,7 +23,7 @@ from compressed_ad import yaml_file
 from compressed_ad.collect import choose_tasks, split_tasks
 from compressed_ad.errors import ConfigError, UnknownNameError, UsageError
 from compressed_ad.learners.select import make_learner
-from compressed_ad.marking import ONE_STEP, check_marker, find_marker, marker_parameters
+from compressed_ad.marking import find_marker, marker_faults, marker_parameters
 from compressed_ad.settings import (
     MODEL_NAMES,
     AlgorithmSettings,
@@ -351,9 +351,7 @@ def _main_key(path: tuple[str, ...]) -> tuple[str, ...]:
 
 def _check_marker(settings: MarkerSettings) -> None:
     find_marker(settings.marker)
-    found = check_marker(settings.marker, **marker_params(settings))
-    # The guide's own example needs two steps, and so may any other: real histories have them.
-    problems = [problem for problem in found if ONE_STEP not in problem]
+    problems = marker_faults(settings.marker, **marker_params(settings))
     if problems:
         raise ConfigError(problems[0].removeprefix("It cannot mark an ordinary history: "))
 

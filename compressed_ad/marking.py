@@ -179,8 +179,7 @@ def _result_problem(mask: object, shape: tuple[int, ...]) -> str | None:
 # ---------------------------------------------------------------- a user's own marker
 
 
-ONE_STEP = "histories of one step"
-"""How ``check_marker`` names the shortest histories it tries."""
+_ONE_STEP = "histories of one step"
 
 
 def check_marker(marker: str | Marker, **params: Any) -> list[str]:
@@ -214,7 +213,7 @@ def check_marker(marker: str | Marker, **params: Any) -> list[str]:
         problems.append("Two calls on the same history give different masks; draw from the seed argument.")
     if any(np.shares_memory(mask, array) for _, array in history.per_step()):
         problems.append("Its result shares memory with the history; return a new array.")
-    attempt(ONE_STEP, _cut(history, 4, 1))
+    attempt(_ONE_STEP, _cut(history, 4, 1))
     asks = set(_signature(marker))
     if not asks & {"seed", "learner"}:
         alone = attempt("a single stream", _cut(history, 1, 120))
@@ -232,6 +231,14 @@ def check_marker(marker: str | Marker, **params: Any) -> list[str]:
                 problems.append("With causal=True the marking of a prefix is not a prefix of the marking.")
                 break
     return problems
+
+
+def marker_faults(marker: str | Marker, **params: Any) -> list[str]:
+    """What forbids the use of a marker: whatever ``check_marker`` finds, except on histories of one step.
+
+    The guide's own example needs two steps, and so may any other; real histories have them.
+    """
+    return [problem for problem in check_marker(marker, **params) if _ONE_STEP not in problem]
 
 
 def _example(n_stream: int, n_step: int) -> History:

@@ -9,7 +9,7 @@ import pytest
 
 from compressed_ad import markers, marking
 from compressed_ad.errors import ConfigError, MarkerError, UnknownNameError, UsageError
-from compressed_ad.marking import apply_marker, check_marker, marking_statistics
+from compressed_ad.marking import apply_marker, check_marker, marker_faults, marking_statistics
 
 
 @pytest.fixture
@@ -165,6 +165,12 @@ def test_check_marker_finds(marker, sentence):
 
 def test_check_marker_passes_a_good_one():
     assert check_marker(by_reward, least=0.5) == []
+
+
+def test_a_marker_that_needs_two_steps_may_be_used():
+    """The guide's example of a custom strategy is one."""
+    assert check_marker(needs_length) and marker_faults(needs_length) == []
+    assert marker_faults(across_streams) == check_marker(across_streams) != []
 
 
 # ---------------------------------------------------------------- statistics
