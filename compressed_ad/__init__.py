@@ -1,6 +1,8 @@
 """Compressed Algorithm Distillation: in-context reinforcement learning from marked learning histories.
 
 Everything public is here, and imported when first used: ``import compressed_ad`` imports no torch.
+``collect`` and ``train`` have the names of their modules, so take them from there:
+``from compressed_ad.collect import collect``.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from compressed_ad.agents import InContextAgent, OptimalAgent, RandomAgent
-    from compressed_ad.collect import collect, split_tasks
+    from compressed_ad.collect import split_tasks
     from compressed_ad.evaluate import evaluate_in_context, evaluate_tasks
     from compressed_ad.histories import HistoryFile, HistoryWriter
     from compressed_ad.learners.base import LEARNER
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from compressed_ad.settings import ModelConfig
     from compressed_ad.tasks.base import TASK_FAMILY
     from compressed_ad.tasks.conformance import check_family
-    from compressed_ad.train import train
     from compressed_ad.transforms import TRANSFORM, apply_transforms, from_histories
     from compressed_ad.types import History, Split, Step
     from compressed_ad.windows import CompressedADDataset, WindowSampler
@@ -53,12 +54,10 @@ _HOME = {
     "borders": "markers",
     "check_family": "tasks.conformance",
     "check_marker": "marking",
-    "collect": "collect",
     "evaluate_in_context": "evaluate",
     "evaluate_tasks": "evaluate",
     "from_histories": "transforms",
     "split_tasks": "collect",
-    "train": "train",
 }
 
 __all__ = [
@@ -87,12 +86,10 @@ __all__ = [
     "borders",
     "check_family",
     "check_marker",
-    "collect",
     "evaluate_in_context",
     "evaluate_tasks",
     "from_histories",
     "split_tasks",
-    "train",
 ]
 
 
