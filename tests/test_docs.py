@@ -1,0 +1,127 @@
+"""README and docs: their Python runs, their commands parse, their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from compressed_ad.cli import Stop, main, parse
+from tests.conftest import SmokeRun
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAME = "history_darkroom_PPO_alg-seed0_compressed.hdf5"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Code blocks of a page; those inside a list are moved to the left margin."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    return [re.sub(rf"^{indent}", "", code, flags=re.MULTILINE) for indent, code in found]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words after ``cad`` of every command line, without comments and what follows a pipe."""
+    found = []
+    for block in blocks(page, r"(?:bash|sh|console)"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.strip().removeprefix("$ "), comments=True)
+            if words and Path(words[0]).name == "cad":
+                stop = [k for k, word in enumerate(words) if word in ("&&", "|", ";", ">", "2>&1")]
+                found.append(words[1 : min(stop, default=len(words))])
+    return found
+
+
+COMMANDS = [
+    pytest.param(page, c, id=f"{page.name}: {' '.join(c)[:70]}") for page in PAGES for c in commands(page)
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smoke: SmokeRun) -> Iterator[Path]:
+    """Where a reader could be: the examples, the modules that pages name, a finished ``runs/smoke``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    shutil.copytree(smoke.out, tmp_path / "runs" / "smoke")
+    for run in ("AD-darkroom-seed0", "CompressedAD-darkroom-seed0"):
+        shutil.copytree(smoke.out / run, tmp_path / "runs" / run)
+    (tmp_path / "datasets").mkdir()
+    for copy in (f"datasets/{NAME}", f"runs/{NAME}", "FILE.hdf5"):
+        shutil.copy(smoke.out / NAME, tmp_path / copy)
+    for example in EXAMPLES:
+        shutil.copy(example, tmp_path)
+    for page in PAGES:
+        for block in blocks(page, "python"):
+            if named := re.match(r"# (\w+\.py)\n", block):
+                (tmp_path / named[1]).write_text(block)
+    yield tmp_path
+    for file in tmp_path.glob("*.py"):
+        sys.modules.pop(file.stem, None)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
+)
+def test_python_runs(page: Path, folder: Path) -> None:
+    scope: dict[str, object] = {"__name__": "page"}
+    for number, block in enumerate(blocks(page, "python"), start=1):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), scope)
+
+
+@pytest.mark.parametrize(("page", "words"), COMMANDS)
+def test_commands_are_understood(page: Path, words: list[str], folder: Path) -> None:
+    """Every option exists and every value is valid; what can be tried cheaply in docs/ is tried."""
+    for file in words:
+        if file.endswith((".yaml", ".yml")) and not (folder / file).exists() and "--" not in file:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_text("{}\n")
+    try:
+        call = parse(words, Stop())
+    except SystemExit as error:  # --help, --version
+        assert not error.code
+        return
+    if call.request is not None:
+        call.config()
+    if page.parent.name != "docs":
+        return
+    quick = call.name in ("list", "inspect", "compare", "doctor")
+    assert main(words if quick or call.options.dry_run else [*words, "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    links = re.findall(r"\]\(<?([^)>\s]+)", text) + re.findall(r"""(?:src|href)=["']([^"']+)""", text)
+    for link in links:
+        target, _, anchor = link.partition("#")
+        if re.match(r"[a-z]+:", link):
+            continue
+        file = page.parent / target if target else page
+        assert file.exists(), f"{page.name}: {link}"
+        if anchor and file.suffix == ".md":
+            headings = re.findall(r"^#+ (.*)$", file.read_text("utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in slugs, f"{page.name}: {link}"
+
+
+def test_code_shown_from_an_example_is_that_of_the_example() -> None:
+    shown = next(
+        block for block in blocks(ROOT / "docs" / "extending.md", "python") if "def after_reward" in block
+    )
+    function = shown[shown.index("def after_reward") :]
+    assert function in (ROOT / "examples" / "own_marker.py").read_text("utf-8")
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_examples_run(example: Path, folder: Path) -> None:
+    arguments = [f"runs/smoke/{NAME}"] if "FILE" in example.read_text("utf-8") else []
+    done = subprocess.run([sys.executable, example, *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2
