@@ -16,7 +16,6 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from compressed_ad import (
     CompressedADDataset,
-    CompressedHistoryCallback,
     HistoryFile,
     apply_marker,
     borders,
@@ -108,6 +107,8 @@ def test_custom_compression_strategy_as_a_marker(folder: Path) -> None:
 
 def test_the_callback_in_a_plain_learn() -> None:
     ppo = pytest.importorskip("stable_baselines3").PPO
+    from compressed_ad import CompressedHistoryCallback
+
     callback = CompressedHistoryCallback(on_policy_threshold=0.2, compression_window=3)
     ppo("MlpPolicy", dummy_vec_env(), n_steps=25, batch_size=50, seed=0, device="cpu").learn(
         100, callback=callback
