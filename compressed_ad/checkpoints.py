@@ -46,7 +46,7 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
 
     buffer = io.BytesIO()
     torch.save({**content, "digest": digest(content)}, buffer)
-    write_atomically(path, buffer.getvalue(), CheckpointError)
+    write_atomically(path, buffer.getvalue(), error=CheckpointError)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

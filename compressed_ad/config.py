@@ -8,6 +8,7 @@ at once, each with the place where it was written. Imports no torch.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ from pydantic import ValidationError
 from compressed_ad import tasks as tasks  # registers the built-in families
 from compressed_ad import yaml_file
 from compressed_ad.collect import choose_tasks, split_tasks
-from compressed_ad.errors import ConfigError, UnknownNameError, UsageError
+from compressed_ad.errors import ConfigError, UnknownNameError, UsageError, nearest
 from compressed_ad.learners.select import make_learner
 from compressed_ad.marking import find_marker, marker_faults, marker_parameters
+from compressed_ad.registry import import_attribute
 from compressed_ad.settings import (
     MODEL_NAMES,
     AlgorithmSettings,
@@ -39,6 +41,7 @@ from compressed_ad.settings import (
 from compressed_ad.tasks.base import TaskFamily
 from compressed_ad.tasks.select import make_family
 from compressed_ad.transforms import check_transforms
+from compressed_ad.types import Split
 from compressed_ad.yaml_file import Leaves
 
 SECTIONS = {
@@ -92,7 +95,10 @@ def request_leaves(request: Request) -> Leaves:
     """All layers of ``request`` merged; ``ConfigError`` for what cannot be read."""
     folder = config_folder()
     if request.preset not in PRESETS:
-        raise UnknownNameError("preset", request.preset, PRESETS)
+        known = ", ".join(PRESETS)
+        raise ConfigError(
+            f"unknown preset {request.preset!r}{nearest(request.preset, PRESETS)}; one of {known}"
+        )
     leaves = read_file(folder / f"{request.preset}.yaml")
     problems: list[str] = []
 
@@ -268,12 +274,29 @@ def origin(leaves: Leaves, path: tuple[str, ...]) -> str:
 def validate(leaves: Leaves) -> tuple[Config | None, list[str]]:
     """The configuration, or None and what is wrong with it: types, ranges, unknown keys."""
     try:
-        return Config.model_validate(nested(leaves)), []
+        config, found = Config.model_validate(nested(leaves)), list[str]()
     except ValidationError as error:
-        return None, [
-            f"{origin(leaves, path) if path in leaves else _place(leaves, path, text)}: {text}"
-            for path, text in located_problems(Config, error)
-        ]
+        config, found = (
+            None,
+            [
+                f"{origin(leaves, path) if path in leaves else _place(leaves, path, text)}: {text}"
+                for path, text in located_problems(Config, error)
+            ],
+        )
+    for path, (value, where) in leaves.items():
+        free = path[0] in SECTIONS and path[1:2] in [(SECTIONS[path[0]][1],), ("transforms",)]
+        if free and not all_finite(value):
+            found.append(f"{where}: {'.'.join(path)}: numbers must be finite, got {value!r}")
+    return config, found
+
+
+def all_finite(value: Any) -> bool:
+    """Whether no number in plain nested data is NaN or infinite."""
+    if isinstance(value, Mapping):
+        return all(all_finite(part) for part in value.values())
+    if isinstance(value, list):
+        return all(all_finite(part) for part in value)
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def semantic_problems(leaves: Leaves) -> list[str]:
@@ -299,7 +322,7 @@ def semantic_problems(leaves: Leaves) -> list[str]:
     model = _valid(ModelConfig, tree.get("model"))
     comparison = _valid(ComparisonSettings, tree.get("comparison"))
     if attempt(("env", "kwargs"), lambda: make_family(env.family, env.kwargs)):
-        attempt(("env", "n_task" if env.n_task else "family"), lambda: check_split(env))
+        attempt(("env", "n_task" if env.n_task else "family"), lambda: planned_split(env, 0))
     learner, kwargs = algorithm.learner, algorithm.learner_kwargs
     attempt(("algorithm", "learner_kwargs"), lambda: make_learner(learner, kwargs))
     attempt(("marker", "params"), lambda: _check_marker(marker))
@@ -338,10 +361,10 @@ def _place(leaves: Leaves, path: tuple[str, ...], line: str) -> str:
     return origin(leaves, _main_key(path)) if found == NOWHERE else found
 
 
-def check_split(env: EnvSettings) -> None:
-    """Raise ``UsageError`` unless the family has as many tasks as the split asks for."""
+def planned_split(env: EnvSettings, seed: int) -> Split:
+    """The split that a collection gets; ``UsageError`` unless the family has as many tasks as it asks for."""
     count = len(choose_tasks(len(make_family(env.family, env.kwargs).tasks()), 0, env.n_task))
-    split_tasks(count, 0, train=env.train, validation=env.validation, heldout=env.heldout)
+    return split_tasks(count, seed, train=env.train, validation=env.validation, heldout=env.heldout)
 
 
 def _main_key(path: tuple[str, ...]) -> tuple[str, ...]:
@@ -357,9 +380,13 @@ def _check_marker(settings: MarkerSettings) -> None:
 
 
 def check_model_name(name: str) -> None:
-    """Raise ``UnknownNameError`` for a model that is neither registered nor ``module:attribute``."""
-    if name not in MODEL_NAMES and ":" not in name:
+    """Raise ``UsageError`` for a model that is neither registered nor a class at ``module:attribute``."""
+    if name in MODEL_NAMES:
+        return
+    if ":" not in name:
         raise UnknownNameError("model", name, MODEL_NAMES)
+    if not isinstance(import_attribute("model", name), type):
+        raise UsageError(f"model {name!r} is not a class")
 
 
 def marker_params(settings: MarkerSettings) -> dict[str, Any]:

@@ -8,18 +8,21 @@ from pathlib import Path
 from compressed_ad.errors import RunError
 
 
-def write_atomically(path: Path, content: bytes, error: type[RunError] = RunError) -> None:
-    """Replace ``path`` in one step that survives a crash; ``error`` if it cannot be written."""
+def write_atomically(path: Path, *content: bytes, error: type[RunError] = RunError) -> None:
+    """Replace ``path`` by ``content`` in one step that survives a crash; ``error`` if it cannot be done."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("wb") as file:
-            file.write(content)
+            for part in content:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
     except OSError as cause:
         aside.unlink(missing_ok=True)
-        raise error(f"{path}: cannot be written ({cause.strerror}); what was there is untouched") from cause
+        reason = cause.strerror or str(cause)
+        raise error(f"{path}: cannot be written ({reason}); what was there is untouched") from cause
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ import h5py
 import numpy as np
 
 from compressed_ad.errors import CompressedADError, ConfigError, HistoryError
+from compressed_ad.files import write_atomically
 from compressed_ad.types import AnyArray
 
 FORMAT_VERSION = 1
@@ -157,24 +157,7 @@ def write_file(path: Path, fill: Callable[[h5py.File], None]) -> None:
             image: bytes = file.id.get_file_image()  # without the user block
     except (OSError, RuntimeError, MemoryError) as error:
         raise HistoryError(f"{path}: cannot be written ({error})") from error
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as target:
-            target.write(_block(hashlib.sha256(image).hexdigest()))
-            target.write(image)
-            target.flush()
-            os.fsync(target.fileno())
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        cause = error.strerror or str(error)
-        raise HistoryError(f"{path}: cannot be written ({cause}); what was there is untouched") from error
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    write_atomically(path, _block(hashlib.sha256(image).hexdigest()), image, error=HistoryError)
 
 
 def write_array(group: Group, name: str, array: AnyArray) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressed_ad.collect import collect, history_path
-from compressed_ad.config import build_family, check_split, marker_params, transform_pairs
+from compressed_ad.config import build_family, marker_params, planned_split, transform_pairs
 from compressed_ad.errors import RunDirectoryError
 from compressed_ad.files import write_atomically
 from compressed_ad.histories import HistoryFile, remark
@@ -70,7 +70,7 @@ def collect_stage(
 ) -> Path:
     """Collect the histories of ``config`` into ``path``, marked unless ``mark`` is False."""
     env, algorithm = config.env, config.algorithm
-    check_split(env)
+    planned_split(env, config.split_seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     return collect(
         build_family(config),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from compressed_ad.errors import UnknownNameError, UsageError
+from compressed_ad.errors import ConfigError, UnknownNameError, UsageError, nearest
 
 T = TypeVar("T")
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -37,7 +39,7 @@ class Registry(Mapping[str, T], Generic[T]):
         if name in self._items:
             return self._items[name]
         if ":" in name:
-            return self._import(name)
+            return import_attribute(self.kind, name)  # type: ignore[no-any-return]
         raise UnknownNameError(self.kind, name, self._items)
 
     def __iter__(self) -> Iterator[str]:
@@ -49,12 +51,43 @@ class Registry(Mapping[str, T], Generic[T]):
     def __contains__(self, name: object) -> bool:
         return name in self._items
 
-    def _import(self, path: str) -> T:
-        module, _, attribute = path.partition(":")
-        try:
-            found = getattr(importlib.import_module(module), attribute)
-        except ImportError as error:
-            raise UsageError(f"{self.kind} {path!r}: cannot import {module!r} ({error})") from error
-        except AttributeError as error:
-            raise UsageError(f"{self.kind} {path!r}: {module!r} has no attribute {attribute!r}") from error
-        return found  # type: ignore[no-any-return]
+
+def import_attribute(kind: str, path: str) -> Any:
+    """What ``module:attribute`` names; ``UsageError`` if there is no such thing."""
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"{kind} {path!r}: cannot import {module!r} ({error})") from error
+    except AttributeError as error:
+        raise UsageError(f"{kind} {path!r}: {module!r} has no attribute {attribute!r}") from error
+
+
+def make(registry: Registry[Callable[..., T]], name: str, kwargs: Mapping[str, Any], offers: str) -> T:
+    """What ``registry[name](**kwargs)`` makes; ``UsageError`` unless it has the attribute ``offers``.
+
+    ``ConfigError`` lists unknown and missing arguments.
+    """
+    maker = registry[name]
+    if not callable(maker):
+        raise UsageError(f"{registry.kind} {name!r} is a {type(maker).__name__}, not a class or function")
+    parameters = inspect.signature(maker).parameters.values()
+    known = [p.name for p in parameters if p.kind in _NAMED]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    problems = [
+        f"{registry.kind} {name!r}: unknown parameter {key!r}{nearest(key, known)};"
+        f" it has {', '.join(known) or 'none'}"
+        for key in kwargs
+        if key not in known and not takes_any
+    ]
+    problems += [
+        f"{registry.kind} {name!r}: parameter {p.name!r} is missing"
+        for p in parameters
+        if p.kind in _NAMED and p.default is p.empty and p.name not in kwargs
+    ]
+    if problems:
+        raise ConfigError(problems)
+    made = maker(**kwargs)
+    if not hasattr(made, offers):
+        raise UsageError(f"{registry.kind} {name!r} makes a {type(made).__name__}, which has no {offers!r}")
+    return made

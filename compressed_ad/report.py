@@ -12,7 +12,6 @@ import csv
 import io
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from rich.text import Text
 
 from compressed_ad import plots, stats
 from compressed_ad.analysis import METRICS, Analysis, analyse, convergence
+from compressed_ad.files import write_atomically
 from compressed_ad.plots import Figure
 from compressed_ad.results import MethodRuns, SourceSummary
 from compressed_ad.stats import Interval
@@ -226,7 +226,7 @@ def build_report(
         plain = "".join(c if c.isalnum() or c in "_-" else "_" for c in name)[:80]
         file = f"{plain}.png" if plain not in files else f"{plain}_{number}.png"
         files.add(plain)
-        _write(out / "figures" / file, plots.figure_to_png(figure))
+        write_atomically(out / "figures" / file, plots.figure_to_png(figure))
         image = base64.b64encode(plots.figure_to_svg(figure)).decode()
         shown.append({"number": number, "caption": caption, "image": f"data:image/svg+xml;base64,{image}"})
     times: dict[str, float | None] = {stage: (seconds or {}).get(stage) for stage in STAGES}
@@ -250,9 +250,9 @@ def build_report(
         transforms=protocol.transforms,
         notes=notes,
     )
-    _write(out / "table.csv", _csv(analysis).encode())
-    _write(out / "summary.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
-    _write(out / "index.html", page.encode())
+    write_atomically(out / "table.csv", _csv(analysis).encode())
+    write_atomically(out / "summary.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+    write_atomically(out / "index.html", page.encode())
     return Report(out / "index.html", summary, analysis)
 
 
@@ -369,16 +369,6 @@ def _protocol_rows(
         ("History transforms", ", ".join(protocol.transforms) or "none"),
         *((key.replace("_", " ").capitalize(), str(value)) for key, value in protocol.budget.items()),
     ]
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replace ``path`` in one step, so that a reader never meets half a file."""
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def terminal_table(analysis: Analysis) -> Group:

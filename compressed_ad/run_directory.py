@@ -55,9 +55,9 @@ def claimed(
         if not (path / CONFIG).exists():
             facts = {**environment(), **({} if history is None else {"history": history})}
             write_atomically(
-                path / ENVIRONMENT, json.dumps(facts, indent=2).encode() + b"\n", RunDirectoryError
+                path / ENVIRONMENT, json.dumps(facts, indent=2).encode() + b"\n", error=RunDirectoryError
             )
-            write_atomically(path / CONFIG, dump(config).encode(), RunDirectoryError)
+            write_atomically(path / CONFIG, dump(config).encode(), error=RunDirectoryError)
         yield
 
 

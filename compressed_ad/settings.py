@@ -12,22 +12,39 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from compressed_ad.errors import ConfigError, nearest
 
-Count = Annotated[int, Ge(1)]
+Count = Annotated[int, Ge(1), Le(2**31 - 1)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 BelowOne = Annotated[float, Ge(0), Lt(1)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
-NonNegativeInt = Annotated[int, Ge(0)]
+Whole = Annotated[int, Ge(0), Le(2**31 - 1)]
+Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
 
 
 class Settings(BaseModel):
     """Base of every section: frozen, and strict about unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, value: Any, field: ValidationInfo) -> Any:
+        """``episodes: true`` is a mistake, not 1."""
+        if isinstance(value, bool) and cls.model_fields[field.field_name or ""].annotation is not bool:
+            raise ValueError("must not be true or false")
+        return value
 
 
 S = TypeVar("S", bound=Settings)
@@ -137,7 +154,7 @@ class Optimisation(Settings):
     transforms: tuple[TransformSpec, ...] = Field((), description="applied to the histories, in order")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the forward pass")
     compile: bool = Field(False, description="torch.compile the model")
-    validations: Annotated[int, Ge(0)] = Field(4, description="in-context evaluations while training")
+    validations: Whole = Field(4, description="in-context evaluations while training")
     validation_episodes: Count = Field(30, description="in-context episodes of a validation")
     validation_rollouts: Count = Field(4, description="rollouts per validation task")
     checkpoints: Annotated[int, Ge(2)] = Field(2, description="checkpoints kept")
@@ -158,12 +175,10 @@ class EnvSettings(Settings):
     )
     n_task: Count | None = Field(None, description="so many of the tasks, drawn at random; default: all")
     train: Count | None = Field(None, description="training tasks; default: those that remain")
-    validation: Annotated[int, Ge(0)] | None = Field(
-        None, description="validation tasks, which choose; default: a tenth"
-    )
+    validation: Whole | None = Field(None, description="validation tasks, which choose; default: a tenth")
     heldout: Count | None = Field(None, description="held-out tasks, which judge; default: a tenth")
-    split_seed: NonNegativeInt | None = Field(None, description="seed of the split; default: seed")
-    training_tasks: tuple[NonNegativeInt, ...] | None = Field(
+    split_seed: Seed | None = Field(None, description="seed of the split; default: seed")
+    training_tasks: Annotated[tuple[Whole, ...], MinLen(1)] | None = Field(
         None, description="train models on these training tasks only; default: all of them"
     )
 
@@ -241,7 +256,7 @@ class Config(Settings):
     model: ModelConfig = ModelConfig()
     evaluation: EvaluationSettings = EvaluationSettings()
     comparison: ComparisonSettings = ComparisonSettings()
-    seed: NonNegativeInt = Field(0, description="seed of the histories, the split and the first run")
+    seed: Seed = Field(0, description="seed of the histories, the split and the first run")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models are trained")
 
     @property

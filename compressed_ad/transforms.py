@@ -229,11 +229,11 @@ def _one_of_every(
 
 @TRANSFORM.register("stitch")
 def stitch(
-    sequences: Sequences, context: Context, *, candidates: int = 4, longest: int = 20, skilled: float = 0.5
+    sequences: Sequences, context: Context, *, candidates: int = 16, longest: int = 20, late: float = 1.0
 ) -> Sequences:
     """Before the task's goal is first met, show episodes of other training tasks' learners instead.
 
-    For each sequence, episodes are drawn from the last ``skilled`` share of sequences of other tasks, their
+    For each sequence, episodes are drawn from the last ``late`` share of sequences of other tasks, their
     rewards recomputed for the sequence's own task, until one of them meets a reward; the sequence then
     continues with its own rewarded episodes. Of ``candidates`` drawn episodes the one that visits most
     observations not yet seen is shown. Sequences that find nothing within ``longest`` episodes, or that never
@@ -244,7 +244,7 @@ def stitch(
     family, tasks = context.family, context.tasks
     if not isinstance(family, RewardFunction) or tasks is None:
         raise UsageError("stitch needs a task family with a reward function (`reward`)")
-    return _Stitcher(sequences, context.random, family, tasks, skilled).run(candidates, longest)
+    return _Stitcher(sequences, context.random, family, tasks, late).run(candidates, longest)
 
 
 class _Stitcher:
@@ -256,15 +256,15 @@ class _Stitcher:
         random: np.random.Generator,
         family: RewardFunction,
         tasks: AnyArray,
-        skilled: float,
+        late: float,
     ) -> None:
         self.sequences, self.random, self.family, self.tasks = sequences, random, family, tasks
         episodes = sequences.episodes
         count = np.bincount(episodes.sequence, minlength=len(sequences))
-        late = episodes.ordinal >= (1 - skilled) * count[episodes.sequence]
-        self.pool = np.flatnonzero(late & episodes.complete & episodes.rewarded)
+        recent = episodes.ordinal >= (1 - late) * count[episodes.sequence]
+        self.pool = np.flatnonzero(recent & episodes.complete)
         if len(np.unique(sequences.task[episodes.sequence[self.pool]])) < 2:
-            raise UsageError("stitch needs rewarded episodes of at least two training tasks")
+            raise UsageError("stitch needs episodes of at least two training tasks")
         flat = sequences.next_states.reshape(len(sequences.next_states), -1).astype(np.int64)
         self.place: IntArray = np.asarray(np.ravel_multi_index(tuple(flat.T), tuple(flat.max(axis=0) + 1)))
 

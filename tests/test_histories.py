@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
-from compressed_ad import hdf5, histories, markers
+from compressed_ad import files, hdf5, histories, markers
 from compressed_ad.errors import (
     CompressedADError,
     ConfigError,
@@ -290,7 +290,7 @@ def kill_at(monkeypatch, count):
 
         return call
 
-    monkeypatch.setattr(hdf5.os, "fsync", stopping(hdf5.os.fsync, after=False))
+    monkeypatch.setattr(files.os, "fsync", stopping(files.os.fsync, after=False))
     monkeypatch.setattr(Path, "replace", stopping(Path.replace, after=True))
     monkeypatch.setattr(histories.shutil, "rmtree", stopping(histories.shutil.rmtree, after=False))
     return left

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from compressed_ad.errors import ConfigError
 from compressed_ad.learners.base import LEARNER, SourceLearner
 from compressed_ad.learners.ppo import BatchedPPO
+from compressed_ad.registry import make
 
 __all__ = ["BatchedPPO", "make_learner"]
 
@@ -24,9 +23,4 @@ def make_learner(name: str, config: Mapping[str, Any]) -> SourceLearner:
         from compressed_ad.learners.sb3 import SB3Learner
 
         return SB3Learner(algorithm, **config)
-    maker = LEARNER[name]
-    try:
-        inspect.signature(maker).bind(**config)
-    except TypeError as error:
-        raise ConfigError(f"learner {name!r}: {error}") from error
-    return maker(**config)
+    return make(LEARNER, name, config, offers="learn")
