@@ -125,7 +125,7 @@ def test_include_cycle_and_missing_file_are_named(tmp_path):
 
 
 def test_another_learner_drops_the_parameters_of_the_old_one():
-    assert "count_bonus" in load_config(Request()).algorithm.learner_kwargs
+    assert "n_epochs" in load_config(Request()).algorithm.learner_kwargs
     config = asked(
         ("algorithm.learner_kwargs.gamma", "0.9"),
         ("algorithm.learner", "compressed_ad.learners.ppo:BatchedPPO"),
