@@ -193,13 +193,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except SystemExit as error:  # argparse, after --help
         return int(error.code or 0)
-    except Exception as error:  # a bug: say so, without burying the user
+    except Exception as error:  # memory, or a bug: say so, without burying the user
         if debug:
             traceback.print_exc()
-        print(
-            f"cad: error: internal error: {type(error).__name__}: {error} (--debug shows more)",
-            file=sys.stderr,
-        )
+        print(f"cad: error: {_unexpected(error)} (--debug shows more)", file=sys.stderr)
         return 1
     return 0
 
@@ -215,6 +212,14 @@ def _own_modules() -> Iterator[None]:
         yield
     finally:
         sys.path.remove("")
+
+
+def _unexpected(error: Exception) -> str:
+    what = str(error).partition("\n")[0]
+    # PyTorch raises errors of its own: RuntimeError on the CPU, OutOfMemoryError on a GPU.
+    if isinstance(error, MemoryError) or re.search(r"allocate memory|out of memory", what):
+        return f"not enough memory, choose something smaller: {what}"
+    return f"internal error: {type(error).__name__}: {what}"
 
 
 class Stop:
@@ -273,9 +278,7 @@ def parse(words: Sequence[str], stop: Stop) -> commands.Call:
     options, unknown = parser.parse_known_args(rest)
     command = COMMANDS[options.command]
     problems = [
-        f"unknown option {word}{suggest(word[2:].partition('=')[0])}"
-        for word in unknown
-        if word.startswith("--")
+        _unknown_option(options.command, word.partition("=")[0]) for word in unknown if word.startswith("--")
     ]
     if not problems and unknown:
         problems = [f"unexpected argument {word!r}" for word in unknown]
@@ -302,6 +305,11 @@ def parse(words: Sequence[str], stop: Stop) -> commands.Call:
         overrides=overrides,
     )
     return commands.Call(options.command, options, request, Display(), stop, tuple(words))
+
+
+def _unknown_option(command: str, word: str) -> str:
+    hint = suggest(word[2:])
+    return f"cad {command} does not take {word}" if f" {word}?" in hint else f"unknown option {word}{hint}"
 
 
 def _split_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -363,7 +371,8 @@ def _common_options(parser: argparse.ArgumentParser, command: Command) -> None:
             if section in command.sections:
                 main = SECTIONS[section][0]
                 group.add_argument(
-                    f"--{section}",
+                    *dict.fromkeys((f"--{section}", f"--{main}")),
+                    dest=section,
                     metavar="NAME",
                     help=f"a file for the section, a shipped one by name, or a {main}",
                 )

@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from compressed_ad import pipeline, runs, stats
-from compressed_ad.config import Request, dump, explicit_keys, load_config, marker_params
+from compressed_ad.config import Request, dump, explicit_keys, load_config, marker_params, planned_split
 from compressed_ad.errors import ConfigError, HistoryError, RunDirectoryError, RunError, UsageError
 from compressed_ad.histories import HistoryFile
 from compressed_ad.progress import Display, duration, print_lines
@@ -78,6 +78,8 @@ def run(call: Call) -> None:
     out: Path = call.options.out or Path("runs") / call.options.preset
     history = pipeline.default_history(config, out)
     todo = runs.jobs(config, history, out)
+    if config.env.training_tasks is not None:
+        planned_split(config.env, config.split_seed).check_training(np.array(config.env.training_tasks))
     check(out, config)
     if call.options.dry_run:
         print_lines(_plan(config, out, history, todo))
@@ -226,10 +228,11 @@ def inspect(call: Call) -> None:
     from compressed_ad.overview import describe
 
     options = call.options
-    print_lines(describe(options.file).text())
+    text = describe(options.file).text()
     if options.plot is not None:
         _plot(options)
-        print_lines(f"Plot: {options.plot}")
+        text += f"\nPlot: {options.plot}"
+    print_lines(text)
 
 
 def _plot(options: argparse.Namespace) -> None:

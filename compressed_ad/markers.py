@@ -274,7 +274,7 @@ def shuffled(
         causal=causal,
     )
     if mask.ndim < 2 or mask.shape[-2] < 2:
-        raise MarkerError("marker 'shuffled' needs at least two streams per task; use 'random' instead")
+        raise MarkerError("needs at least two streams per task; use 'random' instead")
     order = rng(seed, "marker", "shuffled").permutation(mask.shape[-2])
     source = np.empty_like(order)
     source[order] = np.roll(order, 1)

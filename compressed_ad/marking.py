@@ -124,6 +124,18 @@ def _arguments(
         if not takes_any or name in signature
     ]
     problems += [
+        f"{name}: expected true or false, got {params[name]!r}"
+        for name, default in settable.items()
+        if isinstance(default, bool) and not isinstance(params.get(name, default), bool)
+    ]
+    problems += [
+        f"{name}: expected a number, got {params[name]!r}"
+        for name, default in settable.items()
+        if isinstance(default, int | float)
+        and not isinstance(default, bool)
+        and isinstance(params.get(name, default), str)
+    ]
+    problems += [
         f"needs {name!r}, which is neither given as a parameter nor something a history has"
         f"{nearest(name, FIELD_OF)}; a history has {', '.join(FIELD_OF)}"
         for name, default in settable.items()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from compressed_ad.errors import RunError
 from compressed_ad.workers import Report
 
 _LINE_S = 5.0
@@ -92,6 +93,13 @@ def duration(seconds: float) -> str:
 
 
 def print_lines(text: str) -> None:
-    """Results go to the standard output, as they are."""
-    sys.stdout.write(text.rstrip("\n") + "\n")
-    sys.stdout.flush()
+    """Results go to the standard output, as they are; ``RunError`` if it takes nothing."""
+    if sys.stdout is None:  # closed by whoever started us
+        raise RunError("the standard output is closed")
+    try:
+        sys.stdout.write(text.rstrip("\n") + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise RunError(f"the standard output cannot be written ({error.strerror})") from error

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -160,17 +160,41 @@ DEPARTURES = {
 }
 
 
+Positive: TypeAlias = int
+Positives: TypeAlias = int | Sequence[int]
+Share: TypeAlias = float
+
+
+def _number(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _positive(value: Any) -> bool:
+    return _number(value, int) and value >= 1
+
+
+def _positives(value: Any) -> bool:
+    return all(map(_positive, value)) if isinstance(value, list | tuple) and value else _positive(value)
+
+
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "Positive": (_positive, "a whole number of at least 1"),
+    "Positives": (_positives, "a whole number of at least 1, or a list of them"),
+    "Share": (lambda value: _number(value, int | float) and 0 <= value <= 1, "a number from 0 to 1"),
+    "bool": (lambda value: isinstance(value, bool), "true or false"),
+}
+"""What the parameters of the built-in transforms may be, by the names of their types."""
+
+
 @TRANSFORM.register("first_updates")
-def first_updates(sequences: Sequences, context: Context, *, n: int) -> Sequences:
+def first_updates(sequences: Sequences, context: Context, *, n: Positive) -> Sequences:
     """Keep the steps taken by the first ``n`` versions of each source policy."""
-    _positive("first_updates", n=n)
     return _keep_steps(sequences, sequences.update < n)
 
 
 @TRANSFORM.register("streams")
-def streams(sequences: Sequences, context: Context, *, n: int) -> Sequences:
+def streams(sequences: Sequences, context: Context, *, n: Positive) -> Sequences:
     """Keep the first ``n`` streams of each learner."""
-    _positive("streams", n=n)
     key = sequences.task * (sequences.learner.max() + 1) + sequences.learner
     order = np.argsort(key, kind="stable")
     first = np.searchsorted(key[order], key[order])
@@ -185,8 +209,8 @@ def subsample(
     sequences: Sequences,
     context: Context,
     *,
-    every: int | Sequence[int],
-    copies: int = 1,
+    every: Positives,
+    copies: Positive = 1,
     keep_first_reward: bool = True,
 ) -> Sequences:
     """Keep one episode, drawn at random, out of every ``every`` consecutive ones.
@@ -199,8 +223,6 @@ def subsample(
     sees. Incomplete last episodes are dropped.
     """
     strides = [every] if isinstance(every, int) else list(every)
-    for stride in strides or [0]:
-        _positive("subsample", every=stride, copies=copies)
     episodes, n_seq = sequences.episodes, len(sequences)
     first = np.zeros(len(episodes.start), bool)
     if keep_first_reward:
@@ -229,22 +251,28 @@ def _one_of_every(
 
 @TRANSFORM.register("stitch")
 def stitch(
-    sequences: Sequences, context: Context, *, candidates: int = 16, longest: int = 20, late: float = 1.0
+    sequences: Sequences,
+    context: Context,
+    *,
+    candidates: Positive = 16,
+    longest: Positive = 20,
+    late: Share = 1.0,
+    skill: Share = 0.7,
 ) -> Sequences:
     """Before the task's goal is first met, show episodes of other training tasks' learners instead.
 
     For each sequence, episodes are drawn from the last ``late`` share of sequences of other tasks, their
     rewards recomputed for the sequence's own task, until one of them meets a reward; the sequence then
-    continues with its own rewarded episodes. Of ``candidates`` drawn episodes the one that visits most
-    observations not yet seen is shown. Sequences that find nothing within ``longest`` episodes, or that never
-    met a reward themselves, end there. Needs the family's reward function and Discrete or MultiDiscrete
-    observations: a declared departure from pure Algorithm Distillation.
+    continues with its own episodes, from the first that earns the share ``skill`` of its best. Of
+    ``candidates`` drawn episodes the one that visits most observations not yet seen is shown. Sequences that
+    find nothing within ``longest`` episodes, or that never met a reward themselves, end there. Needs the
+    family's reward function and Discrete or MultiDiscrete observations: a declared departure from pure
+    Algorithm Distillation.
     """
-    _positive("stitch", candidates=candidates, longest=longest)
     family, tasks = context.family, context.tasks
     if not isinstance(family, RewardFunction) or tasks is None:
         raise UsageError("stitch needs a task family with a reward function (`reward`)")
-    return _Stitcher(sequences, context.random, family, tasks, late).run(candidates, longest)
+    return _Stitcher(sequences, context.random, family, tasks, late).run(candidates, longest, skill)
 
 
 class _Stitcher:
@@ -268,7 +296,7 @@ class _Stitcher:
         flat = sequences.next_states.reshape(len(sequences.next_states), -1).astype(np.int64)
         self.place: IntArray = np.asarray(np.ravel_multi_index(tuple(flat.T), tuple(flat.max(axis=0) + 1)))
 
-    def run(self, candidates: int, longest: int) -> Sequences:
+    def run(self, candidates: int, longest: int, skill: float) -> Sequences:
         sequences, episodes = self.sequences, self.sequences.episodes
         n = len(sequences)
         seen = np.zeros((n, self.place.max() + 1), bool)
@@ -290,7 +318,7 @@ class _Stitcher:
             active = active[~met]
             if len(active) == 0:
                 break
-        own = np.flatnonzero(found[episodes.sequence] & episodes.complete & self._after_first_reward())
+        own = np.flatnonzero(found[episodes.sequence] & episodes.complete & self._after_learning(skill))
         rows.append(own)
         owner.append(episodes.sequence[own])
         rewards.append(sequences.rewards[expand(episodes.start[own], episodes.length[own])])
@@ -336,11 +364,15 @@ class _Stitcher:
             self.family.reward(task, s.states[steps], s.actions[steps], s.next_states[steps], start)
         )
 
-    def _after_first_reward(self) -> BoolArray:
-        """(K,) episodes from the sequence's own first rewarded one on."""
-        episodes = self.sequences.episodes
-        first = np.full(len(self.sequences), np.iinfo(np.int64).max)
-        np.minimum.at(first, episodes.sequence[episodes.rewarded], episodes.ordinal[episodes.rewarded])
+    def _after_learning(self, skill: float) -> BoolArray:
+        """(K,) episodes from the sequence's own first one on that earns ``skill`` of its best."""
+        sequences, episodes = self.sequences, self.sequences.episodes
+        earned = np.add.reduceat(sequences.rewards, episodes.start)
+        best = np.zeros(len(sequences))
+        np.maximum.at(best, episodes.sequence, earned)
+        able = episodes.rewarded & (earned >= skill * best[episodes.sequence])
+        first = np.full(len(sequences), np.iinfo(np.int64).max)
+        np.minimum.at(first, episodes.sequence[able], episodes.ordinal[able])
         return np.asarray(episodes.ordinal >= first[episodes.sequence])
 
 
@@ -362,7 +394,7 @@ def apply_transforms(
 
 
 def check_transforms(transforms: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    """Raise ``ConfigError`` listing every unknown or missing parameter of ``transforms``."""
+    """Raise ``ConfigError`` listing every unknown, missing or wrong parameter of ``transforms``."""
     problems = []
     for name, params in transforms:
         known = [
@@ -377,6 +409,10 @@ def check_transforms(transforms: Sequence[tuple[str, Mapping[str, Any]]]) -> Non
             for p in known
             if p.default is p.empty and p.name not in params
         ]
+        for p in known:
+            fits, words = _KINDS.get(p.annotation, (lambda value: True, ""))
+            if name in TRANSFORM and p.name in params and not fits(params[p.name]):
+                problems.append(f"transform {name}: {p.name} must be {words}, got {params[p.name]!r}")
     if problems:
         raise ConfigError(problems)
 
@@ -389,13 +425,3 @@ def departures(names: Sequence[str]) -> list[str]:
 def _keep_steps(sequences: Sequences, keep: BoolArray) -> Sequences:
     lengths = np.add.reduceat(keep.astype(np.int64), sequences.offsets[:-1])
     return sequences.take(np.flatnonzero(keep), lengths, sequences.task, sequences.learner)
-
-
-def _positive(transform: str, **values: int) -> None:
-    problems = [
-        f"transform {transform}: {name} must be a whole number of at least 1, got {value!r}"
-        for name, value in values.items()
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1
-    ]
-    if problems:
-        raise ConfigError(problems)

@@ -142,6 +142,20 @@ def test_help_and_config_errors_import_no_torch():
         (["collect", "--env.heldout", "90"], "cannot be made of 81 tasks"),
         (["collect", "--algorithm", "sb3:PPOO"], "PPOO"),
         (["run", "--model.transforms", "[subsampel]"], "unknown history transform 'subsampel'"),
+        (["run", "--model.transforms", "[{name: subsample, every: -3}]"], "every must be a whole number"),
+        (["run", "--marker.params", "{within_episode: maybe}"], "within_episode: expected true or false"),
+        (["mark", "x", "--marker", "low_entropy", "--marker.params.max_entropy", "nan"], "expected a number"),
+        (["mark", "x", "--marker", "low_entropy", "--marker.params.max_entropy", ".nan"], "must be finite"),
+        (["run", "--evaluation.episodes", "true"], "evaluation.episodes: must not be true or false"),
+        (["run", "--model.steps", "99999999999999999999"], "less than or equal to 2147483647"),
+        (["run", "--seed", "99999999999999999999"], "less than or equal to 9223372036854775807"),
+        (["run", "--env.training_tasks", "[]"], "at least 1 item"),
+        (["run", "--env.training_tasks", "[500]"], "only training tasks may be trained on; asked for [500]"),
+        (["run", "--comparison.methods", "[AD, 'os:path']"], "model 'os:path' is not a class"),
+        (["run", "--env", "os:path"], "task family 'os:path' is a module, not a class or function"),
+        (["run", "--algorithm", "os:getcwd"], "learner 'os:getcwd' makes a str, which has no 'learn'"),
+        (["run", "--model", ":"], "cannot import ''"),
+        (["mark", "x.hdf5", "--device", "cpu"], "cad mark does not take --device"),
     ],
 )
 def test_usage_errors_are_one_line_and_start_nothing(run, tmp_path, words, cause):
@@ -292,8 +306,9 @@ def test_inspect_and_its_plot(run, tmp_path, made):
         (["--first", "60"], "--first must lie in 0..59"),
         (["--plot", "p.txt"], "must end with .png or .svg"),
     ):
-        code, _, lines = run("inspect", made / NAME, "--plot", "q.png", *words)
+        code, out, lines = run("inspect", made / NAME, "--plot", "q.png", *words)
         assert code in (1, 2)
+        assert out == ""
         assert cause in errors(lines)[0]
     assert not (tmp_path / "q.png").exists()
 
@@ -473,6 +488,33 @@ def test_internal_errors_are_one_line_unless_asked(run, monkeypatch):
     code, _, lines = run("doctor", "--debug")
     assert code == 1
     assert lines[0].startswith("Traceback")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("Unable to allocate 7 PiB"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+)
+def test_too_little_memory_is_one_line(run, monkeypatch, error):
+    def greedy(call: object) -> None:
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "doctor", replace(COMMANDS["doctor"], run=greedy))
+    code, _, (line,) = run("doctor")
+    assert code == 1
+    assert line.startswith("cad: error: not enough memory, choose something smaller: ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(("target", "cause"), [("/dev/full", "cannot be written"), ("&-", "is closed")])
+def test_an_unusable_standard_output_is_one_line(target, cause):
+    done = subprocess.run(
+        f"{sys.executable} -m compressed_ad.cli list markers >{target}",
+        shell=True, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("cad: error: the standard output ")
+    assert cause in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

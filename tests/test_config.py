@@ -22,7 +22,7 @@ from compressed_ad.config import (
     marker_params,
     suggest,
 )
-from compressed_ad.errors import ConfigError, UnknownNameError
+from compressed_ad.errors import ConfigError
 from compressed_ad.models import MODEL
 from compressed_ad.settings import MODEL_NAMES, Config, MarkerSettings
 
@@ -275,7 +275,7 @@ def test_each_mistake_is_one_clear_line(key, text, cause):
 
 
 def test_unknown_preset():
-    with pytest.raises(UnknownNameError, match=r"unknown preset 'smok' \(did you mean 'smoke'\?\)"):
+    with pytest.raises(ConfigError, match=r"unknown preset 'smok' \(did you mean 'smoke'\?\)"):
         load_config(Request("smok"))
 
 

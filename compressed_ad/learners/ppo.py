@@ -14,24 +14,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt, Le, MinLen
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from annotated_types import Ge, MinLen
+from pydantic import Field, ValidationError
 
 from compressed_ad.errors import ConfigError, nearest
 from compressed_ad.learners.base import LEARNER, Progress
+from compressed_ad.settings import Count, Fraction, NonNegative, Positive, Settings
 from compressed_ad.tasks.base import TaskFamily
 from compressed_ad.types import AnyArray, History, IntArray
 
-Count = Annotated[int, Ge(1)]
-Fraction = Annotated[float, Ge(0), Le(1)]
-Positive = Annotated[float, Gt(0)]
-NonNegative = Annotated[float, Ge(0)]
 
-
-class PPOConfig(BaseModel):
+class PPOConfig(Settings):
     """Hyper-parameters of PPO: names and defaults of Stable-Baselines3, then ours."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     learning_rate: Positive = 3e-4
     n_steps: Count = Field(2048, description="steps of each environment between updates")
