@@ -30,7 +30,7 @@ run: install
 	@cd $(ROOT) && $(BIN)/cad run
 
 test: install
-	@cd $(ROOT) && $(BIN)/python -m pytest
+	@cd $(ROOT) && $(BIN)/python -m pytest -n auto --dist loadscope
 
 lint: install
 	@cd $(ROOT) && $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -95,9 +95,9 @@ class Architecture(Settings):
     """What a model is built from; stored in every checkpoint."""
 
     model: str = Field("CompressedAD", description="name in MODEL, or module:attribute")
-    tf_n_embd: Count = Field(64, description="embedding dimension")
+    tf_n_embd: Count = Field(96, description="embedding dimension")
     tf_n_head: Count = Field(4, description="attention heads")
-    tf_n_layer: Count = Field(3, description="transformer layers")
+    tf_n_layer: Count = Field(2, description="transformer layers")
     n_transit: Count = Field(200, description="context length in time steps")
     position: Literal["rotary", "learned"] = Field("rotary", description="how a token knows its place")
     dropout: BelowOne = Field(0.0, description="dropout on the embedding and on each residual branch")
@@ -133,10 +133,10 @@ class TransformSpec(Settings):
 class Optimisation(Settings):
     """How a model is trained."""
 
-    steps: Count = Field(2000, description="gradient steps")
+    steps: Count = Field(600, description="gradient steps")
     batch_size: Count = Field(16, description="windows per gradient step")
     accumulate: Count = Field(1, description="a gradient step is split into this many smaller batches")
-    lr: Positive = Field(1e-3, description="peak learning rate of AdamW")
+    lr: Positive = Field(3e-3, description="peak learning rate of AdamW")
     lr_final: Fraction = Field(0.1, description="learning rate at the end, as a share of the peak (cosine)")
     warmup: Fraction = Field(0.05, description="share of the steps with a rising learning rate")
     weight_decay: NonNegative = Field(0.01, description="of the weight matrices; others are not decayed")
@@ -192,9 +192,9 @@ class AlgorithmSettings(Settings):
     """The source algorithm whose learning is recorded."""
 
     learner: str = Field("ppo", description="ppo, sb3:ALGORITHM or module:attribute")
-    n_learner: Count = Field(10, description="independent learners per task")
-    n_stream: Count = Field(1, description="parallel environments of each learner, which share its policy")
-    n_timesteps: Count = Field(8000, description="environment steps of each stream")
+    n_learner: Count = Field(1, description="independent learners per task")
+    n_stream: Count = Field(100, description="parallel environments of each learner, which share its policy")
+    n_timesteps: Count = Field(1000, description="environment steps of each stream")
     learner_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="hyper-parameters of the learner (cad list learners)"
     )
