@@ -2,7 +2,7 @@
 
     python -m benchmarks.model
 
-Sampling: a batch gathered by index beside the same batch made item by item from the dataset.
+Sampling: a batch gathered by index beside the same batch made item by item from the dataset, as tokens.
 Training: supervised actions per CPU second with every position supervised, beside the guide's loss at the
 query alone, and the share of the matmul peak that was measured in the same run. The floor of a step is
 6 FLOPs per weight matrix entry and token plus 12 * L * D per token and layer for causal attention, at peak.
@@ -28,7 +28,7 @@ from compressed_ad.spaces import to_spec
 from compressed_ad.tasks.gridworld import Darkroom
 from compressed_ad.train import build_model, gradient, make_optimiser
 from compressed_ad.transforms import Sequences
-from compressed_ad.windows import CompressedADDataset, WindowSampler
+from compressed_ad.windows import CompressedADDataset, WindowSampler, shift
 
 FAMILY = Darkroom()
 MODEL_FILE = yaml.safe_load((config_folder() / "model" / "ad_dr.yaml").read_text())
@@ -71,11 +71,15 @@ def sampling(quick: bool) -> dict[str, Any]:
 
     def by_item() -> None:
         rows = [dataset[int(i)] for i in items]
-        for name in ("states", "actions", "rewards", "next_states", "ended", "compression_mask"):
-            torch.stack([row[name] for row in rows])
+        names = ("states", "actions", "rewards", "next_states", "ended", "compression_mask")
+        states, actions, rewards, next_states, ended, mask = (
+            torch.stack([row[name] for row in rows]) for name in names
+        )
+        shift(states.long(), actions.long(), rewards, next_states.long(), ended, mask)
 
     seconds = side_by_side({"index": lambda: sampler.batch(3), "item": by_item}, 20 if quick else 200)
     return {
+        "ms_per_batch": 1e3 * seconds["index"],
         "windows_per_s": config.batch_size / seconds["index"],
         "windows_per_s_item_by_item": config.batch_size / seconds["item"],
         "ratio": seconds["item"] / seconds["index"],
