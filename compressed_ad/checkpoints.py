@@ -112,6 +112,11 @@ class CheckpointDirectory:
         for old in self.steps()[: -self.keep]:
             self.file(old).unlink(missing_ok=True)
 
+    def clear(self) -> None:
+        """Drop all checkpoints."""
+        for step in self.steps():
+            self.file(step).unlink()
+
     def latest(self) -> tuple[dict[str, Any] | None, list[str]]:
         """The newest sound checkpoint, or None; and what was wrong with newer ones, one line each."""
         damaged: list[str] = []

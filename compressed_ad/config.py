@@ -211,11 +211,12 @@ def _check_top(path: Path, leaves: Leaves) -> None:
             raise ConfigError(f"{path}: holds only the section {section!r}; give it as --{section} {path}")
 
 
-def _find(beside: Path, name: str, where: str) -> Path:
-    for folder in (beside, config_folder()):
+def _find(beside: Path, name: str, where: str, shipped: Path | None = None) -> Path:
+    folders = [beside, shipped or config_folder()]
+    for folder in folders:
         if (folder / name).is_file():
             return folder / name
-    raise ConfigError(f"{where}: no such file: {name} (looked in {beside} and {config_folder()})")
+    raise ConfigError(f"{where}: no such file: {name} (looked in {folders[0]} and {folders[1]})")
 
 
 def _section(leaves: Leaves, section: str, name: str) -> Leaves:
@@ -223,7 +224,7 @@ def _section(leaves: Leaves, section: str, name: str) -> Leaves:
     where = f"--{section}"
     shipped = config_folder() / section
     if name.endswith((".yaml", ".yml")):
-        file: Path | None = _find(Path(), name, where)
+        file: Path | None = _find(Path(), name, where, shipped)
     else:
         file = shipped / f"{name}.yaml"
     if file is not None and file.is_file():

@@ -358,9 +358,9 @@ def difference_intervals(
         colour = COLOURS[1] if highlight and interval.excludes_zero() else COLOURS[0]
         if np.isfinite(interval.low):
             axes.hlines(y, interval.low, interval.high, color=colour, linewidth=2.4)
-            text = f"{interval.iqm:+.3f}  ({interval.low:+.3f} to {interval.high:+.3f})"
+            text = f"{interval.iqm:+z.3f}  ({interval.low:+z.3f} to {interval.high:+z.3f})"
         else:
-            text = f"{interval.iqm:+.3f}" if np.isfinite(interval.iqm) else "not available"
+            text = f"{interval.iqm:+z.3f}" if np.isfinite(interval.iqm) else "not available"
         if np.isfinite(interval.iqm):
             axes.plot(interval.iqm, y, "o", color=colour, markersize=7)
         _beside(axes, y, text)

@@ -329,7 +329,7 @@ def _header(analysis: Analysis) -> list[str]:
 
 
 def _number(value: float, sign: str = "") -> str:
-    return f"{value:{sign}.3f}" if math.isfinite(value) else "–"
+    return f"{value:{sign}z.3f}" if math.isfinite(value) else "–"
 
 
 def _span(interval: Interval, sign: str = "") -> str:

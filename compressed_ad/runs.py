@@ -300,7 +300,7 @@ def stored_evaluation(path: Path) -> str | None:
     """The settings of the evaluation in ``path``; None if there is none that can be read."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return str(file["settings"])
+            return str({name: file[name] for name in file.files}["settings"])  # damage shows on reading
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return None
 

@@ -268,8 +268,8 @@ def compare(
     final = paired_difference(*ends, n=n, seed=seed)
     average = paired_difference(*ends, mean, n=n, seed=seed)
     facts = (
-        f"Paired difference of the final normalised return: interquartile mean {final.iqm:+.3f}"
-        f"{_range(final)}, mean {average.iqm:+.3f}{_range(average)}; "
+        f"Paired difference of the final normalised return: interquartile mean {final.iqm:+z.3f}"
+        f"{_range(final)}, mean {average.iqm:+z.3f}{_range(average)}; "
         f"{n_run} run{'s' * (n_run != 1)} each, {n_task} held-out task{'s' * (n_task != 1)}."
     )
     if n_run < MIN_RUNS:
@@ -349,4 +349,4 @@ def _divide(total: NDArray[Any], count: NDArray[Any]) -> Floats:
 def _range(interval: Interval) -> str:
     if not np.isfinite(interval.low):
         return ""
-    return f" (95 % {interval.low:+.3f} to {interval.high:+.3f})"
+    return f" (95 % {interval.low:+z.3f} to {interval.high:+z.3f})"

@@ -94,6 +94,11 @@ def train(
     optimiser = make_optimiser(model, config)
     checkpoints = CheckpointDirectory(run_dir / "checkpoints", config.checkpoints)
     state, messages = checkpoints.latest()
+    best_file = run_dir / "best_model.pt"
+    if state is not None and state["best"]["step"] >= 0 and not best_file.exists():
+        messages.append(f"{best_file}: is missing, so this run is trained again from its start")
+        checkpoints.clear()
+        state = None
     step, best, spent = 0, {"step": -1, "value": -math.inf}, 0.0
     if state is not None:
         if state["model_config"] != config.model_dump(mode="json") or state["seed"] != seed:
@@ -148,7 +153,7 @@ def train(
                 log.write(step, judged)
                 if judged["validation_return"] > best["value"]:
                     best = {"step": step, "value": judged["validation_return"]}
-                    save(run_dir / "best_model.pt", weights(model, config, step, seed))
+                    save(best_file, weights(model, config, step, seed))
                 metrics |= judged
                 clock += time.perf_counter() - paused
             progress(step, metrics)
@@ -159,7 +164,7 @@ def train(
                 checkpoint()
     save(run_dir / "last_model.pt", weights(model, config, step, seed))
     if best["step"] < 0:
-        save(run_dir / "best_model.pt", weights(model, config, step, seed))
+        save(best_file, weights(model, config, step, seed))
     return Trained(model, int(best["step"]), spent + time.perf_counter() - started, messages)
 
 

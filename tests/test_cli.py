@@ -87,7 +87,7 @@ def test_help_shows_every_option_and_setting_with_its_default(run, command):
     for section in COMMANDS[command].sections:
         assert f"--{section}." in out
     if "model" in COMMANDS[command].sections:
-        assert "--model.tf_n_embd [64]\n        embedding dimension" in out
+        assert "--model.tf_n_embd [96]\n        embedding dimension" in out
     if COMMANDS[command].sections:
         assert "--print-config" in out
 

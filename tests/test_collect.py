@@ -262,7 +262,7 @@ def alive(pid):
 
 
 def collect_slowly(folder):
-    gather(Path(folder) / "h.hdf5", Walker(notes=folder, pause=0.3), n_process=2, block_size=1)
+    gather(Path(folder) / "h.hdf5", Walker(notes=folder, pause=2.0), n_process=2, block_size=1)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")

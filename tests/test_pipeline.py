@@ -445,3 +445,13 @@ def test_errors_and_deaths_in_workers(tmp_path):
     assert (tmp_path / "saved").exists()  # the other one was given time to save
     with WorkerPool(1) as pool, pytest.raises(RunError, match=r"the process of b died \(signal 9, SIGKILL"):
         pool.run({"b": (jobs.die, ())}, print, lambda: False)
+
+
+def test_a_damaged_evaluation_counts_as_none(tmp_path):
+    path = tmp_path / "evaluation.npz"
+    np.savez(path, settings=np.array("{}"), returns=np.arange(400.0))
+    assert runs.stored_evaluation(path) == "{}"
+    content = path.read_bytes()
+    middle = content.index(np.arange(100.0, 110.0).tobytes())
+    path.write_bytes(content[:middle] + b"\xff" + content[middle + 1 :])
+    assert runs.stored_evaluation(path) is None
