@@ -23,11 +23,11 @@ from benchmarks.measuring import cpu_seconds, matmul_peak, side_by_side, write
 from compressed_ad.agents import InContextAgent
 from compressed_ad.config import config_folder
 from compressed_ad.models import AD
+from compressed_ad.sequences import Sequences
 from compressed_ad.settings import ModelConfig
 from compressed_ad.spaces import to_spec
 from compressed_ad.tasks.gridworld import Darkroom
 from compressed_ad.train import build_model, gradient, make_optimiser
-from compressed_ad.transforms import Sequences
 from compressed_ad.windows import CompressedADDataset, WindowSampler, shift
 
 FAMILY = Darkroom()

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from compressed_ad.markers import MARKER, borders
     from compressed_ad.marking import apply_marker, check_marker
     from compressed_ad.models import AD, MODEL, CompressedAD
+    from compressed_ad.sequences import from_histories
     from compressed_ad.settings import ModelConfig
     from compressed_ad.tasks.base import TASK_FAMILY
     from compressed_ad.tasks.conformance import check_family
-    from compressed_ad.transforms import TRANSFORM, apply_transforms, from_histories
+    from compressed_ad.transforms import TRANSFORM, apply_transforms
     from compressed_ad.types import History, Split, Step
     from compressed_ad.windows import CompressedADDataset, WindowSampler
 
@@ -56,7 +57,7 @@ _HOME = {
     "check_marker": "marking",
     "evaluate_in_context": "evaluate",
     "evaluate_tasks": "evaluate",
-    "from_histories": "transforms",
+    "from_histories": "sequences",
     "split_tasks": "collect",
 }
 

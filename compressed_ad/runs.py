@@ -31,10 +31,11 @@ from compressed_ad.run_directory import (
     stored_environment,
 )
 from compressed_ad.seeding import seed64
+from compressed_ad.sequences import Sequences, from_histories
 from compressed_ad.settings import Config
 from compressed_ad.spaces import check_same
 from compressed_ad.tasks.select import make_family
-from compressed_ad.transforms import Sequences, apply_transforms, from_histories
+from compressed_ad.transforms import apply_transforms
 from compressed_ad.types import FloatArray, IntArray
 from compressed_ad.workers import Report, Stop
 

@@ -1,16 +1,15 @@
 """History -> history: composable, named, pure transforms between the stored histories and the windows.
 
 A transform takes ``Sequences`` and a ``Context`` and returns ``Sequences``. Whatever is random in it comes
-from the context's generator; masks and update numbers travel with their steps. ``departs`` in the registry
-says, in words for the report, where a transform departs from pure Algorithm Distillation.
+from the context's generator; masks and update numbers travel with their steps. ``DEPARTURES`` says, in words
+for the report, where a transform departs from pure Algorithm Distillation.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,129 +17,9 @@ import numpy as np
 from compressed_ad.errors import ConfigError, HistoryError, UsageError, nearest
 from compressed_ad.registry import Registry
 from compressed_ad.seeding import rng
+from compressed_ad.sequences import Episodes, Sequences, expand
 from compressed_ad.tasks.base import RewardFunction, TaskFamily
-from compressed_ad.types import AnyArray, BoolArray, History, IntArray
-
-
-@dataclass(frozen=True)
-class Episodes:
-    """The episodes of some sequences, in order: K rows. ``start`` points into the flat arrays."""
-
-    start: IntArray  # (K,)
-    length: IntArray  # (K,)
-    sequence: IntArray  # (K,)
-    ordinal: IntArray  # (K,) 0, 1, ... within its sequence
-    rewarded: BoolArray  # (K,) some reward above 0
-    complete: BoolArray  # (K,) ends with an episode end, not with the end of the record
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Time-ordered runs of transitions, one after another in flat arrays of M transitions.
-
-    Sequence q, one stream of one learner, is ``[offsets[q], offsets[q + 1])``.
-    """
-
-    states: AnyArray  # (M, ...)
-    actions: AnyArray  # (M, ...)
-    rewards: AnyArray  # (M,) float32
-    next_states: AnyArray  # (M, ...)
-    ended: BoolArray  # (M,) last transition of an episode
-    mask: BoolArray  # (M,) compression mask
-    update: IntArray  # (M,)
-    offsets: IntArray  # (Q + 1,)
-    task: IntArray  # (Q,) index of the task in the history file
-    learner: IntArray  # (Q,) learner within the task
-    entropy: AnyArray | None = None  # (M,) nats, of the acting policy; None where a history lacks it
-
-    def __len__(self) -> int:
-        return len(self.task)
-
-    @property
-    def lengths(self) -> IntArray:
-        """(Q,) transitions of each sequence."""
-        return np.diff(self.offsets)
-
-    @cached_property
-    def episodes(self) -> Episodes:
-        """The episodes of all sequences; a trailing piece without an end counts, as incomplete."""
-        last = self.ended.copy()
-        last[self.offsets[1:] - 1] = True
-        stop = np.flatnonzero(last) + 1
-        start = np.concatenate([[0], stop[:-1]]).astype(np.int64)
-        sequence = np.searchsorted(self.offsets, start, side="right") - 1
-        first = np.searchsorted(sequence, np.arange(len(self)))
-        rewarded = np.maximum.reduceat(self.rewards, start) > 0 if len(start) else np.zeros(0, bool)
-        return Episodes(
-            start=start,
-            length=stop - start,
-            sequence=sequence,
-            ordinal=np.arange(len(start)) - first[sequence],
-            rewarded=rewarded,
-            complete=self.ended[stop - 1],
-        )
-
-    def take(self, steps: IntArray, lengths: IntArray, task: IntArray, learner: IntArray) -> Sequences:
-        """New sequences of the given ``lengths`` made of the flat transitions ``steps``, in that order."""
-        keep = lengths > 0
-        per_step = {
-            f.name: getattr(self, f.name)[steps]
-            for f in fields(self)
-            if f.name not in ("offsets", "task", "learner") and getattr(self, f.name) is not None
-        }
-        offsets = np.concatenate([[0], np.cumsum(lengths[keep])])
-        return Sequences(**per_step, offsets=offsets, task=task[keep], learner=learner[keep])
-
-    def take_episodes(self, rows: IntArray, group: IntArray, n_group: int, source: IntArray) -> Sequences:
-        """New sequences made of whole episodes: ``rows`` of ``episodes``, sorted by ``group`` (new sequence).
-
-        New sequence i continues the identity (task, learner) of old sequence ``source[i]``.
-        """
-        length = self.episodes.length[rows]
-        lengths = np.bincount(group, weights=length, minlength=n_group).astype(np.int64)
-        steps = expand(self.episodes.start[rows], length)
-        return self.take(steps, lengths, self.task[source], self.learner[source])
-
-
-def expand(start: IntArray, length: IntArray) -> IntArray:
-    """Concatenation of ``arange(start[i], start[i] + length[i])`` over i."""
-    total = np.cumsum(length)
-    if len(length) == 0:
-        return np.zeros(0, np.int64)
-    steps: IntArray = np.arange(total[-1]) + np.repeat(start - (total - length), length)
-    return steps
-
-
-def from_histories(histories: Mapping[int, History]) -> Sequences:
-    """All streams of ``histories`` (task index -> history) as sequences; unmarked where there is no mask."""
-    if not histories:
-        raise HistoryError("no histories to train on")
-    parts: dict[str, list[AnyArray]] = {}
-    lengths, task, learner = [], [], []
-    for index, history in histories.items():
-        history.check_finite(f"task {index}")
-        flat = (-1,)
-        for name in ("states", "actions", "rewards", "next_states", "update"):
-            array = getattr(history, name)
-            parts.setdefault(name, []).append(array.reshape(flat + array.shape[2:]))
-        mask = history.compression_mask
-        parts.setdefault("ended", []).append(history.episode_end.reshape(flat))
-        parts.setdefault("mask", []).append(
-            np.zeros(history.rewards.size, bool) if mask is None else mask.reshape(flat)
-        )
-        if history.entropy is not None:
-            parts.setdefault("entropy", []).append(history.entropy.reshape(flat))
-        lengths += [history.n_step] * history.n_stream
-        task += [index] * history.n_stream
-        learner += history.learner.tolist()
-    if len(parts.get("entropy", [])) < len(histories):
-        parts.pop("entropy", None)
-    return Sequences(
-        **{name: np.concatenate(arrays) for name, arrays in parts.items()},
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        task=np.array(task, np.int64),
-        learner=np.array(learner, np.int64),
-    )
+from compressed_ad.types import AnyArray, BoolArray, IntArray
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from torch import Tensor
 from compressed_ad.errors import HistoryError
 from compressed_ad.histories import HistoryFile
 from compressed_ad.seeding import rng
+from compressed_ad.sequences import Sequences, from_histories
 from compressed_ad.tasks.select import make_family
-from compressed_ad.transforms import Sequences, apply_transforms, from_histories
+from compressed_ad.transforms import apply_transforms
 from compressed_ad.types import AnyArray, BoolArray, IntArray
 
 

@@ -16,7 +16,7 @@ errors types spaces seeding files registry settings
 tasks.base tasks.grid tasks.gridworld tasks tasks.gymnasium tasks.vector tasks.select tasks.conformance
 markers marking hdf5 history_header histories overview
 learners learners.base learners.ppo_kernels learners.ppo_batch learners.ppo learners.sb3 learners.select
-collect transforms windows
+collect sequences transforms windows
 models.transformer models.ad models.compressed_ad models
 checkpoints train agents evaluate
 stats results analysis plots report

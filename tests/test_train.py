@@ -15,9 +15,9 @@ import torch
 from compressed_ad.checkpoints import CheckpointDirectory, digest, load, save
 from compressed_ad.errors import CheckpointError, NumericalError
 from compressed_ad.models import AD
+from compressed_ad.sequences import from_histories
 from compressed_ad.settings import ModelConfig
 from compressed_ad.train import Interrupted, build_model, gradient, learning_rate, train
-from compressed_ad.transforms import from_histories
 from compressed_ad.windows import WindowSampler
 from tests.test_models import SPACES
 from tests.test_transforms import history

@@ -4,15 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressed_ad.errors import ConfigError, UnknownNameError, UsageError
+from compressed_ad.sequences import Sequences, expand, from_histories
 from compressed_ad.tasks.gridworld import Darkroom
-from compressed_ad.transforms import (
-    Sequences,
-    apply_transforms,
-    check_transforms,
-    departures,
-    expand,
-    from_histories,
-)
+from compressed_ad.transforms import apply_transforms, check_transforms, departures
 from compressed_ad.types import History
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressed_ad.errors import HistoryError
-from compressed_ad.transforms import from_histories
+from compressed_ad.sequences import from_histories
 from compressed_ad.windows import Batch, CompressedADDataset, WindowSampler
 from tests.test_transforms import history
 
