@@ -138,7 +138,7 @@ class InContextAgent:
         self.run = np.zeros(n_env, np.int64)
         self.probability = np.ones(n_env, np.float32)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def act(self, obs: AnyArray) -> AnyArray:
         """Actions (N,), sampled with the agent's temperature or, with ``sample=False``, the most likely."""
         self._make_room()

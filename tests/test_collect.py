@@ -268,7 +268,9 @@ def collect_slowly(folder):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGINT])
 def test_workers_end_with_the_parent_and_resuming_completes(reference, tmp_path, sig):
-    code = f"import test_collect; test_collect.collect_slowly({str(tmp_path)!r})"
+    # A shell's background jobs start with SIGINT ignored; whoever runs these tests may be one.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += f"import test_collect; test_collect.collect_slowly({str(tmp_path)!r})"
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     parent = subprocess.Popen(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE
