@@ -5,6 +5,7 @@ An agent plays in N environment slots at once. Episodes may end at different tim
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -19,7 +20,7 @@ from compressed_ad.tasks.base import OptimalPolicy, TaskFamily
 from compressed_ad.types import AnyArray, Step
 from compressed_ad.windows import Tokens
 
-Marks = Literal["off", "self", "prompt"]
+Marks = Literal["off", "self", "prompt", "prompt_rewarded"]
 ContextRule = Literal["refill", "sliding"]
 
 
@@ -98,7 +99,12 @@ class InContextAgent:
 
     ``marks``: ``off`` shows no border marks (the guide's inference); ``self`` applies the threshold rule to
     the model's own action probabilities, online, so a segment opens once its evidence is in (the causal
-    rule of the markers); ``prompt`` opens a segment at the start of each context and never closes it.
+    rule of the markers); ``prompt`` opens a segment at the start of each context and never closes it;
+    ``prompt_rewarded`` does so from the first reward in the context on: "act as in a confident phase".
+
+    ``guidance`` moves the logits along what the marks change: cond + guidance * (cond - unmarked), both from
+    the same weights (classifier-free guidance: Ho & Salimans 2022, equation 6). It needs a model that was
+    trained with ``marker_dropout``, and costs a second row per slot.
     """
 
     def __init__(
@@ -111,6 +117,7 @@ class InContextAgent:
         context: ContextRule = "refill",
         cache: bool = True,
         marks: Marks = "off",
+        guidance: float = 0.0,
         on_policy_threshold: float = 0.7,
         compression_window: int = 10,
         seed: int = 0,
@@ -123,6 +130,7 @@ class InContextAgent:
         self.model, self.sample = model, sample
         self.temperature, self.temperature_rewarded = temperature, rewarded
         self.context_rule, self.use_cache, self.marks = context, cache, marks
+        self.guidance = 0.0 if marks == "off" else guidance
         self.on_policy_threshold, self.compression_window = on_policy_threshold, compression_window
         self.seed = seed
         self.n_transit = model.config.n_transit
@@ -133,7 +141,8 @@ class InContextAgent:
         self.n_env, self.clock = n_env, 0
         self.length = torch.zeros(n_env, dtype=torch.long)
         self.memory: dict[str, Tensor] = {}
-        self.cache = self.model.new_cache(n_env) if self.use_cache else None
+        n_row = 2 * n_env if self.guidance else n_env
+        self.cache = self.model.new_cache(n_row) if self.use_cache else None
         self.latest: dict[str, Tensor] | None = None
         self.run = np.zeros(n_env, np.int64)
         self.probability = np.ones(n_env, np.float32)
@@ -162,7 +171,7 @@ class InContextAgent:
 
     def observe(self, actions: AnyArray, step: Step) -> None:
         """Keep what came of the last actions for the next token."""
-        start, end = self._border_marks()
+        start, end, marked = self._border_marks(np.asarray(step.reward) > 0)
         self.latest = {
             "action": torch.as_tensor(np.asarray(actions)),
             "reward": torch.as_tensor(np.asarray(step.reward, dtype=np.float32)),
@@ -170,19 +179,24 @@ class InContextAgent:
             "ended": torch.as_tensor(np.asarray(step.terminated | step.truncated)),
             "start_mark": torch.as_tensor(start),
             "end_mark": torch.as_tensor(end),
+            "marked": torch.as_tensor(marked),
         }
 
-    def _border_marks(self) -> tuple[AnyArray, AnyArray]:
-        """Marks (N,) of the transition just made."""
+    def _border_marks(self, rewarded: AnyArray) -> tuple[AnyArray, AnyArray, AnyArray]:
+        """Start marks, end marks and mask (N,) of the transition just made, which was ``rewarded`` (N,)."""
         nothing = np.zeros(self.n_env, bool)
-        if self.marks == "prompt":
-            return (self.length == 1).numpy(), nothing
         if self.marks == "off":
-            return nothing, nothing
-        confident = self.probability >= self.on_policy_threshold
-        inside = self.run >= self.compression_window
-        self.run = np.where(confident, self.run + 1, 0)
-        return self.run == self.compression_window, inside & ~confident
+            return nothing, nothing, nothing
+        before = self.memory["marked"][torch.arange(self.n_env), self.length - 1].numpy()
+        if self.marks == "self":
+            confident = self.probability >= self.on_policy_threshold
+            self.run = np.where(confident, self.run + 1, 0)
+            marked = self.run >= self.compression_window
+        elif self.marks == "prompt":
+            marked = ~nothing
+        else:
+            marked = before | rewarded | (self.memory["reward"] > 0).any(dim=1).numpy()
+        return marked & ~before, before & ~marked, marked
 
     def _token(self, obs: Tensor) -> dict[str, Tensor]:
         known = self.length > 0
@@ -192,7 +206,7 @@ class InContextAgent:
                 "action": torch.zeros(self.n_env, dtype=torch.long),
                 "reward": torch.zeros(self.n_env),
                 "next_state": torch.zeros_like(obs),
-                **dict.fromkeys(("ended", "start_mark", "end_mark"), flag),
+                **dict.fromkeys(("ended", *_MARKS), flag),
             }
         else:
             rest = self.latest
@@ -223,26 +237,59 @@ class InContextAgent:
         at = (torch.arange(self.n_transit) + first[:, None]).clamp(max=self.n_transit - 1)
         for value in self.memory.values():
             value[full] = value[full[:, None], at]
+        # As in a training window: nothing is known of what was before, and a segment that is open opens.
         self.memory["has_previous"][full, 0] = False
         self.memory["reward"][full, 0] = 0.0
+        for name in _MARKS:
+            self.memory[name][full, 0] = False
+        self.memory["start_mark"][full, 1] = self.memory["marked"][full, 1]
+        self.memory["end_mark"][full, 1] = False
         self.length[full] = self.n_transit - first
         if self.cache is not None:
             longest = int(self.length[full].max())
             tokens = self._tokens(full, longest)
             rows, lengths = full.to(self.device), self.length[full].to(self.device)
             self.model.prefill(tokens, lengths, self.cache, rows)
+            if self.guidance:
+                self.model.prefill(_unmarked(tokens), lengths, self.cache, rows + self.n_env)
 
     def _tokens(self, rows: Tensor, length: int) -> Tokens:
         return Tokens(**{name: value[rows, :length].to(self.device) for name, value in self.memory.items()})
 
     def _logits(self, token: dict[str, Tensor]) -> Tensor:
         """(N, K) logits of the next action."""
+        rows = torch.arange(self.n_env)
         if self.cache is not None:
             tokens = Tokens(**{name: value[:, None].to(self.device) for name, value in token.items()})
-            return self.model(tokens, self.cache)[:, 0]  # type: ignore[no-any-return]
-        rows = torch.arange(self.n_env)
-        logits = self.model(self._tokens(rows, int(self.length.max())))
-        return logits[rows, self.length - 1]  # type: ignore[no-any-return]
+            if self.guidance:
+                tokens = _both(tokens, _unmarked(tokens))
+            return self._guided(self.model(tokens, self.cache)[:, 0])
+        tokens, last = self._tokens(rows, int(self.length.max())), self.length - 1
+        logits = self.model(tokens)[rows, last]
+        if self.guidance:
+            logits = torch.cat([logits, self.model(_unmarked(tokens))[rows, last]])
+        return self._guided(logits)
+
+    def _guided(self, logits: Tensor) -> Tensor:
+        """(N, K) from the logits of the marked contexts, followed by those of the unmarked ones, if any."""
+        if not self.guidance:
+            return logits
+        shown, unmarked = logits.chunk(2)
+        return shown + self.guidance * (shown - unmarked)
+
+
+_MARKS = ("start_mark", "end_mark", "marked")
+
+
+def _unmarked(tokens: Tokens) -> Tokens:
+    """The same contexts without marks."""
+    return replace(tokens, **{name: torch.zeros_like(getattr(tokens, name)) for name in _MARKS})
+
+
+def _both(first: Tokens, second: Tokens) -> Tokens:
+    """The rows of both."""
+    pairs = {name: (value, getattr(second, name)) for name, value in vars(first).items()}
+    return Tokens(**{name: torch.cat(pair) for name, pair in pairs.items()})
 
 
 def as_agent(player: AD | Agent, **options: Any) -> Agent:

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressed_ad import stats
-from compressed_ad.config import transform_pairs
+from compressed_ad.config import marker_params, transform_pairs
 from compressed_ad.errors import HistoryError, RunDirectoryError, SplitError, UsageError
 from compressed_ad.files import write_atomically
 from compressed_ad.histories import HistoryFile
+from compressed_ad.marking import mark_all
 from compressed_ad.results import episode_returns
 from compressed_ad.run_directory import (
     claimed,
@@ -32,7 +33,7 @@ from compressed_ad.run_directory import (
 )
 from compressed_ad.seeding import seed64
 from compressed_ad.sequences import Sequences, from_histories
-from compressed_ad.settings import Config
+from compressed_ad.settings import Config, MarkerSettings
 from compressed_ad.spaces import check_same
 from compressed_ad.tasks.select import make_family
 from compressed_ad.transforms import apply_transforms
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 EVALUATION = "evaluation.npz"
 _VALIDATION_WINDOWS = 128
 _IMITATION_BATCH = 32
-_PLAYING = ("temperature", "temperature_rewarded", "sample", "context", "marks")
+_PLAYING = ("temperature", "temperature_rewarded", "sample", "context", "marks", "guidance")
 TRAINING_KEYS = ("model", "seed", "env.training_tasks", *(f"evaluation.{key}" for key in _PLAYING))
 """What a training run depends on besides its data: its validation plays as its evaluation will."""
 
@@ -70,6 +71,8 @@ class Job:
     config: Config
     history: Path
     path: Path
+    remark: bool = False
+    """Mark the histories as they are read, as ``config.marker`` says, whatever marks the file holds."""
 
     @property
     def name(self) -> str:
@@ -96,29 +99,38 @@ def job(config: Config, model: str, seed: int, history: Path, out: Path) -> Job:
 
 
 @lru_cache(maxsize=2)
-def _sequences(path: Path, digest: str, task_ids: tuple[int, ...]) -> Sequences:
+def _sequences(path: Path, digest: str, task_ids: tuple[int, ...], marking: str | None) -> Sequences:
     """Raw sequences of some tasks; runs of one process share them. The digest tells files apart."""
-    return from_histories(HistoryFile(path, verify=False).load(task_ids))
+    file = HistoryFile(path, verify=False)
+    histories = file.load(task_ids)
+    if marking is not None:
+        settings = MarkerSettings.model_validate_json(marking)
+        histories = mark_all(settings.marker, histories, seed=file.info.seed, **marker_params(settings))
+    return from_histories(histories)
 
 
 class _Data:
     """What the runs on one history file read from it."""
 
     def __init__(self, job: Job) -> None:
-        self.config, self.file = job.config, HistoryFile(job.history)
+        self.job, self.config, self.file = job, job.config, HistoryFile(job.history)
         self.family = make_family(self.file.info.family, self.file.info.family_kwargs)
         self._judged: dict[tuple[int, ...], tuple[WindowSampler, Sequences]] = {}
 
+    def raw(self, task_ids: IntArray) -> Sequences:
+        """The histories of ``task_ids`` as sequences, marked, before any transform."""
+        marking = self.config.marker.model_dump_json() if self.job.remark else None
+        return _sequences(self.file.path, self.file.digest(), tuple(int(i) for i in task_ids), marking)
+
     def sampler(
-        self, task_ids: IntArray, seed: int, batch_size: int, marker_dropout: float = 0.0
+        self, task_ids: IntArray, seed: int, batch_size: int, **options: Any
     ) -> tuple[WindowSampler, Sequences]:
         """Windows of the histories of ``task_ids``, transformed as the configuration says."""
         from compressed_ad.windows import WindowSampler
 
         model = self.config.model
-        ids = tuple(int(i) for i in task_ids)
         sequences = apply_transforms(
-            _sequences(self.file.path, self.file.digest(), ids),
+            self.raw(task_ids),
             transform_pairs(model),
             seed=seed,
             family=self.family,
@@ -130,8 +142,8 @@ class _Data:
             batch_size,
             seed=seed,
             first_window=model.first_window,
-            marker_dropout=marker_dropout,
             device=device(self.config),
+            **options,
         )
         return sampler, sequences
 
@@ -238,6 +250,20 @@ def device(config: Config) -> str:
     return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+def provenance_of(job: Job, file: HistoryFile) -> dict[str, Any]:
+    """Which data a run is made from, with the marks that it sees."""
+    found = history_provenance(file)
+    if job.remark:
+        settings = job.config.marker
+        found |= {
+            "marker": settings.marker,
+            "marker_parameters": marker_params(settings),
+            "marker_seed": file.info.seed,
+            "marked_at": None,
+        }
+    return found
+
+
 def train_run(job: Job, *, report: Report = silent, should_stop: Stop = never) -> list[str]:
     """Train one run, or go on where it stopped; notes for the user, one line each.
 
@@ -254,11 +280,19 @@ def train_run(job: Job, *, report: Report = silent, should_stop: Stop = never) -
         if asked is not None:
             check_same(f"model.{kind}_space", data.file.info.spaces[kind], asked)
     spaces = {f"{kind}_space": spec for kind, spec in data.file.info.spaces.items()}
-    provenance = history_provenance(data.file)
+    provenance = provenance_of(job, data.file)
     with claimed(job.path, job.config, keys=TRAINING_KEYS, history=provenance):
         if job.trained:
             return notes
-        sampler, sequences = data.sampler(task_ids, job.config.seed, config.batch_size, config.marker_dropout)
+        unproven = config.loss_weight_unproven
+        sampler, sequences = data.sampler(
+            task_ids,
+            job.config.seed,
+            config.batch_size,
+            marker_dropout=config.marker_dropout,
+            weight_marked=config.loss_weight_marked,
+            weight_unproven=config.loss_weight_marked if unproven is None else unproven,
+        )
         longest = int(sequences.lengths.max())
         if longest < config.n_transit:
             notes.append(
@@ -320,7 +354,9 @@ def evaluate_run(
 
     Arrays: ``returns`` (N, M, E), ``returns_last`` (the same with the last weights), ``task_ids``,
     ``optimal``, ``random`` (N,), ``accuracy``, ``cross_entropy``, ``behaviour_entropy``, ``step``,
-    ``step_last``, ``settings`` (JSON).
+    ``step_last``, ``marked`` (10,) share of marked steps by tenth of the training histories, ``settings``
+    (JSON); with ``evaluation.training_tasks`` also ``returns_training`` (N', M, E) and its ``_ids``,
+    ``_optimal``, ``_random`` (N',): the first N' training tasks of the split.
     """
     path = output or job.path / EVALUATION
     if not job.trained:
@@ -334,7 +370,7 @@ def evaluate_run(
     names = {"best": "best_model.pt", "last": "last_model.pt"}
     model, step = _load_model(job.path / names[evaluation.checkpoint], data, where)
     last, step_last = _load_model(job.path / names["last"], data, where)
-    parts = 1 if step_last == step else 2
+    parts = 1 + (step_last != step) + (evaluation.training_tasks > 0)
 
     def part(k: int) -> Report:
         def show(done: int, total: int, text: str) -> None:
@@ -344,23 +380,40 @@ def evaluate_run(
 
         return show
 
-    def play(model: AD, k: int) -> FloatArray:
-        return data.play(model, ids, evaluation.rollouts, evaluation.episodes, job.config.seed, part(k))
+    def play(model: AD, k: int, task_ids: IntArray) -> FloatArray:
+        return data.play(model, task_ids, evaluation.rollouts, evaluation.episodes, job.config.seed, part(k))
 
-    arrays: dict[str, Any] = {"returns": play(model, 0), "step": step}
+    arrays: dict[str, Any] = {"returns": play(model, 0, ids), "step": step}
     arrays |= data.imitation(model, ids, evaluation.imitation_windows)
-    arrays["returns_last"] = arrays["returns"] if step_last == step else play(last, 1)
+    arrays["returns_last"] = arrays["returns"] if step_last == step else play(last, 1, ids)
     arrays |= {
         "step_last": step_last,
         "task_ids": ids,
         "optimal": data.optimal(ids),
         "random": data.file.random_return[ids],
+        "marked": _marked_by_tenth(data.raw(data.training_tasks())),
         "settings": settings,
     }
+    if evaluation.training_tasks:
+        seen = data.training_tasks()[: evaluation.training_tasks]
+        random, optimal = data.scale(seen)
+        arrays |= {
+            "returns_training": play(model, parts - 1, seen),
+            "training_ids": seen,
+            "training_optimal": optimal,
+            "training_random": random,
+        }
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomically(path, buffer.getvalue())
     return path
+
+
+def _marked_by_tenth(sequences: Sequences) -> FloatArray:
+    """(10,) share of marked steps by tenth of each sequence; what is not marked counts as unmarked."""
+    place = np.arange(len(sequences.mask)) - np.repeat(sequences.offsets[:-1], sequences.lengths)
+    tenth = 10 * place // np.repeat(sequences.lengths, sequences.lengths)
+    return np.bincount(tenth, sequences.mask, minlength=10) / np.bincount(tenth, minlength=10)
 
 
 def _check_unseen(job: Job, data: _Data, ids: IntArray) -> None:

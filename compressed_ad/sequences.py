@@ -70,6 +70,14 @@ class Sequences:
             complete=self.ended[stop - 1],
         )
 
+    @cached_property
+    def proven(self) -> BoolArray:
+        """(M,) whether the sequence met a reward above 0 before this step."""
+        met = np.cumsum(self.rewards > 0)
+        before: IntArray = met - (self.rewards > 0)
+        at_start = np.concatenate([[0], met])[self.offsets[:-1]]
+        return np.asarray(before > np.repeat(at_start, self.lengths))
+
     def take(self, steps: IntArray, lengths: IntArray, task: IntArray, learner: IntArray) -> Sequences:
         """New sequences of the given ``lengths`` made of the flat transitions ``steps``, in that order."""
         keep = lengths > 0

@@ -87,7 +87,7 @@ def _keys(kind: type[BaseModel], path: list[str]) -> list[str]:
     return list(kind.model_fields)
 
 
-MODEL_NAMES = ("AD", "CompressedAD", "CompressedADv2")
+MODEL_NAMES = ("AD", "CompressedAD", "CompressedADv2", "MarkedAttentionAD")
 """The registered models, so that a wrong name is found without importing torch."""
 
 
@@ -151,6 +151,11 @@ class Optimisation(Settings):
         0.5, description="share of windows that start with the history's first step"
     )
     marker_dropout: Fraction = Field(0.0, description="share of windows whose marks are all dropped")
+    loss_weight_marked: NonNegative = Field(1.0, description="weight of marked steps in the loss")
+    loss_weight_unproven: NonNegative | None = Field(
+        None,
+        description="weight of marked steps before their stream's first reward; default: loss_weight_marked",
+    )
     transforms: tuple[TransformSpec, ...] = Field((), description="applied to the histories, in order")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the forward pass")
     compile: bool = Field(False, description="torch.compile the model")
@@ -223,7 +228,15 @@ class EvaluationSettings(Settings):
     context: Literal["refill", "sliding"] = Field(
         "refill", description="a full context drops its older half, or one step at a time (exact, slow)"
     )
-    marks: Literal["off", "self", "prompt"] = Field("off", description="border marks shown while playing")
+    marks: Literal["off", "self", "prompt", "prompt_rewarded"] = Field(
+        "off", description="border marks shown while playing"
+    )
+    guidance: float = Field(
+        0.0, description="how far the marks move the logits beyond what they do: cond + g (cond - unmarked)"
+    )
+    training_tasks: Whole = Field(
+        0, description="so many training tasks are played as well, to compare with the held-out ones"
+    )
     checkpoint: Literal["best", "last"] = Field(
         "best", description="which weights are judged: best on the validation tasks, or last"
     )

@@ -172,11 +172,11 @@ def gradient(model: AD, forward: Any, batch: Batch, config: ModelConfig) -> tupl
     """Accumulate the gradient of one batch, in ``config.accumulate`` parts; mean loss and accuracy."""
     total_loss, total_hit = 0.0, 0.0
     size = math.ceil(config.batch_size / config.accumulate)
-    targets = batch.valid.sum() if config.loss_at == "every" else torch.tensor(len(batch.valid))
+    targets = batch.total_weight(config.loss_at)
     device = batch.valid.device.type
     for start in range(0, config.batch_size, size):
         part = batch.part(slice(start, start + size)) if config.accumulate > 1 else batch
-        share = (part.valid.sum() if config.loss_at == "every" else len(part.valid)) / targets
+        share = part.total_weight(config.loss_at) / targets
         half = torch.autocast(device, torch.bfloat16) if config.precision == "bfloat16" else nullcontext()
         with half:
             loss, hit = forward(part, config.loss_at, config.label_smoothing)

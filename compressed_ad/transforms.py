@@ -8,7 +8,7 @@ for the report, where a transform departs from pure Algorithm Distillation.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -40,6 +40,7 @@ DEPARTURES = {
 
 
 Positive: TypeAlias = int
+Whole: TypeAlias = int
 Positives: TypeAlias = int | Sequence[int]
 Share: TypeAlias = float
 
@@ -58,6 +59,7 @@ def _positives(value: Any) -> bool:
 
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "Positive": (_positive, "a whole number of at least 1"),
+    "Whole": (lambda value: _number(value, int) and value >= 0, "a whole number of at least 0"),
     "Positives": (_positives, "a whole number of at least 1, or a list of them"),
     "Share": (lambda value: _number(value, int | float) and 0 <= value <= 1, "a number from 0 to 1"),
     "bool": (lambda value: isinstance(value, bool), "true or false"),
@@ -83,6 +85,14 @@ def streams(sequences: Sequences, context: Context, *, n: Positive) -> Sequences
     return _keep_steps(sequences, keep)
 
 
+@TRANSFORM.register("tasks")
+def tasks(sequences: Sequences, context: Context, *, share: Share) -> Sequences:
+    """Keep the histories of a random ``share`` of the tasks, at least one."""
+    known = np.unique(sequences.task)
+    chosen = context.random.permutation(known)[: max(1, round(share * len(known)))]
+    return _keep_steps(sequences, np.repeat(np.isin(sequences.task, chosen), sequences.lengths))
+
+
 @TRANSFORM.register("subsample")
 def subsample(
     sequences: Sequences,
@@ -103,27 +113,84 @@ def subsample(
     """
     strides = [every] if isinstance(every, int) else list(every)
     episodes, n_seq = sequences.episodes, len(sequences)
+    first = _first_rewarded(episodes) if keep_first_reward else np.zeros(len(episodes.start), bool)
+
+    def groups() -> Iterator[IntArray]:
+        for every in strides * copies:
+            phase = context.random.integers(every, size=n_seq)
+            yield (episodes.ordinal + phase[episodes.sequence]) // every
+
+    return _one_of_each(sequences, groups(), first, context.random)
+
+
+@TRANSFORM.register("thin")
+def thin(
+    sequences: Sequences,
+    context: Context,
+    *,
+    marked_every: Whole,
+    unmarked_every: Whole,
+    copies: Positive = 1,
+    least: Share = 0.5,
+    keep_first_reward: bool = True,
+) -> Sequences:
+    """``subsample`` with one stride for marked episodes and another one for the rest.
+
+    An episode is marked if at least the share ``least`` of its steps is. One episode is kept of every
+    ``marked_every`` marked or ``unmarked_every`` unmarked ones, in proportion where they alternate; a stride
+    of 0 drops all of that kind. With marks of a source that is sure of itself, the context then spends its
+    length on the phases that are asked for instead of on equal parts of the source's time. ``copies`` and
+    ``keep_first_reward`` as in ``subsample``: the first rewarded episode is kept whatever its kind.
+    """
+    if marked_every == unmarked_every == 0:
+        raise UsageError("thin: marked_every and unmarked_every are both 0, so nothing would be left")
+    episodes, n_seq = sequences.episodes, len(sequences)
+    first = _first_rewarded(episodes) if keep_first_reward else np.zeros(len(episodes.start), bool)
+    marked = np.add.reduceat(sequences.mask.astype(np.int64), episodes.start) >= least * episodes.length
+    stride = np.where(marked, marked_every, unmarked_every)
+    dropped = (stride == 0) & ~first
+    rate = np.where(stride == 0, 0.0, 1 / np.maximum(stride, 1))
+    passed = np.cumsum(rate) - rate
+    at_start = passed[np.searchsorted(episodes.sequence, np.arange(n_seq))]
+    since = passed - at_start[episodes.sequence]
+
+    def groups() -> Iterator[IntArray]:
+        for _ in range(copies):
+            group = np.floor(since + context.random.random(n_seq)[episodes.sequence]).astype(np.int64)
+            yield np.where(dropped, -1, group)
+
+    return _one_of_each(sequences, groups(), first, context.random)
+
+
+def _first_rewarded(episodes: Episodes) -> BoolArray:
+    """(K,) episodes in which their sequence first met a reward."""
     first = np.zeros(len(episodes.start), bool)
-    if keep_first_reward:
-        rows = np.flatnonzero(episodes.rewarded)
-        _, where = np.unique(episodes.sequence[rows], return_index=True)
-        first[rows[where]] = True
-    draws = [_one_of_every(episodes, n_seq, stride, first, context.random) for stride in strides * copies]
-    group = [episodes.sequence[rows] + k * n_seq for k, rows in enumerate(draws)]
+    rows = np.flatnonzero(episodes.rewarded)
+    _, where = np.unique(episodes.sequence[rows], return_index=True)
+    first[rows[where]] = True
+    return first
+
+
+def _one_of_each(
+    sequences: Sequences, groups: Iterable[IntArray], preferred: BoolArray, random: np.random.Generator
+) -> Sequences:
+    """For each grouping of the episodes (K,), new sequences of one complete episode per group.
+
+    A preferred episode is taken if there is one, else a random one; episodes in group -1 are left out.
+    """
+    n_seq = len(sequences)
+    draws = [_draw(sequences.episodes, group, preferred, random) for group in groups]
+    group = [sequences.episodes.sequence[rows] + k * n_seq for k, rows in enumerate(draws)]
     source = np.tile(np.arange(n_seq), len(draws))
     return sequences.take_episodes(np.concatenate(draws), np.concatenate(group), len(source), source)
 
 
-def _one_of_every(
-    episodes: Episodes, n_seq: int, every: int, preferred: BoolArray, random: np.random.Generator
-) -> IntArray:
-    """Rows of ``episodes``, in order: one of each ``every`` consecutive ones, a preferred one if any."""
-    phase = random.integers(every, size=n_seq)
-    bucket = (episodes.ordinal + phase[episodes.sequence]) // every
-    priority = random.random(len(bucket)) + 2.0 * preferred
-    order = np.lexsort((-priority, bucket, episodes.sequence))
-    order = order[episodes.complete[order]]
-    key = episodes.sequence[order] * (bucket.max(initial=0) + 1) + bucket[order]
+def _draw(episodes: Episodes, group: IntArray, preferred: BoolArray, random: np.random.Generator) -> IntArray:
+    """Rows of ``episodes``, in order: one of each group of each sequence."""
+    priority = random.random(len(group)) + 2.0 * preferred
+    order = np.lexsort((-priority, group, episodes.sequence))
+    order = order[episodes.complete[order] & (group[order] >= 0)]
+    key = episodes.sequence[order] * (group.max(initial=0) + 1) + group[order]
     rows: IntArray = order[np.unique(key, return_index=True)[1]]
     return rows
 

@@ -38,6 +38,7 @@ class Tokens:
     ended: Tensor  # (B, L) bool: t - 1 was the last transition of its episode
     start_mark: Tensor  # (B, L) bool: <compress>
     end_mark: Tensor  # (B, L) bool: \compress>
+    marked: Tensor  # (B, L) bool: t - 1 stands inside a marked segment
     has_previous: Tensor  # (B, L) bool
 
 
@@ -48,11 +49,19 @@ class Batch:
     tokens: Tokens
     target: Tensor  # (B, L, ...) the action of step t
     valid: Tensor  # (B, L) bool: False beyond the end of a sequence shorter than the window
+    weight: Tensor | None = None  # (B, L) float32 of each position in the loss; None: all equal
 
     def part(self, rows: slice) -> Batch:
         """The same for some of the windows."""
         tokens = Tokens(**{name: tensor[rows] for name, tensor in vars(self.tokens).items()})
-        return Batch(tokens, self.target[rows], self.valid[rows])
+        weight = None if self.weight is None else self.weight[rows]
+        return Batch(tokens, self.target[rows], self.valid[rows], weight)
+
+    def total_weight(self, at: str) -> Tensor:
+        """What the loss is divided by: the (weighted) number of its targets, all or one per window."""
+        if at == "query":
+            return torch.tensor(float(len(self.valid)))
+        return self.valid.sum() if self.weight is None else (self.weight * self.valid).sum()
 
 
 def shift(
@@ -80,6 +89,7 @@ def shift(
         ended=previous(ended),
         start_mark=previous(mask & ~before),
         end_mark=previous(before & ~mask),
+        marked=previous(mask),
         has_previous=has_previous,
     )
 
@@ -90,6 +100,10 @@ class WindowSampler:
     A share ``first_window`` of the windows starts with its sequence's first step, as every evaluation does;
     the others start at an episode start that is drawn uniformly among those that leave a full window.
     Windows never cross a sequence. ``batch(step)`` is a pure function of (seed, step, rank).
+
+    ``weight_marked`` weighs the marked steps in the loss. ``weight_unproven``, if not None, does so for those
+    marked steps that stand before the first reward of their own sequence: the source was sure of itself there
+    for reasons that the context does not show, since streams share one policy.
     """
 
     def __init__(
@@ -101,6 +115,8 @@ class WindowSampler:
         seed: int,
         first_window: float = 0.5,
         marker_dropout: float = 0.0,
+        weight_marked: float = 1.0,
+        weight_unproven: float | None = None,
         rank: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -122,6 +138,10 @@ class WindowSampler:
             "ended": _tensor(sequences.ended, device),
             "mask": _tensor(sequences.mask, device),
         }
+        unproven = weight_marked if weight_unproven is None else weight_unproven
+        if (weight_marked, unproven) != (1.0, 1.0):
+            weight = np.where(sequences.mask, np.where(sequences.proven, weight_marked, unproven), 1.0)
+            self.data["weight"] = _tensor(weight.astype(np.float32), device)
         self.device = torch.device(device)
 
     def starts(self, step: int) -> tuple[IntArray, IntArray]:
@@ -155,7 +175,8 @@ class WindowSampler:
                 < self.marker_dropout
             )
             window["mask"] &= ~torch.from_numpy(drop).to(self.device)[:, None]
-        return Batch(shift(**window), window["actions"], torch.from_numpy(valid).to(self.device))
+        weight = window.pop("weight", None)
+        return Batch(shift(**window), window["actions"], torch.from_numpy(valid).to(self.device), weight)
 
 
 def _tensor(array: AnyArray, device: torch.device | str) -> Tensor:

@@ -260,7 +260,7 @@ def test_all_mistakes_of_all_layers_are_reported_together(tmp_path):
         ("model.transforms", "[{name: subsample, evry: 2, every: 2}]", "unknown parameter 'evry'"),
         ("model.lr", ".inf", "finite number"),
         ("model", "5", "valid dictionary"),
-        ("evaluation.marks", "on", "Input should be 'off', 'self' or 'prompt'"),
+        ("evaluation.marks", "on", "Input should be 'off', 'self', 'prompt' or 'prompt_rewarded'"),
         ("comparison.methods", "[AD, AD]", "names a model twice"),
         ("comparison.runs", "0", "greater than or equal to 1"),
         ("algorithm.learner", "ppoo", "unknown learner 'ppoo'"),

@@ -60,10 +60,25 @@ class Recorded(InContextAgent):
 
 @pytest.mark.parametrize("context", ["refill", "sliding"])
 @pytest.mark.parametrize("position", ["rotary", "learned"])
-@pytest.mark.parametrize("marks", ["off", "self", "prompt"])
-def test_cached_play_equals_the_uncached_reference(context: str, position: str, marks: str) -> None:
+@pytest.mark.parametrize(
+    ("marks", "name", "guidance"),
+    [
+        ("off", "CompressedAD", 0.0),
+        ("self", "CompressedAD", 0.0),
+        ("prompt", "CompressedAD", 1.5),
+        ("prompt_rewarded", "CompressedAD", 0.0),
+        ("prompt_rewarded", "CompressedAD", -1.0),
+        ("self", "MarkedAttentionAD", 0.0),
+    ],
+)
+def test_cached_play_equals_the_uncached_reference(
+    context: str, position: str, marks: str, name: str, guidance: float
+) -> None:
     """Logits within 1e-4 over contexts that fill up several times, with staggered episode ends."""
-    player = model(position=position).eval()
+    player = model(name, position=position).eval()
+    for key, value in player.named_parameters():
+        if key.endswith("mark_bias"):
+            torch.nn.init.normal_(value)
     logits = []
     for cache in (True, False):
         agent = Recorded(
@@ -71,6 +86,7 @@ def test_cached_play_equals_the_uncached_reference(context: str, position: str, 
             cache=cache,
             context=context,
             marks=marks,
+            guidance=guidance,
             on_policy_threshold=0.2,
             compression_window=2,
             seed=3,
@@ -214,3 +230,47 @@ def test_self_marks_are_the_causal_threshold_marks_of_the_own_probabilities() ->
     np.testing.assert_array_equal(agent.memory["start_mark"][:, 1:61].numpy(), start)
     np.testing.assert_array_equal(agent.memory["end_mark"][:, 1:61].numpy(), end)
     assert start.any() and end.any()
+
+
+@pytest.mark.parametrize("marks", ["self", "prompt", "prompt_rewarded"])
+def test_marked_contexts_are_windows_as_training_shows_them(marks: str) -> None:
+    """Borders in a context, refilled several times, are those of its mask; nothing is known of before it."""
+    agent = InContextAgent(model(), marks=marks, on_policy_threshold=0.3, compression_window=2, seed=1)
+    env = StaggeredEnv(5)
+    agent.reset(5)
+    obs = env.reset()
+    for _ in range(90):
+        actions = agent.act(obs)
+        for slot in range(5):
+            seen = slice(1, int(agent.length[slot]))
+            mask = agent.memory["marked"][slot, seen].numpy()
+            before = np.concatenate([[False], mask[:-1]])
+            np.testing.assert_array_equal(agent.memory["start_mark"][slot, seen], mask & ~before)
+            np.testing.assert_array_equal(agent.memory["end_mark"][slot, seen], before & ~mask)
+            rewarded = agent.memory["reward"][slot, seen].numpy() > 0
+            if marks == "prompt":
+                assert mask.all()
+            elif marks == "prompt_rewarded":
+                assert (mask >= (np.cumsum(rewarded) > 0)).all()
+        assert not agent.memory["marked"][:, 0].any() and not agent.memory["start_mark"][:, 0].any()
+        step = env.step(actions)
+        agent.observe(actions, step)
+        obs = step.obs
+
+
+def test_guidance_of_minus_one_plays_as_if_nothing_were_marked() -> None:
+    """cond - (cond - unmarked) = unmarked."""
+    player = model().eval()
+    with torch.no_grad():
+        player.embed_compress_start.normal_()
+    returns = [
+        evaluate_in_context(player, StaggeredEnv(4), eval_timesteps=60, seed=2, **options).reward_episode
+        for options in ({"marks": "off"}, {"marks": "prompt", "guidance": -1.0}, {"marks": "prompt"})
+    ]
+    np.testing.assert_array_equal(returns[0], returns[1])
+    logits = []
+    for options in ({"marks": "off"}, {"marks": "prompt"}):
+        agent = Recorded(player, seed=2, **options)
+        evaluate_in_context(agent, StaggeredEnv(4), eval_timesteps=10)
+        logits.append(agent.seen[5])
+    assert not torch.allclose(*logits)

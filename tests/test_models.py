@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from compressed_ad import markers
 from compressed_ad.errors import ConfigError, SpaceError, UnknownNameError
-from compressed_ad.models import AD, MODEL, CompressedAD
+from compressed_ad.models import AD, MODEL, CompressedAD, MarkedAttentionAD
 from compressed_ad.settings import ModelConfig
 from compressed_ad.windows import Batch, Tokens, shift
 
@@ -122,7 +124,9 @@ def test_mistakes_in_a_models_config_are_listed() -> None:
 def test_observation_spaces(space: dict[str, object], sample: torch.Tensor) -> None:
     model = lively(AD(config(observation_space=space)))
     flags = torch.zeros(2, 5, dtype=torch.bool)
-    tokens = Tokens(sample, torch.zeros(2, 5).long(), torch.zeros(2, 5), sample, flags, flags, flags, flags)
+    tokens = Tokens(
+        sample, torch.zeros(2, 5).long(), torch.zeros(2, 5), sample, flags, flags, flags, flags, flags
+    )
     logits = model(tokens)
     assert logits.shape == (2, 5, 5) and not torch.equal(logits[0], logits[1])
 
@@ -149,6 +153,45 @@ def test_what_lies_beyond_a_sequence_does_not_count() -> None:
     model, b = lively(AD(config())), batch(4, 12)
     other = Batch(b.tokens, torch.where(b.valid, b.target, 4 - b.target), b.valid)
     torch.testing.assert_close(model.loss(b)[0], model.loss(other)[0], rtol=0, atol=0)
+
+
+def test_weighted_loss_against_arithmetic() -> None:
+    model, b = lively(AD(config())), batch(4, 12)
+    weight = torch.rand(4, 12, generator=torch.Generator().manual_seed(2))
+    logp = torch.log_softmax(model(b.tokens), dim=-1)
+    picked = logp.gather(-1, b.target[..., None])[..., 0]
+    loss, _ = model.loss(replace(b, weight=weight))
+    share = weight * b.valid
+    torch.testing.assert_close(loss, -(picked * share).sum() / share.sum())
+    even, _ = model.loss(replace(b, weight=torch.full((4, 12), 0.5)))
+    torch.testing.assert_close(even, model.loss(b)[0])
+
+
+def test_marked_attention_adds_its_bias_to_the_scores_of_marked_tokens() -> None:
+    """Against attention written out, and equal to AD while the biases are zero."""
+    torch.manual_seed(0)
+    plain = lively(AD(config()))
+    torch.manual_seed(0)
+    model = lively(MarkedAttentionAD(config(model="MarkedAttentionAD")))
+    tokens = shift(**transitions(3, 20))
+    torch.testing.assert_close(model(tokens), plain(tokens))
+    attention = model.transformer.blocks[0].attention
+    with torch.no_grad():
+        attention.mark_bias.copy_(torch.tensor([1.5, -0.7]))
+    assert not torch.allclose(model(tokens), plain(tokens))
+    x = torch.randn(3, 20, 16)
+    rotation = model.transformer._rotation(slice(0, 20))
+    q, k, v = attention.heads(x, rotation)
+    hidden = torch.ones(20, 20, dtype=torch.bool).triu(1)
+    scores = (
+        q @ k.transpose(-1, -2) * 8**-0.5 + attention.mark_bias[:, None, None] * tokens.marked[:, None, None]
+    )
+    expected = attention.out(
+        (scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v).transpose(1, 2).reshape(3, 20, 16)
+    )
+    wide = attention.heads(x, rotation, tokens.marked)
+    fused = torch.nn.functional.scaled_dot_product_attention(*wide, is_causal=True, scale=attention.scale)
+    torch.testing.assert_close(attention.merge(fused), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("position", ["rotary", "learned"])

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -191,3 +193,55 @@ def test_an_empty_result_is_an_error() -> None:
 def test_sequences_are_plain_data() -> None:
     s = from_histories({0: history(1, 8)})
     assert isinstance(s, Sequences) and len(s) == 1
+
+
+def marked_episodes(pattern: str) -> Sequences:
+    """One stream whose episodes of 4 steps are marked (m) or not (u); only the episodes named R pay."""
+    base = history(1, 4 * len(pattern))
+    marked = np.repeat([c in "mM" for c in pattern], 4)[None]
+    rewards = np.repeat([c in "MU" for c in pattern], 4)[None].astype(np.float32)
+    return from_histories({0: replace(base, compression_mask=marked, rewards=rewards)})
+
+
+@given(st.text("um", min_size=8, max_size=60), st.integers(0, 6), st.integers(0, 6), st.integers(0, 99))
+def test_thin_keeps_one_episode_of_each_stride(pattern: str, marked: int, unmarked: int, seed: int) -> None:
+    if (marked == 0 or "m" not in pattern) and (unmarked == 0 or "u" not in pattern):
+        return
+    params = {"marked_every": marked, "unmarked_every": unmarked, "keep_first_reward": False}
+    result = apply_transforms(marked_episodes(pattern), [("thin", params)], seed=seed)
+    kept = result.update[::4] // 4
+    assert (np.diff(kept) > 0).all()
+    budget = sum((1 / s if s else 0) for s in ({"m": marked, "u": unmarked}[c] for c in pattern))
+    # Buckets are one unit of 1 / stride wide with a random phase: at most one more than the budget, and a
+    # bucket can only be empty where one episode is worth a whole bucket or more; none is.
+    assert np.floor(budget - 1e-9) <= len(kept) <= np.ceil(budget + 1e-9) + 1
+    if marked == 0:
+        assert all(pattern[k] == "u" for k in kept)
+    if unmarked == 0:
+        assert all(pattern[k] == "m" for k in kept)
+
+
+def test_thin_with_equal_strides_is_spaced_as_subsample_and_keeps_the_first_reward() -> None:
+    pattern = "u" * 10 + "U" + "u" * 5 + "M" * 20
+    for seed in range(20):
+        params = {"marked_every": 0, "unmarked_every": 4}
+        kept = apply_transforms(marked_episodes(pattern), [("thin", params)], seed=seed).update[::4] // 4
+        assert 10 in kept and (kept < 16).all()
+    both = apply_transforms(
+        marked_episodes("um" * 24), [("thin", {"marked_every": 3, "unmarked_every": 3})], seed=0
+    )
+    assert abs(len(both.update) / 4 - 16) <= 1
+    with pytest.raises(UsageError, match="both 0"):
+        apply_transforms(both, [("thin", {"marked_every": 0, "unmarked_every": 0})], seed=0)
+
+
+def test_tasks_keeps_a_share_of_the_tasks() -> None:
+    sequences = from_histories({k: history(2, 20, seed=k) for k in range(10)})
+    kept = apply_transforms(sequences, [("tasks", {"share": 0.3})], seed=0)
+    assert len(np.unique(kept.task)) == 3 and len(kept) == 6
+    assert len(np.unique(apply_transforms(sequences, [("tasks", {"share": 0.01})], seed=0).task)) == 1
+    drawn = {
+        tuple(np.unique(apply_transforms(sequences, [("tasks", {"share": 0.3})], seed=s).task))
+        for s in range(5)
+    }
+    assert len(drawn) > 1

@@ -93,3 +93,18 @@ def test_dataset_items_carry_their_segments() -> None:
         assert item["states"].shape == (12, 2) and item["actions"].shape == (12,)
     with pytest.raises(HistoryError, match="shorter than n_transit"):
         CompressedADDataset(sequences, 41)
+
+
+def test_loss_weights_of_marked_steps_before_and_after_the_first_reward() -> None:
+    sequences = from_histories({0: history(3, 60), 1: history(2, 44, seed=1)})
+    sampler = WindowSampler(sequences, 12, 8, seed=0, weight_marked=2.0, weight_unproven=0.0)
+    batch, (index, _) = sampler.batch(5), sampler.indices(5)
+    assert batch.weight is not None
+    for row, col in np.ndindex(index.shape):
+        step = index[row, col]
+        start = sequences.offsets[np.searchsorted(sequences.offsets, step, side="right") - 1]
+        proven = (sequences.rewards[start:step] > 0).any()
+        expected = (2.0 if proven else 0.0) if sequences.mask[step] else 1.0
+        assert batch.weight[row, col] == expected
+    assert {0.0, 1.0, 2.0} == set(batch.weight.unique().tolist())
+    assert WindowSampler(sequences, 12, 8, seed=0).batch(5).weight is None

@@ -1,6 +1,6 @@
 """Models: ``MODEL[name](config)``."""
 
 from compressed_ad.models.ad import AD, MODEL
-from compressed_ad.models.compressed_ad import CompressedAD
+from compressed_ad.models.compressed_ad import CompressedAD, MarkedAttentionAD
 
-__all__ = ["AD", "MODEL", "CompressedAD"]
+__all__ = ["AD", "MODEL", "CompressedAD", "MarkedAttentionAD"]

@@ -61,6 +61,9 @@ class AD(nn.Module):
     at every t. Attention is causal, so nothing about transition t is visible when its action is predicted.
     """
 
+    biased = False
+    """Whether attention to the tokens that ``attended`` names has a learned bias."""
+
     def __init__(self, config: Architecture | Mapping[str, Any]) -> None:
         super().__init__()
         self.config = architecture(config)
@@ -87,6 +90,7 @@ class AD(nn.Module):
             self.config.n_transit,
             self.config.dropout,
             self.config.position,
+            mark_bias=self.biased,
         )
         self.head = nn.Linear(width, action["n"])
         nn.init.zeros_(self.head.weight)
@@ -109,8 +113,15 @@ class AD(nn.Module):
         With a ``cache``, L is 1: the tokens continue the contexts in the cache, which is updated.
         """
         x = self.embed(tokens)
-        y = self.transformer(x) if cache is None else self.transformer.step(x[:, 0], cache)[:, None]
-        return self.head(y)  # type: ignore[no-any-return]
+        marked = self.attended(tokens)
+        if cache is None:
+            return self.head(self.transformer(x, marked))  # type: ignore[no-any-return]
+        last = None if marked is None else marked[:, 0]
+        return self.head(self.transformer.step(x[:, 0], cache, last)[:, None])  # type: ignore[no-any-return]
+
+    def attended(self, tokens: Tokens) -> Tensor | None:
+        """(B, L) bool: tokens to which attention is biased, in a model that has such a bias; else None."""
+        return None
 
     def new_cache(self, n_row: int) -> Cache:
         """An empty cache for ``n_row`` contexts."""
@@ -118,18 +129,27 @@ class AD(nn.Module):
 
     def prefill(self, tokens: Tokens, lengths: Tensor, cache: Cache, rows: Tensor) -> None:
         """Replace the cache's ``rows`` by the contexts ``tokens`` (A, L) of ``lengths`` (A,) steps."""
-        self.transformer.prefill(self.embed(tokens), lengths, cache, rows)
+        self.transformer.prefill(self.embed(tokens), lengths, cache, rows, self.attended(tokens))
 
     def loss(self, batch: Batch, at: str = "every", smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy (nats) and accuracy over the supervised positions."""
+        """Mean cross-entropy (nats), weighted as the batch says, and accuracy over the supervised positions.
+
+        A loss at the query alone is not weighted.
+        """
         logits, target, valid = self(batch.tokens), batch.target, batch.valid
+        weight = batch.weight
         if at == "query":
             last = valid.sum(dim=1) - 1
             row = torch.arange(len(last), device=last.device)
-            logits, target, valid = logits[row, last], target[row, last], valid[row, last]
+            logits, target, valid, weight = logits[row, last], target[row, last], valid[row, last], None
         logits, target = logits.flatten(0, -2), target.flatten()
         target = target.masked_fill(~valid.flatten(), -100)
-        loss = F.cross_entropy(logits.float(), target, label_smoothing=smoothing)
+        if weight is None:
+            loss = F.cross_entropy(logits.float(), target, label_smoothing=smoothing)
+        else:
+            each = F.cross_entropy(logits.float(), target, label_smoothing=smoothing, reduction="none")
+            share = weight.flatten() * valid.flatten()
+            loss = (each * share).sum() / share.sum().clamp(min=1e-9)
         hit = (logits.argmax(dim=-1) == target).sum() / valid.sum()
         return loss, hit
 

@@ -35,3 +35,17 @@ class CompressedAD(AD):
             + tokens.start_mark[..., None] * self.embed_compress_start
             + tokens.end_mark[..., None] * self.embed_compress_end
         )
+
+
+@MODEL.register("MarkedAttentionAD")
+class MarkedAttentionAD(AD):
+    """AD whose attention to marked steps has a learned bias, one number per layer and head.
+
+    No border vectors are added. Without marks, and with all biases zero as at the start, it equals AD.
+    """
+
+    biased = True
+
+    def attended(self, tokens: Tokens) -> Tensor:
+        """(B, L) bool: tokens that tell of a marked transition."""
+        return tokens.marked

@@ -27,24 +27,41 @@ class Cache:
 
 
 class Attention(nn.Module):
-    """Causal self-attention over B contexts of L tokens, rotary positions optional."""
+    """Causal self-attention over B contexts of L tokens, rotary positions optional.
 
-    def __init__(self, n_embd: int, n_head: int) -> None:
+    With ``mark_bias``, each head has a learned number that is added to its scores of marked tokens.
+    """
+
+    def __init__(self, n_embd: int, n_head: int, mark_bias: bool = False) -> None:
         super().__init__()
         self.n_head = n_head
+        self.scale = float((n_embd // n_head) ** -0.5)
+        self.mark_bias = nn.Parameter(torch.zeros(n_head)) if mark_bias else None
         self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)
         self.out = nn.Linear(n_embd, n_embd, bias=False)
 
-    def heads(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys, values, each (B, H, L, D / H)."""
+    def heads(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, marked: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys, values, each (B, H, L, D / H), and one wider with ``marked`` (B, L).
+
+        The bias is one more component of queries (constant) and keys, so that fused kernels and the cache
+        serve a biased attention as they are; values get a component of zeros to fit.
+        """
         batch, length, width = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.n_head, width // self.n_head).permute(2, 0, 3, 1, 4)
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
+        if self.mark_bias is not None and marked is not None:
+            bias = (self.mark_bias[:, None] * marked[:, None]).to(k.dtype)[..., None]
+            q = torch.cat([q, torch.full_like(bias, 1 / self.scale)], dim=-1)
+            k, v = torch.cat([k, bias], dim=-1), torch.cat([v, torch.zeros_like(bias)], dim=-1)
         return q, k, v
 
     def merge(self, y: Tensor) -> Tensor:
-        """(B, H, L, D / H) -> (B, L, D) through the output projection."""
+        """(B, H, L, D / H or wider) -> (B, L, D) through the output projection."""
+        if self.mark_bias is not None:
+            y = y[..., : self.out.in_features // self.n_head]
         batch, heads, length, width = y.shape
         return self.out(y.transpose(1, 2).reshape(batch, length, heads * width))  # type: ignore[no-any-return]
 
@@ -52,10 +69,10 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, n_embd: int, n_head: int, dropout: float) -> None:
+    def __init__(self, n_embd: int, n_head: int, dropout: float, mark_bias: bool = False) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(n_embd, bias=False)
-        self.attention = Attention(n_embd, n_head)
+        self.attention = Attention(n_embd, n_head, mark_bias)
         self.norm_mlp = nn.LayerNorm(n_embd, bias=False)
         self.up = nn.Linear(n_embd, 4 * n_embd, bias=False)
         self.down = nn.Linear(4 * n_embd, n_embd, bias=False)
@@ -66,10 +83,12 @@ class Block(nn.Module):
         hidden = F.gelu(self.up(self.norm_mlp(x)), approximate="tanh")
         return x + F.dropout(self.down(hidden), self.dropout, self.training)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, marked: Tensor | None = None
+    ) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
-        q, k, v = self.attention.heads(self.norm_attention(x), rotation)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        q, k, v = self.attention.heads(self.norm_attention(x), rotation, marked)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.attention.scale)
         x = x + F.dropout(self.attention.merge(y), self.dropout, self.training)
         return self.mlp(x)
 
@@ -78,7 +97,14 @@ class Transformer(nn.Module):
     """``n_layer`` blocks and a final norm, for contexts of at most ``n_context`` tokens."""
 
     def __init__(
-        self, n_embd: int, n_head: int, n_layer: int, n_context: int, dropout: float, position: str
+        self,
+        n_embd: int,
+        n_head: int,
+        n_layer: int,
+        n_context: int,
+        dropout: float,
+        position: str,
+        mark_bias: bool = False,
     ) -> None:
         super().__init__()
         self.n_context, self.n_head, self.head_dim, self.dropout = (
@@ -87,7 +113,8 @@ class Transformer(nn.Module):
             n_embd // n_head,
             dropout,
         )
-        self.blocks = nn.ModuleList(Block(n_embd, n_head, dropout) for _ in range(n_layer))
+        self.blocks = nn.ModuleList(Block(n_embd, n_head, dropout, mark_bias) for _ in range(n_layer))
+        self.mark_bias = mark_bias
         self.norm = nn.LayerNorm(n_embd, bias=False)
         self.position = nn.Parameter(torch.zeros(n_context, n_embd)) if position == "learned" else None
         if self.position is None:
@@ -113,38 +140,41 @@ class Transformer(nn.Module):
         cos, sin = self.cos[at], self.sin[at]  # type: ignore[index]
         return cos, sin
 
-    def forward(self, x: Tensor) -> Tensor:
-        """All positions at once, (B, L, D) -> (B, L, D), for L <= n_context."""
+    def forward(self, x: Tensor, marked: Tensor | None = None) -> Tensor:
+        """All positions at once, (B, L, D) -> (B, L, D), for L <= n_context; ``marked`` (B, L) bool."""
         length = x.shape[1]
         if self.position is not None:
             x = x + self.position[:length]
         x = F.dropout(x, self.dropout, self.training)
         rotation = self._rotation(slice(0, length))
         for block in self.blocks:
-            x = block(x, rotation)
+            x = block(x, rotation, marked)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def new_cache(self, n_row: int) -> Cache:
         """An empty cache for ``n_row`` contexts."""
         device = self.norm.weight.device
-        return Cache(len(self.blocks), n_row, self.n_head, self.n_context, self.head_dim, device)
+        width = self.head_dim + self.mark_bias
+        return Cache(len(self.blocks), n_row, self.n_head, self.n_context, width, device)
 
-    def prefill(self, x: Tensor, lengths: Tensor, cache: Cache, rows: Tensor) -> None:
+    def prefill(
+        self, x: Tensor, lengths: Tensor, cache: Cache, rows: Tensor, marked: Tensor | None = None
+    ) -> None:
         """Replace the cache's ``rows`` (A,) by contexts x (A, L, D) of ``lengths`` (A,) tokens."""
         length = x.shape[1]
         if self.position is not None:
             x = x + self.position[:length]
         rotation = self._rotation(slice(0, length))
         for layer, block in enumerate(self.blocks):
-            q, k, v = block.attention.heads(block.norm_attention(x), rotation)  # type: ignore[union-attr, operator]
+            q, k, v = block.attention.heads(block.norm_attention(x), rotation, marked)  # type: ignore[union-attr, operator]
             cache.key[layer, rows, :, :length] = k
             cache.value[layer, rows, :, :length] = v
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.head_dim**-0.5)
             x = block.mlp(x + block.attention.merge(y))  # type: ignore[union-attr, operator]
         cache.length[rows] = lengths
 
-    def step(self, x: Tensor, cache: Cache) -> Tensor:
-        """One more token in every row: x (B, D) -> (B, D). No row may be full."""
+    def step(self, x: Tensor, cache: Cache, marked: Tensor | None = None) -> Tensor:
+        """One more token in every row: x (B, D) -> (B, D), ``marked`` (B,). No row may be full."""
         at = cache.length
         longest = int(at.max()) + 1
         uniform = bool((at == at[0]).all())
@@ -156,9 +186,9 @@ class Transformer(nn.Module):
             cos, sin = self.cos[at], self.sin[at]  # type: ignore[index]
             rotation = cos[:, None, None], sin[:, None, None]
         hidden = None if uniform else (torch.arange(longest, device=x.device) > at[:, None])[:, None, None]
-        x = x[:, None]
+        x, marked = x[:, None], None if marked is None else marked[:, None]
         for layer, block in enumerate(self.blocks):
-            q, k, v = block.attention.heads(block.norm_attention(x), rotation)  # type: ignore[union-attr, operator]
+            q, k, v = block.attention.heads(block.norm_attention(x), rotation, marked)  # type: ignore[union-attr, operator]
             if uniform:
                 cache.key[layer, :, :, longest - 1] = k[:, :, 0]
                 cache.value[layer, :, :, longest - 1] = v[:, :, 0]
