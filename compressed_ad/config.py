@@ -56,7 +56,7 @@ SECTIONS = {
 
 NOWHERE = "configuration"
 
-PRESETS = ("smoke", "default", "full")
+PRESETS = ("smoke", "default", "full", "study")
 
 
 def config_folder() -> Path:
@@ -112,16 +112,35 @@ def request_leaves(request: Request) -> Leaves:
         attempt(lambda path=path: read_file(path))  # type: ignore[misc]
     for section, name in (request.sections or {}).items():
         attempt(lambda section=section, name=name: _section(leaves, section, name))  # type: ignore[misc]
-    overrides: Leaves = {}
-    for key, text in request.overrides:
-        try:
-            _put(overrides, _override(key, text))
-        except ConfigError as error:
-            problems.extend(error.problems)
-    merge(leaves, overrides)
+    attempt(lambda: override_leaves(request.overrides))
     if problems:
         raise ConfigError(problems)
     return leaves
+
+
+def override_leaves(overrides: Sequence[tuple[str, str]]) -> Leaves:
+    """The layer of (dotted key, YAML text) pairs; ``ConfigError`` lists those that are not YAML."""
+    leaves: Leaves = {}
+    problems: list[str] = []
+    for key, text in overrides:
+        try:
+            _put(leaves, _override(key, text))
+        except ConfigError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise ConfigError(problems)
+    return leaves
+
+
+def resolve_sections(leaves: Leaves, layer: Leaves) -> Leaves:
+    """``layer`` with every ``section: name`` spelled out, as ``--section name`` would be over ``leaves``."""
+    named = {p[0]: leaf for p, leaf in layer.items() if len(p) == 1 and p[0] in SECTIONS}
+    resolved: Leaves = {}
+    for section, (name, where) in named.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"{where}: {section} must be a name or settings, got {name!r}")
+        resolved |= _section(leaves, section, name)
+    return resolved | {p: leaf for p, leaf in layer.items() if p[:1] not in {(key,) for key in named}}
 
 
 def _override(key: str, text: str) -> Leaves:

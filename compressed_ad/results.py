@@ -83,7 +83,7 @@ def load_runs(run_dirs: Sequence[Path], name: str | None = None) -> MethodRuns:
     seeds = tuple(seed for seed, _ in ordered)
     if len(set(seeds)) < len(seeds):
         raise UsageError(f"two run directories of one seed: {', '.join(str(path) for _, path in ordered)}")
-    runs = [_evaluation(path / "evaluation.npz") for _, path in ordered]
+    runs = [load_evaluation(path / "evaluation.npz") for _, path in ordered]
     for run, (_, path) in zip(runs, ordered, strict=True):
         for key in ("returns", "task_ids", "optimal", "random"):
             ours, first = run[key], runs[0][key]
@@ -102,7 +102,7 @@ def load_runs(run_dirs: Sequence[Path], name: str | None = None) -> MethodRuns:
         returns=np.stack([run["returns"] for run in runs]),
         random=runs[0]["random"].astype(np.float64),
         optimal=runs[0]["optimal"].astype(np.float64),
-        metrics=[_metrics(path / "metrics.jsonl") for _, path in ordered],
+        metrics=[load_metrics(path / "metrics.jsonl") for _, path in ordered],
         **scalars,
     )
 
@@ -115,8 +115,8 @@ def _seed(path: Path, place: int) -> int:
     return int(found[-1]) if found else place
 
 
-def _evaluation(path: Path) -> dict[str, AnyArray]:
-    """The checked arrays of one ``evaluation.npz``."""
+def load_evaluation(path: Path) -> dict[str, AnyArray]:
+    """The arrays of one ``evaluation.npz``; those that every report needs are checked."""
     if not path.is_file():
         raise RunDirectoryError(f"{path}: not found; evaluate this run first")
     try:
@@ -145,10 +145,10 @@ def _evaluation(path: Path) -> dict[str, AnyArray]:
             raise RunDirectoryError(f"{path}: {key}: expected one number, got shape {arrays[key].shape}")
     if not np.isfinite(returns).all():
         raise RunDirectoryError(f"{path}: returns has NaN or infinity")
-    return {key: arrays[key].reshape(()) if key in _SCALARS else arrays[key] for key in needed}
+    return arrays | {key: arrays[key].reshape(()) for key in _SCALARS}
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
+def load_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of one ``metrics.jsonl``, without a last line that was never completed (no newline)."""
     try:
         lines = path.read_text("utf-8").split("\n")[:-1]

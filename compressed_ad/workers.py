@@ -56,8 +56,11 @@ class WorkerPool:
         jobs: Mapping[str, tuple[Callable[..., Any], Sequence[Any]]],
         progress: Callable[[str, int, int, str], None],
         should_stop: Stop,
+        finished: Callable[[str, Any], None] = lambda name, result: None,
     ) -> dict[str, Any]:
         """Results of ``function(*arguments, report=..., should_stop=...)`` for every named job.
+
+        ``finished`` is told each result as it comes.
 
         Once ``should_stop()`` is true, workers are given time to save, then ``KeyboardInterrupt`` is raised.
         The first error of a job stops the others in the same way and is raised; a worker that dies without
@@ -93,6 +96,7 @@ class WorkerPool:
                 worker.job = None
                 if kind == "result":
                     results[name] = content
+                    finished(name, content)
                 elif kind == "error":
                     failure = failure or content
                 else:
