@@ -7,7 +7,6 @@ prints them. Every method is compared with the first one.
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
@@ -15,11 +14,9 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Group
@@ -29,6 +26,7 @@ from rich.text import Text
 from compressed_ad import plots, stats
 from compressed_ad.analysis import METRICS, Analysis, analyse, convergence
 from compressed_ad.files import write_atomically
+from compressed_ad.page import image, render, save_figure
 from compressed_ad.plots import Figure
 from compressed_ad.results import MethodRuns, SourceSummary
 from compressed_ad.stats import Interval
@@ -220,20 +218,16 @@ def build_report(
     """
     started = time.perf_counter()
     analysis = analyse(methods, source, seed=seed)
-    (out / "figures").mkdir(parents=True, exist_ok=True)
     shown, files = [], set[str]()
     for number, (name, caption, figure) in enumerate(_figures(methods, analysis, source, seed), start=1):
-        plain = "".join(c if c.isalnum() or c in "_-" else "_" for c in name)[:80]
-        file = f"{plain}.png" if plain not in files else f"{plain}_{number}.png"
-        files.add(plain)
-        write_atomically(out / "figures" / file, plots.figure_to_png(figure))
-        image = base64.b64encode(plots.figure_to_svg(figure)).decode()
-        shown.append({"number": number, "caption": caption, "image": f"data:image/svg+xml;base64,{image}"})
+        save_figure(out / "figures", name, figure, files)
+        shown.append({"number": number, "caption": caption, "image": image(figure)})
     times: dict[str, float | None] = {stage: (seconds or {}).get(stage) for stage in STAGES}
     times["report"] = time.perf_counter() - started
     times["total"] = sum(value for value in times.values() if value is not None)
     summary = _summary(methods, analysis, source, protocol, times)
-    page = _template().render(
+    page = render(
+        "report.html.j2",
         title=title,
         analysis=analysis,
         header=_header(analysis),
@@ -254,14 +248,6 @@ def build_report(
     write_atomically(out / "summary.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
     write_atomically(out / "index.html", page.encode())
     return Report(out / "index.html", summary, analysis)
-
-
-def _template() -> jinja2.Template:
-    text = resources.files("compressed_ad").joinpath("templates/report.html.j2").read_text("utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(text)
 
 
 def _summary(

@@ -19,7 +19,7 @@ learners learners.base learners.ppo_kernels learners.ppo_batch learners.ppo lear
 collect sequences transforms windows
 models.transformer models.ad models.compressed_ad models
 checkpoints train agents evaluate
-stats results analysis plots report
+stats results analysis plots page report
 yaml_file config run_directory workers runs pipeline
 estimates progress commands about cli
 """
@@ -32,7 +32,7 @@ ONLY_IN = {
     "h5py": {"hdf5"},
     "stable_baselines3": {"learners.sb3"},
     "matplotlib": {"plots"},
-    "jinja2": {"report"},
+    "jinja2": {"page"},
     "rich": {"progress", "report", "commands"},
 }
 
