@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
-from compressed_ad import about, commands
+from compressed_ad import about, commands, study_command
 from compressed_ad.config import PRESETS, SECTIONS, Request, describe, suggest
 from compressed_ad.errors import CompressedADError, ConfigError, UsageError, nearest
 from compressed_ad.progress import Display
@@ -34,6 +34,7 @@ class Command:
     options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     text: str = ""
     common: tuple[str, ...] = field(default=("seed", "device", "dry-run"))
+    overrides: bool = False  # takes --section.key without having sections of its own
 
 
 def _out(default: str, what: str) -> Callable[[argparse.ArgumentParser], None]:
@@ -102,6 +103,36 @@ def _report_options(parser: argparse.ArgumentParser) -> None:
     _out("report", "folder of the report")(parser)
 
 
+def _study_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="STUDY.yaml", help="what is compared, on what, how often")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/study"),
+        metavar="DIR",
+        help="output folder; studies in one folder share histories and runs (default: runs/study)",
+    )
+    parser.add_argument("--runs", type=_count, metavar="N", help="so many runs of each variant instead")
+    parser.add_argument("--families", metavar="A,B", help="only these families")
+    parser.add_argument("--variants", metavar="A,B", help="only these variants, and the baseline")
+    parser.add_argument(
+        "--small",
+        action="store_true",
+        help="tiny histories and models: shows that it works, not what is true",
+    )
+    parser.add_argument("--process", type=_count, metavar="N", help="cells at once (default: all cores)")
+    parser.add_argument("--ray", metavar="ADDRESS", help="train on a Ray cluster: its address, or auto")
+    parser.add_argument(
+        "--tables", type=Path, metavar="CSV", help="only print the tables of results that were kept"
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
 def _list_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what", nargs="?", choices=list(about.LISTS), metavar="WHAT", help=", ".join(about.LISTS)
@@ -152,6 +183,16 @@ COMMANDS = {
     ),
     "report": Command(
         commands.report, "compare evaluated runs, as an HTML page", (), _report_options, common=("dry-run",)
+    ),
+    "study": Command(
+        study_command.run,
+        "a grid of variants, runs and task families, compared",
+        (),
+        _study_options,
+        "Every cell goes through the same stages as the single commands and is kept: the same command again\n"
+        "continues. Any setting of all cells may be given as --section.key VALUE.",
+        common=("dry-run",),
+        overrides=True,
     ),
     "list": Command(about.listing, "names to choose from", (), _list_options, common=()),
     "doctor": Command(about.doctor, "check this installation", common=()),
@@ -285,7 +326,7 @@ def parse(words: Sequence[str], stop: Stop) -> commands.Call:
     allowed = [*command.sections, *(name for name in ("seed", "device") if name in command.common)]
     for key, _ in overrides:
         section = key.partition(".")[0]
-        if section not in allowed and (section in SECTIONS or not command.sections):
+        if not command.overrides and section not in allowed and (section in SECTIONS or not command.sections):
             used = ", ".join(command.sections) or "no settings"
             problems.append(
                 f"--{key}: cad {options.command} does not use the section {section} (it uses {used})"
@@ -294,7 +335,8 @@ def parse(words: Sequence[str], stop: Stop) -> commands.Call:
         raise ConfigError(problems)
     given = vars(options)
     if not command.sections:
-        return commands.Call(options.command, options, None, Display(), stop, tuple(words))
+        asked = Request(overrides=overrides) if command.overrides else None
+        return commands.Call(options.command, options, asked, Display(), stop, tuple(words))
     for name in ("seed", "device"):
         if given.get(name) is not None:
             overrides.append((name, given[name]))

@@ -63,7 +63,9 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw inside this library's style, whatever the caller has set."""
+
     @functools.wraps(draw)
     def inside(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with matplotlib.rc_context(STYLE):
@@ -93,7 +95,7 @@ def _render(figure: Figure, kind: str, **options: Any) -> bytes:
 # ---------------------------------------------------------------- the histories
 
 
-@_styled
+@styled
 def learning_curves(
     returns: ArrayLike, *, name: str, optimal: ArrayLike | None = None, random: ArrayLike | None = None
 ) -> Figure:
@@ -121,7 +123,7 @@ def learning_curves(
     return figure
 
 
-@_styled
+@styled
 def probability_trace(
     probs: ArrayLike,
     mask: BoolArray,
@@ -161,7 +163,7 @@ def probability_trace(
     return figure
 
 
-@_styled
+@styled
 def marked_fraction(fractions: ArrayLike) -> Figure:
     """Share of marked steps by phase of training: fractions (N, K) of N tasks in K equal parts."""
     values = np.asarray(fractions, dtype=np.float64)
@@ -182,7 +184,7 @@ def marked_fraction(fractions: ArrayLike) -> Figure:
 # ---------------------------------------------------------------- training
 
 
-@_styled
+@styled
 def training_curves(metrics: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
     """Training loss, validation excess cross-entropy and validation return of several runs per method.
 
@@ -218,7 +220,7 @@ def training_curves(metrics: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
 # ---------------------------------------------------------------- in-context behaviour
 
 
-@_styled
+@styled
 def in_context_curves(
     bands: Mapping[str, ArrayLike], *, source: ArrayLike | None = None, source_name: str = "source"
 ) -> Figure:
@@ -249,7 +251,7 @@ def in_context_curves(
     return figure
 
 
-@_styled
+@styled
 def per_task_scatter(scores: Mapping[str, ArrayLike], labels: Sequence[str]) -> Figure:
     """Final normalised return per held-out task: scores (R, N) of each method, ``labels`` (N,).
 
@@ -292,7 +294,7 @@ def per_task_scatter(scores: Mapping[str, ArrayLike], labels: Sequence[str]) -> 
     return figure
 
 
-@_styled
+@styled
 def goal_map(tasks: AnyArray, panels: Mapping[str, ArrayLike], kinds: Sequence[str]) -> Figure:
     """Normalised final return per goal on the grid, one panel for each title: values (N,), NaN not evaluated.
 
@@ -327,7 +329,7 @@ def goal_map(tasks: AnyArray, panels: Mapping[str, ArrayLike], kinds: Sequence[s
     return figure
 
 
-@_styled
+@styled
 def performance_profile(profiles: Mapping[str, ArrayLike], levels: ArrayLike) -> Figure:
     """Share of runs x tasks above each level (K,): profiles (3, K) of share, low and high per method."""
     figure, axes = _axes(6.4, 3.8)
@@ -343,7 +345,7 @@ def performance_profile(profiles: Mapping[str, ArrayLike], levels: ArrayLike) ->
     return figure
 
 
-@_styled
+@styled
 def difference_intervals(
     rows: Sequence[tuple[str, Interval]], *, title: str, highlight: bool = True
 ) -> Figure:

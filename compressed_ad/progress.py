@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
 
 from compressed_ad.errors import RunError
 from compressed_ad.workers import Report
@@ -36,13 +39,7 @@ class Display:
             yield lambda done, total, text: None
             return
         if self.console.is_terminal:
-            with Progress(
-                TextColumn("{task.description:<9}"),
-                BarColumn(bar_width=30, complete_style="cyan", finished_style="green"),
-                TextColumn("{task.fields[text]}"),
-                console=self.console,
-                transient=True,
-            ) as bar:
+            with self._bar() as bar:
                 row = bar.add_task(name, total=None, text="")
 
                 def show(done: int, total: int, text: str) -> None:
@@ -61,6 +58,44 @@ class Display:
 
             yield line
         self.note(f"{name:<9} done in {duration(time.monotonic() - started)}")
+
+    @contextmanager
+    def filling(self, name: str) -> Iterator[tuple[Report, Callable[[Sequence[Sequence[str]]], None]]]:
+        """A stage beside a table (header first) that is shown anew whenever it changes; terminals only."""
+        if self.quiet or not self.console.is_terminal:
+            with self.stage(name) as report:
+                yield report, lambda table: None
+            return
+        started, ticket = time.monotonic(), _Pace()
+        bar = self._bar()
+        row = bar.add_task(name, total=None, text="")
+        with Live(bar, console=self.console, transient=True) as live:
+
+            def show(done: int, total: int, text: str) -> None:
+                bar.update(row, completed=done, total=total, text=ticket.text(done, total, text))
+
+            yield show, lambda table: live.update(Group(rich_table(table), bar))
+        self.note(f"{name:<9} done in {duration(time.monotonic() - started)}")
+
+    def _bar(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=30, complete_style="cyan", finished_style="green"),
+            TextColumn("{task.fields[text]}"),
+            console=self.console,
+            transient=True,
+        )
+
+
+def rich_table(table: Sequence[Sequence[str]]) -> Table:
+    """Lines of text, the header first."""
+    head, *body = table
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for k, name in enumerate(head):
+        shown.add_column(name, justify="left" if k < 2 else "right")
+    for line in body:
+        shown.add_row(*line)
+    return shown
 
 
 class _Pace:

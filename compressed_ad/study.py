@@ -24,7 +24,7 @@ from compressed_ad.pipeline import collect_stage, default_history
 from compressed_ad.run_directory import run_name
 from compressed_ad.runs import Job, evaluate_run, evaluation_settings, silent, stored_evaluation, train_run
 from compressed_ad.study_file import Cell, Study
-from compressed_ad.study_rows import Row, cell_row
+from compressed_ad.study_rows import Point, Row, cell_points, cell_row
 from compressed_ad.workers import Report, Stop
 
 
@@ -179,3 +179,14 @@ def _one(job: Job) -> dict[str, float]:
     comparison = job.config.comparison.model_copy(update={"methods": ("AD",), "runs": 1})
     seconds = expected_seconds(job.config.model_copy(update={"comparison": comparison}))
     return {name: value or 0.0 for name, value in seconds.items()}
+
+
+def points(parts: Iterable[Group]) -> list[Point]:
+    """The validations of everything that has been trained so far, once for each variant that plays it."""
+    return [
+        point
+        for group in parts
+        if group.job.trained
+        for cell, _, _ in group.plays
+        for point in cell_points(cell, group.job.path)
+    ]

@@ -51,9 +51,10 @@ KEYS = {
     "compare": "further comparisons, pairs [one, other]: other minus one",
     "runs": "runs of each variant, a number or one for each family",
     "first_seed": "seed of the first run (default: 0)",
-    "metric": "what the verdicts rest on: final or auc (default: final)",
+    "metric": "what the verdicts rest on: final, auc or validation_return (default: final)",
     "spread": "standard deviation of a paired difference between runs that was assumed when planning",
 }
+METRICS = ("final", "auc", "validation_return")
 SMALL = "study_small.yaml"
 SMALL_RUNS = 2
 
@@ -168,7 +169,7 @@ def load_study(
         for variant in chosen
     ]
     metric = str(tree.value("metric", "final"))
-    _among(tree, "metric", metric, ["final", "auc"])
+    _among(tree, "metric", metric, METRICS)
     return Study(
         name=path.stem,
         path=path,

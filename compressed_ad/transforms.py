@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,7 +17,8 @@ import numpy as np
 from compressed_ad.errors import ConfigError, HistoryError, UsageError, nearest
 from compressed_ad.registry import Registry
 from compressed_ad.seeding import rng
-from compressed_ad.sequences import Episodes, Sequences, expand
+from compressed_ad.sequences import Episodes, Sequences
+from compressed_ad.stitching import Prolonger, Stitcher
 from compressed_ad.tasks.base import RewardFunction, TaskFamily
 from compressed_ad.types import AnyArray, BoolArray, IntArray
 
@@ -35,7 +36,8 @@ Transform = Callable[..., Sequences]
 TRANSFORM: Registry[Transform] = Registry("history transform")
 DEPARTURES = {
     "stitch": "uses the training tasks' reward function: before a task's goal is first met, its context shows"
-    " episodes of other training tasks' learners with rewards recomputed for the task"
+    " episodes of other training tasks' learners with rewards recomputed for the task",
+    "prolong": "puts fruitless episodes of other streams of the same task before each sequence",
 }
 
 
@@ -218,108 +220,32 @@ def stitch(
     family, tasks = context.family, context.tasks
     if not isinstance(family, RewardFunction) or tasks is None:
         raise UsageError("stitch needs a task family with a reward function (`reward`)")
-    return _Stitcher(sequences, context.random, family, tasks, late).run(candidates, longest, skill)
+    return Stitcher(sequences, context.random, family, tasks, late).run(candidates, longest, skill)
 
 
-class _Stitcher:
-    """The working state of ``stitch``: everything is vectorised over sequences and candidates."""
+@TRANSFORM.register("prolong")
+def prolong(
+    sequences: Sequences,
+    context: Context,
+    *,
+    longest: Whole = 10,
+    candidates: Positive = 16,
+    rewarded: bool = False,
+) -> Sequences:
+    """Put up to ``longest`` fruitless episodes of the same task before each sequence.
 
-    def __init__(
-        self,
-        sequences: Sequences,
-        random: np.random.Generator,
-        family: RewardFunction,
-        tasks: AnyArray,
-        late: float,
-    ) -> None:
-        self.sequences, self.random, self.family, self.tasks = sequences, random, family, tasks
-        episodes = sequences.episodes
-        count = np.bincount(episodes.sequence, minlength=len(sequences))
-        recent = episodes.ordinal >= (1 - late) * count[episodes.sequence]
-        self.pool = np.flatnonzero(recent & episodes.complete)
-        if len(np.unique(sequences.task[episodes.sequence[self.pool]])) < 2:
-            raise UsageError("stitch needs episodes of at least two training tasks")
-        flat = sequences.next_states.reshape(len(sequences.next_states), -1).astype(np.int64)
-        self.place: IntArray = np.asarray(np.ravel_multi_index(tuple(flat.T), tuple(flat.max(axis=0) + 1)))
-
-    def run(self, candidates: int, longest: int, skill: float) -> Sequences:
-        sequences, episodes = self.sequences, self.sequences.episodes
-        n = len(sequences)
-        seen = np.zeros((n, self.place.max() + 1), bool)
-        active = np.arange(n)
-        found = np.zeros(n, bool)
-        rows: list[IntArray] = []
-        owner: list[IntArray] = []
-        rewards: list[AnyArray] = []
-        for _ in range(longest):
-            row = self._most_novel(self._draw(active, candidates), active, seen)
-            steps, of = self._steps(row)
-            seen[active[of], self.place[steps]] = True
-            reward = self._rewards(active[of], steps)
-            rows.append(row)
-            owner.append(active)
-            rewards.append(reward)
-            met = np.bincount(of, weights=reward > 0, minlength=len(active)) > 0
-            found[active[met]] = True
-            active = active[~met]
-            if len(active) == 0:
-                break
-        own = np.flatnonzero(found[episodes.sequence] & episodes.complete & self._after_learning(skill))
-        rows.append(own)
-        owner.append(episodes.sequence[own])
-        rewards.append(sequences.rewards[expand(episodes.start[own], episodes.length[own])])
-        all_rows, all_owner = np.concatenate(rows), np.concatenate(owner)
-        length = episodes.length[all_rows]
-        order = np.argsort(all_owner, kind="stable")
-        steps = expand((np.cumsum(length) - length)[order], length[order])
-        result = sequences.take_episodes(all_rows[order], all_owner[order], n, np.arange(n))
-        return replace(result, rewards=np.concatenate(rewards)[steps].astype(np.float32))
-
-    def _draw(self, active: IntArray, candidates: int) -> IntArray:
-        """(A, candidates) episodes of other tasks; a few redraws, then any other task's episode."""
-        task = self.sequences.task
-        of = self.sequences.episodes.sequence
-        drawn: IntArray = np.asarray(self.random.choice(self.pool, size=(len(active), candidates)))
-        for _ in range(100):
-            same = task[of[drawn]] == task[active][:, None]
-            if not same.any():
-                return drawn
-            drawn[same] = self.random.choice(self.pool, size=int(same.sum()))
-        raise UsageError("stitch: too few episodes of other training tasks to draw from")
-
-    def _most_novel(self, drawn: IntArray, active: IntArray, seen: BoolArray) -> IntArray:
-        n_active, candidates = drawn.shape
-        steps, of = self._steps(drawn.ravel())
-        fresh = ~seen[active[of // candidates], self.place[steps]]
-        key = of[fresh] * seen.shape[1] + self.place[steps[fresh]]
-        new = np.bincount(np.unique(key) // seen.shape[1], minlength=drawn.size).reshape(drawn.shape)
-        chosen: IntArray = drawn[np.arange(n_active), new.argmax(axis=1)]
-        return chosen
-
-    def _steps(self, rows: IntArray) -> tuple[IntArray, IntArray]:
-        episodes = self.sequences.episodes
-        length = episodes.length[rows]
-        return expand(episodes.start[rows], length), np.repeat(np.arange(len(rows)), length)
-
-    def _rewards(self, owner: IntArray, steps: IntArray) -> AnyArray:
-        """Rewards of the transitions ``steps`` under the task of the sequence ``owner``, both (T,)."""
-        s = self.sequences
-        start = np.concatenate([[True], s.ended[steps[:-1]]])
-        task = self.tasks[s.task[owner]]
-        return np.asarray(
-            self.family.reward(task, s.states[steps], s.actions[steps], s.next_states[steps], start)
-        )
-
-    def _after_learning(self, skill: float) -> BoolArray:
-        """(K,) episodes from the sequence's own first one on that earns ``skill`` of its best."""
-        sequences, episodes = self.sequences, self.sequences.episodes
-        earned = np.add.reduceat(sequences.rewards, episodes.start)
-        best = np.zeros(len(sequences))
-        np.maximum.at(best, episodes.sequence, earned)
-        able = episodes.rewarded & (earned >= skill * best[episodes.sequence])
-        first = np.full(len(sequences), np.iinfo(np.int64).max)
-        np.minimum.at(first, episodes.sequence[able], episodes.ordinal[able])
-        return np.asarray(episodes.ordinal >= first[episodes.sequence])
+    Streams that share a policy meet the reward within a few episodes of each other, so a model never sees a
+    long search and does not know how to go on with one. For each sequence a number from 0 to ``longest`` is
+    drawn, and that many unmarked episodes without reward of any stream of its task are put before its first
+    episode: of ``candidates`` drawn ones always the one that visits most observations not yet seen, so that
+    the search is a directed one. No reward is recomputed and no other task is shown. With ``rewarded``,
+    episodes are drawn whether they are rewarded or not: a control. Needs Discrete or MultiDiscrete
+    observations. A declared departure: a sequence then holds episodes of several streams.
+    """
+    episodes = sequences.episodes
+    marked = np.maximum.reduceat(sequences.mask, episodes.start)
+    pool = np.flatnonzero(episodes.complete & (rewarded | ~(episodes.rewarded | marked)))
+    return Prolonger(sequences, context.random, pool).run(candidates, longest)
 
 
 def apply_transforms(

@@ -16,12 +16,13 @@ errors types spaces seeding files registry settings
 tasks.base tasks.grid tasks.gridworld tasks tasks.gymnasium tasks.vector tasks.select tasks.conformance
 markers marking hdf5 history_header histories overview
 learners learners.base learners.ppo_kernels learners.ppo_batch learners.ppo learners.sb3 learners.select
-collect sequences transforms windows
+collect sequences stitching transforms windows
 models.transformer models.ad models.compressed_ad models
 checkpoints train agents evaluate
 stats results analysis plots page report
-yaml_file config run_directory workers runs pipeline
-estimates progress commands about cli
+yaml_file config run_directory workers ray_pool runs pipeline
+estimates study_file study_rows study study_tables plots_study study_page
+progress commands study_command about cli
 """
 ORDER = LAYERS.split()
 
@@ -31,8 +32,9 @@ UPWARD = {("models.ad", "evaluate")}
 ONLY_IN = {
     "h5py": {"hdf5"},
     "stable_baselines3": {"learners.sb3"},
-    "matplotlib": {"plots"},
+    "matplotlib": {"plots", "plots_study"},
     "jinja2": {"page"},
+    "ray": {"ray_pool"},
     "rich": {"progress", "report", "commands"},
 }
 

@@ -1,0 +1,110 @@
+"""A study as one self-contained page: the answer first, then tables, figures, protocol and commands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from compressed_ad import plots_study
+from compressed_ad.config import dump
+from compressed_ad.files import write_atomically
+from compressed_ad.page import image, render, save_figure
+from compressed_ad.plots import Figure
+from compressed_ad.run_directory import environment
+from compressed_ad.study_file import Study
+from compressed_ad.study_rows import Point, Row
+from compressed_ad.study_tables import MEASURES, POOLED, Difference, differences, power_lines, tables
+
+CAPTIONS = (
+    "Means over runs. Returns are normalised per task: 0 is the uniformly random policy, 1 the optimal one.",
+    "Paired differences over runs: each run has its own histories, split and training seed. The verdict goes"
+    " by the 95 % interval; Holm's adjustment counts all comparisons of this table.",
+    "Gradient steps until a run validates as the baseline's run on the same data does at its end.",
+)
+
+
+def write_page(
+    folder: Path, study: Study, rows: Sequence[Row], points: Sequence[Point], command: str
+) -> Path:
+    """``index.html`` in ``folder``, and its figures as PNG files in ``folder/figures``."""
+    found = differences(rows, study.comparisons, study.metric)
+    shown, taken = [], set[str]()
+    for name, caption, figure in _figures(study, rows, points, found):
+        save_figure(folder / "figures", name, figure, taken)
+        shown.append({"caption": caption, "image": image(figure)})
+    facts = environment()
+    page = render(
+        "study.html.j2",
+        title=f"Study: {study.name}",
+        question=study.question,
+        answers=answers(found, MEASURES[study.metric].lower()),
+        tables=list(zip(tables(study, rows, points), CAPTIONS, strict=False)),
+        figures=shown,
+        power=power_lines(study.runs, study.spread),
+        source=study.path.read_text("utf-8"),
+        config=dump(study.cells[0].trained),
+        command=command,
+        seconds=sum({row.parameters.rpartition("/")[0]: row.seconds for row in rows}.values()),
+        provenance={
+            "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+            "hardware": ", ".join(f"{key} {value}" for key, value in facts["hardware"].items()),
+            "revision": str(facts["revision"]),
+        },
+    )
+    path = folder / "index.html"
+    write_atomically(path, page.encode())
+    return path
+
+
+def answers(found: Sequence[Difference], label: str) -> list[str]:
+    """One sentence per comparison in plain words, those that found something first."""
+    lines = []
+    for d in sorted(found, key=lambda d: d.verdict not in ("better", "worse")):
+        e, where = d.estimate, "over all families" if d.family == POOLED else f"on {d.family}"
+        figures = f"{label} {e.mean:+z.3f} (95 % {e.low:+z.3f} to {e.high:+z.3f})"
+        if d.verdict == "too few runs":
+            lines.append(f"{d.other} − {d.one} {where}: too few runs for a verdict ({label} {e.mean:+z.3f}).")
+        elif d.verdict == "no difference found":
+            lines.append(
+                f"No difference found between {d.other} and {d.one} {where}: {figures}; a true difference of"
+                f" {d.detectable:.3f} would have been seen in 4 of 5 such studies."
+            )
+        else:
+            lines.append(f"{d.other} is {d.verdict} than {d.one} {where}: {figures}.")
+    return lines
+
+
+def _figures(
+    study: Study, rows: Sequence[Row], points: Sequence[Point], found: Sequence[Difference]
+) -> list[tuple[str, str, Figure]]:
+    label = MEASURES[study.metric].lower()
+    figures = []
+    if found:
+        figures.append(
+            (
+                "differences",
+                "Paired differences, 95 % intervals; filled where they exclude 0. Within the grey band lie"
+                " true differences that this many runs would miss more often than in 1 of 5 studies.",
+                plots_study.forest(found, label),
+            )
+        )
+    figures.append(
+        (
+            "runs",
+            "Every run (dots, joined where they share their data) and the mean over runs (bars).",
+            plots_study.dots(rows, study.variants, study.metric, label),
+        )
+    )
+    if any(row.marked > 0 for row in rows):
+        figures.append(
+            (
+                "marked",
+                "Marked steps of the training histories by tenth of the source's training.",
+                plots_study.marked_by_tenth(rows, study.variants),
+            )
+        )
+    if len({point.step for point in points}) > 1:
+        figures.append(
+            ("convergence", "Validation while training.", plots_study.convergence(points, study.variants))
+        )
+    return figures
