@@ -125,6 +125,7 @@ def _study_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tables", type=Path, metavar="CSV", help="only print the tables of results that were kept"
     )
+    parser.add_argument("--markdown", action="store_true", help="print those tables as Markdown")
 
 
 def _count(text: str) -> int:

@@ -101,6 +101,9 @@ class _Board:
         self.progress[name] = (done, total, text)
         return self.stopping
 
+    def asked(self) -> bool:
+        return self.stopping
+
     def latest(self) -> dict[str, tuple[int, int, str]]:
         return self.progress
 
@@ -113,13 +116,21 @@ def _call(name: str, function: Callable[..., Any], arguments: Sequence[Any], boa
 
     last, stopping = 0.0, False
 
-    def report(done: int, total: int, text: str) -> None:
+    def hear(answer: Callable[[], Any]) -> None:
         nonlocal last, stopping
+        if not stopping:
+            last, stopping = time.monotonic(), ray.get(answer())
+
+    def report(done: int, total: int, text: str) -> None:
         if time.monotonic() - last >= _POLL_S or done == total:
-            last = time.monotonic()
-            stopping = ray.get(board.tell.remote(name, done, total, text))
+            hear(lambda: board.tell.remote(name, done, total, text))
+
+    def should_stop() -> bool:
+        if time.monotonic() - last >= _POLL_S:
+            hear(board.asked.remote)
+        return stopping
 
     try:
-        return function(*arguments, report=report, should_stop=lambda: stopping)
+        return function(*arguments, report=report, should_stop=should_stop)
     except KeyboardInterrupt:
         raise RuntimeError("stopped") from None

@@ -14,6 +14,7 @@ from compressed_ad.progress import duration, print_lines
 from compressed_ad.ray_pool import RayPool
 from compressed_ad.run_directory import locked
 from compressed_ad.study_file import Study, load_study
+from compressed_ad.study_page import write_page
 from compressed_ad.study_rows import Point, Row, read_points, read_rows, write_points, write_rows
 from compressed_ad.workers import WorkerPool
 
@@ -32,7 +33,8 @@ def run(call: Call) -> None:
         small=options.small,
     )
     if options.tables:
-        print_lines(text(loaded, read_rows(options.tables), _points_beside(options.tables)))
+        points = _points_beside(options.tables)
+        print_lines(text(loaded, read_rows(options.tables), points, markdown=options.markdown))
         return
     out: Path = options.out
     processes = options.process or n_process(loaded.cells[0].data)
@@ -43,8 +45,9 @@ def run(call: Call) -> None:
     own.mkdir(parents=True, exist_ok=True)
     with locked(own):
         failures = _work(call, loaded, out, processes)
-        rows, points = _results(loaded, out)
-        written = _write(call, loaded, rows, points, own)
+        rows, points = _keep_results(loaded, out, own)
+        write_atomically(own / "table.md", text(loaded, rows, points, markdown=True).encode())
+        written = write_page(own, loaded, rows, points, command=" ".join(["cad", *call.words]))
     print_lines(text(loaded, rows, points))
     print_lines(f"\nPage: {written}")
     if failures:
@@ -104,18 +107,12 @@ def _pool(address: str | None, processes: int) -> WorkerPool | RayPool:
     return WorkerPool(processes) if address is None else RayPool(address, processes)
 
 
-def _results(loaded: Study, out: Path) -> tuple[list[Row], list[Point]]:
+def _keep_results(loaded: Study, out: Path, own: Path) -> tuple[list[Row], list[Point]]:
+    """Write what is finished, and go on with what the files say: kept results then give the same tables."""
     parts = [group for group in study.groups(loaded, out) if group.finished]
-    return study.rows(parts), study.points(parts)
-
-
-def _write(call: Call, loaded: Study, rows: Sequence[Row], points: Sequence[Point], own: Path) -> Path:
-    from compressed_ad.study_page import write_page
-
-    write_rows(own / TABLE, rows)
-    write_points(own / CURVES, points)
-    write_atomically(own / "table.md", text(loaded, rows, points, markdown=True).encode())
-    return write_page(own, loaded, rows, points, command=" ".join(["cad", *call.words]))
+    write_rows(own / TABLE, study.rows(parts))
+    write_points(own / CURVES, study.points(parts))
+    return read_rows(own / TABLE), read_points(own / CURVES)
 
 
 def plan(loaded: Study, out: Path, processes: int) -> str:

@@ -61,12 +61,13 @@ class Difference:
     estimate: Mean
     detectable: float  # the true difference that this many runs of this spread show with 80 % power
     p: float  # two-sided t-test
+    fewest: int  # runs in the family with the fewest
     p_holm: float = math.nan  # adjusted for all comparisons of the study on this measure
 
     @property
     def verdict(self) -> str:
         """ "better", "worse", "no difference found" or "too few runs", by the unadjusted interval."""
-        if self.estimate.n < MIN_RUNS:
+        if self.fewest < MIN_RUNS:
             return "too few runs"
         if self.estimate.low > 0:
             return "better"
@@ -126,13 +127,14 @@ def differences(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], measure: 
             if estimate.n == 0:
                 continue
             estimates.append(estimate)
-            found.append(_difference(family, one, other, measure, estimate))
+            found.append(_difference(family, one, other, measure, estimate, estimate.n))
         if len(estimates) > 1 and all(e.n > 1 for e in estimates):
-            found.append(_difference(POOLED, one, other, measure, _pooled(estimates)))
+            fewest = min(e.n for e in estimates)
+            found.append(_difference(POOLED, one, other, measure, _pooled(estimates), fewest))
     return _holm(found)
 
 
-def _difference(family: str, one: str, other: str, measure: str, estimate: Mean) -> Difference:
+def _difference(family: str, one: str, other: str, measure: str, estimate: Mean, fewest: int) -> Difference:
     p = math.nan
     if estimate.n > 1:
         half = estimate.high - estimate.mean
@@ -140,7 +142,8 @@ def _difference(family: str, one: str, other: str, measure: str, estimate: Mean)
         p = 1.0 if estimate.mean == 0 else 0.0
         if half > 0:
             p = 2 * float(student_t.sf(abs(estimate.mean) * quantile / half, estimate.n - 1))
-    return Difference(family, one, other, measure, estimate, detectable(estimate.spread, estimate.n), p)
+    seen = detectable(estimate.spread, estimate.n)
+    return Difference(family, one, other, measure, estimate, seen, p, fewest)
 
 
 def _pooled(estimates: Sequence[Mean]) -> Mean:

@@ -245,3 +245,50 @@ def test_tasks_keeps_a_share_of_the_tasks() -> None:
         for s in range(5)
     }
     assert len(drawn) > 1
+
+
+def test_prolong_puts_fruitless_episodes_of_the_same_task_first() -> None:
+    """Every step is traced by its ``update`` number; own episodes follow unchanged and in order."""
+    base = history(6, 40, seed=3)
+    early = np.arange(40)[None] < 16
+    histories = {
+        k: replace(
+            base,
+            update=base.update + 10_000 * k,
+            rewards=np.where(early, 0.0, 1.0).repeat(6, axis=0).astype(np.float32),
+            compression_mask=np.zeros((6, 40), bool),
+        )
+        for k in (0, 5)
+    }
+    sequences = from_histories(histories)
+    result = apply_transforms(sequences, [("prolong", {"longest": 7, "candidates": 4})], seed=1)
+    added = result.lengths // 4 - 10
+    assert len(result) == len(sequences) and added.min() >= 0 and added.max() <= 7 and len(set(added)) > 3
+    for q in range(len(result)):
+        part = slice(result.offsets[q], result.offsets[q + 1])
+        update, rewards = result.update[part], result.rewards[part]
+        own = sequences.update[sequences.offsets[q] : sequences.offsets[q + 1]]
+        np.testing.assert_array_equal(update[4 * added[q] :], own)
+        assert (rewards[: 4 * added[q]] == 0).all()
+        assert (update[: 4 * added[q]] // 10_000 * 10_000 == own[0] // 10_000 * 10_000).all()
+
+
+def test_prolong_prefers_what_is_new_and_its_control_does_not_care_for_rewards() -> None:
+    base = history(40, 40, seed=4)
+    quiet = replace(base, rewards=np.zeros((40, 40), np.float32), compression_mask=np.zeros((40, 40), bool))
+
+    def coverage(candidates: int) -> float:
+        params = {"longest": 8, "candidates": candidates}
+        result = apply_transforms(from_histories({0: quiet}), [("prolong", params)], seed=1)
+        added = result.lengths - 40
+        spans = [result.next_states[o : o + n] for o, n in zip(result.offsets[:-1], added, strict=True)]
+        return float(np.mean([len(np.unique(s, axis=0)) / len(s) for s in spans if len(s)]))
+
+    assert coverage(16) > coverage(1) + 0.05
+    paid = from_histories({0: replace(quiet, rewards=np.ones((40, 40), np.float32))})
+    assert len(apply_transforms(paid, [("prolong", {"longest": 5})], seed=0).rewards) == len(paid.rewards)
+    control = apply_transforms(paid, [("prolong", {"longest": 5, "rewarded": True})], seed=0)
+    assert len(control.rewards) > len(paid.rewards)
+    marked = from_histories({0: replace(quiet, compression_mask=np.ones((40, 40), bool))})
+    assert len(apply_transforms(marked, [("prolong", {})], seed=0).rewards) == len(marked.rewards)
+    assert departures(["prolong"])[0].startswith("prolong puts fruitless episodes")
