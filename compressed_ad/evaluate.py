@@ -38,6 +38,7 @@ def evaluate_in_context(
     episodes: int | None = None,
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    watch: Callable[[Agent], Agent] = lambda agent: agent,
     **options: Any,
 ) -> InContextResult:
     """Play ``episodes`` complete episodes, or ``eval_timesteps`` steps, in every slot of ``vec_env``.
@@ -45,9 +46,9 @@ def evaluate_in_context(
     ``vec_env`` is an SB3 VecEnv, a gymnasium VectorEnv or one of our batched environments; its slots may be
     different tasks, and their episodes may end at different times. ``options`` are those of
     ``InContextAgent``: ``sample``, ``temperature``, ``context``, ``cache``, ``marks``, ``seed``.
-    ``progress`` is called with (steps done, steps expected). Returns (E, N) returns: with ``episodes``,
-    exactly E of them; with ``eval_timesteps``, as many as the fastest slot completed, NaN where a slot
-    completed fewer.
+    ``progress`` is called with (steps done, steps expected). What ``watch`` makes of the agent plays in its
+    place: something around it that looks on, say. Returns (E, N) returns: with ``episodes``, exactly E of
+    them; with ``eval_timesteps``, as many as the fastest slot completed, NaN where a slot completed fewer.
     """
     if (eval_timesteps is None) == (episodes is None):
         raise UsageError("evaluate_in_context needs either eval_timesteps or episodes")
@@ -58,7 +59,7 @@ def evaluate_in_context(
     if isinstance(model, AD):
         model.eval()
     try:
-        return _play(env, as_agent(model, **options), eval_timesteps, episodes, progress)
+        return _play(env, watch(as_agent(model, **options)), eval_timesteps, episodes, progress)
     finally:
         if was_training and isinstance(model, AD):
             model.train()
@@ -114,7 +115,10 @@ def evaluate_tasks(
     progress: Callable[[int, int], None] = lambda done, total: None,
     **options: Any,
 ) -> FloatArray:
-    """In-context returns (N, M, E) on ``tasks`` (N, P), ``rollouts`` M independent ones per task."""
+    """In-context returns (N, M, E) on ``tasks`` (N, P), ``rollouts`` M independent ones per task.
+
+    ``options`` are those of ``evaluate_in_context``.
+    """
     n_task = len(tasks)
     slots = np.repeat(tasks, rollouts, axis=0)
     seeds = np.array([seed64(seed, "evaluation environment", k) >> 1 for k in range(len(slots))], np.int64)

@@ -42,9 +42,11 @@ from compressed_ad.workers import Report, Stop
 
 if TYPE_CHECKING:
     from compressed_ad.models.ad import AD
+    from compressed_ad.tasks.base import TaskFamily
     from compressed_ad.windows import WindowSampler
 
 EVALUATION = "evaluation.npz"
+WEIGHTS = {"best": "best_model.pt", "last": "last_model.pt"}
 _VALIDATION_WINDOWS = 128
 _IMITATION_BATCH = 32
 _PLAYING = ("temperature", "temperature_rewarded", "sample", "context", "marks", "guidance")
@@ -367,9 +369,8 @@ def evaluate_run(
     data, evaluation, where = _Data(job), job.config.evaluation, device(job.config)
     ids = data.file.split.heldout
     _check_unseen(job, data, ids)
-    names = {"best": "best_model.pt", "last": "last_model.pt"}
-    model, step = _load_model(job.path / names[evaluation.checkpoint], data, where)
-    last, step_last = _load_model(job.path / names["last"], data, where)
+    model, step = _load_model(job.path / WEIGHTS[evaluation.checkpoint], data, where)
+    last, step_last = _load_model(job.path / WEIGHTS["last"], data, where)
     parts = 1 + (step_last != step) + (evaluation.training_tasks > 0)
 
     def part(k: int) -> Report:
@@ -407,6 +408,27 @@ def evaluate_run(
     np.savez_compressed(buffer, **arrays)
     write_atomically(path, buffer.getvalue())
     return path
+
+
+@dataclass(frozen=True)
+class Player:
+    """A trained run, ready to play as it is judged."""
+
+    model: AD
+    step: int  # of the gradient, of its weights
+    family: TaskFamily
+    file: HistoryFile
+    options: dict[str, Any]  # how it plays: those of ``InContextAgent``
+
+
+def player(job: Job) -> Player:
+    """What ``evaluate_run`` plays with; raises what it raises, held-out tasks known to the run included."""
+    if not job.trained:
+        raise RunDirectoryError(f"{job.path}: its training is not finished; train it first")
+    data, where = _Data(job), device(job.config)
+    _check_unseen(job, data, data.file.split.heldout)
+    model, step = _load_model(job.path / WEIGHTS[job.config.evaluation.checkpoint], data, where)
+    return Player(model, step, data.family, data.file, playing(job.config))
 
 
 def _marked_by_tenth(sequences: Sequences) -> FloatArray:

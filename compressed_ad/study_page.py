@@ -15,12 +15,13 @@ from compressed_ad.study_file import Study
 from compressed_ad.study_rows import Point, Row
 from compressed_ad.study_tables import MEASURES, POOLED, Difference, differences, power_lines, tables
 
-CAPTIONS = (
-    "Means over runs. Returns are normalised per task: 0 is the uniformly random policy, 1 the optimal one.",
-    "Paired differences over runs: each run has its own histories, split and training seed. The verdict goes"
-    " by the 95 % interval; Holm's adjustment counts all comparisons of this table.",
-    "Gradient steps until a run validates as the baseline's run on the same data does at its end.",
-)
+CAPTIONS = {
+    "Family Variant": "Means over runs. Returns are normalised per task: 0 is the uniformly random policy, 1"
+    " the optimal one.",
+    "Family Difference": "Paired differences over runs: each run has its own histories, split and training"
+    " seed. The verdict goes by the 95 % interval; Holm's adjustment counts all comparisons of this table.",
+    "Measure": "Gradient steps until a run validates as the baseline's run on the same data does at its end.",
+}
 
 
 def write_page(
@@ -38,7 +39,7 @@ def write_page(
         title=f"Study: {study.name}",
         question=study.question,
         answers=answers(found, MEASURES[study.metric].lower()),
-        tables=list(zip(tables(study, rows, points), CAPTIONS, strict=False)),
+        tables=[(table, _caption(table[0])) for table in tables(study, rows, points)],
         figures=shown,
         power=power_lines(study.runs, study.spread),
         source=study.path.read_text("utf-8"),
@@ -54,6 +55,11 @@ def write_page(
     path = folder / "index.html"
     write_atomically(path, page.encode())
     return path
+
+
+def _caption(head: Sequence[str]) -> str:
+    kind = "Measure" if "Measure" in head else " ".join(head[:2]).split(" of ")[0]
+    return CAPTIONS[kind]
 
 
 def answers(found: Sequence[Difference], label: str) -> list[str]:

@@ -249,7 +249,7 @@ def difference_table(found: Sequence[Difference]) -> list[list[str]]:
     table = [
         [
             "Family",
-            "Difference",
+            f"Difference of {MEASURES[found[0].measure].lower()}" if found else "Difference",
             "Runs",
             "Mean",
             "95 % interval",
@@ -288,11 +288,10 @@ def convergence_table(found: Sequence[Convergence]) -> list[list[str]]:
 
 
 def tables(study: Study, rows: Sequence[Row], points: Sequence[Point]) -> list[list[list[str]]]:
-    """All tables of a study: means, differences on its metric, and convergence where it was recorded."""
-    found = [
-        means_table(rows, study.variants),
-        difference_table(differences(rows, study.comparisons, study.metric)),
-    ]
+    """All tables of a study: means, differences on its metric and the other one, convergence if recorded."""
+    measures = dict.fromkeys((study.metric, "final", "auc"))
+    found = [means_table(rows, study.variants)]
+    found += [difference_table(differences(rows, study.comparisons, measure)) for measure in measures]
     reached = convergence(points, study.baseline)
     return [*found, convergence_table(reached)] if reached else found
 

@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from compressed_ad.cli import Stop, main, parse
+from compressed_ad.study_command import text
+from compressed_ad.study_file import load_study
+from compressed_ad.study_rows import read_points, read_rows
 from tests.conftest import SmokeRun
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +60,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smoke: SmokeRun) -> 
         shutil.copy(smoke.out / NAME, tmp_path / copy)
     for example in EXAMPLES:
         shutil.copy(example, tmp_path)
+    for name in ("studies", "results"):
+        shutil.copytree(ROOT / name, tmp_path / name)
     for page in PAGES:
         for block in blocks(page, "python"):
             if named := re.match(r"# (\w+\.py)\n", block):
@@ -109,6 +114,19 @@ def test_links_lead_somewhere(page: Path) -> None:
             headings = re.findall(r"^#+ (.*)$", file.read_text("utf-8"), re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert anchor in slugs, f"{page.name}: {link}"
+
+
+def test_tables_of_results_are_those_of_the_kept_rows() -> None:
+    """Every table of docs/results.md is what ``cad study STUDY --tables CSV --markdown`` prints today."""
+    page = (ROOT / "docs" / "results.md").read_text("utf-8")
+    shown = re.findall(r"<!-- (\w+) -->\n(.*?)<!-- end -->", page, re.DOTALL)
+    studies = [path.stem for path in sorted((ROOT / "studies").glob("*.yaml"))]
+    assert sorted(name for name, _ in shown) == studies
+    for name, tables in shown:
+        loaded = load_study(ROOT / "studies" / f"{name}.yaml")
+        rows = read_rows(ROOT / "results" / f"{name}.csv")
+        points = read_points(ROOT / "results" / f"{name}_curves.csv")
+        assert tables.strip() == text(loaded, rows, points, markdown=True).strip(), name
 
 
 def test_code_shown_from_an_example_is_that_of_the_example() -> None:

@@ -76,6 +76,11 @@ class Darkroom(Grid):
             return np.asarray(hit_chance(self.size, self.horizon, start)[goal])
         return np.asarray(visits(self.size, self.horizon, start)[goal])
 
+    def random_found(self, tasks: AnyArray) -> Float64Array:
+        """(N,) exact chance that the uniformly random policy meets the reward within one episode."""
+        chance = hit_chance(self.size, self.horizon, int(self.index(self.start)))
+        return chance[self.index(self.check(tasks, 2))]
+
     def optimal_action(self, tasks: AnyArray, obs: IntArray, episode_return: FloatArray) -> Int64Array:
         """(N,) an optimal action in ``obs`` (N, 2); ``episode_return`` is not needed here."""
         return towards(obs, self.check(tasks, 2))
@@ -169,6 +174,11 @@ class DarkroomPermuted(Grid):
         expected = visits(self.size, self.horizon, int(self.index(self.start)))
         return np.full(len(tasks), expected[self.index(self.goal)])
 
+    def random_found(self, tasks: AnyArray) -> Float64Array:
+        """(N,) exact chance that the uniformly random policy meets the reward within one episode."""
+        chance = hit_chance(self.size, self.horizon, int(self.index(self.start)))
+        return np.full(len(tasks), chance[self.index(self.goal)])
+
     def optimal_action(self, tasks: AnyArray, obs: IntArray, episode_return: FloatArray) -> Int64Array:
         """(N,) an optimal action in ``obs`` (N, 2); ``episode_return`` is not needed here."""
         move = towards(obs, np.broadcast_to(self.goal, np.shape(obs)))
@@ -238,6 +248,11 @@ class KeyToDoor(Grid):
         tasks = self.check(tasks, 4)
         table = _key_to_door_random(self.size, self.horizon, int(self.index(self.start)))
         return table[self.index(tasks[:, :2]), self.index(tasks[:, 2:])]
+
+    def random_found(self, tasks: AnyArray) -> Float64Array:
+        """(N,) exact chance that the uniformly random policy finds the key, which pays, within one episode."""
+        chance = hit_chance(self.size, self.horizon, int(self.index(self.start)))
+        return chance[self.index(self.check(tasks, 4)[:, :2])]
 
     def optimal_action(self, tasks: AnyArray, obs: IntArray, episode_return: FloatArray) -> Int64Array:
         """(N,) an optimal action; ``episode_return`` (N,) so far tells whether the key is held."""
