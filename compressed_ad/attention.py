@@ -41,9 +41,11 @@ CHUNK = 8
 def attention_maps(model: AD, tokens: Tokens) -> Tensor:
     """Attention probabilities (layers, B, H, L, L) of every query (second last axis) over all tokens.
 
-    ``model`` is put into evaluation mode for this. Float32, rows sum to 1, zero above the diagonal.
+    Float32 and without dropout; rows sum to 1, and what lies above the diagonal is 0.
     """
-    return torch.stack([attention_probabilities(block, *given) for block, given in block_inputs(model, tokens)])
+    return torch.stack(
+        [attention_probabilities(block, *given) for block, given in block_inputs(model, tokens)]
+    )
 
 
 @torch.no_grad()
@@ -119,18 +121,15 @@ def attention_shares(
     n_query = int(windows.valid.sum())
     if n_query == 0:
         raise UsageError("no supervised query in these windows")
-    parts, lags = [], torch.zeros(())
+    shares, lag_sums = [], []
     for part in _chunks(windows, chunk):
         kinds, valid = kinds_of(part.tokens).float(), part.valid.float()
-        own = []
-        lags_here = []
-        for block, given in block_inputs(model, part.tokens):
-            asked = attention_probabilities(block, *given) * valid[:, None, :, None]
-            own.append(torch.einsum("bhtj,bktj->bkh", asked, kinds))
-            lags_here.append(by_lag(asked.double().sum(dim=0)))
-        parts.append(torch.stack(own, dim=2).double())
-        lags = lags + torch.stack(lags_here).to(lags.device)
-    share = torch.cat(parts)  # (B, K, layers, H)
+        given = block_inputs(model, part.tokens)
+        maps = (attention_probabilities(block, *own) * valid[:, None, :, None] for block, own in given)
+        layers = [(torch.einsum("bhtj,bktj->bkh", m, kinds), by_lag(m.double().sum(dim=0))) for m in maps]
+        shares.append(torch.stack([share for share, _ in layers], dim=2).double())
+        lag_sums.append(torch.stack([lags for _, lags in layers]))
+    lags = torch.stack(lag_sums).sum(dim=0)  # (layers, H, L, L)
     expected = matched_attention(lag_hazard(lags))  # (layers, H, L, L)
     even = torch.ones_like(expected[0, 0]).tril()
     even /= even.sum(dim=-1, keepdim=True)
@@ -140,7 +139,7 @@ def attention_shares(
         matched.append(torch.einsum("nhtj,bktj->bknh", expected, kinds))
         uniform.append(torch.einsum("tj,bktj->k", even, kinds))
     base = torch.cat(matched).cpu().numpy()
-    own_sums = share.cpu().numpy()
+    own_sums = torch.cat(shares).cpu().numpy()  # (B, K, layers, H)
     ratio, low, high = ratio_interval(own_sums, base, n=n_bootstrap, seed=seed)
     steps = torch.arange(lags.shape[-1], device=lags.device, dtype=lags.dtype)
     return Shares(
@@ -161,7 +160,9 @@ def kinds_of(tokens: Tokens) -> Tensor:
     """(B, K, L, L) bool: whether token j (last axis) is of each of ``KINDS``, seen by query t; only j <= t."""
     length = tokens.ended.shape[1]
     seen = torch.ones(length, length, dtype=torch.bool, device=tokens.ended.device).tril()
-    episode = tokens.ended.long().cumsum(dim=1)  # of the state; the outcome is of the one before where it ended
+    episode = tokens.ended.long().cumsum(
+        dim=1
+    )  # of the state; the outcome is of the one before where it ended
     current = (episode - tokens.ended.long())[:, None, :] == episode[:, :, None]
     always = torch.stack([tokens.marked, tokens.reward > 0, tokens.start_mark | tokens.end_mark], dim=1)
     marked, rewarded, border = always[:, :, None, :].expand(-1, -1, length, -1).unbind(dim=1)
@@ -187,7 +188,7 @@ def lag_hazard(lags: Tensor) -> Tensor:
     """
     mass = lags.double()
     at = mass.sum(dim=-2)
-    below = mass.cumsum(dim=-1).tril().sum(dim=-2) if mass.shape[-1] else at
+    below = mass.cumsum(dim=-1).tril().sum(dim=-2)
     # Row t of the cumulative sums holds, at lag m <= t, what query t gives to lags up to m.
     return torch.where(below > 0, at / below.clamp(min=1e-300), 0.0).clamp(max=1.0)
 

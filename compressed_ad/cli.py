@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
-from compressed_ad import about, commands, study_command
+from compressed_ad import about, commands, rollouts_command, study_command
 from compressed_ad.config import PRESETS, SECTIONS, Request, describe, suggest
 from compressed_ad.errors import CompressedADError, ConfigError, UsageError, nearest
 from compressed_ad.progress import Display
@@ -103,6 +103,16 @@ def _report_options(parser: argparse.ArgumentParser) -> None:
     _out("report", "folder of the report")(parser)
 
 
+def _rollouts_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="trained run directory")
+    _history_option(parser, "the one that the run was trained on")
+    parser.add_argument("--tasks", metavar="K,K,...", help="tasks to play (default: the held-out ones)")
+    for name, what in (("episodes", "in-context episodes"), ("rollouts", "rollouts of each task")):
+        parser.add_argument(f"--{name}", type=_count, metavar="N", help=f"{what} (default: the run's)")
+    _out("RUN/rollouts", "folder of what is written")(parser)
+    parser.add_argument("--seed", metavar="N", help="seed of the playing (default: the run's)")
+
+
 def _study_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="STUDY.yaml", help="what is compared, on what, how often")
     parser.add_argument(
@@ -184,6 +194,16 @@ COMMANDS = {
     ),
     "report": Command(
         commands.report, "compare evaluated runs, as an HTML page", (), _report_options, common=("dry-run",)
+    ),
+    "rollouts": Command(
+        rollouts_command.run,
+        "what a trained run does in its in-context episodes",
+        ("evaluation",),
+        _rollouts_options,
+        "Plays as cad evaluate does and tells what is explored, when the reward is first met and how far it\n"
+        "was, beside the uniform random walk: a table, rollouts.json, and figures. Settings that are not\n"
+        "given are those of the run.",
+        common=("device", "dry-run"),
     ),
     "study": Command(
         study_command.run,

@@ -314,7 +314,7 @@ def evaluate(call: Call) -> None:
     if call.only_shows(config):
         return
     chosen = {key.partition(".")[2] for key in call.explicit() if key.startswith("evaluation.")}
-    todo = [_judged(path, call.options.history, config, chosen) for path in call.options.runs]
+    todo = [judged(path, call.options.history, config, chosen) for path in call.options.runs]
     for job in todo:
         there = runs.stored_evaluation(job.path / runs.EVALUATION)
         if not call.options.overwrite and there is not None and not runs.is_evaluated(job):
@@ -334,8 +334,8 @@ def evaluate(call: Call) -> None:
         print_lines(_score(job))
 
 
-def _judged(path: Path, history: Path | None, config: Config, chosen: set[str]) -> Job:
-    """The run in ``path``, with the ``chosen`` evaluation settings of ``config``."""
+def judged(path: Path, history: Path | None, config: Config, chosen: set[str]) -> Job:
+    """The trained run in ``path``, with the ``chosen`` evaluation settings of ``config``, and its device."""
     job = runs.stored_job(path, history)
     if not job.trained:
         raise RunDirectoryError(f"{path}: its training is not finished; continue it with: cad train --resume")

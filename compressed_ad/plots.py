@@ -119,7 +119,7 @@ def learning_curves(
             axes.axhline(known.mean(), color=MUTED, linestyle=(0, (2, 2)), linewidth=1.2)
     axes.set(xlabel="episode of the source run", ylabel="return per episode", xlim=(1, max(2, len(episodes))))
     axes.set_title(f"{name} learns: mean over {len(values)} tasks, band: 10 % to 90 % of tasks")
-    _end_labels(axes, labels)
+    end_labels(axes, labels)
     return figure
 
 
@@ -247,7 +247,7 @@ def in_context_curves(
     axes.set(xlabel="in-context episode", ylabel="normalised return", xlim=(1, max(2, n_episode)))
     axes.set_ylim(min(-0.08, axes.get_ylim()[0]), max(1.08, min(1.6, axes.get_ylim()[1])))
     axes.set_title("Held-out tasks: interquartile mean, band: 95 % interval")
-    _end_labels(axes, labels)
+    end_labels(axes, labels)
     return figure
 
 
@@ -382,7 +382,7 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _end_labels(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
+def end_labels(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
     """Write each (height, text, colour) at the right edge, moved apart where they would overlap."""
     bottom, top = axes.get_ylim()
     shown = sorted((label for label in labels if np.isfinite(label[0])), key=lambda label: label[0])

@@ -131,8 +131,9 @@ def record_rollouts(
 ) -> Rollouts:
     """Play as ``evaluate_tasks`` does with the same arguments, and keep every step.
 
-    ``tasks`` (N, P) are played in ``rollouts`` M independent rollouts of ``episodes`` E; ``options`` are those
-    of ``InContextAgent``, and for models only. Raises ``UsageError`` if N, M or E is 0, and what playing raises.
+    ``tasks`` (N, P) are played in ``rollouts`` M independent rollouts of ``episodes`` E; ``options`` are
+    those of ``InContextAgent``, for models only. Raises ``UsageError`` if N, M or E is 0, and whatever
+    playing raises.
     """
     if len(tasks) == 0 or rollouts < 1:
         raise UsageError(f"nothing to play: {len(tasks)} tasks, {rollouts} rollouts of each")
@@ -228,13 +229,13 @@ class FirstReward:
     @property
     def never(self) -> BoolArray:
         """(N,) tasks whose reward no rollout met."""
-        return ~self.found.any(axis=1)
+        return np.asarray(~self.found.any(axis=1))
 
 
 def first_reward(record: Rollouts) -> FirstReward:
     """When each rollout first got a reward above 0 within its E episodes."""
     met = (record.rewards > 0) & record.played
-    found, step = met.any(axis=-1), met.argmax(axis=-1)
+    found, step = np.asarray(met.any(axis=-1)), met.argmax(axis=-1)
     episode = np.take_along_axis(record.episode, step[..., None], axis=-1)[..., 0]
     return FirstReward(
         found=found,

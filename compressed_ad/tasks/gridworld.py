@@ -250,7 +250,7 @@ class KeyToDoor(Grid):
         return table[self.index(tasks[:, :2]), self.index(tasks[:, 2:])]
 
     def random_found(self, tasks: AnyArray) -> Float64Array:
-        """(N,) exact chance that the uniformly random policy finds the key, which pays, within one episode."""
+        """(N,) exact chance that the uniformly random policy finds the key (which pays) in one episode."""
         chance = hit_chance(self.size, self.horizon, int(self.index(self.start)))
         return chance[self.index(self.check(tasks, 4)[:, :2])]
 
