@@ -30,7 +30,7 @@ def forest(found: Sequence[Difference], label: str) -> Figure:
         axes.axvline(0, color="#202020", linewidth=1)
         for d in (d for d in found if d.family == family):
             y, e = places[d.one, d.other], d.estimate
-            colour = COLOURS[0] if d.verdict in ("no difference found", "too few runs") else COLOURS[1]
+            colour = COLOURS[1] if d.verdict.startswith(("better", "worse")) else COLOURS[0]
             if not math.isnan(d.detectable):
                 axes.barh(y, 2 * d.detectable, left=-d.detectable, height=0.62, color="#e9e9e9", zorder=0)
             if not math.isnan(e.low):

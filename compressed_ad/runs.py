@@ -330,7 +330,15 @@ def evaluation_settings(job: Job) -> str:
     settings: dict[str, Any] = job.config.evaluation.model_dump(mode="json")
     files = {name: _sha256(job.path / name) for name in ("best_model.pt", "last_model.pt")}
     marks = playing(job.config)
-    return json.dumps({**settings, **marks, **files, "history": HistoryFile(job.history).digest()})
+    found = job.history.stat()
+    history = _digest(job.history, found.st_mtime_ns, found.st_size)
+    return json.dumps({**settings, **marks, **files, "history": history})
+
+
+@lru_cache(maxsize=256)
+def _digest(history: Path, mtime_ns: int, size: int) -> str:
+    """The digest of a history file; a file that changed is read again."""
+    return HistoryFile(history).digest()
 
 
 def stored_evaluation(path: Path) -> str | None:

@@ -63,20 +63,28 @@ def _caption(head: Sequence[str]) -> str:
 
 
 def answers(found: Sequence[Difference], label: str) -> list[str]:
-    """One sentence per comparison in plain words, those that found something first."""
+    """What was found, a sentence each; then in one what was not, and what would have been seen."""
     lines = []
-    for d in sorted(found, key=lambda d: d.verdict not in ("better", "worse")):
+    nothing = [d for d in found if d.verdict == "no difference found"]
+    few = [d for d in found if d.verdict == "too few runs"]
+    for d in found:
+        if d in nothing or d in few:
+            continue
         e, where = d.estimate, "over all families" if d.family == POOLED else f"on {d.family}"
+        said, _, adjustment = d.verdict.partition(" ")
         figures = f"{label} {e.mean:+z.3f} (95 % {e.low:+z.3f} to {e.high:+z.3f})"
-        if d.verdict == "too few runs":
-            lines.append(f"{d.other} − {d.one} {where}: too few runs for a verdict ({label} {e.mean:+z.3f}).")
-        elif d.verdict == "no difference found":
-            lines.append(
-                f"No difference found between {d.other} and {d.one} {where}: {figures}; a true difference of"
-                f" {d.detectable:.3f} would have been seen in 4 of 5 such studies."
-            )
-        else:
-            lines.append(f"{d.other} is {d.verdict} than {d.one} {where}: {figures}.")
+        note = f", {adjustment} for the number of comparisons" if adjustment else ""
+        lines.append(f"{d.other} is {said} than {d.one} {where}{note}: {figures}.")
+    if nothing:
+        seen = [d.detectable for d in nothing]
+        whole = "this comparison" if len(nothing) == 1 else f"{len(nothing)} comparisons"
+        span = f"{min(seen):.3f} to {max(seen):.3f}" if len(seen) > 1 else f"{seen[0]:.3f}"
+        lines.append(
+            f"No difference found in {whole} of the {label}; true differences of {span} would have been seen"
+            " in 4 of 5 such studies."
+        )
+    if few:
+        lines.append(f"Too few runs for a verdict in {len(few)} comparison{'s' * (len(few) > 1)}.")
     return lines
 
 

@@ -66,12 +66,13 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """ "better", "worse", "no difference found" or "too few runs", by the unadjusted interval."""
+        """What the interval says; "before adjustment" if Holm's p does not agree."""
         if self.fewest < MIN_RUNS:
             return "too few runs"
-        if self.estimate.low > 0:
-            return "better"
-        return "worse" if self.estimate.high < 0 else "no difference found"
+        if self.estimate.low <= 0 <= self.estimate.high:
+            return "no difference found"
+        said = "better" if self.estimate.low > 0 else "worse"
+        return said if not self.p_holm >= 1 - LEVEL else f"{said} before adjustment"
 
 
 def mean_of(values: Sequence[float] | FloatArray) -> Mean:

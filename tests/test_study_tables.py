@@ -70,6 +70,17 @@ def test_differences_are_the_paired_t_test(pairs: list[tuple[float, float]]) -> 
     )
 
 
+def test_a_verdict_says_when_it_does_not_survive_the_adjustment() -> None:
+    noise = np.array([0.1, -0.1, 0.05, -0.05, 0.02, -0.02])
+    table = rows([0.0] * 6, list(noise + 0.08))
+    for name in "cdefgh":
+        table += [row(name, k, x) for k, x in enumerate(noise)]
+    alone = differences(table, [("a", "b")], "final")
+    among = differences(table, [("a", name) for name in "bcdefgh"], "final")
+    assert alone[0].verdict == "better" and among[0].verdict == "better before adjustment"
+    assert alone[0].estimate == among[0].estimate
+
+
 def test_holm_against_the_textbook() -> None:
     """Three comparisons with known p: the smallest counts three times, never below one before it."""
     base = [0.0] * 6
