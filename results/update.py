@@ -40,7 +40,9 @@ def main(out: Path) -> None:
         points = read_points(ROOT / "results" / f"{name}_curves.csv")
         tables = text(load_study(path), rows, points, markdown=True)
         block = f"<!-- {name} -->\n{tables}\n<!-- end -->"
-        page, count = re.subn(rf"<!-- {name} -->\n.*?<!-- end -->", lambda _: block, page, flags=re.DOTALL)
+        page, count = re.subn(
+            rf"<!-- {name} -->\n.*?<!-- end -->", block.replace("\\", r"\\"), page, flags=re.DOTALL
+        )
         assert count == 1, f"{PAGE} has {count} places for {name}"
     PAGE.write_text(page, "utf-8")
 
