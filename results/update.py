@@ -1,4 +1,4 @@
-"""Keep the results of finished studies: rows to results/, figures and tables to docs/.
+"""Keep the results of finished studies: rows to results/, figures and tables to docs/ and the README.
 
 python results/update.py [runs/study]    after the studies that are to be kept
 """
@@ -8,27 +8,30 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from compressed_ad.study_command import text
 from compressed_ad.study_file import load_study
-from compressed_ad.study_rows import read_points, read_rows
+from compressed_ad.study_rows import Point, Row, read_points, read_rows
+from compressed_ad.study_tables import convergence, differences, markdown, means
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "results.md"
+PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
+PAIR = ("AD", "CompressedAD")
 FIGURES = {
     "guide": ("differences", "convergence"),
     "controls": ("differences",),
     "why": ("differences",),
-    "sweep": ("marked", "runs"),
+    "sweep": ("marked",),
     "frontier": ("differences", "runs"),
+    "thinning": ("differences",),
     "condition": ("differences",),
 }
 
 
-def main(out: Path) -> None:
-    """Copy what ``cad study`` left in ``out`` and fill the tables of docs/results.md."""
-    page = PAGE.read_text("utf-8")
+def keep(out: Path) -> None:
+    """Copy the rows and figures of the studies that are in ``out``."""
     for path in sorted((ROOT / "studies").glob("*.yaml")):
         name, kept = path.stem, out / path.stem
         if (kept / "table.csv").exists():
@@ -36,16 +39,73 @@ def main(out: Path) -> None:
             shutil.copy(kept / "curves.csv", ROOT / "results" / f"{name}_curves.csv")
             for figure in FIGURES.get(name, ()):
                 shutil.copy(kept / "figures" / f"{figure}.png", ROOT / "docs" / f"study_{name}_{figure}.png")
-        rows = read_rows(ROOT / "results" / f"{name}.csv")
-        points = read_points(ROOT / "results" / f"{name}_curves.csv")
-        tables = text(load_study(path), rows, points, markdown=True)
-        block = f"<!-- {name} -->\n{tables}\n<!-- end -->"
-        page, count = re.subn(
-            rf"<!-- {name} -->\n.*?<!-- end -->", block.replace("\\", r"\\"), page, flags=re.DOTALL
+
+
+def rows_of(name: str) -> list[Row]:
+    """The kept rows of a study."""
+    return read_rows(ROOT / "results" / f"{name}.csv")
+
+
+def points_of(name: str) -> list[Point]:
+    """The kept validations of a study."""
+    return read_points(ROOT / "results" / f"{name}_curves.csv")
+
+
+def study_blocks() -> dict[str, str]:
+    """The tables of every study as Markdown, by its name."""
+    return {
+        path.stem: text(load_study(path), rows_of(path.stem), points_of(path.stem), markdown=True)
+        for path in sorted((ROOT / "studies").glob("*.yaml"))
+    }
+
+
+def promises() -> str:
+    """The guide's comparison table beside what was measured on Darkroom, as Markdown."""
+    rows = [row for row in rows_of("guide") if row.family == "darkroom"]
+    fewer = rows_of("sample_efficiency")
+    points = [point for point in points_of("guide") if point.family == "darkroom"]
+    table = [["", "the guide promises", "AD", "CompressedAD", "difference, 95 % interval", "runs"]]
+    table.append(["Accuracy on held-out histories", "75 % → 78 %", *_line(rows, PAIR, "accuracy")])
+    for c in ("validation_accuracy", "validation_return"):
+        reached = {r.variant: r for r in convergence(points, "AD") if r.measure == c}
+        what = c.removeprefix("validation_")
+        own, other = reached["AD"], reached["CompressedAD"]
+        table.append(
+            [
+                f"Gradient steps to AD's last validation {what}",
+                "20 % fewer",
+                f"{own.steps.mean:.0f}",
+                f"{other.steps.mean:.0f}, reached in {other.reached} of {other.runs} runs",
+                "",
+                str(own.runs),
+            ]
         )
-        assert count == 1, f"{PAGE} has {count} places for {name}"
-    PAGE.write_text(page, "utf-8")
+    for label, suffix in (("a quarter of the tasks", "quarter_tasks"), ("5 of 100 streams", "5_streams")):
+        pair = tuple(f"{name}_{suffix}" for name in PAIR)
+        table.append([f"Final return with {label}", "1.3x fewer samples", *_line(fewer, pair, "final")])
+    table.append(["Held-out minus training return", "better", *_line(rows, PAIR, "generalisation")])
+    table.append(["Final return on held-out tasks", "–", *_line(rows, PAIR, "final")])
+    return markdown(table)
+
+
+def _line(rows: Sequence[Row], pair: Sequence[str], measure: str) -> list[str]:
+    one, other = (means(rows, measure)["darkroom", name].mean for name in pair)
+    (found,) = differences(rows, [(pair[0], pair[1])], measure)
+    e = found.estimate
+    span = f"{e.mean:+z.3f} ({e.low:+z.3f} to {e.high:+z.3f})"
+    return [f"{one:z.3f}", f"{other:z.3f}", span, str(e.n)]
+
+
+def fill(page: str, blocks: dict[str, str]) -> str:
+    """``page`` with each block between its two marks."""
+    for name, block in blocks.items():
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        page, count = re.subn(pattern, rf"\g<1>{block}\n\g<2>", page, flags=re.DOTALL)
+        assert count == 1, f"{count} places for {name}"
+    return page
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs" / "study")
+    keep(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs" / "study")
+    PAGE.write_text(fill(PAGE.read_text("utf-8"), study_blocks()), "utf-8")
+    README.write_text(fill(README.read_text("utf-8"), {"promises": promises()}), "utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -13,9 +14,6 @@ from pathlib import Path
 import pytest
 
 from compressed_ad.cli import Stop, main, parse
-from compressed_ad.study_command import text
-from compressed_ad.study_file import load_study
-from compressed_ad.study_rows import read_points, read_rows
 from tests.conftest import SmokeRun
 
 ROOT = Path(__file__).parents[1]
@@ -117,16 +115,14 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_tables_of_results_are_those_of_the_kept_rows() -> None:
-    """Every table of docs/results.md is what ``cad study STUDY --tables CSV --markdown`` prints today."""
-    page = (ROOT / "docs" / "results.md").read_text("utf-8")
-    shown = re.findall(r"<!-- (\w+) -->\n(.*?)<!-- end -->", page, re.DOTALL)
-    studies = [path.stem for path in sorted((ROOT / "studies").glob("*.yaml"))]
-    assert sorted(name for name, _ in shown) == studies
-    for name, tables in shown:
-        loaded = load_study(ROOT / "studies" / f"{name}.yaml")
-        rows = read_rows(ROOT / "results" / f"{name}.csv")
-        points = read_points(ROOT / "results" / f"{name}_curves.csv")
-        assert tables.strip() == text(loaded, rows, points, markdown=True).strip(), name
+    """docs/results.md and the README show what the kept rows say today."""
+    update = runpy.run_path(str(ROOT / "results" / "update.py"))
+    for page, blocks in (
+        ("docs/results.md", update["study_blocks"]()),
+        ("README.md", {"promises": update["promises"]()}),
+    ):
+        text = (ROOT / page).read_text("utf-8")
+        assert update["fill"](text, blocks) == text, page
 
 
 def test_code_shown_from_an_example_is_that_of_the_example() -> None:
