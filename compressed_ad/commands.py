@@ -17,6 +17,7 @@ from compressed_ad.config import Request, dump, explicit_keys, load_config, mark
 from compressed_ad.errors import ConfigError, HistoryError, RunDirectoryError, RunError, UsageError
 from compressed_ad.histories import HistoryFile
 from compressed_ad.progress import Display, duration, print_lines
+from compressed_ad.registry import call_text
 from compressed_ad.run_directory import (
     CONFIG,
     check,
@@ -214,7 +215,7 @@ def mark(call: Call) -> None:
         file = HistoryFile(path)
         print_lines(
             f"Would mark {len(file.task_ids)} tasks of {path} with"
-            f" {pipeline.call_text(config.marker.marker, marker_params(config.marker))}"
+            f" {call_text(config.marker.marker, marker_params(config.marker))}"
             f" into {call.options.output or 'the file itself'}"
         )
         return
@@ -324,8 +325,8 @@ def evaluate(call: Call) -> None:
     if call.options.dry_run:
         for job in todo:
             state = "already evaluated" if runs.is_evaluated(job) else "would be evaluated"
-            judged = job.config.evaluation
-            print_lines(f"{job.path}: {state}, {judged.episodes} episodes x {judged.rollouts} rollouts")
+            evaluation = job.config.evaluation
+            print_lines(f"{job.path}: {state}, {evaluation.episodes} episodes x {evaluation.rollouts} rollouts")
         return
     workers = min(pipeline.n_process(config), len(todo))
     with call.stop.politely(), WorkerPool(workers) as pool, call.display.stage("evaluate") as report:

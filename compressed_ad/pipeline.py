@@ -21,6 +21,7 @@ from compressed_ad.files import write_atomically
 from compressed_ad.histories import HistoryFile, remark
 from compressed_ad.learners.select import make_learner
 from compressed_ad.marking import MarkingStatistics
+from compressed_ad.registry import call_text
 from compressed_ad.results import MethodRuns, load_runs, summarise_source
 from compressed_ad.run_directory import (
     cores,
@@ -220,11 +221,6 @@ def report_stage(
         },
         notes=departures([name for name, _ in transforms]),
     )
-
-
-def call_text(name: str, params: Mapping[str, Any]) -> str:
-    """``name(key=value, ...)``."""
-    return name + (f"({', '.join(f'{k}={v}' for k, v in params.items())})" if params else "")
 
 
 class Stopwatch:

@@ -42,7 +42,8 @@ def forest(found: Sequence[Difference], label: str) -> Figure:
         axes.set_title(family)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(f"difference of {label}")
-        axes.margins(x=0.08)
+        axes.use_sticky_edges = False
+        axes.margins(x=0.06)
     panels[0].set_yticks(list(places.values()), [f"{other} − {one}" for one, other in pairs])
     panels[0].set_ylim(-len(pairs) + 0.4, 0.6)
     return figure

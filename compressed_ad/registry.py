@@ -91,3 +91,8 @@ def make(registry: Registry[Callable[..., T]], name: str, kwargs: Mapping[str, A
     if not hasattr(made, offers):
         raise UsageError(f"{registry.kind} {name!r} makes a {type(made).__name__}, which has no {offers!r}")
     return made
+
+
+def call_text(name: str, params: Mapping[str, Any]) -> str:
+    """``name(key=value, ...)``."""
+    return name + (f"({', '.join(f'{k}={v}' for k, v in params.items())})" if params else "")

@@ -255,11 +255,11 @@ def optimal_rollouts(family: TaskFamily, tasks: AnyArray) -> Rollouts | None:
 def shortest(family: TaskFamily, tasks: AnyArray) -> Floats | None:
     """(N,) steps in which the first reward of ``tasks`` (N, P) can be met by who knows where it is.
 
-    Where the family offers an optimal policy, those that it takes in its first episode, infinity if it meets
-    none: the goal's distance, at least 1; with a key and a door, the distance of the key, which pays first.
-    Else ``goal_distance``, if the family has that. None if it has neither.
+    On a grid, where nothing is left to chance, those that the optimal policy takes, infinity if it meets none
+    within an episode: the goal's distance, at least 1; with a key and a door, the distance of the key, which
+    pays first. Elsewhere ``goal_distance``, if the family has that. None if neither is known.
     """
-    record = optimal_rollouts(family, tasks)
+    record = optimal_rollouts(family, tasks) if isinstance(family, Grid) else None
     if record is not None:
         return first_reward(record).times()[:, 0]
     if isinstance(family, GoalDistance):

@@ -330,9 +330,15 @@ def evaluation_settings(job: Job) -> str:
     settings: dict[str, Any] = job.config.evaluation.model_dump(mode="json")
     files = {name: _sha256(job.path / name) for name in ("best_model.pt", "last_model.pt")}
     marks = playing(job.config)
-    found = job.history.stat()
-    history = _digest(job.history, found.st_mtime_ns, found.st_size)
-    return json.dumps({**settings, **marks, **files, "history": history})
+    return json.dumps({**settings, **marks, **files, "history": _digest_now(job.history)})
+
+
+def _digest_now(history: Path) -> str:
+    try:
+        found = history.stat()
+    except OSError:
+        return HistoryFile(history).digest()  # says what is wrong
+    return _digest(history, found.st_mtime_ns, found.st_size)
 
 
 @lru_cache(maxsize=256)

@@ -20,7 +20,7 @@ collect sequences stitching transforms windows
 models.transformer models.ad models.compressed_ad models
 checkpoints train agents evaluate rollouts
 stats results analysis plots plots_rollouts page report
-yaml_file config run_directory workers ray_pool runs pipeline
+yaml_file config run_directory workers ray_pool runs played pipeline
 estimates study_file study_rows study study_tables plots_study study_page
 progress commands study_command rollouts_command about cli
 """
