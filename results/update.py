@@ -5,10 +5,12 @@ python results/update.py [runs/study]    after the studies that are to be kept
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
+import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from compressed_ad.study_command import text
@@ -59,6 +61,72 @@ def study_blocks() -> dict[str, str]:
     }
 
 
+def pages_blocks() -> dict[str, str]:
+    """Everything that docs/results.md is filled with."""
+    return {**study_blocks(), "marked": marked(), "inside": inside(), "exploration": exploration()}
+
+
+def _lines(name: str) -> list[dict[str, str]]:
+    with (ROOT / "results" / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _mean(lines: Sequence[Mapping[str, str]], key: str) -> float:
+    return statistics.mean(float(line[key]) for line in lines)
+
+
+def marked() -> str:
+    """Share of marked steps by threshold and window."""
+    lines = _lines("marked")
+    windows = sorted({int(line["window"]) for line in lines})
+    table = [["P at least", *(f"{window} steps" for window in windows)]]
+    for threshold in sorted({line["threshold"] for line in lines}):
+        own = [line for line in lines if line["threshold"] == threshold]
+        shares = [_mean([x for x in own if int(x["window"]) == w], "marked") for w in windows]
+        table.append([threshold, *(f"{share:.0%}" for share in shares)])
+    return markdown(table)
+
+
+def inside() -> str:
+    """What the marks do in trained models."""
+    lines = _lines("inside")
+    table = [
+        [
+            "Model",
+            "Runs",
+            "size of start",
+            "of end",
+            "KL without",
+            "loss",
+            "KL transplanted",
+            "loss",
+            "attention",
+        ]
+    ]
+    for variant in dict.fromkeys(line["variant"] for line in lines):
+        own = [line for line in lines if line["variant"] == variant]
+        sizes = [f"{_mean(own, key):.3f}" for key in ("start_size", "end_size")]
+        keys = ("kl_no_marks", "loss_no_marks", "kl_transplant", "loss_transplant")
+        nats = [f"{_mean(own, key):z.5f}".replace("-", "−") for key in keys]
+        table.append([variant, str(len(own)), *sizes, *nats, f"{_mean(own, 'attention_ratio'):.2f}"])
+    return markdown(table)
+
+
+def exploration() -> str:
+    """When the reward is met, and what was seen while searching, by episode."""
+    lines = _lines("exploration")
+    head = ["By episode", "AD", "prolong", "random walk", "seen: AD", "prolong", "random walk"]
+    table = [head]
+    for episode in sorted({int(line["episode"]) for line in lines}):
+        own = [line for line in lines if int(line["episode"]) == episode]
+        cells = []
+        for key, walk in (("met", "met_random_walk"), ("seen_searching", "seen_random_walk")):
+            cells += [f"{_mean([x for x in own if x['variant'] == v], key):.3f}" for v in ("AD", "prolong")]
+            cells.append(f"{_mean(own, walk):.3f}")
+        table.append([str(episode), *cells])
+    return markdown(table)
+
+
 def promises() -> str:
     """The guide's comparison table beside what was measured on Darkroom, as Markdown."""
     rows = [row for row in rows_of("guide") if row.family == "darkroom"]
@@ -80,7 +148,7 @@ def promises() -> str:
                 str(own.runs),
             ]
         )
-    for label, suffix in (("a quarter of the tasks", "quarter_tasks"), ("5 of 100 streams", "5_streams")):
+    for label, suffix in (("a quarter of the tasks", "quarter_tasks"),):
         pair = tuple(f"{name}_{suffix}" for name in PAIR)
         table.append([f"Final return with {label}", "1.3x fewer samples", *_line(fewer, pair, "final")])
     table.append(["Held-out minus training return", "better", *_line(rows, PAIR, "generalisation")])
@@ -107,5 +175,5 @@ def fill(page: str, blocks: dict[str, str]) -> str:
 
 if __name__ == "__main__":
     keep(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs" / "study")
-    PAGE.write_text(fill(PAGE.read_text("utf-8"), study_blocks()), "utf-8")
+    PAGE.write_text(fill(PAGE.read_text("utf-8"), pages_blocks()), "utf-8")
     README.write_text(fill(README.read_text("utf-8"), {"promises": promises()}), "utf-8")

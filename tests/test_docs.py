@@ -118,7 +118,7 @@ def test_tables_of_results_are_those_of_the_kept_rows() -> None:
     """docs/results.md and the README show what the kept rows say today."""
     update = runpy.run_path(str(ROOT / "results" / "update.py"))
     for page, blocks in (
-        ("docs/results.md", update["study_blocks"]()),
+        ("docs/results.md", update["pages_blocks"]()),
         ("README.md", {"promises": update["promises"]()}),
     ):
         text = (ROOT / page).read_text("utf-8")
