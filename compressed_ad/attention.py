@@ -43,9 +43,8 @@ def attention_maps(model: AD, tokens: Tokens) -> Tensor:
 
     Float32 and without dropout; rows sum to 1, and what lies above the diagonal is 0.
     """
-    return torch.stack(
-        [attention_probabilities(block, *given) for block, given in block_inputs(model, tokens)]
-    )
+    blocks = block_inputs(model, tokens)
+    return torch.stack([attention_probabilities(block, *given) for block, given in blocks])
 
 
 @torch.no_grad()
@@ -92,9 +91,10 @@ def attention_probabilities(
 class Shares:
     """Mean attention on each of K kinds of tokens, over the supervised queries of some windows.
 
-    ``uniform`` is what even attention over a query's context gives, ``matched`` what the head's own preference
-    for lags alone gives (``lag_hazard``). ``ratio`` is share / matched, with its 95 % interval from a bootstrap
-    over windows, ``matched`` held as estimated. NaN where no window holds a token of the kind.
+    ``uniform`` is what even attention over a query's context gives, ``matched`` what the head's own
+    preference for lags alone gives (``lag_hazard``). ``ratio`` is share / matched, with its 95 % interval
+    from a bootstrap over windows, the head's preference for lags held as estimated. NaN where no window
+    holds a token of the kind.
     """
 
     kinds: tuple[str, ...]  # K
@@ -157,12 +157,11 @@ def attention_shares(
 
 
 def kinds_of(tokens: Tokens) -> Tensor:
-    """(B, K, L, L) bool: whether token j (last axis) is of each of ``KINDS``, seen by query t; only j <= t."""
+    """(B, K, L, L) bool: whether token j (last axis) is of each of ``KINDS`` for query t; only j <= t."""
     length = tokens.ended.shape[1]
     seen = torch.ones(length, length, dtype=torch.bool, device=tokens.ended.device).tril()
-    episode = tokens.ended.long().cumsum(
-        dim=1
-    )  # of the state; the outcome is of the one before where it ended
+    # The episode of a token's state; where an episode ended, its outcome is of the one before.
+    episode = tokens.ended.long().cumsum(dim=1)
     current = (episode - tokens.ended.long())[:, None, :] == episode[:, :, None]
     always = torch.stack([tokens.marked, tokens.reward > 0, tokens.start_mark | tokens.end_mark], dim=1)
     marked, rewarded, border = always[:, :, None, :].expand(-1, -1, length, -1).unbind(dim=1)
@@ -171,7 +170,7 @@ def kinds_of(tokens: Tokens) -> Tensor:
 
 
 def by_lag(maps: Tensor) -> Tensor:
-    """Attention (..., L, L) by query t and lag t - j instead of token j; 0 where the lag leaves the context."""
+    """Attention (..., L, L) by query t and lag t - j instead of token j; 0 where no token is."""
     length = maps.shape[-1]
     step = torch.arange(length, device=maps.device)
     lag = step[:, None] - step
@@ -232,7 +231,8 @@ def ratio_interval(
 
 def _divided(above: AnyArray, below: AnyArray) -> FloatArray:
     out = np.full(np.shape(above), np.nan)
-    return np.divide(above, below, out=out, where=np.asarray(below) != 0)
+    np.divide(above, below, out=out, where=np.asarray(below) != 0)
+    return out
 
 
 def _chunks(windows: Batch, size: int) -> Iterator[Batch]:

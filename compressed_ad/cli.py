@@ -16,9 +16,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
-from compressed_ad import about, commands, rollouts_command, study_command
+from compressed_ad import about, attention_command, commands, rollouts_command, study_command
 from compressed_ad.config import PRESETS, SECTIONS, Request, describe, suggest
 from compressed_ad.errors import CompressedADError, ConfigError, UsageError, nearest
+from compressed_ad.inside import PARTS
 from compressed_ad.progress import Display
 
 _OVERRIDE = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
@@ -113,6 +114,25 @@ def _rollouts_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", metavar="N", help="seed of the playing (default: the run's)")
 
 
+def _attention_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="trained run directory")
+    _history_option(parser, "the one that the run was trained on")
+    parser.add_argument(
+        "--part",
+        choices=PARTS,
+        default=PARTS[0],
+        help=f"whose tasks' histories are looked at: {', '.join(PARTS)} (default: {PARTS[0]})",
+        metavar="PART",
+    )
+    parser.add_argument(
+        "--windows", type=_count, default=64, metavar="N", help="contexts drawn from them (default: 64)"
+    )
+    parser.add_argument(
+        "--window", type=int, metavar="K", help="the one drawn as a map (default: marked most nearly by half)"
+    )
+    _out("RUN/attention", "folder of what is written")(parser)
+
+
 def _study_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="STUDY.yaml", help="what is compared, on what, how often")
     parser.add_argument(
@@ -204,6 +224,17 @@ COMMANDS = {
         "was, beside the uniform random walk: a table, rollouts.json, and figures. Settings that are not\n"
         "given are those of the run.",
         common=("device", "dry-run"),
+    ),
+    "attention": Command(
+        attention_command.run,
+        "where a trained run looks, and what it made of the border marks",
+        (),
+        _attention_options,
+        "Writes attention.json (all numbers), attention.png (attention on marked, rewarded and other tokens\n"
+        "by head, beside what even attention and the head's preference for lags alone give),\n"
+        "attention_map.png (one context) and, for CompressedAD, tokens.png (its border embeddings and what\n"
+        "they change).",
+        common=("dry-run",),
     ),
     "study": Command(
         study_command.run,

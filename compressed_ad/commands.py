@@ -95,9 +95,14 @@ def run(call: Call) -> None:
         with watch.stage("mark") as tick, display.stage("mark") as report:
             statistics = pipeline.mark_stage(config, history, report=_both(report, tick))
         _train_and_evaluate(call, config, todo, watch)
-        with display.stage("report"):
+        with display.stage("report") as report:
             written = pipeline.report_stage(
-                todo, history, out / "report", seconds=watch.seconds, commands=[_typed(call)]
+                todo,
+                history,
+                out / "report",
+                seconds=watch.seconds,
+                commands=[_typed(call)],
+                progress=report,
             )
     from compressed_ad.report import terminal_table
 
@@ -326,7 +331,9 @@ def evaluate(call: Call) -> None:
         for job in todo:
             state = "already evaluated" if runs.is_evaluated(job) else "would be evaluated"
             evaluation = job.config.evaluation
-            print_lines(f"{job.path}: {state}, {evaluation.episodes} episodes x {evaluation.rollouts} rollouts")
+            print_lines(
+                f"{job.path}: {state}, {evaluation.episodes} episodes x {evaluation.rollouts} rollouts"
+            )
         return
     workers = min(pipeline.n_process(config), len(todo))
     with call.stop.politely(), WorkerPool(workers) as pool, call.display.stage("evaluate") as report:
@@ -385,6 +392,6 @@ def report(call: Call) -> None:
         print_lines(f"Would write {out / 'index.html'} from {len(todo)} run(s)")
         return
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out), call.display.stage("report"):
-        written = pipeline.report_stage(todo, todo[0].history, out, commands=[_typed(call)])
+    with locked(out), call.display.stage("report") as show:
+        written = pipeline.report_stage(todo, todo[0].history, out, commands=[_typed(call)], progress=show)
     print_lines(f"{written.analysis.verdict}\nReport: {written.index}")

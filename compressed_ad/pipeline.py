@@ -193,9 +193,11 @@ def report_stage(
     *,
     seconds: Mapping[str, float] | None = None,
     commands: Sequence[str] = (),
+    progress: Report = silent,
 ) -> WrittenReport:
     """Compare the evaluated runs of ``todo`` and write ``index.html``, ``table.csv`` and ``summary.json``."""
     from compressed_ad.report import Protocol, build_report
+    from compressed_ad.sights import sights
 
     file = HistoryFile(history)
     config = todo[0].config
@@ -220,6 +222,7 @@ def report_stage(
             "history file": f"{file.path.name}, SHA-256 {file.digest()}",
         },
         notes=departures([name for name, _ in transforms]),
+        sights=sights(todo, progress),
     )
 
 

@@ -12,8 +12,9 @@ import io
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,7 @@ def build_report(
     commands: Sequence[str] = (),
     provenance: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
+    sights: Iterable[tuple[str, str, Figure]] = (),
     title: str = "AD and Compressed AD",
     seed: int = 0,
 ) -> Report:
@@ -215,11 +217,13 @@ def build_report(
         provenance: versions, hardware, revision, hashes.
         notes: further caveats, one sentence each.
         seed: of the resampling.
+        sights: further figures, (file name, caption, figure).
     """
     started = time.perf_counter()
     analysis = analyse(methods, source, seed=seed)
     shown, files = [], set[str]()
-    for number, (name, caption, figure) in enumerate(_figures(methods, analysis, source, seed), start=1):
+    drawn = chain(_figures(methods, analysis, source, seed), sights)
+    for number, (name, caption, figure) in enumerate(drawn, start=1):
         save_figure(out / "figures", name, figure, files)
         shown.append({"number": number, "caption": caption, "image": image(figure)})
     times: dict[str, float | None] = {stage: (seconds or {}).get(stage) for stage in STAGES}

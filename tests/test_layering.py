@@ -18,11 +18,11 @@ markers marking hdf5 history_header histories overview
 learners learners.base learners.ppo_kernels learners.ppo_batch learners.ppo learners.sb3 learners.select
 collect sequences stitching transforms windows
 models.transformer models.ad models.compressed_ad models
-checkpoints train agents evaluate rollouts
+checkpoints train agents evaluate rollouts attention border_tokens
 stats results analysis plots plots_rollouts page report
-yaml_file config run_directory workers ray_pool runs played pipeline
+yaml_file config run_directory workers ray_pool runs inside plots_attention played sights pipeline
 estimates study_file study_rows study study_tables plots_study study_page
-progress commands study_command rollouts_command about cli
+progress commands study_command rollouts_command attention_command about cli
 """
 ORDER = LAYERS.split()
 
@@ -32,7 +32,7 @@ UPWARD = {("models.ad", "evaluate")}
 ONLY_IN = {
     "h5py": {"hdf5"},
     "stable_baselines3": {"learners.sb3"},
-    "matplotlib": {"plots", "plots_rollouts", "plots_study"},
+    "matplotlib": {"plots", "plots_attention", "plots_rollouts", "plots_study"},
     "jinja2": {"page"},
     "ray": {"ray_pool"},
     "rich": {"progress", "report", "commands"},
