@@ -34,7 +34,7 @@ OPTIONS = [
 
 LISTEN = """<script>
 window.problems = [];
-addEventListener("error", e => problems.push(e.message || "failed: " + (e.target.src || e.target.href)), true);
+addEventListener("error", e => problems.push(e.message || "failed: " + e.target.src), true);
 const say = console.error; console.error = (...words) => { problems.push(words.join(" ")); say(...words); };
 </script>"""
 
@@ -53,7 +53,7 @@ addEventListener("load", () => {
 
 
 def look(page: Path, folder: Path, width: int) -> dict[str, object]:
-    """What a browser with a window of ``width`` pixels makes of a copy of ``page`` that tells what it sees."""
+    """What a browser ``width`` pixels wide makes of a copy of ``page`` that tells what it sees."""
     assert CHROMIUM is not None
     text = page.read_text("utf-8")
     copy = folder / f"page_{width}.html"
