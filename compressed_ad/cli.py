@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import signal
@@ -389,6 +390,7 @@ def parse(words: Sequence[str], stop: Stop) -> commands.Call:
     if not command.sections:
         asked = Request(overrides=overrides) if command.overrides else None
         return commands.Call(options.command, options, asked, Display(), stop, tuple(words))
+    overrides = [*_shorthands(options), *overrides]
     for name in ("seed", "device"):
         if given.get(name) is not None:
             overrides.append((name, given[name]))
@@ -399,6 +401,26 @@ def parse(words: Sequence[str], stop: Stop) -> commands.Call:
         overrides=overrides,
     )
     return commands.Call(options.command, options, request, Display(), stop, tuple(words))
+
+
+def _shorthands(options: argparse.Namespace) -> list[tuple[str, str]]:
+    """The settings that ``--task-param``, ``--tasks`` and ``--learner-kwargs`` stand for."""
+    given = vars(options)
+    settings: list[tuple[str, str]] = []
+    for text in given.get("task_param") or ():
+        key, equals, values = text.partition("=")
+        if not (key.isidentifier() and equals and values):
+            raise UsageError(f"--task-param takes KEY=LOW:HIGH or KEY=A,B,C, not {text!r}")
+        settings.append((f"env.kwargs.params.{key}", json.dumps(values)))
+    if given.get("tasks") is not None and "task_param" in given:
+        settings.append(("env.kwargs.n_task", str(given["tasks"])))
+    for text in given.get("learner_kwargs") or ():
+        key, equals, value = text.partition("=")
+        if key.isidentifier() and equals:
+            settings.append((f"algorithm.learner_kwargs.{key}", value))
+        else:
+            settings.append(("algorithm.learner_kwargs", text))
+    return settings
 
 
 def _unknown_option(command: str, word: str) -> str:
@@ -470,6 +492,23 @@ def _common_options(parser: argparse.ArgumentParser, command: Command) -> None:
                     metavar="NAME",
                     help=f"a file for the section, a shipped one by name, or a {main}",
                 )
+        if "env" in command.sections:
+            group.add_argument(
+                "--task-param",
+                action="append",
+                metavar="KEY=VALUES",
+                help="what tasks differ in: a range LOW:HIGH or values A,B,C (--env.kwargs.params.KEY)",
+            )
+            group.add_argument(
+                "--tasks", type=_count, metavar="N", help="tasks that are drawn (--env.kwargs.n_task)"
+            )
+        if "algorithm" in command.sections:
+            group.add_argument(
+                "--learner-kwargs",
+                nargs="+",
+                metavar="KEY=VALUE",
+                help="hyper-parameters of the learner, or a YAML mapping (--algorithm.learner_kwargs)",
+            )
         group.add_argument("--print-config", action="store_true", help="print every setting as YAML and stop")
     if "seed" in command.common:
         parser.add_argument("--seed", metavar="N", help="seed of everything random (default: 0)")

@@ -9,7 +9,7 @@ from typing import Any
 from compressed_ad.registry import Registry, make
 from compressed_ad.tasks.base import TASK_FAMILY, TaskFamily
 
-ADAPTER: Mapping[str, str] = {}
+ADAPTER: Mapping[str, str] = {"gymnasium": "compressed_ad.tasks.gymnasium_family:GymnasiumFamily"}
 """Prefix of a family's name -> ``module:attribute`` that makes a family of what stands after the colon."""
 
 
