@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "compressed_ad"
 # Reading order is import order: a file imports only from files before it.
 LAYERS = """
 errors types spaces seeding files registry settings
-tasks.base tasks.grid tasks.gridworld tasks tasks.gymnasium
+tasks.base tasks.grid tasks.gridworld tasks.point_mass tasks tasks.gymnasium
 tasks.vector tasks.gymnasium_family tasks.select tasks.conformance
 markers marking hdf5 history_header histories overview
 learners learners.base learners.ppo_kernels learners.ppo_batch learners.ppo learners.sb3 learners.select

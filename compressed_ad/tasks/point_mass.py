@@ -1,0 +1,179 @@
+"""A point on a square that must find out where its goal is: continuous control with hidden goals.
+
+Positions lie in [-1, 1]^2, every episode starts at (0, 0), and an action moves the point by ``speed`` times
+the action, of which no more than the unit disc counts: in one step the point gets ``speed`` far in any
+direction. Only the position is observed. Since the square is convex, a straight line to the goal is optimal
+at every step at once, which makes optimal returns exact.
+
+The setting is the point robot of meta-RL (Finn et al. 2017, "Model-Agnostic Meta-Learning", section 5.3),
+with a reward that can also be sparse (Gupta et al. 2018, "Meta-Reinforcement Learning of Structured
+Exploration Strategies").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import ClassVar, Literal
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from compressed_ad.errors import SpaceError, UsageError
+from compressed_ad.seeding import rng
+from compressed_ad.tasks.base import TASK_FAMILY
+from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray, Step
+
+Float32Array = NDArray[np.float32]
+
+_WALKS = 4000
+"""Random episodes over which the random policy's return is measured, the same ones for every goal."""
+
+REWARDS = ("dense", "sparse")
+
+
+@TASK_FAMILY.register("point_mass")
+@dataclass(frozen=True)
+class PointMass:
+    """A point with a hidden goal in the unit disc; it pays minus its distance (dense) or 1 near it (sparse).
+
+    Tasks are ``n_task`` goals, rows (x, y), drawn uniformly from the disc with ``task_seed``. Distances
+    are the successor's; near is at most ``radius``.
+    """
+
+    name: ClassVar[str] = "point_mass"
+    reward_kind: Literal["dense", "sparse"] = "dense"
+    horizon: int = 20
+    speed: float = 0.15
+    radius: float = 0.2
+    n_task: int = 64
+    task_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.reward_kind not in REWARDS:
+            raise UsageError(f"{self.name}: reward_kind must be dense or sparse, got {self.reward_kind!r}")
+        for key in ("horizon", "n_task"):
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UsageError(f"{self.name}: {key} must be a whole number of at least 1, got {value!r}")
+        for key in ("speed", "radius"):
+            value = getattr(self, key)
+            if not isinstance(value, int | float) or not 0 < value <= 2:
+                raise UsageError(f"{self.name}: {key} must lie in (0, 2], got {value!r}")
+
+    @cached_property
+    def observation_space(self) -> spaces.Box:
+        """The position."""
+        return spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    @cached_property
+    def action_space(self) -> spaces.Box:
+        """The direction and share of ``speed``; what is longer than 1 is shortened to 1."""
+        return spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    def tasks(self) -> FloatArray:
+        """(n_task, 2) goals."""
+        random = rng(self.task_seed, "point mass goals")
+        angle, share = random.uniform(0, 2 * np.pi, self.n_task), random.random(self.n_task)
+        return np.sqrt(share)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+    def make(self, tasks: AnyArray, seeds: IntArray) -> PointMassEnv:
+        """One slot per row of ``tasks`` (N, 2). All is deterministic: ``seeds`` have no effect."""
+        return PointMassEnv(self, self.check(tasks))
+
+    def check(self, tasks: AnyArray) -> FloatArray:
+        """``tasks`` (N, 2) as float64; ``UsageError`` unless they are points of the square."""
+        tasks = np.asarray(tasks, np.float64)
+        if tasks.ndim != 2 or tasks.shape[1] != 2 or not (np.abs(tasks) <= 1).all():
+            raise UsageError(f"{self.name}: tasks must be goals (N, 2) in [-1, 1], got shape {tasks.shape}")
+        return tasks
+
+    def optimal_return(self, tasks: AnyArray) -> FloatArray:
+        """(N,) exact: a straight line brings the point as near as it can be, at every step at once."""
+        start = np.linalg.norm(self.check(tasks), axis=1)
+        step = np.arange(1, self.horizon + 1)
+        pay = self.pay(np.maximum(start[:, None] - self.speed * step, 0), 1e-6)
+        return np.asarray(pay.sum(axis=1, dtype=np.float64))
+
+    def random_return(self, tasks: AnyArray) -> FloatArray:
+        """(N,) mean over 4000 seeded episodes of uniform actions; dense: standard error below 0.1."""
+        walk = _random_walk(self.horizon, self.speed)
+        return np.array([self.pay(_distance(walk, goal)).sum(axis=0).mean() for goal in self.check(tasks)])
+
+    def optimal_action(self, tasks: AnyArray, obs: AnyArray, episode_return: FloatArray) -> Float32Array:
+        """(N, 2) straight to the goal and no further."""
+        way = (self.check(tasks) - np.asarray(obs, np.float64)) / self.speed
+        return shortened(way).astype(np.float32)
+
+    def reward(
+        self, tasks: AnyArray, states: AnyArray, actions: AnyArray, next_states: AnyArray, start: BoolArray
+    ) -> Float32Array:
+        """(T,) rewards of recorded transitions had ``tasks`` (2,) or (T, 2) been the goal."""
+        return self.pay(_distance(next_states, tasks))
+
+    def pay(self, distance: FloatArray, slack: float = 0.0) -> Float32Array:
+        """Rewards (...) for being ``distance`` (...) away; ``slack`` forgives rounding."""
+        if self.reward_kind == "dense":
+            return (-distance).astype(np.float32)
+        return (distance <= self.radius + slack).astype(np.float32)
+
+
+class PointMassEnv:
+    """N points stepped together."""
+
+    def __init__(self, family: PointMass, goals: FloatArray) -> None:
+        self.num_envs = len(goals)
+        self._family, self._goals = family, goals
+        self._place = np.zeros((self.num_envs, 2), np.float32)
+        self._time = 0
+
+    def reset(self) -> Float32Array:
+        """Every point back to the middle."""
+        self._place = np.zeros((self.num_envs, 2), np.float32)
+        self._time = 0
+        return self._place.copy()
+
+    def step(self, actions: AnyArray) -> Step:
+        """Advance every slot by its action; all episodes end together, by the time limit."""
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs, 2) or actions.dtype.kind != "f":
+            raise SpaceError(
+                f"{self._family.name}: expected ({self.num_envs}, 2) float actions, "
+                f"got {actions.dtype} {actions.shape}"
+            )
+        following = moved(self._place, actions, self._family.speed)
+        self._time += 1
+        over = self._time >= self._family.horizon
+        reward = self._family.pay(_distance(following, self._goals))
+        never = np.zeros(self.num_envs, bool)
+        truncated = np.full(self.num_envs, over)
+        if over:
+            return Step(following, reward, never, truncated, self.reset())
+        self._place = following
+        return Step(following.copy(), reward, never, truncated, following.copy())
+
+
+def shortened(actions: FloatArray) -> FloatArray:
+    """``actions`` (..., 2) with no length above 1."""
+    return np.asarray(actions / np.maximum(np.linalg.norm(actions, axis=-1, keepdims=True), 1.0))
+
+
+def moved(place: Float32Array, actions: AnyArray, speed: float) -> Float32Array:
+    """(..., 2) where ``actions`` lead from ``place``."""
+    way = speed * shortened(np.asarray(actions, np.float64))
+    return np.clip(place + way, -1.0, 1.0).astype(np.float32)
+
+
+def _distance(place: AnyArray, goals: FloatArray) -> FloatArray:
+    return np.asarray(np.linalg.norm(np.asarray(place, np.float64) - goals, axis=-1))
+
+
+@lru_cache(maxsize=4)
+def _random_walk(horizon: int, speed: float) -> Float32Array:
+    """(horizon, walks, 2) places of uniformly random actions."""
+    random, place, places = rng(0, "point mass walk"), np.zeros((_WALKS, 2), np.float32), []
+    for _ in range(horizon):
+        place = moved(place, random.uniform(-1, 1, (_WALKS, 2)), speed)
+        places.append(place)
+    return np.stack(places)
