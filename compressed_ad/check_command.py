@@ -11,7 +11,7 @@ from compressed_ad.commands import Call
 from compressed_ad.errors import ConfigError, RunError
 from compressed_ad.learners.conformance import check_learner
 from compressed_ad.learners.select import make_learner
-from compressed_ad.marking import check_marker
+from compressed_ad.marking import check_marker, find_marker
 from compressed_ad.progress import print_lines
 from compressed_ad.tasks.conformance import family_problems
 from compressed_ad.tasks.select import make_family
@@ -31,7 +31,7 @@ def _family(name: str, kwargs: Mapping[str, Any], options: argparse.Namespace) -
 
 
 def _marker(name: str, kwargs: Mapping[str, Any], options: argparse.Namespace) -> list[str]:
-    return check_marker(name, **kwargs)
+    return check_marker(find_marker(name), **kwargs)
 
 
 def _learner(name: str, kwargs: Mapping[str, Any], options: argparse.Namespace) -> list[str]:

@@ -93,8 +93,8 @@ def episodes(where: str, history: History) -> Iterator[tuple[int, int, int]]:
     place for both.
     """
     inner = ~history.episode_end[:, :-1]
-    differ = (history.next_states[:, :-1] != history.states[:, 1:]).reshape(*inner.shape, -1).any(-1)
-    broken = np.argwhere(differ & inner)
+    differ = history.next_states[:, :-1] != history.states[:, 1:]
+    broken = np.argwhere(differ.any(axis=tuple(range(2, differ.ndim))) & inner)
     if len(broken):
         raise HistoryError(f"{where}: next_states{broken[0].tolist()} is not the state of the next step")
     for stream, ends in enumerate(history.episode_end):

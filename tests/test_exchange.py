@@ -479,7 +479,7 @@ def test_ours_to_minari_and_back(tmp_path_factory, one):
         if before is not None:
             os.environ["MINARI_DATASETS_PATH"] = before
     assert dataset.total_steps == 2 * one.rewards.size
-    assert dataset.spec.algorithm_name if hasattr(dataset.spec, "algorithm_name") else True
+    assert dataset.storage.metadata["algorithm_name"] == "PPO"
     about = list(dataset.storage.get_episode_metadata(range(dataset.total_episodes)))
     pieces: dict[tuple[int, int], list[Any]] = {}
     for episode, words in zip(dataset.iterate_episodes(), about, strict=True):

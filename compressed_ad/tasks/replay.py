@@ -45,7 +45,7 @@ def differ(a: AnyArray, b: AnyArray) -> BoolArray:
         return np.ones(a.shape[:2], bool)
     floats = "f" in (a.dtype.kind, b.dtype.kind)
     equal = np.asarray(np.isclose(a, b, rtol=1e-4, atol=1e-5) if floats else a == b)
-    return np.asarray(~equal.reshape(*a.shape[:2], -1).all(-1))
+    return ~np.asarray(equal.all(axis=tuple(range(2, equal.ndim))))
 
 
 def episode_step(end: BoolArray) -> IntArray:
