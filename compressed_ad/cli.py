@@ -349,7 +349,15 @@ COMMANDS = {
         "Tries it on something small. Exit code 0 if it keeps its promises, else 1.",
         common=(),
     ),
-    "list": Command(about.listing, "names to choose from", (), _list_options, common=()),
+    "list": Command(
+        about.listing,
+        "names to choose from",
+        (),
+        _list_options,
+        "With a line about each and its parameters. All but extras may also be module:attribute, from the\n"
+        "present folder or an installed package.",
+        common=(),
+    ),
     "doctor": Command(about.doctor, "check this installation", common=()),
 }
 

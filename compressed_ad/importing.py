@@ -22,7 +22,7 @@ from compressed_ad.errors import CompressedADError, ConfigError, HistoryError, U
 from compressed_ad.histories import HistoryInfo, HistoryWriter
 from compressed_ad.history_header import short
 from compressed_ad.layouts import Progress, Recorded
-from compressed_ad.spaces import SpaceSpec, from_spec, to_spec
+from compressed_ad.spaces import SpaceSpec, family_specs, from_spec
 from compressed_ad.tasks.base import TaskFamily
 from compressed_ad.tasks.replay import Played, differ, episode_step, play
 from compressed_ad.types import AnyArray, BoolArray, History, Split
@@ -105,7 +105,7 @@ def import_histories(
     """
     numbers = sorted(int(task) for ids in vars(split).values() for task in ids)
     place = {number: k for k, number in enumerate(numbers)}
-    spaces = {"observation": to_spec(family.observation_space), "action": to_spec(family.action_space)}
+    spaces = family_specs(family)
     if horizon is not None and not 1 <= horizon <= family.horizon:
         raise ConfigError(
             f"--horizon {horizon} does not lie in 1..{family.horizon}, the horizon of {family_name}; "
