@@ -18,6 +18,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -196,15 +197,21 @@ class _Npz(Mapping[int, Recorded]):
             raise HistoryError(f"{self.path}: task {task}: {error}") from error
 
 
-def _npz(path: Path) -> Any:
+@contextmanager
+def _npz(path: Path) -> Iterator[Any]:
+    """NumPy's open archive at ``path``."""
     try:
-        file = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "is not an npz file"
-        raise HistoryError(f"{path}: {reason}") from error
-    if not hasattr(file, "files"):
-        raise HistoryError(f"{path}: holds a single array; expected an npz file")
-    return file
+        raw = path.open("rb")
+    except OSError as error:
+        raise HistoryError(f"{path}: {error.strerror or error}") from error
+    with raw:
+        try:
+            file = np.load(raw, allow_pickle=False)
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise HistoryError(f"{path}: is not an npz file") from error
+        if not hasattr(file, "files"):
+            raise HistoryError(f"{path}: holds a single array; expected an npz file")
+        yield file
 
 
 @LAYOUT.register("npz")

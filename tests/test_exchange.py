@@ -25,6 +25,7 @@ from compressed_ad.tasks.gridworld import Darkroom, DarkroomHard
 from compressed_ad.tasks.replay import episode_step, play
 from compressed_ad.types import History, Split
 from tests.test_cli import errors, run, tree
+from tests.test_learner_conformance import Line
 
 __all__ = ["run"]  # the fixture
 
@@ -34,6 +35,7 @@ SPLIT = Split(np.arange(6), np.array([6]), np.array([7, 8]))
 FAMILY_WORDS = ["--family", "darkroom", "--env.kwargs", "{size: 3, horizon: 5}"]
 ENDS_WORDS = ["--heldout", "7,8", "--validation", "6"]
 
+NEEDED = ("states", "actions", "rewards", "next_states")
 STEPS = 23  # the last episode is open
 
 
@@ -344,6 +346,64 @@ def test_own_layouts_and_formats(run, tmp_path):
     assert HistoryFile(tmp_path / "h.hdf5").info.config["task_ids"] == [4]
     assert run("export", "h.hdf5", "--to", "tests.test_exchange:own_format", "--out", "m.txt")[0] == 0
     assert (tmp_path / "m.txt").read_text() == (tmp_path / "moves.txt").read_text()
+
+
+def test_continuous_observations_and_actions(tmp_path):
+    family, draw = Line(), np.random.default_rng(0)
+    actions = draw.uniform(-1, 1, (2, 20, 2)).astype(np.float32)
+    tasks = {}
+    for task in range(3):
+        played = play(family, np.repeat(family.tasks()[task][None], 2, axis=0), actions, 0)
+        next_states = played.next_states.astype(np.float64)
+        next_states[:, 5::6] = 0  # the reset observation
+        # In double precision, and rounded by whoever wrote it.
+        states = played.states.astype(np.float64) * (1 + 1e-7)
+        tasks[task] = Recorded(states, actions.astype(np.float64), played.rewards, next_states)
+    split = Split(np.array([0]), np.array([1]), np.array([2]))
+    file, findings = imported(tasks, tmp_path / "h.hdf5", family=family, family_name="x:Line", split=split)
+    assert findings.repaired == {0: 6, 1: 6, 2: 6}
+    assert file.optimal_return is None
+    for task, history in file.load().items():
+        true = truth(task, tasks[task], family)
+        assert history.states.dtype == history.actions.dtype == np.float32
+        assert np.array_equal(history.truncated, true.truncated)
+        assert np.allclose(history.next_states, true.next_states, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "cause"),
+    [
+        (lambda path: path.write_bytes(b"PK\x03\x04 not a zip"), "is not an npz file"),
+        (lambda path: np.savez(path, rewards=np.zeros(3)), "has no arrays '<task>/states'"),
+        (lambda path: np.savez(path, **{"x/states": np.zeros(3)}), "'x' is not the index of a task"),
+        (
+            lambda path: np.savez(path, **{"0/states": np.zeros(3)}),
+            "task 0 lacks actions, rewards, next_states",
+        ),
+        (
+            lambda path: np.savez(path, **{f"0/{n}": np.array([{}]) for n in NEEDED}),
+            "task 0: cannot be read (Object arrays cannot be loaded",
+        ),
+        (
+            lambda path: np.savez(path, **{f"0/{n}": np.zeros((2, 3)) for n in (*NEEDED, "terminated")}),
+            "task 0: has one of terminated and truncated without the other",
+        ),
+        (lambda path: np.savez(path, **{f"0/{n}": np.zeros(3) for n in NEEDED}), "task 0: states have (3,)"),
+        (lambda path: path.unlink(), "No such file or directory"),
+    ],
+)
+def test_broken_npz_files_are_one_line(run, tmp_path, make, cause):
+    path = tmp_path / "old.npz"
+    path.write_bytes(b"")
+    make(path)
+    before = tree(tmp_path)
+    words = ["import", path, "--layout", "npz", *FAMILY_WORDS, "--split-seed", "0", "--out", "h.hdf5"]
+    code, out, lines = run(*words)
+    assert (code, out) == (1, "")
+    (line,) = errors(lines)
+    assert "old.npz" in line
+    assert cause in line
+    assert tree(tmp_path) == before
 
 
 # ---------------------------------------------------------------- round trips
