@@ -145,7 +145,7 @@ def _quiet_root(folder: Path) -> Iterator[None]:
     """Let Minari write into ``folder``, without its advice about authors and environments."""
     before = os.environ.get(_ROOT)
     folder.mkdir(parents=True)
-    os.environ[_ROOT] = str(folder)
+    os.environ[_ROOT] = str(folder.resolve())  # Minari doubles relative paths
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -570,9 +570,12 @@ def test_ours_to_minari_and_back(tmp_path_factory, one):
     assert not pieces
 
 
-def test_minari_gets_whole_datasets_only(tmp_path, nine):
+def test_minari_gets_whole_datasets_only(run, tmp_path, nine):
     pytest.importorskip("minari")
     file, _ = imported(nine, tmp_path / "h.hdf5")
+    code, out, _ = run("export", "h.hdf5", "--to", "minari", "--out", "mine")
+    assert (code, out) == (0, "mine/darkroom-imported-seed0-v0: 9 tasks as minari\n")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["darkroom-imported-seed0-v0"]
     (tmp_path / "file").write_text("")
     for out, cause in (
         (tmp_path / "file", "must be a folder"),
