@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from compressed_ad.evaluate import evaluate_in_context, evaluate_tasks
     from compressed_ad.histories import HistoryFile, HistoryWriter
     from compressed_ad.learners.base import LEARNER
+    from compressed_ad.learners.conformance import check_learner
     from compressed_ad.learners.ppo import BatchedPPO
     from compressed_ad.learners.sb3 import CompressedHistoryCallback
     from compressed_ad.markers import MARKER, borders
@@ -54,6 +55,7 @@ _HOME = {
     "apply_transforms": "transforms",
     "borders": "markers",
     "check_family": "tasks.conformance",
+    "check_learner": "learners.conformance",
     "check_marker": "marking",
     "evaluate_in_context": "evaluate",
     "evaluate_tasks": "evaluate",
@@ -86,6 +88,7 @@ __all__ = [
     "apply_transforms",
     "borders",
     "check_family",
+    "check_learner",
     "check_marker",
     "evaluate_in_context",
     "evaluate_tasks",

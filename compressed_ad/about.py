@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import inspect
 import os
 import re
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from compressed_ad.commands import Call
 from compressed_ad.config import show_value
 from compressed_ad.errors import RunError
+from compressed_ad.layouts import EXPORT, LAYOUT
 from compressed_ad.learners.base import LEARNER
 from compressed_ad.learners.ppo import PPOConfig
 from compressed_ad.markers import MARKER
 from compressed_ad.marking import REQUIRED, marker_parameters
 from compressed_ad.progress import print_lines
 from compressed_ad.run_directory import extras, hardware, revision, versions
-from compressed_ad.settings import MODEL_NAMES
+from compressed_ad.settings import MODEL_NAMES, Architecture
 from compressed_ad.tasks.base import TASK_FAMILY
+from compressed_ad.tasks.select import ADAPTER
 from compressed_ad.transforms import DEPARTURES, TRANSFORM
 
 
@@ -38,7 +42,11 @@ def listing(call: Call) -> None:
 
 def _first_line(thing: Any) -> str:
     """The first paragraph of the docstring, up to its first sentence's end."""
-    paragraph = " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split()).replace("`", "")
+    return _sentence(inspect.getdoc(thing) or "")
+
+
+def _sentence(text: str) -> str:
+    paragraph = " ".join(text.partition("\n\n")[0].split()).replace("`", "")
     return re.split(r"(?<=[.:]) (?=[A-Z])", paragraph)[0].rstrip(":")
 
 
@@ -61,7 +69,52 @@ Rows = list[tuple[str, str, str]]
 
 
 def _families() -> Rows:
-    return [(name, _first_line(f), _call_parameters(f)) for name, f in TASK_FAMILY.items()]
+    own = [(name, _first_line(f), _call_parameters(f)) for name, f in TASK_FAMILY.items()]
+    return [*own, *((f"{prefix}:ID", *unimported(path)) for prefix, path in ADAPTER.items())]
+
+
+def unimported(path: str) -> tuple[str, str]:
+    """First line and parameters of what ``module:attribute`` names, read from its source.
+
+    Adapters import what they adapt; a list must work without it, and fast. Two empty texts if there is no
+    such thing.
+    """
+    module, _, attribute = path.partition(":")
+    spec = importlib.util.find_spec(module)
+    tree = ast.parse(Path(spec.origin).read_text("utf-8")) if spec and spec.origin else ast.Module([], [])
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == attribute:
+            text = inspect.cleandoc(ast.get_docstring(node) or "")
+            return _sentence(text), ", ".join(_source_parameters(node))
+    return "", ""
+
+
+def _source_parameters(node: ast.ClassDef | ast.FunctionDef) -> Iterator[str]:
+    """``name`` or ``name=default`` of a function, of a class's ``__init__``, or of a dataclass's fields."""
+    if isinstance(node, ast.ClassDef):
+        inits = (inner for inner in node.body if isinstance(inner, ast.FunctionDef))
+        init = next((inner for inner in inits if inner.name == "__init__"), None)
+        pairs = _fields(node) if init is None else _arguments(init)
+    else:
+        pairs = _arguments(node)
+    for name, default in pairs:
+        if name not in ("self", "env_id"):  # what stands after the prefix is the id
+            yield name if default is None else f"{name}={ast.unparse(default)}"
+
+
+def _fields(node: ast.ClassDef) -> Iterator[tuple[str, ast.expr | None]]:
+    for line in node.body:
+        if isinstance(line, ast.AnnAssign) and "ClassVar" not in ast.unparse(line.annotation):
+            yield ast.unparse(line.target), line.value
+
+
+def _arguments(node: ast.FunctionDef) -> Iterator[tuple[str, ast.expr | None]]:
+    taken = [*node.args.posonlyargs, *node.args.args]
+    defaults = [*[None] * (len(taken) - len(node.args.defaults)), *node.args.defaults]
+    for argument, default in zip(
+        [*taken, *node.args.kwonlyargs], [*defaults, *node.args.kw_defaults], strict=True
+    ):
+        yield argument.arg, default
 
 
 def _learners() -> Rows:
@@ -81,7 +134,12 @@ def _markers() -> Rows:
 def _models() -> Rows:
     from compressed_ad.models import MODEL
 
-    return [(name, _first_line(MODEL[name]), "") for name in MODEL_NAMES]
+    own = _defaults(
+        (name, field.default)
+        for name, field in Architecture.model_fields.items()
+        if name != "model" and not name.endswith("_space")
+    )
+    return [(name, _first_line(MODEL[name]), own) for name in MODEL_NAMES]
 
 
 def _transforms() -> Rows:
@@ -95,12 +153,35 @@ def _transforms() -> Rows:
     ]
 
 
+def _layouts() -> Rows:
+    readers = [(name, _first_line(f), f"cad import --layout {name}") for name, f in LAYOUT.items()]
+    writers = [(name, _first_line(f), f"cad export --to {name}") for name, f in EXPORT.items()]
+    return sorted(readers + writers)
+
+
+def _extras() -> Rows:
+    state = {True: "installed", False: "not installed: pip install 'compressed-ad[{}]'"}
+    return [
+        (name, EXTRA_FOR.get(name, ""), state[there].format(name)) for name, there in sorted(extras().items())
+    ]
+
+
+EXTRA_FOR = {
+    "minari": "Export of histories as Minari datasets.",
+    "ray": "Studies on a Ray cluster.",
+    "sb3": "Algorithms of Stable-Baselines3 as source learners.",
+    "tensorboard": "Training curves in TensorBoard.",
+}
+"""What each optional dependency is for."""
+
 LISTS: Mapping[str, Callable[[], Rows]] = {
     "families": _families,
     "learners": _learners,
     "markers": _markers,
     "models": _models,
     "transforms": _transforms,
+    "layouts": _layouts,
+    "extras": _extras,
 }
 
 

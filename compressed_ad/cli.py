@@ -10,17 +10,26 @@ import signal
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
-from compressed_ad import about, attention_command, commands, rollouts_command, study_command
+from compressed_ad import (
+    about,
+    attention_command,
+    check_command,
+    commands,
+    exchange_command,
+    rollouts_command,
+    study_command,
+)
 from compressed_ad.config import PRESETS, SECTIONS, Request, describe, suggest
 from compressed_ad.errors import CompressedADError, ConfigError, UsageError, nearest
 from compressed_ad.inside import PARTS
+from compressed_ad.layouts import EXPORT, LAYOUT
 from compressed_ad.progress import Display
 
 _OVERRIDE = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
@@ -165,6 +174,75 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _import_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="histories of another program")
+    layouts = ", ".join(LAYOUT)
+    parser.add_argument(
+        "--layout",
+        default="ancestor",
+        metavar="NAME",
+        help=f"how they are written: {layouts}, or module:attribute (default: ancestor)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("datasets"),
+        metavar="DIR|FILE",
+        help="history file, or folder of it (default: datasets)",
+    )
+    for name, what in (("heldout", "held-out tasks, which judge"), ("validation", "tasks that choose")):
+        parser.add_argument(f"--{name}", type=exchange_command.numbers, metavar="K,K,...", help=what)
+    parser.add_argument("--split-seed", type=int, metavar="N", help="draw the split with this seed instead")
+    parser.add_argument(
+        "--task-ids",
+        type=exchange_command.task_order,
+        metavar="K,K,...|match",
+        help="the family's tasks that these are, in order; match: find them by their rewards "
+        "(default: those of the same numbers)",
+    )
+    parser.add_argument(
+        "--horizon", type=_count, metavar="N", help="steps of every episode, where FILE has no dones"
+    )
+    parser.add_argument(
+        "--n-learner",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="learners that share the streams (default: 1)",
+    )
+    parser.add_argument(
+        "--steps-per-update", type=_count, metavar="N", help="steps that a policy lasts (default: unknown)"
+    )
+    parser.add_argument(
+        "--source", default="imported", metavar="NAME", help="name of the algorithm (default: imported)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="history file")
+    formats = ", ".join(EXPORT)
+    parser.add_argument("--to", required=True, metavar="FORMAT", help=f"{formats}, or module:attribute")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR|FILE", help="what is written; minari: a folder"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+
+def _check_options(parser: argparse.ArgumentParser) -> None:
+    kinds = ", ".join(check_command.CHECKS)
+    parser.add_argument("kind", choices=list(check_command.CHECKS), metavar="KIND", help=kinds)
+    parser.add_argument("what", metavar="NAME", help="a name (cad list), or module:attribute")
+    parser.add_argument("--kwargs", default="{}", metavar="YAML", help="its parameters, e.g. '{size: 5}'")
+    parser.add_argument(
+        "--family", metavar="NAME", help="family that a learner is tried on (default: a small room)"
+    )
+    parser.add_argument("--family-kwargs", default="{}", metavar="YAML", help="parameters of that family")
+    parser.add_argument(
+        "--steps", type=_count, default=200, metavar="N", help="steps of a learner's streams (default: 200)"
+    )
+
+
 def _list_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what", nargs="?", choices=list(about.LISTS), metavar="WHAT", help=", ".join(about.LISTS)
@@ -247,17 +325,57 @@ COMMANDS = {
         common=("dry-run",),
         overrides=True,
     ),
-    "list": Command(about.listing, "names to choose from", (), _list_options, common=()),
+    "import": Command(
+        exchange_command.run_import,
+        "make a history file of what another program recorded",
+        ("env",),
+        _import_options,
+        "Needs the task family, and which tasks are held out: a history file says both. Actions are\n"
+        "replayed in the family to find where episodes end and what their last steps led to; what\n"
+        "cannot be repaired is kept, and said.",
+        common=("seed", "dry-run"),
+    ),
+    "export": Command(
+        exchange_command.run_export,
+        "write a history file's episodes for other programs",
+        (),
+        _export_options,
+        common=("dry-run",),
+    ),
+    "check": Command(
+        check_command.run,
+        "what is wrong with an own family, marker or learner, in sentences",
+        (),
+        _check_options,
+        "Tries it on something small. Exit code 0 if it keeps its promises, else 1.",
+        common=(),
+    ),
+    "list": Command(
+        about.listing,
+        "names to choose from",
+        (),
+        _list_options,
+        "With a line about each and its parameters. All but extras may also be module:attribute, from the\n"
+        "present folder or an installed package.",
+        common=(),
+    ),
     "doctor": Command(about.doctor, "check this installation", common=()),
 }
+
+
+_CHOICES: dict[str, tuple[str, Iterable[str]]] = {
+    "COMMAND": ("command", COMMANDS),
+    "WHAT": ("list", about.LISTS),
+    "KIND": ("kind", check_command.CHECKS),
+}
+"""What an option with choices is called in messages, by its metavar."""
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         wrong = re.match(r"argument (\w+): invalid choice: '([^']*)'", message)
         if wrong:
-            known = COMMANDS if wrong[1] == "COMMAND" else about.LISTS
-            kind = "command" if wrong[1] == "COMMAND" else "list"
+            kind, known = _CHOICES[wrong[1]]
             message = f"unknown {kind} {wrong[2]!r}{nearest(wrong[2], known)}; one of {', '.join(known)}"
         raise UsageError(f"{message} (see {self.prog} --help)")
 

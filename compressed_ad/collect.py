@@ -40,7 +40,7 @@ from compressed_ad.marking import (
     task_seed,
 )
 from compressed_ad.seeding import rng
-from compressed_ad.spaces import to_spec
+from compressed_ad.spaces import family_specs
 from compressed_ad.tasks.base import TaskFamily
 from compressed_ad.types import AnyArray, History, IntArray, Split
 
@@ -154,7 +154,7 @@ def collect(
     info = HistoryInfo(
         family=family_name,
         family_kwargs=dict(family_kwargs or {}),
-        spaces={"observation": to_spec(family.observation_space), "action": to_spec(family.action_space)},
+        spaces=family_specs(family),
         horizon=family.horizon,
         learner=learner.name,
         config={

@@ -30,7 +30,10 @@ _MAGIC = b"compressed_ad history"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _CHUNK_BYTES = 1 << 16
 _DEFLATE_LIMIT = 1100  # deflate cannot shrink anything by more than a factor of 1032
-_FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
+_FILTERS = (
+    *(h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32),
+    h5py.h5z.FILTER_LZF,  # other programs' files; it cannot expand as much as deflate
+)
 
 
 def attribute(file: Group, name: str, kind: type) -> Any:
@@ -85,13 +88,35 @@ def opened(path: Path, *, check: bool = True) -> Iterator[h5py.File]:
         verify(path)
     else:
         stored_digest(path)
+    # No lock: files are never written in place, and some network file systems cannot lock.
+    with _named(path, "a history file"), h5py.File(path, "r", locking=False) as file:
+        version = attribute(file, "format_version", int)
+        if version != FORMAT_VERSION:
+            raise HistoryError(f"format version {version}; this version reads {FORMAT_VERSION}")
+        yield file
+
+
+@contextmanager
+def foreign(path: Path) -> Iterator[h5py.File]:
+    """An open HDF5 file of another program; whatever goes wrong inside becomes a ``HistoryError``."""
     try:
-        # No lock: files are never written in place, and some network file systems cannot lock.
-        with h5py.File(path, "r", locking=False) as file:
-            version = attribute(file, "format_version", int)
-            if version != FORMAT_VERSION:
-                raise HistoryError(f"format version {version}; this version reads {FORMAT_VERSION}")
-            yield file
+        with path.open("rb") as file:
+            block = file.read(_BLOCK)
+    except OSError as error:
+        raise HistoryError(f"{path}: {error.strerror or error}") from error
+    if block.startswith(_MAGIC):
+        raise HistoryError(f"{path}: is a history file of compressed_ad already")
+    if not block or not h5py.is_hdf5(path):
+        raise HistoryError(f"{path}: is {'not an HDF5 file' if block else 'empty'}")
+    with _named(path, "an HDF5 file"), h5py.File(path, "r", locking=False) as file:
+        yield file
+
+
+@contextmanager
+def _named(path: Path, kind: str) -> Iterator[None]:
+    """Whatever goes wrong inside becomes a ``HistoryError`` naming ``path``."""
+    try:
+        yield
     except HistoryError as error:
         text = str(error)
         raise HistoryError(text if text.startswith(str(path)) else f"{path}: {text}") from error
@@ -101,7 +126,7 @@ def opened(path: Path, *, check: bool = True) -> Iterator[h5py.File]:
         raise HistoryError(f"{path}: does not fit in memory") from error
     # What HDF5 and the conversions of its values raise on files that are not what they seem.
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
-        raise HistoryError(f"{path}: cannot be read as a history file ({error})") from error
+        raise HistoryError(f"{path}: cannot be read as {kind} ({error})") from error
 
 
 def stored_digest(path: Path) -> str:
@@ -148,16 +173,26 @@ def write_file(path: Path, fill: Callable[[h5py.File], None]) -> None:
 
     ``HistoryError`` if it cannot be written, on a full disk for instance; what was there is then untouched.
     """
+    image = _image(path, fill, userblock_size=_BLOCK)  # without the user block
+    write_atomically(path, _block(hashlib.sha256(image).hexdigest()), image, error=HistoryError)
+
+
+def write_plain(path: Path, fill: Callable[[h5py.File], None]) -> None:
+    """The same for other programs: HDF5 and nothing before it."""
+    write_atomically(path, _image(path, fill), error=HistoryError)
+
+
+def _image(path: Path, fill: Callable[[h5py.File], None], **options: int) -> bytes:
     try:
         with h5py.File(
-            "memory", "w", driver="core", backing_store=False, block_size=1 << 22, userblock_size=_BLOCK
+            "memory", "w", driver="core", backing_store=False, block_size=1 << 22, **options
         ) as file:
             fill(file)
             file.flush()
-            image: bytes = file.id.get_file_image()  # without the user block
+            image: bytes = file.id.get_file_image()
+            return image
     except (OSError, RuntimeError, MemoryError) as error:
         raise HistoryError(f"{path}: cannot be written ({error})") from error
-    write_atomically(path, _block(hashlib.sha256(image).hexdigest()), image, error=HistoryError)
 
 
 def write_array(group: Group, name: str, array: AnyArray) -> None:

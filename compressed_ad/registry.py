@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
-from compressed_ad.errors import ConfigError, UnknownNameError, UsageError, nearest
+from compressed_ad.errors import CompressedADError, ConfigError, UnknownNameError, UsageError, nearest
 
 T = TypeVar("T")
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -56,9 +56,15 @@ def import_attribute(kind: str, path: str) -> Any:
     """What ``module:attribute`` names; ``UsageError`` if there is no such thing."""
     module, _, attribute = path.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = importlib.import_module(module)
+    except CompressedADError:
+        raise
     except (ImportError, ValueError) as error:
         raise UsageError(f"{kind} {path!r}: cannot import {module!r} ({error})") from error
+    except Exception as error:  # whatever a user's file raises
+        raise UsageError(f"{kind} {path!r}: cannot import {module!r} ({_raised(error)})") from error
+    try:
+        return getattr(found, attribute)
     except AttributeError as error:
         raise UsageError(f"{kind} {path!r}: {module!r} has no attribute {attribute!r}") from error
 
@@ -87,10 +93,19 @@ def make(registry: Registry[Callable[..., T]], name: str, kwargs: Mapping[str, A
     ]
     if problems:
         raise ConfigError(problems)
-    made = maker(**kwargs)
+    try:
+        made = maker(**kwargs)
+    except CompressedADError:
+        raise
+    except Exception as error:  # whatever a user's class raises
+        raise UsageError(f"{registry.kind} {name!r} cannot be made ({_raised(error)})") from error
     if not hasattr(made, offers):
         raise UsageError(f"{registry.kind} {name!r} makes a {type(made).__name__}, which has no {offers!r}")
     return made
+
+
+def _raised(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def call_text(name: str, params: Mapping[str, Any]) -> str:

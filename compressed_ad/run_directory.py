@@ -187,6 +187,8 @@ PACKAGES = ("torch", "numpy", "scipy", "numba", "h5py", "gymnasium", "pydantic",
 EXTRAS = {
     "sb3": ("stable_baselines3", "sb3_contrib"),
     "tensorboard": ("tensorboard",),
+    "ray": ("ray",),
+    "minari": ("minari",),
 }
 
 

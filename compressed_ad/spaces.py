@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 
 from compressed_ad.errors import SpaceError
+
+if TYPE_CHECKING:
+    from compressed_ad.tasks.base import TaskFamily
 
 SpaceSpec = dict[str, Any]
 
@@ -22,7 +25,19 @@ def to_spec(space: gymnasium.Space[Any]) -> SpaceSpec:
     if isinstance(space, spaces.Box):
         bounds = {k: None if np.isinf(v).any() else v.ravel().tolist() for k, v in _bounds(space).items()}
         return {"kind": "box", "shape": list(space.shape), "dtype": str(space.dtype), **bounds}
-    raise SpaceError(f"{space} is not supported; supported: Discrete, MultiDiscrete (flat), Box")
+    shown = " ".join(str(space).split())
+    raise SpaceError(f"{shown} is not supported; supported: Discrete, MultiDiscrete (flat), Box")
+
+
+def family_specs(family: TaskFamily) -> dict[str, SpaceSpec]:
+    """The descriptions of its ``"observation"`` and ``"action"`` space; ``SpaceError`` names both."""
+    specs = {}
+    for name in ("observation", "action"):
+        try:
+            specs[name] = to_spec(getattr(family, f"{name}_space"))
+        except SpaceError as error:
+            raise SpaceError(f"{name} space of {family.name}: {error}") from error
+    return specs
 
 
 def from_spec(spec: SpaceSpec) -> gymnasium.Space[Any]:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from compressed_ad.cli import Stop, main, parse
+from compressed_ad.histories import HistoryFile
+from compressed_ad.layouts import write_ancestor
 from tests.conftest import SmokeRun
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +58,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smoke: SmokeRun) -> 
     (tmp_path / "datasets").mkdir()
     for copy in (f"datasets/{NAME}", f"runs/{NAME}", "FILE.hdf5"):
         shutil.copy(smoke.out / NAME, tmp_path / copy)
+    old = tmp_path / "old" / "histories.hdf5"
+    write_ancestor(HistoryFile(smoke.out / NAME), old, False, lambda tasks: None)
     for example in EXAMPLES:
         shutil.copy(example, tmp_path)
     for name in ("studies", "results"):
@@ -94,7 +98,7 @@ def test_commands_are_understood(page: Path, words: list[str], folder: Path) -> 
         call.config()
     if page.parent.name != "docs":
         return
-    quick = call.name in ("list", "inspect", "compare", "doctor")
+    quick = call.name in ("list", "inspect", "compare", "doctor", "check")
     assert main(words if quick or call.options.dry_run else [*words, "--dry-run"]) == 0
 
 

@@ -76,7 +76,7 @@ class PointMass:
         """(n_task, 2) goals."""
         random = rng(self.task_seed, "point mass goals")
         angle, share = random.uniform(0, 2 * np.pi, self.n_task), random.random(self.n_task)
-        return np.sqrt(share)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        return np.asarray(np.sqrt(share)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1))
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> PointMassEnv:
         """One slot per row of ``tasks`` (N, 2). All is deterministic: ``seeds`` have no effect."""

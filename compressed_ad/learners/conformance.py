@@ -1,0 +1,244 @@
+"""Does a source learner keep its promises? Every broken one is said in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from compressed_ad.errors import CompressedADError
+from compressed_ad.learners.base import SourceLearner
+from compressed_ad.tasks.base import TaskFamily
+from compressed_ad.tasks.gridworld import Darkroom
+from compressed_ad.tasks.replay import Played, differ, episode_step, play
+from compressed_ad.types import AnyArray, History, IntArray
+
+_N_LEARNER, _N_STREAM = 2, 2
+_KINDS = {
+    "rewards": ("f", "float"),
+    "terminated": ("b", "bool"),
+    "truncated": ("b", "bool"),
+    "action_probs": ("f", "float"),
+    "update": ("iu", "integer"),
+    "learner": ("iu", "integer"),
+}
+
+
+def check_learner(
+    learner: Any, family: TaskFamily | None = None, *, n_timesteps: int = 200, seed: int = 0
+) -> list[str]:
+    """What ``learner`` does other than ``SourceLearner`` promises, one sentence each; empty if nothing.
+
+    It learns two tasks of ``family`` (None: a Darkroom of 3 x 3 cells) with two learners of two streams each,
+    together and each alone. What is checked later assumes what was checked before, so fix the first sentence
+    first. Where the family is deterministic its actions are also played again, to compare.
+    """
+    members = [name for name in ("name", "learn") if not hasattr(learner, name)]
+    if members:
+        return [f"It lacks {' and '.join(members)}."]
+    problems = []
+    if not isinstance(learner.name, str) or not learner.name:
+        problems.append(f"Its name must be a string that is not empty, not {learner.name!r}.")
+    return [*problems, *_Trial(learner, family or Darkroom(3, 5), n_timesteps, seed).problems()]
+
+
+class _Failed(Exception):
+    """The learner could not be run; the message is the sentence."""
+
+
+class _Trial:
+    """A learner tried on two tasks of a family."""
+
+    def __init__(self, learner: SourceLearner, family: TaskFamily, n_timesteps: int, seed: int) -> None:
+        self.learner, self.family, self.n_timesteps, self.seed = learner, family, n_timesteps, seed
+        self.tasks = family.tasks()[-2:]
+        self.ids = np.arange(len(family.tasks()))[-2:]
+        self.reported = 0
+
+    def problems(self) -> Iterator[str]:
+        """The sentences."""
+        try:
+            histories = self._learn("two tasks", self.ids, self.tasks)
+            reported = self.reported
+            pairs = zip(histories, self.tasks, strict=True)
+            found = [problem for history, task in pairs for problem in self._of_one(history, task)]
+            yield from dict.fromkeys(found)
+            if not found:
+                yield from self._of_many(histories)
+        except _Failed as failure:
+            yield str(failure)
+            return
+        steps = len(self.tasks) * _N_LEARNER * _N_STREAM * self.n_timesteps
+        if reported != steps:
+            what = f"{reported:,} of {steps:,} steps" if reported else "nothing"
+            yield f"It reports {what} to progress, which must hear of every environment step once."
+
+    def _learn(self, what: str, ids: IntArray, tasks: AnyArray, seed: int | None = None) -> list[History]:
+        self.reported = 0
+        try:
+            histories = self.learner.learn(
+                self.family, ids.copy(), tasks.copy(), n_timesteps=self.n_timesteps, n_learner=_N_LEARNER,
+                n_stream=_N_STREAM, seed=self.seed if seed is None else seed, progress=self._progress,
+            )  # fmt: skip
+        except CompressedADError as error:
+            raise _Failed(f"It cannot learn {what}: {error}") from error
+        except Exception as error:  # whatever a user's method raises is the finding
+            raise _Failed(f"It raises {type(error).__name__} while it learns {what}: {error}") from error
+        if not isinstance(histories, list) or not all(isinstance(h, History) for h in histories):
+            raise _Failed(f"learn() must return a list of History, one per task, not {_kind(histories)}.")
+        if len(histories) != len(tasks):
+            raise _Failed(f"learn() gives {len(histories)} histories of {len(tasks)} tasks.")
+        return histories
+
+    def _progress(self, steps: int) -> None:
+        self.reported += steps
+
+    # ------------------------------------------------------------ each history by itself
+
+    def _of_one(self, history: History, task: AnyArray) -> list[str]:
+        found = list(self._form(history)) or list(self._values(history)) or list(self._time(history))
+        return found or list(self._play(history, task))
+
+    def _form(self, history: History) -> Iterator[str]:
+        """Shapes and kinds of dtypes."""
+        shape = (_N_LEARNER * _N_STREAM, self.n_timesteps)
+        if history.rewards.shape != shape:
+            yield (
+                f"Its arrays must be (stream, time, ...) {shape} for {_N_LEARNER} learners of {_N_STREAM} "
+                f"streams and {self.n_timesteps} steps; rewards have {history.rewards.shape}."
+            )
+        for name, (kinds, word) in _KINDS.items():
+            dtype = getattr(history, name).dtype
+            if dtype.kind not in kinds:
+                yield f"{name} must be of a {word} dtype, not {dtype}."
+        for name, space in self._spaced():
+            array = getattr(history, name)
+            if array.shape[2:] != space.shape:
+                yield f"{name} hold elements of shape {array.shape[2:]}; the space {space} has {space.shape}."
+            elif not np.can_cast(array.dtype, _widest(space), "same_kind"):
+                yield f"{name} are of dtype {array.dtype}, which does not fit the space {space}."
+
+    def _values(self, history: History) -> Iterator[str]:
+        """What no array may hold."""
+        for name, array in history.per_step():
+            if name in ("states", "actions", "next_states", "rewards") and not np.isfinite(array).all():
+                yield f"{name} hold NaN or infinity."
+                return
+        for name, space in self._spaced():
+            array = getattr(history, name)
+            seen = np.unique(array.reshape(-1, *space.shape), axis=0).astype(space.dtype)
+            outside = [element for element in seen if not space.contains(element)]
+            if outside:
+                yield f"{name} hold {outside[0]!r}, which lies outside {space}."
+        probs = history.action_probs[~np.isnan(history.action_probs)]
+        continuous = isinstance(self.family.action_space, spaces.Box)
+        low = (probs < 0) if continuous else (probs <= 0)
+        if (low | (probs > 1 + 1e-5)).any():
+            yield (
+                f"action_probs must lie in {'[0, 1]' if continuous else '(0, 1]'} (NaN: unknown), but reach "
+                f"from {probs.min():g} to {probs.max():g}."
+            )
+        if (np.diff(history.update.astype(np.int64), axis=1) < 0).any():
+            yield "update, the version of the policy that acted, decreases within a stream."
+        wanted = np.repeat(np.arange(_N_LEARNER), _N_STREAM)
+        if not np.array_equal(history.learner, wanted):
+            yield f"learner must be {wanted.tolist()}, whose each stream is, not {history.learner.tolist()}."
+
+    def _spaced(self) -> Iterator[tuple[str, Any]]:
+        observation, action = self.family.observation_space, self.family.action_space
+        yield from (("states", observation), ("actions", action), ("next_states", observation))
+
+    def _time(self, history: History) -> Iterator[str]:
+        """What holds from one step to the next."""
+        inner = ~history.episode_end[:, :-1]
+        broken = np.argwhere(inner & differ(history.next_states[:, :-1], history.states[:, 1:]))
+        if len(broken):
+            stream, step = broken[0]
+            yield (
+                f"Within an episode states must go on where next_states led; stream {stream} does not after "
+                f"step {step}."
+            )
+        if (episode_step(history.episode_end) > self.family.horizon).any():
+            yield (
+                f"An episode is longer than the horizon of {self.family.horizon} steps; is its end neither "
+                "terminated nor truncated?"
+            )
+
+    def _play(self, history: History, task: AnyArray) -> Iterator[str]:
+        """What the family would have done with the same actions, unless chance decides there."""
+        slots = np.repeat(task[None], history.n_stream, axis=0)
+        played, again = (play(self.family, slots, history.actions, seed) for seed in (1, 2))
+        if not any(differ(getattr(played, name), getattr(again, name)).any() for name in vars(played)):
+            yield from _compare(history, played)
+
+    # ------------------------------------------------------------ several calls
+
+    def _of_many(self, histories: list[History]) -> Iterator[str]:
+        """The same again, each task alone, another seed, the two learners."""
+        if not all(map(_same, histories, self._learn("the same again", self.ids, self.tasks))):
+            yield "The same seed gives other histories a second time; draw from seed, task id and learner."
+            return
+        for k, task in enumerate(self.ids.tolist()):
+            (alone,) = self._learn(f"task {task} alone", self.ids[k : k + 1], self.tasks[k : k + 1])
+            if not _same(histories[k], alone):
+                yield f"Task {task} is learned differently alone than beside another task."
+                break
+        if any(map(_same, histories, self._learn("with another seed", self.ids, self.tasks, self.seed + 1))):
+            yield "Another seed gives the same histories."
+        for history in histories:
+            one, other = history.actions[:_N_STREAM], history.actions[_N_STREAM:]
+            if np.array_equal(one, other):
+                yield "Its two learners of a task do the same; each must draw numbers of its own."
+                break
+
+
+def _compare(history: History, played: Played) -> Iterator[str]:
+    """Where a history and what its actions really lead to part."""
+    wrong = differ(history.states, played.states)
+    if wrong.any():
+        yield f"states are not where the actions lead, first in {_place(wrong)}."
+        return
+    wrong = differ(history.rewards, played.rewards)
+    if wrong.any():
+        yield f"rewards are not those of the task, first in {_place(wrong)}."
+    late = history.terminated & played.truncated & ~played.terminated
+    wrong = (history.terminated != played.terminated) | (history.truncated != played.truncated)
+    if late.any():
+        yield "Episodes that the time limit ends are called terminated; a time limit truncates."
+    elif wrong.any():
+        yield f"terminated or truncated is not as the family says, first in {_place(wrong)}."
+    wrong = differ(history.next_states, played.next_states)
+    reset = np.zeros_like(wrong)
+    reset[:, :-1] = history.episode_end[:, :-1] & ~differ(history.next_states[:, :-1], history.states[:, 1:])
+    if (wrong & reset).any():
+        yield (
+            "At the ends of episodes next_states hold the first observation of the next episode instead of "
+            "where the action led."
+        )
+    elif wrong.any():
+        yield f"next_states are not where the actions lead, first in {_place(wrong)}."
+
+
+def _place(wrong: AnyArray) -> str:
+    stream, step = np.argwhere(wrong)[0]
+    return f"stream {stream} at step {step}"
+
+
+def _same(a: History, b: History) -> bool:
+    ours, theirs = dict(a.per_step()), dict(b.per_step())
+    return set(ours) == set(theirs) and all(
+        np.array_equal(ours[name], theirs[name], equal_nan=ours[name].dtype.kind == "f") for name in ours
+    )
+
+
+def _widest(space: gymnasium.Space[Any]) -> np.dtype[Any]:
+    """What an array of the space's elements may be cast to."""
+    return np.dtype(space.dtype if isinstance(space, spaces.Box) else np.int64)
+
+
+def _kind(value: Any) -> str:
+    inner = f" of {', '.join(sorted({type(v).__name__ for v in value}))}" if isinstance(value, list) else ""
+    return f"a {type(value).__name__}{inner}"
