@@ -14,10 +14,10 @@ PACKAGE = Path(__file__).parents[1] / "compressed_ad"
 LAYERS = """
 errors types spaces seeding files registry settings
 tasks.base tasks.grid tasks.gridworld tasks tasks.gymnasium tasks.vector tasks.select tasks.conformance
-markers marking hdf5 history_header histories overview
+markers marking hdf5 history_header scales histories overview
 learners learners.base learners.ppo_kernels learners.ppo_batch learners.ppo learners.sb3 learners.select
 collect sequences stitching transforms windows
-models.transformer models.ad models.compressed_ad models
+models.transformer models.encoders models.heads models.ad models.compressed_ad models
 checkpoints train agents evaluate rollouts attention border_tokens
 stats results analysis plots plots_rollouts page report
 yaml_file config run_directory workers ray_pool runs inside plots_attention played sights pipeline
