@@ -13,9 +13,11 @@ PACKAGE = Path(__file__).parents[1] / "compressed_ad"
 # Reading order is import order: a file imports only from files before it.
 LAYERS = """
 errors types spaces seeding files registry settings
-tasks.base tasks.grid tasks.gridworld tasks tasks.gymnasium tasks.vector tasks.select tasks.conformance
+tasks.base tasks.bandit_kernels tasks.bandit_rules tasks.bandit tasks.grid tasks.gridworld
+tasks tasks.gymnasium tasks.vector tasks.select tasks.conformance
 markers marking hdf5 history_header histories overview
-learners learners.base learners.ppo_kernels learners.ppo_batch learners.ppo learners.sb3 learners.select
+learners learners.base learners.ppo_kernels learners.ppo_batch learners.ppo
+learners.scripted learners.bandits learners.noise learners.sb3 learners.select
 collect sequences stitching transforms windows
 models.transformer models.ad models.compressed_ad models
 checkpoints train agents evaluate rollouts attention border_tokens
