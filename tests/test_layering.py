@@ -21,7 +21,7 @@ learners.scripted learners.bandits learners.noise learners.sb3 learners.select
 collect sequences stitching transforms windows
 models.transformer models.ad models.compressed_ad models
 checkpoints train agents evaluate rollouts attention border_tokens
-stats results analysis plots plots_rollouts page report
+stats results analysis plots plots_rollouts plots_regret page report
 yaml_file config run_directory workers ray_pool runs inside plots_attention played sights pipeline
 estimates study_file study_rows study study_tables plots_study study_page
 progress commands study_command rollouts_command attention_command about cli
@@ -34,7 +34,7 @@ UPWARD = {("models.ad", "evaluate")}
 ONLY_IN = {
     "h5py": {"hdf5"},
     "stable_baselines3": {"learners.sb3"},
-    "matplotlib": {"plots", "plots_attention", "plots_rollouts", "plots_study"},
+    "matplotlib": {"plots", "plots_attention", "plots_regret", "plots_rollouts", "plots_study"},
     "jinja2": {"page"},
     "ray": {"ray_pool"},
     "rich": {"progress", "report", "commands"},

@@ -18,7 +18,8 @@ def make_learner(name: str, config: Mapping[str, Any]) -> SourceLearner:
     """The learner ``name`` built with the keyword arguments ``config``.
 
     ``name`` is a registered name (``ppo``, ``thompson``, ...), ``sb3:`` and an algorithm of
-    Stable-Baselines3 (``sb3:PPO``), or ``module:attribute``. Raises ``UnknownNameError``, ``ConfigError``, ``MissingExtraError``.
+    Stable-Baselines3 (``sb3:PPO``), or ``module:attribute``. Raises ``UnknownNameError``, ``ConfigError``,
+    ``MissingExtraError``.
     """
     prefix, _, algorithm = name.partition(":")
     if prefix == "sb3":
