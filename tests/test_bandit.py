@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from scipy import stats as distributions
+from scipy.special import betaln
 
 from compressed_ad.agents import OptimalAgent
 from compressed_ad.errors import ConfigError, SpaceError, UsageError
@@ -122,8 +123,6 @@ def test_beta_posteriors_count_and_their_chances_are_the_closed_form_of_two_arms
     """P(p1 > p0) of two Beta posteriors with whole parameters is a finite sum (Evan Miller 2014)."""
     posterior = BetaPosterior(2, 1, 1)
     arms, rewards = played(posterior, 6, 60, binary=True)
-    from scipy.special import betaln
-
     for slot, chances in enumerate(posterior.best()):
         won = [int(rewards[arms[:, slot] == a, slot].sum()) for a in (0, 1)]
         tried = [int((arms[:, slot] == a).sum()) for a in (0, 1)]
@@ -209,9 +208,8 @@ def test_regret_of_both_rules_grows_like_a_logarithm() -> None:
     chances = np.array([0.9, 0.6, 0.6, 0.5])
     family = BernoulliBandit(n_arm=4)
     n, gaps = 1000, 0.9 - chances
-    tasks = np.tile(chances, (1, 1))
     bound = 8 * sum(math.log(n) / gap for gap in gaps[1:]) + (1 + math.pi**2 / 3) * gaps.sum()
-    for name, player in family.references(tasks).items():
+    for name, player in family.references(chances[None]).items():
         agent = player(0)
         env = family.make(np.tile(chances, (200, 1)), np.arange(200))
         agent.reset(200)
@@ -224,7 +222,7 @@ def test_regret_of_both_rules_grows_like_a_logarithm() -> None:
         total = regret.sum(axis=0).mean()
         assert total < bound, name
         assert regret[n // 2 :].sum() < 0.6 * regret[: n // 2].sum(), name
-        assert total < 0.2 * n * gaps.mean(), name  # far from the random policy's
+        assert total < n * gaps.mean() / 3, name  # of what the random policy loses
 
 
 def test_references_meet_the_luck_of_the_evaluation_and_are_reproducible() -> None:
@@ -260,9 +258,7 @@ def test_a_history_depends_on_seed_and_task_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["thompson", "ucb1"])
 def test_other_families_are_refused_in_one_line(name: str) -> None:
-    with pytest.raises(
-        UsageError, match=r"learns bandits \(bernoulli_bandit, gaussian_bandit\), not darkroom"
-    ):
+    with pytest.raises(UsageError, match=r"learns bandits \(bernoulli_bandit, .*\), not darkroom"):
         learn(name, Darkroom(), [0])  # type: ignore[arg-type]
 
 

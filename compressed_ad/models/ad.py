@@ -95,13 +95,18 @@ class AD(nn.Module):
         self.head = nn.Linear(width, action["n"])
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        # As in a bandit: the state that an episode ends in then tells nothing of the action that led there.
+        self.sees_nothing = self.config.observation_space == {"kind": "discrete", "n": 1}
 
     def embed(self, tokens: Tokens) -> Tensor:
-        """(B, L, D). The reward scales an embedding of the state that earned it, the true next state."""
+        """(B, L, D). The reward scales an embedding of the state that earned it, the true next state.
+
+        An episode's last action is not shown, unless there is nothing but actions and rewards to see.
+        """
         known, ended = tokens.has_previous[..., None], tokens.ended[..., None]
         reward = tokens.reward[..., None]
         came_of = (
-            self.action(tokens.action) * ~ended
+            self.action(tokens.action) * (~ended | self.sees_nothing)
             + reward * (self.reward + self.rewarded_state(tokens.next_state))
             + ended * (self.ended + self.final_state(tokens.next_state))
         )
