@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,9 @@ class Analysis:
     seeds: dict[str, tuple[int, ...]]
     scale: str  # what a normalised return of 1 stands for
     optimal: Floats  # (N,) the return that 1 stands for
+    references: dict[str, Floats]  # (1, N, E) of the family's reference algorithms, normalised as ``curves``
+    regret: dict[str, Floats]  # (R, N, E) see ``cumulative_regret``: methods, then references
+    total_regret: dict[str, Interval]  # mean over runs and tasks, at the end
 
     @property
     def verdict(self) -> str:
@@ -66,6 +70,8 @@ def analyse(methods: Sequence[MethodRuns], source: SourceSummary | None = None, 
     )
     limits["excess_cross_entropy"] = (-np.inf, np.inf)
     curves = {m.name: _normalised(m, optimal).mean(axis=2) for m in methods}
+    played = {name: returns[None] for name, returns in methods[0].references.items()}
+    regret = cumulative_regret(methods)
     base, differences, comparisons = methods[0], {}, []
     for method in methods[1:]:
         ours, theirs = _shared_seeds(base, method)
@@ -92,7 +98,32 @@ def analyse(methods: Sequence[MethodRuns], source: SourceSummary | None = None, 
         seeds={m.name: m.seeds for m in methods},
         scale=scale,
         optimal=optimal,
+        references={
+            name: _normalised(methods[0], optimal, returns).mean(axis=2) for name, returns in played.items()
+        },
+        regret=regret,
+        total_regret={
+            name: stats.hierarchical_bootstrap(values[..., -1], stats.mean, seed=seed)
+            for name, values in regret.items()
+        },
     )
+
+
+def cumulative_regret(methods: Sequence[MethodRuns]) -> dict[str, Floats]:
+    """(R, N, E) optimal minus earned return, summed over the episodes so far, mean over rollouts.
+
+    Of the methods and then the references (R = 1). Empty unless the optimum is known and regret is the usual
+    measure: an episode is one step, or the family offers reference algorithms.
+    """
+    base = methods[0]
+    if not np.isfinite(base.optimal).all() or not (base.references or base.horizon == 1):
+        return {}
+    earned = {m.name: m.returns for m in methods}
+    earned |= {name: returns[None] for name, returns in base.references.items()}
+    return {
+        name: np.cumsum(base.optimal[:, None] - returns.mean(axis=2, dtype=np.float64), axis=-1)
+        for name, returns in earned.items()
+    }
 
 
 def _check_methods(methods: Sequence[MethodRuns]) -> None:
@@ -124,9 +155,10 @@ def _scale(method: MethodRuns, source: SourceSummary | None) -> tuple[Floats, st
     return optimal, "the best episode of the source algorithm (the optimal return is unknown)"
 
 
-def _normalised(method: MethodRuns, optimal: Floats) -> Floats:
-    """(R, N, M, E)."""
-    return np.stack([stats.normalise(returns, method.random, optimal) for returns in method.returns])
+def _normalised(method: MethodRuns, optimal: Floats, returns: Any = None) -> Floats:
+    """(R, N, M, E), of the method's own returns or others on its tasks."""
+    returns = method.returns if returns is None else returns
+    return np.stack([stats.normalise(run, method.random, optimal) for run in returns])
 
 
 def _scores(method: MethodRuns, optimal: Floats) -> dict[str, Floats]:

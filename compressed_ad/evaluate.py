@@ -14,7 +14,7 @@ from compressed_ad.agents import Agent, as_agent
 from compressed_ad.errors import NumericalError, UsageError
 from compressed_ad.models.ad import AD
 from compressed_ad.seeding import seed64
-from compressed_ad.tasks.base import BatchedEnv, TaskFamily
+from compressed_ad.tasks.base import BatchedEnv, ReferencePolicies, TaskFamily
 from compressed_ad.tasks.vector import as_batched
 from compressed_ad.types import AnyArray, FloatArray
 from compressed_ad.windows import WindowSampler
@@ -128,6 +128,21 @@ def evaluate_tasks(
         model, family.make(slots, seeds), episodes=episodes, progress=progress, **options
     )
     return result.reward_episode.T.reshape(n_task, rollouts, episodes)
+
+
+def evaluate_references(
+    family: TaskFamily, tasks: AnyArray, *, rollouts: int, episodes: int, seed: int = 0
+) -> dict[str, FloatArray]:
+    """Returns (N, M, E) of the family's reference algorithms by name; empty if it offers none.
+
+    Their environments are those in which ``evaluate_tasks`` plays with the same ``seed``.
+    """
+    if not isinstance(family, ReferencePolicies):
+        return {}
+    return {
+        name: evaluate_tasks(player(seed), family, tasks, rollouts=rollouts, episodes=episodes, seed=seed)
+        for name, player in family.references(tasks).items()
+    }
 
 
 @dataclass(frozen=True)

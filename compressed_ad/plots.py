@@ -36,6 +36,7 @@ LINES: tuple[Any, ...] = (
     (0, (4, 3)),
 )
 SOURCE = "#009E73"
+REFERENCES = ("#000000", "#8a5a2b", "#7a4fa3")
 MUTED = "#6b6b6b"
 FAINT = "#e4e4e4"
 NEVER_SOLVED = 0.1
@@ -222,29 +223,37 @@ def training_curves(metrics: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
 
 @styled
 def in_context_curves(
-    bands: Mapping[str, ArrayLike], *, source: ArrayLike | None = None, source_name: str = "source"
+    bands: Mapping[str, ArrayLike],
+    *,
+    source: ArrayLike | None = None,
+    source_name: str = "source",
+    references: Mapping[str, ArrayLike] | None = None,
+    episodes: ArrayLike | None = None,
 ) -> Figure:
     """Normalised return per in-context episode: bands (3, E) of IQM, low and high per method.
 
     ``source`` (E',) is the source algorithm's normalised return per episode, from scratch, on the same
-    tasks; it is cut to the episodes shown.
+    tasks; it is cut to the episodes shown. ``references`` (E,) are those of known algorithms. ``episodes``
+    (E,) numbers the episodes, by default from 1.
     """
     figure, axes = _axes(7.6, 4.4)
     n_episode = max(np.shape(band)[1] for band in bands.values())
+    numbers = np.arange(1, n_episode + 1) if episodes is None else np.asarray(episodes)
     labels = [(1.0, "optimal", MUTED), (0.0, "random", MUTED)]
     for level in (0.0, 1.0):
         axes.axhline(level, color=MUTED, linestyle=(0, (2, 2)), linewidth=1.2)
     if source is not None:
         curve = np.asarray(source, dtype=np.float64)[:n_episode]
-        axes.plot(np.arange(1, len(curve) + 1), curve, color=SOURCE, linewidth=1.5)
+        axes.plot(numbers[: len(curve)], curve, color=SOURCE, linewidth=1.5)
         labels.append((float(curve[-1]), f"{source_name}, learning", SOURCE))
+    labels += reference_lines(axes, numbers, references or {})
     for i, (name, band) in enumerate(bands.items()):
         middle, low, high = np.asarray(band, dtype=np.float64)
-        episodes = np.arange(1, len(middle) + 1)
-        axes.fill_between(episodes, low, high, color=COLOURS[i % 6], alpha=0.15, linewidth=0)
-        axes.plot(episodes, middle, color=COLOURS[i % 6], linestyle=LINES[i % 6])
+        at = numbers[: len(middle)]
+        axes.fill_between(at, low, high, color=COLOURS[i % 6], alpha=0.15, linewidth=0)
+        axes.plot(at, middle, color=COLOURS[i % 6], linestyle=LINES[i % 6])
         labels.append((float(middle[-1]), name, COLOURS[i % 6]))
-    axes.set(xlabel="in-context episode", ylabel="normalised return", xlim=(1, max(2, n_episode)))
+    axes.set(xlabel="in-context episode", ylabel="normalised return", xlim=(1, max(2, numbers[-1])))
     axes.set_ylim(min(-0.08, axes.get_ylim()[0]), max(1.08, min(1.6, axes.get_ylim()[1])))
     axes.set_title("Held-out tasks: interquartile mean, band: 95 % interval")
     end_labels(axes, labels)
@@ -380,6 +389,18 @@ def difference_intervals(
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height))
     return figure, figure.subplots()
+
+
+def reference_lines(
+    axes: Axes, numbers: AnyArray, references: Mapping[str, ArrayLike]
+) -> list[tuple[float, str, str]]:
+    """Draw the curves (E,) of known algorithms over ``numbers`` (E,); their labels for ``end_labels``."""
+    labels = []
+    for i, (name, values) in enumerate(references.items()):
+        curve, colour = np.asarray(values, dtype=np.float64), REFERENCES[i % len(REFERENCES)]
+        axes.plot(numbers[: len(curve)], curve, color=colour, linestyle=(0, (1, 1)), linewidth=1.8)
+        labels.append((float(curve[-1]), name, colour))
+    return labels
 
 
 def end_labels(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:

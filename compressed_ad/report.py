@@ -29,6 +29,7 @@ from compressed_ad.analysis import IMITATION, METRICS, Analysis, analyse, conver
 from compressed_ad.files import write_atomically
 from compressed_ad.page import image, render, save_figure
 from compressed_ad.plots import Figure
+from compressed_ad.plots_regret import cumulative_regret
 from compressed_ad.results import MethodRuns, SourceSummary
 from compressed_ad.stats import Interval
 
@@ -83,17 +84,33 @@ def _result_figures(
     learning, rows = None, _rows(source, base.task_ids)
     if source is not None and rows is not None:
         own = stats.normalise(source.returns[rows], base.random, analysis.optimal)
-        learning = stats.mean(own, axis=0)
+        learning = stats.mean(own[:, : base.returns.shape[-1]], axis=0)
     source_name = source.name if source is not None else "source"
-    bands = {name: stats.bootstrap_curve(curves, seed=seed) for name, curves in analysis.curves.items()}
+    blocks = {name: stats.in_blocks(curves) for name, curves in analysis.curves.items()}
+    bands = {name: stats.bootstrap_curve(means, seed=seed) for name, (means, _) in blocks.items()}
+    _, episodes = blocks[base.name]
+    size = -(-base.returns.shape[-1] // len(episodes))
+    references = {
+        name: stats.iqm(stats.in_blocks(curves)[0][0], axis=0) for name, curves in analysis.references.items()
+    }
     yield (
         "in_context",
         "In-context return on the held-out tasks. The weights are frozen; what improves is what the model "
         f"makes of its growing context. 0 is the uniformly random policy, 1 is {analysis.scale}. The band "
         f"covers {'new training seeds and ' if len(base.seeds) > 1 else ''}new tasks. The source algorithm "
-        "is shown as it learns the same tasks from scratch (mean over its streams and the tasks).",
-        plots.in_context_curves(bands, source=learning, source_name=source_name),
+        "is shown as it learns the same tasks from scratch (mean over its streams and the tasks)."
+        + (" Dotted: known algorithms, which play the same tasks." if references else "")
+        + (f" Points are means of {size} consecutive episodes." if size > 1 else ""),
+        plots.in_context_curves(
+            bands,
+            source=None if learning is None else stats.in_blocks(learning)[0],
+            source_name=source_name,
+            references=references,
+            episodes=episodes,
+        ),
     )
+    if analysis.regret:
+        yield _regret_figure(analysis, seed)
     for key, comparison in zip(analysis.differences, analysis.comparisons, strict=True):
         enough = comparison.n_run >= stats.MIN_RUNS
         yield (
@@ -128,6 +145,23 @@ def _result_figures(
         "How many runs and tasks end above each level.",
         plots.performance_profile(
             {name: stats.performance_profile(v, levels, seed=seed) for name, v in final.items()}, levels
+        ),
+    )
+
+
+def _regret_figure(analysis: Analysis, seed: int) -> tuple[str, str, Figure]:
+    n_episode = next(iter(analysis.regret.values())).shape[-1]
+    shown = np.unique(np.linspace(0, n_episode - 1, 60).round().astype(np.int64))
+    curves = {name: values[..., shown] for name, values in analysis.regret.items()}
+    return (
+        "regret",
+        "Cumulative regret on the held-out tasks: what the best policy would have earned more in all "
+        "episodes so far, mean over runs, tasks and rollouts."
+        + (" Dotted: known algorithms, which play the same tasks." if analysis.references else ""),
+        cumulative_regret(
+            {n: stats.bootstrap_curve(curves[n], stats.mean, seed=seed) for n in analysis.curves},
+            references={name: curves[name].mean(axis=(0, 1)) for name in analysis.references},
+            episodes=shown + 1,
         ),
     )
 
@@ -236,6 +270,7 @@ def build_report(
         analysis=analysis,
         header=_header(analysis),
         table=_cells(analysis),
+        regret=_regret_rows(analysis),
         convergence=convergence(methods),
         figures=shown,
         marking=source.marking if source is not None else None,
@@ -273,6 +308,8 @@ def _summary(
         "verdict": analysis.verdict,
         "methods": plain(analysis.methods),
         "differences": plain(analysis.differences),
+        "regret": {name: vars(interval) for name, interval in analysis.total_regret.items()},
+        "references": {name: {"final": _final(curves)} for name, curves in analysis.references.items()},
         "marking": marking,
         "seconds": dict(seconds),
         "protocol": {
@@ -316,6 +353,29 @@ def _cells(analysis: Analysis) -> list[tuple[str, list[tuple[str, str]]]]:
     return rows
 
 
+def _final(curves: Floats) -> float:
+    """Final normalised return, interquartile mean over runs and tasks."""
+    return float(stats.iqm(stats.final_return(curves).ravel()))
+
+
+def _regret_rows(analysis: Analysis) -> list[tuple[str, str, str, str]]:
+    """(method or reference, final normalised return, total regret, its interval) as text."""
+    curves = {**analysis.curves, **analysis.references}
+    return [
+        (name, _number(_final(curves[name])), _regret_number(total.iqm), _regret_span(total))
+        for name, total in analysis.total_regret.items()
+    ]
+
+
+def _regret_number(value: float) -> str:
+    return f"{value:z.2f}"
+
+
+def _regret_span(interval: Interval) -> str:
+    low, high = interval.low, interval.high
+    return f"{_regret_number(low)} to {_regret_number(high)}" if math.isfinite(low) else ""
+
+
 def _header(analysis: Analysis) -> list[str]:
     return [*analysis.methods, *(f"{c.b} − {c.a}" for c in analysis.comparisons)]
 
@@ -338,6 +398,9 @@ def _csv(analysis: Analysis) -> str:
         for key, i in row.items():
             n_run = len(analysis.seeds[name])
             write(["method", name, key, i.iqm, i.low, i.high, analysis.means[name][key], n_run, n_task])
+    for name, total in analysis.total_regret.items():
+        n_run = len(analysis.regret[name])
+        write(["regret", name, "regret", "", total.low, total.high, total.iqm, n_run, n_task])
     for (name, row), comparison in zip(analysis.differences.items(), analysis.comparisons, strict=True):
         for key, i in row.items():
             average = comparison.final_mean.iqm if key == "final" else ""
@@ -371,4 +434,13 @@ def terminal_table(analysis: Analysis) -> Group:
         table.add_column(Text(name, justify="right"), justify="right", overflow="fold")
     for label, cells in _cells(analysis):
         table.add_row(Text(label), *(Text(f"{value}\n{span}".rstrip()) for value, span in cells))
-    return Group(table, Text(analysis.verdict))
+    parts: list[Table | Text] = [table]
+    if analysis.total_regret:
+        n_episode = next(iter(analysis.regret.values())).shape[-1]
+        regret = Table(title=f"Cumulative regret over {n_episode} episodes: mean", title_justify="left")
+        for heading in ("", "regret", "95 % interval", "final normalised return"):
+            regret.add_column(Text(heading), justify="right" if heading else "left")
+        for name, final, total, span in _regret_rows(analysis):
+            regret.add_row(Text(name), total, span, final)
+        parts.append(regret)
+    return Group(*parts, Text(analysis.verdict))

@@ -7,7 +7,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from compressed_ad.marking import MarkingStatistics, marking_statistics
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, History, IntArray
 
 TRACE_STEPS = 200
+REFERENCE = "reference_"
+"""Before the names of reference algorithms in an evaluation file."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class MethodRuns:
     cross_entropy: FloatArray  # (R,) nats
     behaviour_entropy: FloatArray  # (R,) nats
     metrics: Sequence[Sequence[Mapping[str, Any]]]  # (R,) rows of metrics.jsonl
+    references: Mapping[str, FloatArray] = field(default_factory=dict)  # (N, M, E) by name, undiscounted
+    horizon: int | None = None  # of the family; None where not known
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,10 @@ def load_runs(run_dirs: Sequence[Path], name: str | None = None) -> MethodRuns:
         random=runs[0]["random"].astype(np.float64),
         optimal=runs[0]["optimal"].astype(np.float64),
         metrics=[load_metrics(path / "metrics.jsonl") for _, path in ordered],
+        references={
+            key.removeprefix(REFERENCE): array for key, array in runs[0].items() if key.startswith(REFERENCE)
+        },
+        horizon=int(runs[0]["horizon"]) if "horizon" in runs[0] else None,
         **scalars,
     )
 
@@ -145,6 +153,9 @@ def load_evaluation(path: Path) -> dict[str, AnyArray]:
             raise RunDirectoryError(f"{path}: {key}: expected one number, got shape {arrays[key].shape}")
     if not np.isfinite(returns).all():
         raise RunDirectoryError(f"{path}: returns has NaN or infinity")
+    for key in (key for key in arrays if key.startswith(REFERENCE)):
+        if arrays[key].shape != returns.shape:
+            raise RunDirectoryError(f"{path}: {key}: expected {returns.shape}, got {arrays[key].shape}")
     return arrays | {key: arrays[key].reshape(()) for key in _SCALARS}
 
 

@@ -23,7 +23,7 @@ from compressed_ad.errors import HistoryError, RunDirectoryError, SplitError, Us
 from compressed_ad.files import write_atomically
 from compressed_ad.histories import HistoryFile
 from compressed_ad.marking import mark_all
-from compressed_ad.results import episode_returns
+from compressed_ad.results import REFERENCE, episode_returns
 from compressed_ad.run_directory import (
     claimed,
     history_provenance,
@@ -109,6 +109,26 @@ def _sequences(path: Path, digest: str, task_ids: tuple[int, ...], marking: str 
         settings = MarkerSettings.model_validate_json(marking)
         histories = mark_all(settings.marker, histories, seed=file.info.seed, **marker_params(settings))
     return from_histories(histories)
+
+
+@lru_cache(maxsize=1)
+def _references(
+    path: Path, digest: str, task_ids: tuple[int, ...], rollouts: int, episodes: int
+) -> dict[str, FloatArray]:
+    """Returns of the family's reference algorithms by name.
+
+    They depend on the histories' seed, not on the run's, so that the runs of one process share them.
+    """
+    from compressed_ad.evaluate import evaluate_references
+
+    file = HistoryFile(path, verify=False)
+    return evaluate_references(
+        make_family(file.info.family, file.info.family_kwargs),
+        file.tasks[np.array(task_ids, np.int64)],
+        rollouts=rollouts,
+        episodes=episodes,
+        seed=file.info.seed,
+    )
 
 
 class _Data:
@@ -382,7 +402,8 @@ def evaluate_run(
     Arrays: ``returns`` (N, M, E), ``returns_last`` (the same with the last weights), ``task_ids``,
     ``optimal``, ``random`` (N,), ``accuracy``, ``cross_entropy``, ``behaviour_entropy``, ``step``,
     ``step_last``, ``marked`` (10,) share of marked steps by tenth of the training histories, ``settings``
-    (JSON); with ``evaluation.training_tasks`` also ``returns_training`` (N', M, E) and its ``_ids``,
+    (JSON), ``horizon`` of the family, and, for each of its reference algorithms, ``reference_<name>``
+    (N, M, E); with ``evaluation.training_tasks`` also ``returns_training`` (N', M, E) and its ``_ids``,
     ``_optimal``, ``_random`` (N',): the first N' training tasks of the split.
     """
     path = output or job.path / EVALUATION
@@ -419,7 +440,12 @@ def evaluate_run(
         "random": data.file.random_return[ids],
         "marked": _marked_by_tenth(data.raw(data.training_tasks())),
         "settings": settings,
+        "horizon": data.family.horizon,
     }
+    played = _references(
+        data.file.path, data.file.digest(), tuple(ids.tolist()), evaluation.rollouts, evaluation.episodes
+    )
+    arrays |= {f"{REFERENCE}{name}": returns for name, returns in played.items()}
     if evaluation.training_tasks:
         seen = data.training_tasks()[: evaluation.training_tasks]
         random, optimal = data.scale(seen)

@@ -6,8 +6,11 @@ Two purposes never share a stream, and adding a new consumer never shifts the nu
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def _words(purpose: tuple[str | int, ...]) -> list[int]:
@@ -22,3 +25,32 @@ def rng(seed: int, *purpose: str | int) -> np.random.Generator:
 def seed64(seed: int, *purpose: str | int) -> int:
     """A 64-bit seed for ``(seed, purpose)``, for libraries and kernels that want an integer."""
     return int(np.random.SeedSequence([seed, *_words(purpose)]).generate_state(1, np.uint64)[0])
+
+
+class SlotDraws:
+    """Random numbers for many slots at once, each slot's from its own generator alone.
+
+    They are drawn ahead in blocks of ``block`` steps, so that a step costs no Python per slot; the block
+    changes no number. ``shape`` is that of what a slot gets per step.
+    """
+
+    def __init__(
+        self,
+        generators: Sequence[np.random.Generator],
+        kind: Literal["random", "standard_normal"] = "random",
+        *,
+        shape: tuple[int, ...] = (),
+        block: int = 256,
+    ) -> None:
+        self._generators, self._kind, self._at = generators, kind, block
+        self._ahead: NDArray[Any] = np.empty((block, len(generators), *shape))
+
+    def __call__(self) -> NDArray[np.float64]:
+        """(N, ...) numbers of the next step."""
+        block, _, *shape = self._ahead.shape
+        if self._at == block:
+            self._at = 0
+            for slot, generator in enumerate(self._generators):
+                self._ahead[:, slot] = getattr(generator, self._kind)((block, *shape))
+        self._at += 1
+        return np.array(self._ahead[self._at - 1])

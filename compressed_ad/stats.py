@@ -110,6 +110,17 @@ def area_under_curve(curves: ArrayLike) -> Floats:
     return np.asarray(np.asarray(curves, dtype=np.float64).mean(axis=-1))
 
 
+def in_blocks(curves: ArrayLike, most: int = 100) -> tuple[Floats, Floats]:
+    """Curves (..., E) as means (..., K) of equally many consecutive episodes, K <= ``most`` (the last may be
+    of fewer), and the middle (K,) of each block's episode numbers. Up to ``most`` episodes stay as they are.
+    """
+    values = np.asarray(curves, dtype=np.float64)
+    n_episode = values.shape[-1]
+    starts = np.arange(0, n_episode, -(-n_episode // most))
+    sizes = np.diff(np.append(starts, n_episode))
+    return np.add.reduceat(values, starts, axis=-1) / sizes, starts + (sizes + 1) / 2
+
+
 def found_by(returns: ArrayLike, k: int | None = None) -> Floats:
     """Share of rollouts (..., M, E) with a return > 0 in one of their first k episodes (all if None)."""
     values = np.asarray(returns)[..., :k]

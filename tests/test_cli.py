@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -95,7 +96,7 @@ def test_help_shows_every_option_and_setting_with_its_default(run, command):
 def test_help_lists_the_commands(run):
     code, out, _ = run("--help")
     assert code == 0
-    assert all(f"    {name} " in out for name in COMMANDS)
+    assert all(re.search(rf"^    {name}\b", out, re.MULTILINE) for name in COMMANDS)
     assert {"attention", "rollouts", "study"} <= set(COMMANDS)
     assert run()[0] == 2
     assert run("--version")[1].startswith("cad ")

@@ -13,15 +13,15 @@ PACKAGE = Path(__file__).parents[1] / "compressed_ad"
 # Reading order is import order: a file imports only from files before it.
 LAYERS = """
 errors types spaces seeding files registry settings
-tasks.base tasks.replay tasks.grid tasks.gridworld tasks.point_mass tasks tasks.gymnasium
-tasks.vector tasks.gymnasium_family tasks.select tasks.conformance
+tasks.base tasks.replay tasks.bandit_kernels tasks.bandit_rules tasks.bandit tasks.grid tasks.gridworld
+tasks.point_mass tasks tasks.gymnasium tasks.vector tasks.gymnasium_family tasks.select tasks.conformance
 markers marking hdf5 history_header scales histories overview layouts importing minari_export
-learners learners.base learners.ppo_kernels learners.ppo_batch learners.ppo learners.sb3
-learners.select learners.conformance
+learners learners.base learners.ppo_kernels learners.ppo_batch learners.ppo
+learners.scripted learners.bandits learners.noise learners.sb3 learners.select learners.conformance
 collect sequences stitching transforms windows
 models.transformer models.encoders models.heads models.ad models.compressed_ad models
 checkpoints train agents evaluate rollouts attention border_tokens
-stats results analysis plots plots_rollouts page report
+stats results analysis plots plots_rollouts plots_regret page report
 yaml_file config run_directory workers ray_pool runs inside plots_attention played sights pipeline
 estimates study_file study_rows study study_tables plots_study study_page
 progress commands study_command rollouts_command attention_command exchange_command check_command about cli
@@ -34,7 +34,7 @@ UPWARD = {("models.ad", "evaluate")}
 ONLY_IN = {
     "h5py": {"hdf5"},
     "stable_baselines3": {"learners.sb3"},
-    "matplotlib": {"plots", "plots_attention", "plots_rollouts", "plots_study"},
+    "matplotlib": {"plots", "plots_attention", "plots_regret", "plots_rollouts", "plots_study"},
     "jinja2": {"page"},
     "ray": {"ray_pool"},
     "minari": {"minari_export"},

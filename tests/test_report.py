@@ -149,7 +149,8 @@ def test_summary_has_the_promised_keys(report: Report) -> None:
     folder = report.index.parent
     summary = json.loads((folder / "summary.json").read_text(), parse_constant=pytest.fail)
     assert summary == report.summary
-    assert set(summary) == {"verdict", "methods", "differences", "marking", "seconds", "protocol"}
+    keys = {"verdict", "methods", "differences", "regret", "references", "marking", "seconds", "protocol"}
+    assert set(summary) == keys
     metrics = {
         "final",
         "auc",

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from compressed_ad.learners.bandits import UCB, ThompsonSampling
 from compressed_ad.learners.base import LEARNER, SourceLearner
+from compressed_ad.learners.noise import NoiseDistillation
 from compressed_ad.learners.ppo import BatchedPPO
 from compressed_ad.registry import make
 
-__all__ = ["BatchedPPO", "make_learner"]
+__all__ = ["UCB", "BatchedPPO", "NoiseDistillation", "ThompsonSampling", "make_learner"]
 
 
 def make_learner(name: str, config: Mapping[str, Any]) -> SourceLearner:
     """The learner ``name`` built with the keyword arguments ``config``.
 
-    ``name`` is a registered name (``ppo``), ``sb3:`` and an algorithm of Stable-Baselines3 (``sb3:PPO``), or
-    ``module:attribute``. Raises ``UnknownNameError``, ``ConfigError``, ``MissingExtraError``.
+    ``name`` is a registered name (``ppo``, ``thompson``, ...), ``sb3:`` and an algorithm of
+    Stable-Baselines3 (``sb3:PPO``), or ``module:attribute``. Raises ``UnknownNameError``, ``ConfigError``,
+    ``MissingExtraError``.
     """
     prefix, _, algorithm = name.partition(":")
     if prefix == "sb3":

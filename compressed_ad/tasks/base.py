@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
@@ -80,6 +80,31 @@ class OptimalPolicy(Protocol):
         ``episode_return`` (N,) is the undiscounted return of the current episode so far: together with the
         observation it must tell the family's state (a found key, say). Whoever acts can keep it, so no
         access to the environment's inside is needed.
+        """
+
+
+class ReferencePlayer(Protocol):
+    """Who plays a reference line in N slots: any agent of ``agents``."""
+
+    def reset(self, n_env: int) -> None:
+        """Start anew in ``n_env`` slots."""
+
+    def act(self, obs: AnyArray) -> AnyArray:
+        """Actions (N, ...) for observations (N, ...)."""
+
+    def observe(self, actions: AnyArray, step: Step) -> None:
+        """What came of ``actions``."""
+
+
+@runtime_checkable
+class ReferencePolicies(Protocol):
+    """What a family offers if there are known algorithms beside which models should be shown."""
+
+    def references(self, tasks: AnyArray) -> Mapping[str, Callable[[int], ReferencePlayer]]:
+        """By name, as a figure should say it: what makes a player from a seed.
+
+        ``tasks`` (N, P) are those of the slots; with k slots for each task, slots stand together by task.
+        An honest reference learns the tasks from its own rewards, as a model does.
         """
 
 
