@@ -8,14 +8,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
+import gymnasium
 import numpy as np
-import scipy.special
 import torch
 from torch import Tensor
 
 from compressed_ad.errors import UsageError
 from compressed_ad.models.ad import AD
 from compressed_ad.seeding import rng
+from compressed_ad.spaces import bounds, shape_of, sizes, starts, to_spec
 from compressed_ad.tasks.base import OptimalPolicy, TaskFamily
 from compressed_ad.types import AnyArray, Step
 from compressed_ad.windows import Tokens
@@ -31,24 +32,40 @@ class Agent(Protocol):
         """Start anew in ``n_env`` slots."""
 
     def act(self, obs: AnyArray) -> AnyArray:
-        """Actions (N,) for observations (N, ...)."""
+        """Actions (N, ...) for observations (N, ...)."""
 
     def observe(self, actions: AnyArray, step: Step) -> None:
-        """What came of ``actions`` (N,)."""
+        """What came of ``actions`` (N, ...)."""
 
 
 class RandomAgent:
-    """Uniform over K actions."""
+    """Uniform over an action space, given as such, or over K actions.
 
-    def __init__(self, n_action: int, seed: int = 0) -> None:
-        self.n_action, self.random = n_action, rng(seed, "random agent")
+    Raises ``UsageError`` for a Box that is not bounded: there is no uniform choice.
+    """
+
+    def __init__(self, actions: gymnasium.Space[Any] | int, seed: int = 0) -> None:
+        space = gymnasium.spaces.Discrete(actions) if isinstance(actions, int) else actions
+        self.spec, self.random = to_spec(space), rng(seed, "random agent")
+        if self.spec["kind"] == "box" and not np.isfinite(bounds(self.spec)).all():
+            raise UsageError(f"{actions} is not bounded, so no action can be drawn uniformly")
 
     def reset(self, n_env: int) -> None:
         """Nothing to forget."""
 
     def act(self, obs: AnyArray) -> AnyArray:
-        """Actions (N,)."""
-        return self.random.integers(self.n_action, size=len(obs))
+        """Actions (N, ...)."""
+        spec, size = self.spec, (len(obs), *shape_of(self.spec))
+        if spec["kind"] != "box":
+            low = np.reshape(starts(spec), size[1:])
+            return np.asarray(low + self.random.integers(np.reshape(sizes(spec), size[1:]), size=size))
+        drawn: AnyArray
+        least, most = (limit.reshape(size[1:]) for limit in bounds(spec))
+        if np.dtype(spec["dtype"]).kind == "f":
+            drawn = self.random.uniform(least, most, size)
+        else:
+            drawn = self.random.integers(least.astype(int), most.astype(int), size, endpoint=True)
+        return drawn.astype(spec["dtype"])
 
     def observe(self, actions: AnyArray, step: Step) -> None:
         """Learns nothing."""
@@ -104,7 +121,8 @@ class InContextAgent:
 
     ``guidance`` moves the logits along what the marks change: cond + guidance * (cond - unmarked), both from
     the same weights (classifier-free guidance: Ho & Salimans 2022, equation 6). It needs a model that was
-    trained with ``marker_dropout``, and costs a second row per slot.
+    trained with ``marker_dropout``, and costs a second row per slot. For continuous actions the means are
+    moved as well; for what ``temperature`` and the own probability are there, see ``heads``.
     """
 
     def __init__(
@@ -149,20 +167,15 @@ class InContextAgent:
 
     @torch.inference_mode()
     def act(self, obs: AnyArray) -> AnyArray:
-        """Actions (N,), sampled with the agent's temperature or, with ``sample=False``, the most likely."""
+        """Actions (N, ...), sampled with the agent's temperature or, with ``sample=False``, the likeliest."""
         self._make_room()
         token = self._token(torch.as_tensor(np.asarray(obs)))
         self._remember(token)
-        logits = self._logits(token).float().cpu().numpy()
-        probs = scipy.special.softmax(logits / self._temperatures(), axis=1)
-        if self.sample:
-            uniform = rng(self.seed, "act", self.clock).random(self.n_env)
-            actions = np.minimum((probs.cumsum(axis=1) < uniform[:, None]).sum(axis=1), probs.shape[1] - 1)
-        else:
-            actions = probs.argmax(axis=1)
-        self.probability = probs[np.arange(self.n_env), actions]
+        given = self._parameters(token).float().cpu().numpy()
+        random = rng(self.seed, "act", self.clock) if self.sample else None
+        actions, self.probability = self.model.head.act(given, self._temperatures(), random)
         self.clock += 1
-        return np.asarray(actions)
+        return actions
 
     def _temperatures(self) -> AnyArray:
         """(N, 1). Whole rows may be searched: beyond a context's end, memory repeats its last token."""
@@ -203,7 +216,7 @@ class InContextAgent:
         if self.latest is None:
             flag = torch.zeros(self.n_env, dtype=torch.bool)
             rest = {
-                "action": torch.zeros(self.n_env, dtype=torch.long),
+                "action": torch.as_tensor(self.model.head.blank(self.n_env)),
                 "reward": torch.zeros(self.n_env),
                 "next_state": torch.zeros_like(obs),
                 **dict.fromkeys(("ended", *_MARKS), flag),
@@ -256,8 +269,8 @@ class InContextAgent:
     def _tokens(self, rows: Tensor, length: int) -> Tokens:
         return Tokens(**{name: value[rows, :length].to(self.device) for name, value in self.memory.items()})
 
-    def _logits(self, token: dict[str, Tensor]) -> Tensor:
-        """(N, K) logits of the next action."""
+    def _parameters(self, token: dict[str, Tensor]) -> Tensor:
+        """(N, P) parameters of the distribution of the next action; for Discrete, its logits."""
         rows = torch.arange(self.n_env)
         if self.cache is not None:
             tokens = Tokens(**{name: value[:, None].to(self.device) for name, value in token.items()})
@@ -265,17 +278,17 @@ class InContextAgent:
                 tokens = _both(tokens, _unmarked(tokens))
             return self._guided(self.model(tokens, self.cache)[:, 0])
         tokens, last = self._tokens(rows, int(self.length.max())), self.length - 1
-        logits = self.model(tokens)[rows, last]
+        given = self.model(tokens)[rows, last]
         if self.guidance:
-            logits = torch.cat([logits, self.model(_unmarked(tokens))[rows, last]])
-        return self._guided(logits)
+            given = torch.cat([given, self.model(_unmarked(tokens))[rows, last]])
+        return self._guided(given)
 
-    def _guided(self, logits: Tensor) -> Tensor:
-        """(N, K) from the logits of the marked contexts, followed by those of the unmarked ones, if any."""
+    def _guided(self, given: Tensor) -> Tensor:
+        """(N, P) from those of the marked contexts, followed by those of the unmarked ones, if any."""
         if not self.guidance:
-            return logits
-        shown, unmarked = logits.chunk(2)
-        return shown + self.guidance * (shown - unmarked)
+            return given
+        shown, unmarked = given.chunk(2)
+        return self.model.head.guided(shown, unmarked, self.guidance)
 
 
 _MARKS = ("start_mark", "end_mark", "marked")

@@ -27,6 +27,9 @@ METRICS = {
 }
 """What is reported of every method; keys as in ``summary.json``."""
 
+IMITATION = ("accuracy", "excess_cross_entropy")
+"""Those that are not defined for continuous actions, or where the source's entropy is not known."""
+
 
 @dataclass(frozen=True)
 class Analysis:

@@ -57,14 +57,12 @@ def geometry(model: AD, windows: Batch, step: int) -> Geometry:
     model = needs_border_tokens(model)
     tokens, valid = windows.tokens, windows.valid
     plain = model.embed(_without(tokens, start=True, end=True))[valid]
-    n_action = model.head.out_features
-    actions = model.action(torch.arange(n_action, device=plain.device))
     others = {
-        **{f"action {k}": vector for k, vector in enumerate(actions)},
+        **{f"action {name}": vector for name, vector in model.action.vectors().items()},
         "reward": model.reward,
         "ended": model.ended,
         "first": model.first,
-        "mean state": model.state(tokens.state)[valid].mean(dim=0),
+        "mean state": model.state(model.stem(tokens.state))[valid].mean(dim=0),
     }
     start, end = model.embed_compress_start, model.embed_compress_end
     return Geometry(
@@ -108,6 +106,7 @@ class Effects:
 def mark_effects(model: AD, windows: Batch, *, n_bootstrap: int = 2000, seed: int = 0) -> Effects:
     """Take ``<compress>``, ``\\compress>`` or both away, or put another window's marks in their place.
 
+    Divergences of continuous action distributions are averages over draws (``MixtureHead.divergence``).
     Transplanted marks stand at the positions where the other window had them; who gives to whom is a random
     cyclic order of the marked windows, so with fewer than two of them there is no such result (NaN).
     """
@@ -132,7 +131,8 @@ def mark_effects(model: AD, windows: Batch, *, n_bootstrap: int = 2000, seed: in
     seen = (tokens.start_mark | tokens.end_mark).cumsum(dim=1) > 0
     asked = chosen.valid & seen
     places = torch.stack([asked & tokens.marked, asked & ~tokens.marked, asked], dim=1).double()  # (B, P, L)
-    reference = _log_probabilities(model, tokens)
+    reference = _parameters(model, tokens)
+    log_prob = model.head.log_prob(reference, chosen.target)
     n_query = places.sum(dim=-1).cpu().numpy()  # (B, P)
 
     def mean(values: Tensor) -> FloatArray:
@@ -141,10 +141,9 @@ def mark_effects(model: AD, windows: Batch, *, n_bootstrap: int = 2000, seed: in
 
     divergence, cross_entropy = [], []
     for other in changed:
-        log_probs = _log_probabilities(model, other)
-        difference = reference - log_probs
-        divergence.append(mean((reference.exp() * difference).sum(dim=-1)))
-        cross_entropy.append(mean(difference.gather(-1, chosen.target[..., None])[..., 0]))
+        given = _parameters(model, other)
+        divergence.append(mean(model.head.divergence(reference, given)))
+        cross_entropy.append(mean(log_prob - model.head.log_prob(given, chosen.target)))
     if count < 2:
         divergence[-1][:] = cross_entropy[-1][:] = np.nan
     return Effects(
@@ -167,15 +166,15 @@ def _without(tokens: Tokens, *, start: bool = False, end: bool = False) -> Token
     )
 
 
-def _log_probabilities(model: AD, tokens: Tokens) -> Tensor:
-    """(B, L, K) in float64, some windows at a time, without dropout."""
+def _parameters(model: AD, tokens: Tokens) -> Tensor:
+    """(B, L, P) of the action distributions in float64, some windows at a time, without dropout."""
     was_training = model.training
     model.eval()
     parts = []
     for start in range(0, len(tokens.reward), CHUNK):
         rows = slice(start, start + CHUNK)
         part = Tokens(**{name: tensor[rows] for name, tensor in vars(tokens).items()})
-        parts.append(model(part).double().log_softmax(dim=-1))
+        parts.append(model(part).double())
     model.train(was_training)
     return torch.cat(parts)
 

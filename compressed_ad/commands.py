@@ -360,8 +360,9 @@ def _score(job: Job) -> str:
         final, unit = own.returns[0][..., -stats.final_episodes(own.returns.shape[-1]) :].mean(), "return"
     else:
         final, unit = float(stats.mean(stats.final_return(curves))), "normalised return"
+    measured = "" if np.isnan(own.accuracy[0]) else f" accuracy {own.accuracy[0]:.3f},"
     return (
-        f"{job.path}: final {unit} {final:.3f}, accuracy {own.accuracy[0]:.3f}, cross-entropy"
+        f"{job.path}: final {unit} {final:.3f},{measured} cross-entropy"
         f" {own.cross_entropy[0]:.3f} nats ({len(own.task_ids)} held-out tasks)"
     )
 

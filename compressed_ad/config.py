@@ -27,6 +27,7 @@ from compressed_ad.learners.select import make_learner
 from compressed_ad.marking import find_marker, marker_faults, marker_parameters
 from compressed_ad.registry import import_attribute
 from compressed_ad.settings import (
+    FROM_HISTORY,
     MODEL_NAMES,
     AlgorithmSettings,
     ComparisonSettings,
@@ -466,7 +467,7 @@ def describe(section: str) -> list[tuple[str, str, str]]:
     return [
         (prefix + name, show_value(field.get_default(call_default_factory=True)), _words(field))
         for name, field in fields.items()
-        if not (section == "model" and name.endswith("_space"))
+        if not (section == "model" and name in FROM_HISTORY)
     ]
 
 

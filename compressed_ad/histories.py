@@ -5,6 +5,7 @@
              on_policy_threshold compression_window]       (dictionaries as JSON)
     /split/{train,validation,heldout}                      task indices
     /tasks (N, P)  /optimal_return (N,)  /random_return (N,)
+    /scales/{reward[,observation_mean,observation_std]}    of the training tasks: see ``scales``
     /<task index>/{states,actions,rewards,next_states,terminated,truncated,action_probs,update
                    [,entropy,log_prob_next,compression_mask]} (S, T, ...)  and  learner (S,)
 
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from compressed_ad import scales
 from compressed_ad.errors import HistoryError
 from compressed_ad.hdf5 import (
     Group,
@@ -53,6 +55,8 @@ from compressed_ad.marking import (
     marking_statistics,
     task_seed,
 )
+from compressed_ad.scales import Scales
+from compressed_ad.spaces import SpaceSpec, shape_of, sizes, starts
 from compressed_ad.types import AnyArray, BoolArray, History, Split
 
 __all__ = ["HistoryFile", "HistoryInfo", "HistoryWriter", "is_complete", "remark"]
@@ -161,6 +165,8 @@ class HistoryWriter:
             for task in self._header.task_ids.tolist():
                 file[str(task)].pop("compression_mask", None)
             masks = []
+        training = [file[str(task)] for task in self._header.split.train.tolist()]
+        scales.write(file, scales.measure(training, self._header.info.spaces["observation"]))
         file.attrs["total_steps"] = int(np.prod(next(iter(shapes)))) * len(self._header.task_ids)
         if masks:
             write_marking(file, marking_statistics(masks), marking)
@@ -252,6 +258,18 @@ class HistoryFile:
         with opened(self.path, check=False) as file:
             return marking_statistics([self._mask(file, task) for task in self.task_ids.tolist()])
 
+    def training_scales(self) -> Scales:
+        """By what models standardise what they see: measured on the training tasks alone.
+
+        Computed here if the file does not hold them yet, which reads those tasks.
+        """
+        with opened(self.path, check=False) as file:
+            found = scales.stored(file)
+            if found is None:
+                training = (child(file, str(task), Group) for task in self.split.train.tolist())
+                found = scales.measure(training, self.info.spaces["observation"])
+        return found
+
     def digest(self) -> str:
         """SHA-256 of the file's content (hex), to name it in the provenance of what is made from it."""
         return stored_digest(self.path)
@@ -332,9 +350,13 @@ def _dtype(name: str, info: HistoryInfo) -> np.dtype[Any]:
         return np.dtype(np.float32 if name in _FLOATS else np.bool_ if name in _FLAGS else np.int32)
     spec = info.spaces[_SPACED[name]]
     if spec["kind"] == "box":
-        return np.dtype(spec["dtype"])
-    largest = spec["n"] if spec["kind"] == "discrete" else max(spec["nvec"])
-    return np.dtype(np.uint8 if largest <= 1 << 8 else np.int16 if largest <= 1 << 15 else np.int32)
+        # Models compute in float32; twice the bytes would hold nothing that they see.
+        return np.dtype(np.float32 if spec["dtype"] == "float64" else spec["dtype"])
+    ends = [(start, start + size) for start, size in zip(starts(spec), sizes(spec), strict=True)]
+    low, high = min(start for start, _ in ends), max(end for _, end in ends)
+    if low >= 0 and high <= 1 << 8:
+        return np.dtype(np.uint8)
+    return np.dtype(np.int16 if low >= -(1 << 15) and high <= 1 << 15 else np.int32)
 
 
 def _kind(name: str) -> str:
@@ -350,21 +372,31 @@ def _check_history(where: str, history: History, info: HistoryInfo) -> None:
     history.check_finite(where)
     for name, kind in _SPACED.items():
         array, spec = getattr(history, name), info.spaces[kind]
-        if spec["kind"] == "box":
-            shape, limit = tuple(spec["shape"]), None
-        else:
-            limit = np.asarray(spec["n"] if spec["kind"] == "discrete" else spec["nvec"])
-            shape = limit.shape
-        if not np.can_cast(array.dtype, _dtype(name, info) if limit is None else np.int64, "same_kind"):
+        box, shape = spec["kind"] == "box", shape_of(spec)
+        dtype = _dtype(name, info) if box else np.dtype(np.int64)
+        if not np.can_cast(array.dtype, dtype, "same_kind"):
             raise HistoryError(f"{where}: {name} of dtype {array.dtype} does not fit the space {spec}")
         if array.shape[2:] != shape:
             raise HistoryError(f"{where}: {name} has elements of shape {array.shape[2:]}, the space {shape}")
-        if limit is not None and ((array < 0) | (array >= limit)).any():
-            place = np.argwhere((array < 0) | (array >= limit))[0]
+        if box and array.dtype.itemsize <= dtype.itemsize:
+            continue
+        low, high = _limits(spec, dtype)
+        outside = (array < low) | (array > high)
+        if outside.any():
+            place = np.argwhere(outside)[0]
             raise HistoryError(f"{where}: {name}{place.tolist()} is {array[tuple(place)]}, outside {spec}")
     probs = history.action_probs
     if ((probs < 0) | (probs > 1 + 1e-5)).any():
         raise HistoryError(f"{where}: action_probs reach from {np.nanmin(probs)} to {np.nanmax(probs)}")
+
+
+def _limits(spec: SpaceSpec, dtype: np.dtype[Any]) -> tuple[AnyArray, AnyArray]:
+    """Least and greatest value of each component; of a Box, what its ``dtype`` here can hold."""
+    if spec["kind"] == "box":
+        info = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+        return np.asarray(info.min), np.asarray(info.max)
+    low = np.asarray(starts(spec)).reshape(shape_of(spec))
+    return low, low + np.asarray(sizes(spec)).reshape(low.shape) - 1
 
 
 def _write_history(file: Group, task: int, history: History, header: Header) -> None:

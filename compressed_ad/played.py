@@ -99,7 +99,7 @@ def play(job: Job, ids: IntArray, report: Report = silent) -> Played:
         distance=distance,
         notes=[
             *(["no grid: distinct observations are counted, and no paths drawn"] if places is None else []),
-            *(["actions are not discrete: no random walk"] if reference is None else []),
+            *(["actions have no bounds: no random walk"] if reference is None else []),
             *(["the family tells no distance to its rewards"] if distance is None else []),
             *(["all rewards are equally far"] if distance is not None and np.ptp(distance) == 0 else []),
         ],

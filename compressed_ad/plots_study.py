@@ -105,9 +105,11 @@ def marked_by_tenth(rows: Sequence[Row], variants: Sequence[str]) -> Figure:
 def convergence(points: Sequence[Point], variants: Sequence[str]) -> Figure:
     """Validation return and accuracy by gradient step: mean over runs, thin lines are runs."""
     families = list(dict.fromkeys(point.family for point in points))
-    measures = {"validation_return": "validation return", "validation_accuracy": "validation accuracy"}
-    figure = Figure(figsize=(min(12.0, 1.4 + 3.2 * len(families)), 5.4))
-    panels = figure.subplots(2, len(families), sharex="col", squeeze=False)
+    measures = {"validation_return": "validation return"}
+    if any(np.isfinite(point.validation_accuracy) for point in points):
+        measures["validation_accuracy"] = "validation accuracy"
+    figure = Figure(figsize=(min(12.0, 1.4 + 3.2 * len(families)), 0.4 + 2.5 * len(measures)))
+    panels = figure.subplots(len(measures), len(families), sharex="col", squeeze=False)
     for column, family in enumerate(families):
         for row, (measure, label) in enumerate(measures.items()):
             axes = panels[row][column]
@@ -122,7 +124,7 @@ def convergence(points: Sequence[Point], variants: Sequence[str]) -> Figure:
                 axes.set_title(family)
             if column == 0:
                 axes.set_ylabel(label)
-        panels[1][column].set_xlabel("gradient step")
+        panels[-1][column].set_xlabel("gradient step")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
     return figure
 
@@ -132,6 +134,6 @@ def _curves(
 ) -> Mapping[int, list[tuple[int, float]]]:
     runs: dict[int, list[tuple[int, float]]] = {}
     for point in points:
-        if (point.family, point.variant) == (family, variant):
+        if (point.family, point.variant) == (family, variant) and np.isfinite(getattr(point, measure)):
             runs.setdefault(point.run, []).append((point.step, float(getattr(point, measure))))
     return {run: sorted(curve) for run, curve in runs.items()}

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compressed_ad import plots, stats
-from compressed_ad.analysis import METRICS, Analysis, analyse, convergence
+from compressed_ad.analysis import IMITATION, METRICS, Analysis, analyse, convergence
 from compressed_ad.files import write_atomically
 from compressed_ad.page import image, render, save_figure
 from compressed_ad.plots import Figure
@@ -339,9 +339,11 @@ def _strict(value: Any) -> Any:
 
 
 def _cells(analysis: Analysis) -> list[tuple[str, list[tuple[str, str]]]]:
-    """(metric, [(value, interval) per method and difference]) as text."""
+    """(metric, [(value, interval) per method and difference]) as text; what is not defined is left out."""
     rows = []
     for key, label in METRICS.items():
+        if key in IMITATION and not any(math.isfinite(row[key].iqm) for row in analysis.methods.values()):
+            continue
         cells = [(_number(row[key].iqm), _span(row[key])) for row in analysis.methods.values()]
         cells += [(_number(row[key].iqm, "+"), _span(row[key], "+")) for row in analysis.differences.values()]
         rows.append((label, cells))

@@ -182,11 +182,11 @@ def _small(array: AnyArray) -> AnyArray:
 def random_rollouts(
     family: TaskFamily, tasks: AnyArray, *, rollouts: int, episodes: int, seed: int = 0
 ) -> Rollouts | None:
-    """The same record of the uniformly random policy; None if the family's actions are not Discrete."""
+    """The same record of the uniformly random policy; None if its actions are a Box without bounds."""
     space = family.action_space
-    if not isinstance(space, gymnasium.spaces.Discrete):
+    if isinstance(space, gymnasium.spaces.Box) and not space.is_bounded():
         return None
-    agent = RandomAgent(int(space.n), seed)
+    agent = RandomAgent(space, seed)
     return record_rollouts(agent, family, tasks, rollouts=rollouts, episodes=episodes, seed=seed)
 
 

@@ -33,7 +33,7 @@ from compressed_ad.run_directory import (
 )
 from compressed_ad.seeding import seed64
 from compressed_ad.sequences import Sequences, from_histories
-from compressed_ad.settings import Config, MarkerSettings
+from compressed_ad.settings import Config, MarkerSettings, ModelConfig, validated
 from compressed_ad.spaces import check_same
 from compressed_ad.tasks.select import make_family
 from compressed_ad.transforms import apply_transforms
@@ -193,10 +193,12 @@ class _Data:
         return np.full(len(task_ids), np.nan) if known is None else np.array(known[task_ids], np.float64)
 
     def imitation(self, model: AD, task_ids: IntArray, windows: int) -> dict[str, float]:
-        """Accuracy, cross-entropy and behaviour entropy on the histories of ``task_ids``.
+        """Accuracy, cross-entropy and behaviour entropy on the histories of ``task_ids``; NaN: not defined.
 
         The windows depend on the data alone, not on the run. The entropy is that of the source's policy,
-        over exactly the supervised steps: no model can have a lower cross-entropy in expectation.
+        over exactly the supervised steps: no model can have a lower cross-entropy in expectation. It is NaN
+        where it is not recorded, and for continuous actions: theirs is a density's entropy, in other units
+        than the loss and of the action before it was clipped.
         """
         from compressed_ad.evaluate import evaluate_imitation
 
@@ -207,7 +209,7 @@ class _Data:
         batches = -(-windows // size)
         judged = evaluate_imitation(model, sampler, batches)
         entropy = float("nan")
-        if sequences.entropy is not None:
+        if sequences.entropy is not None and self.file.info.spaces["action"]["kind"] != "box":
             steps = [sampler.indices(k) for k in range(batches)]
             entropy = float(np.mean([sequences.entropy[index[valid]].mean() for index, valid in steps]))
         return {
@@ -301,7 +303,7 @@ def train_run(job: Job, *, report: Report = silent, should_stop: Stop = never) -
         asked = getattr(config, f"{kind}_space")
         if asked is not None:
             check_same(f"model.{kind}_space", data.file.info.spaces[kind], asked)
-    spaces = {f"{kind}_space": spec for kind, spec in data.file.info.spaces.items()}
+    filled = validated(ModelConfig, {**config.model_dump(), **_from_history(data.file)}, "model")
     provenance = provenance_of(job, data.file)
     with claimed(job.path, job.config, keys=TRAINING_KEYS, history=provenance):
         if job.trained:
@@ -330,7 +332,7 @@ def train_run(job: Job, *, report: Report = silent, should_stop: Stop = never) -
             report(step, config.steps, shown)
 
         trained = train(
-            config.model_copy(update=spaces),
+            filled,
             sampler,
             job.path,
             seed=job.config.seed,
@@ -340,6 +342,15 @@ def train_run(job: Job, *, report: Report = silent, should_stop: Stop = never) -
             should_stop=should_stop,
         )
         return notes + trained.messages
+
+
+def _from_history(file: HistoryFile) -> dict[str, Any]:
+    """What a model takes from the history file that it is trained on."""
+    scales = file.training_scales()
+    found: dict[str, Any] = {f"{kind}_space": spec for kind, spec in file.info.spaces.items()}
+    for name, values in (("mean", scales.observation_mean), ("std", scales.observation_std)):
+        found[f"observation_{name}"] = None if values is None else values.tolist()
+    return {**found, "reward_scale": scales.reward}
 
 
 # ---------------------------------------------------------------- evaluate

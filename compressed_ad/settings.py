@@ -8,7 +8,7 @@ part reads only its own class.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
@@ -87,6 +87,20 @@ def _keys(kind: type[BaseModel], path: list[str]) -> list[str]:
     return list(kind.model_fields)
 
 
+FROM_HISTORY = ("observation_space", "action_space", "observation_mean", "observation_std", "reward_scale")
+"""What a model takes from the history file that it is trained on; nobody sets it."""
+
+_FILLED_IN = "filled in from the history file"
+
+
+def _given(default: Any) -> Callable[[Any], bool]:
+    """Settings that came later are left out of files while they have their default.
+
+    So the files of earlier runs stay what they were, and what is named after their content keeps its name.
+    """
+    return lambda value: bool(value == default)
+
+
 MODEL_NAMES = ("AD", "CompressedAD", "CompressedADv2", "MarkedAttentionAD")
 """The registered models, so that a wrong name is found without importing torch."""
 
@@ -101,8 +115,16 @@ class Architecture(Settings):
     n_transit: Count = Field(200, description="context length in time steps")
     position: Literal["rotary", "learned"] = Field("rotary", description="how a token knows its place")
     dropout: BelowOne = Field(0.0, description="dropout on the embedding and on each residual branch")
-    observation_space: dict[str, Any] | None = Field(None, description="filled in from the history file")
-    action_space: dict[str, Any] | None = Field(None, description="filled in from the history file")
+    action_mixture: Count = Field(
+        4, exclude_if=_given(4), description="normal distributions that make up that of a continuous action"
+    )
+    observation_space: dict[str, Any] | None = Field(None, description=_FILLED_IN)
+    action_space: dict[str, Any] | None = Field(None, description=_FILLED_IN)
+    observation_mean: tuple[float, ...] | None = Field(None, exclude_if=_given(None), description=_FILLED_IN)
+    observation_std: tuple[NonNegative, ...] | None = Field(
+        None, exclude_if=_given(None), description=_FILLED_IN
+    )
+    reward_scale: Positive = Field(1.0, exclude_if=_given(1.0), description=_FILLED_IN)
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Architecture:
@@ -168,6 +190,12 @@ class Optimisation(Settings):
 
 class ModelConfig(Architecture, Optimisation):
     """The flat section of a model file such as ``config/model/ad_dr.yaml``."""
+
+    @model_validator(mode="after")
+    def _smoothing_needs_choices(self) -> ModelConfig:
+        if self.label_smoothing and (self.action_space or {}).get("kind") == "box":
+            raise ValueError("label_smoothing is for discrete actions; set it to 0 for continuous ones")
+        return self
 
 
 class EnvSettings(Settings):

@@ -20,6 +20,8 @@ class Composer:
 
     def __init__(self, sequences: Sequences, random: np.random.Generator, pool: IntArray) -> None:
         self.sequences, self.random, self.pool = sequences, random, pool
+        if sequences.next_states.dtype.kind == "f" or sequences.next_states.ndim > 2:
+            raise UsageError("stitch and prolong need Discrete or MultiDiscrete observations")
         flat = sequences.next_states.reshape(len(sequences.next_states), -1).astype(np.int64)
         self.place: IntArray = np.asarray(np.ravel_multi_index(tuple(flat.T), tuple(flat.max(axis=0) + 1)))
         self.seen = np.zeros((len(sequences), self.place.max() + 1), bool)

@@ -127,7 +127,13 @@ def cell_points(cell: Cell, run_dir: Path) -> list[Point]:
     keys = ("validation_return", "validation_accuracy", "validation_excess_cross_entropy")
     judged = [row for row in load_metrics(run_dir / "metrics.jsonl") if keys[0] in row]
     return [
-        Point(cell.family, cell.variant, cell.run, int(row["step"]), *(float(row[key]) for key in keys))
+        Point(
+            cell.family,
+            cell.variant,
+            cell.run,
+            int(row["step"]),
+            *(float(row.get(key, math.nan)) for key in keys),
+        )
         for row in judged
     ]
 

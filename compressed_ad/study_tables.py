@@ -199,7 +199,8 @@ def convergence(points: Sequence[Point], baseline: str) -> list[Convergence]:
         curves: dict[tuple[str, str], dict[int, list[tuple[int, float]]]] = {}
         for point in points:
             runs = curves.setdefault((point.family, point.variant), {})
-            runs.setdefault(point.run, []).append((point.step, getattr(point, measure)))
+            if not math.isnan(getattr(point, measure)):
+                runs.setdefault(point.run, []).append((point.step, getattr(point, measure)))
         for (family, variant), runs in curves.items():
             base = curves.get((family, baseline), {})
             shared = [run for run in runs if run in base and len(base[run]) > 1]

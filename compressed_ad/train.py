@@ -214,11 +214,12 @@ class MetricsLog:
         self.board = _tensorboard(run_dir)
 
     def write(self, step: int, values: Metrics) -> None:
-        """Append one line."""
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        """Append one line; what is not defined (NaN) is left out."""
+        known = {name: value for name, value in values.items() if not math.isnan(value)}
+        self.file.write(json.dumps({"step": step, **known}) + "\n")
         self.file.flush()
         if self.board is not None:
-            for name, value in values.items():
+            for name, value in known.items():
                 self.board.add_scalar(name, value, step)
 
     def __enter__(self) -> MetricsLog:

@@ -167,7 +167,8 @@ class WindowSampler:
         at = torch.from_numpy(index).to(self.device)
         window = {name: array[at] for name, array in self.data.items()}
         for name in ("states", "actions", "next_states"):
-            if not window[name].is_floating_point():
+            # Images stay in bytes until the model looks at them.
+            if not window[name].is_floating_point() and window[name].dim() <= 3:
                 window[name] = window[name].long()
         if self.marker_dropout > 0:
             drop = (

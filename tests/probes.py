@@ -85,3 +85,62 @@ DISCRETE = Probe(
     lambda o, a, t: 1.0 if (o > 0) == a else -1.0,
     observation_space=spaces.Discrete(3),
 )
+
+
+@dataclass
+class Aim:
+    """Continuous control that can be cloned: the best action is ``gain`` times a component of what is seen.
+
+    Observations are two numbers of very different size, of which the first, up to 1000, tells the action;
+    rewards are minus the squared error, times 10. Tasks differ in nothing.
+    """
+
+    name: str = "aim"
+    horizon: int = 5
+    gain: float = -1.5e-3
+    observation_space: Any = field(
+        default_factory=lambda: spaces.Box(
+            np.array([-1000.0, -0.1], np.float32), np.array([1000.0, 0.1], np.float32)
+        )
+    )
+    action_space: Any = field(default_factory=lambda: spaces.Box(-2.0, 2.0, (1,), np.float32))
+
+    def tasks(self) -> IntArray:
+        return np.arange(6)[:, None]
+
+    def make(self, tasks: AnyArray, seeds: IntArray) -> AimEnv:
+        return AimEnv(self, seeds)
+
+    def optimal_return(self, tasks: AnyArray) -> None:
+        return None
+
+    def random_return(self, tasks: AnyArray) -> AnyArray:
+        """The mean squared difference of two independent uniform numbers, from [-2, 2] and [-1.5, 1.5]."""
+        return np.full(len(tasks), -10.0 * self.horizon * (16 + 9) / 12)
+
+    def best(self, obs: AnyArray) -> AnyArray:
+        return (self.gain * obs[..., :1]).astype(np.float32)
+
+
+class AimEnv:
+    def __init__(self, family: Aim, seeds: IntArray) -> None:
+        self.family, self.num_envs, self.time = family, len(seeds), 0
+        self.generators = [np.random.default_rng(s) for s in seeds]
+
+    def _draw(self) -> AnyArray:
+        space = self.family.observation_space
+        return np.stack([g.uniform(space.low, space.high) for g in self.generators]).astype(np.float32)
+
+    def reset(self) -> AnyArray:
+        self.time, self.obs = 0, self._draw()
+        return self.obs
+
+    def step(self, actions: AnyArray) -> Step:
+        reward = -10 * ((actions - self.family.best(self.obs)) ** 2)[:, 0].astype(np.float32)
+        self.time += 1
+        next_obs = self._draw()
+        end = np.full(self.num_envs, self.time == self.family.horizon)
+        if end[0]:
+            self.time = 0
+        self.obs = self._draw() if end[0] else next_obs
+        return Step(next_obs, reward, np.zeros_like(end), end, self.obs)

@@ -52,8 +52,8 @@ class StaggeredEnv:
 class Recorded(InContextAgent):
     """Keeps the logits of every step."""
 
-    def _logits(self, token: dict[str, torch.Tensor]) -> torch.Tensor:
-        logits = super()._logits(token)
+    def _parameters(self, token: dict[str, torch.Tensor]) -> torch.Tensor:
+        logits = super()._parameters(token)
         self.seen = [*getattr(self, "seen", []), logits]
         return logits
 

@@ -15,11 +15,11 @@ LAYERS = """
 errors types spaces seeding files registry settings
 tasks.base tasks.replay tasks.bandit_kernels tasks.bandit_rules tasks.bandit tasks.grid tasks.gridworld
 tasks.point_mass tasks tasks.gymnasium tasks.vector tasks.gymnasium_family tasks.select tasks.conformance
-markers marking hdf5 history_header histories overview layouts importing minari_export
+markers marking hdf5 history_header scales histories overview layouts importing minari_export
 learners learners.base learners.ppo_kernels learners.ppo_batch learners.ppo
 learners.scripted learners.bandits learners.noise learners.sb3 learners.select learners.conformance
 collect sequences stitching transforms windows
-models.transformer models.ad models.compressed_ad models
+models.transformer models.encoders models.heads models.ad models.compressed_ad models
 checkpoints train agents evaluate rollouts attention border_tokens
 stats results analysis plots plots_rollouts plots_regret page report
 yaml_file config run_directory workers ray_pool runs inside plots_attention played sights pipeline

@@ -104,11 +104,11 @@ def test_mistakes_in_a_models_config_are_listed() -> None:
         AD({**SMALL, "tf_n_head": 3})
     with pytest.raises(ConfigError, match="take them from a checkpoint"):
         AD({"tf_n_embd": 16})
-    with pytest.raises(SpaceError, match="supported: discrete"):
+    with pytest.raises(SpaceError, match="must be of floats"):
         AD(
             {
                 **SMALL,
-                "action_space": {"kind": "box", "shape": [1], "dtype": "float32", "low": None, "high": None},
+                "action_space": {"kind": "box", "shape": [1], "dtype": "int8", "low": None, "high": None},
             }
         )
 

@@ -7,50 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from compressed_ad.errors import ConfigError, SpaceError
+from compressed_ad.errors import ConfigError
+from compressed_ad.models.encoders import SpaceEncoder, action_stem, observation_stem
+from compressed_ad.models.heads import HEAD
 from compressed_ad.models.transformer import Cache, Transformer
 from compressed_ad.registry import Registry
 from compressed_ad.settings import Architecture, ModelConfig, validated
-from compressed_ad.spaces import SpaceSpec
 from compressed_ad.windows import Batch, Tokens
 
 if TYPE_CHECKING:
     from compressed_ad.evaluate import InContextResult
 
 MODEL: Registry[type[AD]] = Registry("model")
-
-
-class SpaceEncoder(nn.Module):
-    """Elements of a space, (..., *shape), as vectors (..., D).
-
-    Discrete and MultiDiscrete: a sum of learned vectors, one per component. Box: a linear map of the flat
-    vector.
-    """
-
-    def __init__(self, spec: SpaceSpec, n_embd: int) -> None:
-        super().__init__()
-        self.kind = spec["kind"]
-        if self.kind in ("discrete", "multidiscrete"):
-            sizes = [spec["n"]] if self.kind == "discrete" else spec["nvec"]
-            self.table = nn.Embedding(sum(sizes), n_embd)
-            offset = torch.tensor([0, *sizes[:-1]]).cumsum(0)
-            self.register_buffer("offset", offset, persistent=False)
-            nn.init.normal_(self.table.weight, std=len(sizes) ** -0.5)
-        elif self.kind == "box":
-            self.n_axis = len(spec["shape"])
-            self.linear = nn.Linear(int(torch.tensor(spec["shape"]).prod()), n_embd)
-        else:
-            raise SpaceError(f"no encoder for space {spec}")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., *shape) -> (..., D)."""
-        if self.kind == "discrete":
-            return self.table(x)  # type: ignore[no-any-return]
-        if self.kind == "multidiscrete":
-            return self.table(x + self.offset).sum(dim=-2)  # type: ignore[operator, no-any-return]
-        return self.linear(x.flatten(-self.n_axis).float())  # type: ignore[no-any-return]
 
 
 @MODEL.register("AD")
@@ -73,12 +42,13 @@ class AD(nn.Module):
                 "observation_space and action_space are not in the model's config;"
                 " take them from a checkpoint: config = torch.load(path)['config']"
             )
-        if action["kind"] != "discrete":
-            raise SpaceError(f"action space {action} is not supported; supported: discrete")
         width = self.config.tf_n_embd
-        self.state = SpaceEncoder(observation, width)
-        self.rewarded_state = SpaceEncoder(observation, width)
-        self.final_state = SpaceEncoder(observation, width)
+        self.stem = observation_stem(observation, self.config.observation_mean, self.config.observation_std)
+        n_feature = getattr(self.stem, "n_feature", None)
+        self.state = SpaceEncoder(observation, width, n_feature)
+        self.rewarded_state = SpaceEncoder(observation, width, n_feature)
+        self.final_state = SpaceEncoder(observation, width, n_feature)
+        self.action_stem = action_stem(action)
         self.action = SpaceEncoder(action, width)
         self.reward = nn.Parameter(torch.randn(width))
         self.ended = nn.Parameter(torch.randn(width))
@@ -92,28 +62,28 @@ class AD(nn.Module):
             self.config.position,
             mark_bias=self.biased,
         )
-        self.head = nn.Linear(width, action["n"])
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = HEAD[action["kind"]](width, action, self.config.action_mixture)
         # As in a bandit: the state that an episode ends in then tells nothing of the action that led there.
         self.sees_nothing = self.config.observation_space == {"kind": "discrete", "n": 1}
 
     def embed(self, tokens: Tokens) -> Tensor:
         """(B, L, D). The reward scales an embedding of the state that earned it, the true next state.
 
-        An episode's last action is not shown, unless there is nothing but actions and rewards to see.
+        Rewards count in units of the config's ``reward_scale``: see ``scales.Scales``. An episode's last
+        action is not shown, unless there is nothing but actions and rewards to see.
         """
         known, ended = tokens.has_previous[..., None], tokens.ended[..., None]
-        reward = tokens.reward[..., None]
+        reward = tokens.reward[..., None] / self.config.reward_scale
+        next_state = self.stem(tokens.next_state)
         came_of = (
-            self.action(tokens.action) * (~ended | self.sees_nothing)
-            + reward * (self.reward + self.rewarded_state(tokens.next_state))
-            + ended * (self.ended + self.final_state(tokens.next_state))
+            self.action(self.action_stem(tokens.action)) * (~ended | self.sees_nothing)
+            + reward * (self.reward + self.rewarded_state(next_state))
+            + ended * (self.ended + self.final_state(next_state))
         )
-        return self.state(tokens.state) + torch.where(known, came_of, self.first)  # type: ignore[no-any-return]
+        return self.state(self.stem(tokens.state)) + torch.where(known, came_of, self.first)  # type: ignore[no-any-return]
 
     def forward(self, tokens: Tokens, cache: Cache | None = None) -> Tensor:
-        """Logits (B, L, K) of the action at every step.
+        """Parameters (B, L, P) of the head's distribution of the action at every step; for Discrete, logits.
 
         With a ``cache``, L is 1: the tokens continue the contexts in the cache, which is updated.
         """
@@ -139,24 +109,18 @@ class AD(nn.Module):
     def loss(self, batch: Batch, at: str = "every", smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy (nats), weighted as the batch says, and accuracy over the supervised positions.
 
-        A loss at the query alone is not weighted.
+        A loss at the query alone is not weighted. What they are for each kind of action: see ``heads``.
         """
-        logits, target, valid = self(batch.tokens), batch.target, batch.valid
+        given, target, valid = self(batch.tokens), batch.target, batch.valid
         weight = batch.weight
         if at == "query":
             last = valid.sum(dim=1) - 1
             row = torch.arange(len(last), device=last.device)
-            logits, target, valid, weight = logits[row, last], target[row, last], valid[row, last], None
-        logits, target = logits.flatten(0, -2), target.flatten()
-        target = target.masked_fill(~valid.flatten(), -100)
-        if weight is None:
-            loss = F.cross_entropy(logits.float(), target, label_smoothing=smoothing)
+            given, target, valid, weight = given[row, last], target[row, last], valid[row, last], None
         else:
-            each = F.cross_entropy(logits.float(), target, label_smoothing=smoothing, reduction="none")
-            share = weight.flatten() * valid.flatten()
-            loss = (each * share).sum() / share.sum().clamp(min=1e-9)
-        hit = (logits.argmax(dim=-1) == target).sum() / valid.sum()
-        return loss, hit
+            given, target, valid = given.flatten(0, 1), target.flatten(0, 1), valid.flatten()
+            weight = None if weight is None else weight.flatten()
+        return self.head.loss(given, target, valid, weight, smoothing)
 
     @torch.no_grad()
     def evaluate_in_context(self, vec_env: Any, **options: Any) -> InContextResult:

@@ -17,10 +17,10 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from compressed_ad.errors import ConfigError, SpaceError, UsageError, nearest
+from compressed_ad.errors import ConfigError, UsageError, nearest
 from compressed_ad.registry import import_attribute
 from compressed_ad.seeding import rng
-from compressed_ad.spaces import to_spec
+from compressed_ad.spaces import family_specs
 from compressed_ad.types import AnyArray, FloatArray, IntArray, Step
 
 Env = gymnasium.Env[Any, Any]
@@ -162,12 +162,8 @@ class GymnasiumFamily:
         if limit is None:
             raise UsageError(f"{self.name}: has no time limit of its own; say which with horizon")
         self.horizon = int(limit)
-        for kind in ("observation", "action"):
-            try:
-                to_spec(getattr(env, f"{kind}_space"))
-            except SpaceError as error:
-                raise SpaceError(f"{self.name}: {kind} space {error}") from None
         self.observation_space, self.action_space = env.observation_space, env.action_space
+        family_specs(self)
         env.close()
 
     def _construct(self, arguments: Mapping[str, Any]) -> Env:

@@ -1,0 +1,184 @@
+"""From elements of a space to vectors: a stem that brings them to a common form, and learned maps of that.
+
+A model has several maps of its observations (the state, the state that was rewarded, the last one) but one
+stem, so that what is costly, looking at an image, is done once for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compressed_ad.errors import ConfigError, SpaceError
+from compressed_ad.spaces import SpaceSpec, bounds, channels_first, is_image, sizes, starts
+from compressed_ad.types import FloatArray
+
+LIMIT = 10.0
+"""Standardised observations are cut here, so that one that was never met does not swamp everything else."""
+
+_CONSTANT = 1e-6  # less spread than this, relative to the mean, is none in float32
+
+
+class Scaled(nn.Module):
+    """Elements of a Box, (..., *shape), as (..., D): minus ``centre``, divided by ``spread``, cut off."""
+
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(
+        self, spec: SpaceSpec, centre: FloatArray, spread: FloatArray, limit: float = math.inf
+    ) -> None:
+        super().__init__()
+        self.n_axis, self.n_feature, self.limit = len(spec["shape"]), len(centre), limit
+        self.register_buffer("centre", torch.from_numpy(centre).float(), persistent=False)
+        self.register_buffer("spread", torch.from_numpy(spread).float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., *shape) -> (..., D)."""
+        flat = x.reshape(*x.shape[: x.dim() - self.n_axis], -1).float()
+        return ((flat - self.centre) / self.spread).clamp(-self.limit, self.limit)
+
+
+class ImageStem(nn.Module):
+    """Images, (..., H, W, C) or (..., C, H, W), as (..., F): three 3 x 3 convolutions, flattened, normalised.
+
+    The first convolution keeps the size of images of at most 16 pixels, all others halve it. Which axis holds
+    the channels: see ``spaces.channels_first``.
+    """
+
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(
+        self, spec: SpaceSpec, centre: FloatArray, spread: FloatArray, limit: float = math.inf
+    ) -> None:
+        super().__init__()
+        self.first, self.limit = channels_first(spec), limit
+        shape = spec["shape"] if self.first else [spec["shape"][2], *spec["shape"][:2]]
+        self.register_buffer("centre", torch.from_numpy(centre).float()[:, None, None], persistent=False)
+        self.register_buffer("spread", torch.from_numpy(spread).float()[:, None, None], persistent=False)
+        strides = (1 if min(shape[1:]) <= 16 else 2, 2, 2)
+        widths = (shape[0], 16, 32, 32)
+        self.layers = nn.ModuleList(
+            nn.Conv2d(widths[k], widths[k + 1], 3, stride, padding=1) for k, stride in enumerate(strides)
+        )
+        height, width = (math.ceil(side / math.prod(strides)) for side in shape[1:])
+        self.n_feature = widths[-1] * height * width
+        self.norm = nn.LayerNorm(self.n_feature)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., *shape) -> (..., F). Whole numbers become floats here, so that they are kept as they are."""
+        lead = x.shape[:-3]
+        x = x.reshape(-1, *x.shape[-3:]).float()
+        x = x if self.first else x.permute(0, 3, 1, 2)
+        x = ((x - self.centre) / self.spread).clamp(-self.limit, self.limit)
+        for layer in self.layers:
+            x = F.gelu(layer(x))
+        return self.norm(x.flatten(1)).reshape(*lead, -1)  # type: ignore[no-any-return]
+
+
+def observation_stem(
+    spec: SpaceSpec, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> nn.Module:
+    """The stem of a model's observations; that of numbers hands them on as they are.
+
+    Boxes are standardised with ``mean`` and ``std`` (D,), by component or, for images, by channel: those of
+    the training tasks, which the history file holds. A component that did not vary there is only centred.
+    Without them a vector stays as it is and an image is scaled by its bounds, if it has any.
+    """
+    if spec["kind"] != "box":
+        return nn.Identity()
+    size = len(_by_channel(spec, bounds(spec)[0])) if is_image(spec) else math.prod(spec["shape"])
+    make = ImageStem if is_image(spec) else Scaled
+    if mean is None or std is None:
+        return make(spec, *(_bounded(spec) if is_image(spec) else (np.zeros(size), np.ones(size))))
+    if (len(mean), len(std)) != (size, size):
+        raise ConfigError(f"observation_mean and observation_std: expected {size} numbers each for {spec}")
+    centre, spread = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    varies = spread > _CONSTANT * np.maximum(1, abs(centre))
+    return make(spec, centre, np.where(varies, spread, 1.0), LIMIT)
+
+
+def _by_channel(spec: SpaceSpec, values: FloatArray) -> FloatArray:
+    """The least of an image's values (D,) in each channel (C,)."""
+    axes = (1, 2) if channels_first(spec) else (0, 1)
+    least: FloatArray = values.reshape(spec["shape"]).min(axis=axes)
+    return least
+
+
+def _bounded(spec: SpaceSpec) -> tuple[FloatArray, FloatArray]:
+    """Least value and range (C,) of each channel; 0 and 1 where an image has no bounds."""
+    low, high = bounds(spec)
+    least, most = _by_channel(spec, low), -_by_channel(spec, -high)
+    known = np.isfinite(most - least) & (most > least)
+    return np.where(known, least, 0.0), np.where(known, most - least, 1.0)
+
+
+def action_scale(spec: SpaceSpec) -> tuple[FloatArray, FloatArray]:
+    """Centre and half the range (D,) of a Box of actions, which bring it to [-1, 1]; 0 and 1 if unbounded."""
+    low, high = bounds(spec)
+    known = np.isfinite(low) & np.isfinite(high) & (high > low)
+    low, high = np.where(known, low, -1.0), np.where(known, high, 1.0)
+    return (low + high) / 2, (high - low) / 2
+
+
+def action_stem(spec: SpaceSpec) -> nn.Module:
+    """The stem of a model's actions: Boxes are scaled to [-1, 1]."""
+    return Scaled(spec, *action_scale(spec)) if spec["kind"] == "box" else nn.Identity()
+
+
+class SpaceEncoder(nn.Module):
+    """What a stem gives of a space, as vectors (..., D).
+
+    Discrete and MultiDiscrete: a sum of learned vectors, one per component. Box: a linear map of its
+    ``n_feature`` features, by default the components of its elements.
+    """
+
+    offset: Tensor
+    start: Tensor
+    last: Tensor
+
+    def __init__(self, spec: SpaceSpec, n_embd: int, n_feature: int | None = None) -> None:
+        super().__init__()
+        self.kind = spec["kind"]
+        if self.kind in ("discrete", "multidiscrete"):
+            self.sizes, self.starts = sizes(spec), starts(spec)
+            self.table = nn.Embedding(sum(self.sizes), n_embd)
+            offset = torch.tensor([0, *self.sizes[:-1]]).cumsum(0)
+            self.register_buffer("offset", offset, persistent=False)
+            self.register_buffer("start", torch.tensor(self.starts), persistent=False)
+            self.register_buffer("last", torch.tensor(self.sizes) - 1, persistent=False)
+            nn.init.normal_(self.table.weight, std=len(self.sizes) ** -0.5)
+        elif self.kind == "box":
+            self.linear = nn.Linear(n_feature or math.prod(spec["shape"]), n_embd)
+        else:
+            raise SpaceError(f"no encoder for space {spec}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., *shape or n_feature) -> (..., D)."""
+        if self.kind == "box":
+            return self.linear(x.float())  # type: ignore[no-any-return]
+        code = x.long()
+        if self.kind == "discrete":
+            code = code[..., None]
+        if any(self.starts):
+            # Tokens are padded with zeros, which need not be an element of the space.
+            code = torch.minimum((code - self.start).clamp(min=0), self.last)
+        return self.table(code + self.offset).sum(dim=-2)  # type: ignore[no-any-return]
+
+    def vectors(self) -> dict[str, Tensor]:
+        """The learned vectors (D,) by name: of each value, or of each component of a Box."""
+        if self.kind == "box":
+            return {f"[{k}]": column for k, column in enumerate(self.linear.weight.T)}
+        values = [
+            (k, start + i)
+            for k, (size, start) in enumerate(zip(self.sizes, self.starts, strict=True))
+            for i in range(size)
+        ]
+        names = [str(value) if self.kind == "discrete" else f"[{k}] = {value}" for k, value in values]
+        return dict(zip(names, self.table.weight, strict=True))

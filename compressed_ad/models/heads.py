@@ -1,0 +1,322 @@
+"""From a transformer's output to a distribution of actions: one head for each kind of action space.
+
+A head is a linear map from vectors (..., D) to the P parameters of a distribution, and knows what they mean:
+the loss of an action, how to act, how far two distributions are apart. Every head starts from a distribution
+that does not depend on its input. Acting is done in numpy, in float64, from parameters (N, P).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import scipy.special
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compressed_ad.errors import ConfigError, SpaceError
+from compressed_ad.models.encoders import action_scale
+from compressed_ad.spaces import SpaceSpec, bounds, sizes, starts
+from compressed_ad.types import AnyArray, FloatArray
+
+LEAST_STD = 0.02
+"""Of a component of a ``MixtureHead``, where the bounds of an action are 2 apart: 1 % of its range.
+
+Executed actions are clipped, so that many of them are equal: without a floor the likelihood has no maximum.
+"""
+
+N_DRAW = 64
+"""Of ``MixtureHead.divergence``."""
+
+
+class Head(nn.Linear):
+    """What all heads share. ``P`` is ``out_features``."""
+
+    def __init__(self, width: int, n_parameter: int) -> None:
+        super().__init__(width, n_parameter)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def loss(
+        self, given: Tensor, action: Tensor, valid: Tensor, weight: Tensor | None, smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        """Mean negative log-likelihood (nats) and accuracy of M actions (M, ...) under ``given`` (M, P).
+
+        Only ``valid`` ones (M,) count; ``weight`` (M,) weighs them in the loss. NaN for an accuracy that is
+        not defined.
+        """
+        share = valid.float() if weight is None else weight * valid
+        each = torch.where(valid, self.surprise(given.float(), action, smoothing), 0.0)
+        loss = (each * share).sum() / share.sum().clamp(min=1e-9)
+        return loss, (self.hits(given, action) * valid).sum() / valid.sum()
+
+    def log_prob(self, given: Tensor, action: Tensor) -> Tensor:
+        """Log-probability or -density (...), in nats, of actions (..., *shape) under ``given`` (..., P)."""
+        return -self.surprise(given, action, 0.0)
+
+    def surprise(self, given: Tensor, action: Tensor, smoothing: float) -> Tensor:
+        """Negative ``log_prob`` (...), with the share ``smoothing`` of the target spread over all actions."""
+        raise NotImplementedError
+
+    def hits(self, given: Tensor, action: Tensor) -> Tensor:
+        """Whether the likeliest action is the one taken (...); NaN where that says nothing."""
+        raise NotImplementedError
+
+    def act(
+        self, given: FloatArray, temperature: FloatArray, random: np.random.Generator | None
+    ) -> tuple[AnyArray, FloatArray]:
+        """Actions (N, *shape), drawn at ``temperature`` (N, 1), and how probable they were (N,), in [0, 1].
+
+        Without ``random`` the likeliest ones. The probability is that of the design's marks: the action's
+        own; the geometric mean over components; for densities relative to the greatest, to the power 1 / d.
+        Row i depends on row i of ``given`` and on the i-th draws alone.
+        """
+        raise NotImplementedError
+
+    def blank(self, n: int) -> AnyArray:
+        """Something of the shape and type of ``n`` actions, where none was taken yet."""
+        raise NotImplementedError
+
+    def guided(self, shown: Tensor, unmarked: Tensor, guidance: float) -> Tensor:
+        """Parameters (..., P) of ``shown`` moved along what it has over ``unmarked``."""
+        return shown + guidance * (shown - unmarked)
+
+    def divergence(self, given: Tensor, other: Tensor) -> Tensor:
+        """KL(given || other) in nats (...) of distributions with parameters (..., P)."""
+        raise NotImplementedError
+
+
+class CategoricalHead(Head):
+    """Discrete actions: P = K logits."""
+
+    def __init__(self, width: int, spec: SpaceSpec, n_mixture: int) -> None:
+        super().__init__(width, spec["n"])
+        (self.start,) = starts(spec)
+
+    def loss(
+        self, given: Tensor, action: Tensor, valid: Tensor, weight: Tensor | None, smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy, and the share of actions that were the likeliest."""
+        target = (action - self.start).masked_fill(~valid, -100)
+        if weight is None:
+            loss = F.cross_entropy(given.float(), target, label_smoothing=smoothing)
+        else:
+            each = F.cross_entropy(given.float(), target, label_smoothing=smoothing, reduction="none")
+            share = weight * valid
+            loss = (each * share).sum() / share.sum().clamp(min=1e-9)
+        return loss, (given.argmax(dim=-1) == target).sum() / valid.sum()
+
+    def log_prob(self, given: Tensor, action: Tensor) -> Tensor:
+        """(...)."""
+        return given.log_softmax(dim=-1).gather(-1, (action - self.start)[..., None])[..., 0]
+
+    def act(
+        self, given: FloatArray, temperature: FloatArray, random: np.random.Generator | None
+    ) -> tuple[AnyArray, FloatArray]:
+        """(N,) by inversion of the cumulative distribution, one draw each."""
+        probs = scipy.special.softmax(given / temperature, axis=1)
+        if random is None:
+            chosen = probs.argmax(axis=1)
+        else:
+            chosen = _inverted(probs, random.random(len(probs)))
+        return chosen + self.start, probs[np.arange(len(probs)), chosen]
+
+    def blank(self, n: int) -> AnyArray:
+        """(n,)."""
+        return np.zeros(n, np.int64)
+
+    def divergence(self, given: Tensor, other: Tensor) -> Tensor:
+        """(...), exact."""
+        return _divergence(given, other)
+
+
+class MultiCategoricalHead(Head):
+    """MultiDiscrete actions: independent choices, the logits of all components one after another.
+
+    Accuracy is the share of actions of which every component is right.
+    """
+
+    start: Tensor
+
+    def __init__(self, width: int, spec: SpaceSpec, n_mixture: int) -> None:
+        super().__init__(width, sum(sizes(spec)))
+        self.sizes, self.starts = sizes(spec), starts(spec)
+        self.register_buffer("start", torch.tensor(self.starts), persistent=False)
+
+    def by_component(self, given: Tensor) -> tuple[Tensor, ...]:
+        """The logits (..., n) of each component."""
+        return torch.split(given, self.sizes, dim=-1)
+
+    def surprise(self, given: Tensor, action: Tensor, smoothing: float) -> Tensor:
+        """(...): the sum over components."""
+        choice = action - self.start
+        parts = [
+            F.cross_entropy(
+                logits.flatten(0, -2),
+                choice[..., k].flatten(),
+                label_smoothing=smoothing,
+                reduction="none",
+            ).view(choice.shape[:-1])
+            for k, logits in enumerate(self.by_component(given))
+        ]
+        return torch.stack(parts).sum(dim=0)
+
+    def hits(self, given: Tensor, action: Tensor) -> Tensor:
+        """(...) whether all components are right."""
+        best = [logits.argmax(dim=-1) for logits in self.by_component(given)]
+        return (torch.stack(best, dim=-1) + self.start == action).all(dim=-1).float()
+
+    def act(
+        self, given: FloatArray, temperature: FloatArray, random: np.random.Generator | None
+    ) -> tuple[AnyArray, FloatArray]:
+        """(N, K), each component as a Discrete action is chosen."""
+        row = np.arange(len(given))
+        uniform = None if random is None else random.random((len(given), len(self.sizes)))
+        chosen, own = [], []
+        for k, logits in enumerate(np.split(given, np.cumsum(self.sizes)[:-1], axis=1)):
+            log_probs = scipy.special.log_softmax(logits / temperature, axis=1)
+            best = log_probs.argmax(axis=1)
+            chosen.append(best if uniform is None else _inverted(np.exp(log_probs), uniform[:, k]))
+            own.append(log_probs[row, chosen[-1]])
+        return np.stack(chosen, axis=1) + self.starts, np.exp(np.mean(own, axis=0))
+
+    def blank(self, n: int) -> AnyArray:
+        """(n, K)."""
+        return np.zeros((n, len(self.sizes)), np.int64)
+
+    def divergence(self, given: Tensor, other: Tensor) -> Tensor:
+        """(...), exact: the sum over components."""
+        pairs = zip(self.by_component(given), self.by_component(other), strict=True)
+        return torch.stack([_divergence(*pair) for pair in pairs]).sum(dim=0)
+
+
+class MixtureHead(Head):
+    """Continuous actions: a mixture of G diagonal normals (mixture density network: Bishop 1994).
+
+    It is the distribution of the action scaled to [-1, 1] by its bounds (as it is, where it has none), so
+    densities and losses are per scaled unit. P = G (1 + 2 d): logits of the weights, means, and standard
+    deviations, which are the softplus of what is given plus ``LEAST_STD``. Several components are needed to
+    imitate clipped actions, which gather at the bounds, and choices, say between left and right.
+
+    Sampling at a temperature T multiplies the logarithms of weights and densities by 1 / T, component by
+    component: logits / T and standard deviations * sqrt(T). Without sampling the action is the component mean
+    at which the density is greatest, which stands for the mode. What is executed is clipped to the bounds.
+    Accuracy is not defined: NaN. Smoothing has no meaning here: ``ConfigError``.
+    """
+
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(self, width: int, spec: SpaceSpec, n_mixture: int) -> None:
+        if np.dtype(spec["dtype"]).kind != "f":
+            raise SpaceError(f"action space {spec} is not supported: a Box of actions must be of floats")
+        centre, spread = action_scale(spec)
+        self.n_mixture, self.n_dim = n_mixture, len(centre)
+        super().__init__(width, n_mixture * (1 + 2 * self.n_dim))
+        self.shape, self.dtype = tuple(spec["shape"]), np.dtype(spec["dtype"])
+        self.range = bounds(spec)
+        self.scale = centre, spread
+        self.register_buffer("centre", torch.from_numpy(centre).float(), persistent=False)
+        self.register_buffer("spread", torch.from_numpy(spread).float(), persistent=False)
+        # Equal components would stay equal for ever.
+        nn.init.uniform_(self.bias[n_mixture : n_mixture * (1 + self.n_dim)], -0.5, 0.5)
+
+    def parts(self, given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weights (..., G), means and standard deviations (..., G, d)."""
+        count = self.n_mixture
+        logits, mean, raw = torch.split(given, [count, count * self.n_dim, count * self.n_dim], dim=-1)
+        shape = (*given.shape[:-1], count, self.n_dim)
+        return logits.log_softmax(dim=-1), mean.view(shape), LEAST_STD + F.softplus(raw).view(shape)
+
+    def surprise(self, given: Tensor, action: Tensor, smoothing: float) -> Tensor:
+        """(...)."""
+        if smoothing:
+            raise ConfigError("label_smoothing is for discrete actions; set it to 0 for continuous ones")
+        flat = action.reshape(*given.shape[:-1], self.n_dim).to(given.dtype)
+        return -self._log_density(given, (flat - self.centre) / self.spread)
+
+    def hits(self, given: Tensor, action: Tensor) -> Tensor:
+        """NaN."""
+        return torch.full(given.shape[:-1], math.nan, device=given.device)
+
+    def _log_density(self, given: Tensor, scaled: Tensor) -> Tensor:
+        """(...) of scaled actions (..., d)."""
+        weight, mean, std = self.parts(given)
+        z = (scaled[..., None, :] - mean) / std
+        each = -0.5 * z**2 - std.log() - 0.5 * math.log(2 * math.pi)
+        return (weight + each.sum(dim=-1)).logsumexp(dim=-1)
+
+    def act(
+        self, given: FloatArray, temperature: FloatArray, random: np.random.Generator | None
+    ) -> tuple[AnyArray, FloatArray]:
+        """(N, *shape): a component by inversion, then normal draws by inversion; 1 + d draws each."""
+        weight, mean, std = (part.numpy() for part in self.parts(torch.from_numpy(given).double().cpu()))
+        weight = scipy.special.log_softmax(weight / temperature, axis=-1)
+        std = std * np.sqrt(temperature)[..., None]
+        row = np.arange(len(given))
+
+        def log_density(scaled: FloatArray) -> FloatArray:
+            """(N, M) of actions (N, M, d), but for a constant factor."""
+            z = (scaled[:, :, None] - mean[:, None]) / std[:, None]
+            each = (-0.5 * z**2 - np.log(std)[:, None]).sum(axis=-1)
+            total: FloatArray = scipy.special.logsumexp(weight[:, None] + each, axis=-1)
+            return total
+
+        at_means = log_density(mean)
+        if random is None:
+            scaled = mean[row, at_means.argmax(axis=1)]
+        else:
+            uniform = random.random((len(given), 1 + self.n_dim))
+            chosen = _inverted(np.exp(weight), uniform[:, 0])
+            normal = scipy.special.ndtri(uniform[:, 1:].clip(min=2.0**-54))
+            scaled = mean[row, chosen] + std[row, chosen] * normal
+        below = log_density(scaled[:, None])[:, 0] - at_means.max(axis=1)
+        centre, spread = self.scale
+        action = np.clip(centre + spread * scaled, *self.range)
+        return action.reshape(-1, *self.shape).astype(self.dtype), np.exp(np.minimum(below, 0) / self.n_dim)
+
+    def blank(self, n: int) -> AnyArray:
+        """(n, *shape)."""
+        return np.zeros((n, *self.shape), self.dtype)
+
+    def guided(self, shown: Tensor, unmarked: Tensor, guidance: float) -> Tensor:
+        """Weights and means are moved; the standard deviations are those of ``shown``."""
+        moved = super().guided(shown, unmarked, guidance)
+        start = self.n_mixture * (1 + self.n_dim)
+        return torch.cat([moved[..., :start], shown[..., start:]], dim=-1)
+
+    def divergence(self, given: Tensor, other: Tensor) -> Tensor:
+        """(...), the mean over ``N_DRAW`` draws from ``given``, the same ones at every call."""
+        generator = torch.Generator(given.device).manual_seed(0)
+        weight, mean, std = self.parts(given)
+        total = torch.zeros_like(given[..., 0])
+        for _ in range(N_DRAW):
+            uniform = torch.rand((*given.shape[:-1], 1), generator=generator, device=given.device)
+            chosen = (weight.exp().cumsum(dim=-1) < uniform).sum(dim=-1).clamp(max=self.n_mixture - 1)
+            at = chosen[..., None, None].expand(*chosen.shape, 1, self.n_dim)
+            normal = torch.randn((*chosen.shape, self.n_dim), generator=generator, device=given.device)
+            drawn = mean.gather(-2, at)[..., 0, :] + std.gather(-2, at)[..., 0, :] * normal
+            total += self._log_density(given, drawn) - self._log_density(other, drawn)
+        return total / N_DRAW
+
+
+def _inverted(probs: FloatArray, uniform: FloatArray) -> AnyArray:
+    """(N,) choices of which distribution (N, K) the ``uniform`` draws (N,) are the cumulative probability."""
+    below: AnyArray = (probs.cumsum(axis=1) < uniform[:, None]).sum(axis=1)
+    return np.asarray(np.minimum(below, probs.shape[1] - 1))
+
+
+def _divergence(given: Tensor, other: Tensor) -> Tensor:
+    """KL(given || other) (...) of distributions with logits (..., K)."""
+    reference = given.log_softmax(dim=-1)
+    return (reference.exp() * (reference - other.log_softmax(dim=-1))).sum(dim=-1)
+
+
+HEAD: dict[str, Callable[[int, SpaceSpec, int], Head]] = {
+    "discrete": CategoricalHead,
+    "multidiscrete": MultiCategoricalHead,
+    "box": MixtureHead,
+}
+"""The head for each kind of action space: (width, space, normal distributions of a mixture)."""
