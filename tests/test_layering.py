@@ -15,7 +15,9 @@ LAYERS = """
 errors types spaces seeding files registry settings
 tasks.base tasks.grid tasks.gridworld tasks tasks.gymnasium tasks.vector tasks.select tasks.conformance
 markers marking hdf5 history_header histories overview
-learners learners.base learners.ppo_kernels learners.ppo_batch learners.ppo learners.sb3 learners.select
+learners learners.base learners.ppo_kernels learners.ppo_batch learners.ppo
+learners.sb3_algorithms learners.sb3_probability learners.sb3_callback learners.sb3_policy learners.sb3
+learners.select
 collect sequences stitching transforms windows
 models.transformer models.ad models.compressed_ad models
 checkpoints train agents evaluate rollouts attention border_tokens
@@ -31,7 +33,12 @@ UPWARD = {("models.ad", "evaluate")}
 
 ONLY_IN = {
     "h5py": {"hdf5"},
-    "stable_baselines3": {"learners.sb3"},
+    "stable_baselines3": {
+        "learners.sb3",
+        "learners.sb3_callback",
+        "learners.sb3_policy",
+        "learners.sb3_probability",
+    },
     "matplotlib": {"plots", "plots_attention", "plots_rollouts", "plots_study"},
     "jinja2": {"page"},
     "ray": {"ray_pool"},
