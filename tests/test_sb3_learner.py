@@ -1,136 +1,16 @@
 from __future__ import annotations
 
-import copy
 import subprocess
 import sys
 
-import gymnasium
 import numpy as np
 import pytest
-import torch
-from gymnasium import spaces
-from stable_baselines3 import DQN, PPO
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from compressed_ad.errors import ConfigError, UnknownNameError, UsageError
 from compressed_ad.learners.ppo import BatchedPPO
-from compressed_ad.learners.sb3 import CompressedHistoryCallback, SB3Learner
+from compressed_ad.learners.sb3 import SB3Learner
 from compressed_ad.learners.select import make_learner
-from compressed_ad.markers import threshold
 from compressed_ad.tasks.gridworld import Darkroom
-
-
-class Witness(gymnasium.Env):
-    """A walk of random length on a line that notes what happened before SB3 touches it.
-
-    Odd environments end by a time limit, even ones terminate; lengths differ, so ends are staggered.
-    """
-
-    def __init__(self, index, action_space):
-        self.observation_space, self.action_space = spaces.Box(-10, 10, (2,)), action_space
-        self.index, self.log = index, []
-        self.generator = np.random.default_rng(index)
-
-    def reset(self, *, seed=None, options=None):
-        self.time, self.length = 0, self.generator.integers(1, 6)
-        self.obs = self.generator.normal(size=2).astype(np.float32)
-        return self.obs.copy(), {}
-
-    def step(self, action):
-        before, self.time = self.obs, self.time + 1
-        self.obs = (before + 0.1 * self.generator.normal(size=2)).astype(np.float32)
-        end, reward = self.time == self.length, float(self.generator.normal())
-        ended = (end and self.index % 2 == 0, end and self.index % 2 == 1)
-        self.log.append((before, np.array(action), reward, self.obs.copy(), *ended))
-        return self.obs.copy(), reward, *ended, {}
-
-
-class Versions(BaseCallback):
-    """Keeps a copy of every version of the policy."""
-
-    def _on_training_start(self):
-        self.policies = []
-
-    def _on_rollout_start(self):
-        self.policies.append(copy.deepcopy(self.model.policy))
-
-    def _on_training_end(self):
-        self._on_rollout_start()
-
-    def _on_step(self):
-        return True
-
-
-def run(action_space, n_timesteps=48, **kwargs):
-    env = DummyVecEnv([lambda i=i: Witness(i, action_space) for i in range(3)])
-    callback, versions = CompressedHistoryCallback(**kwargs), Versions()
-    model = PPO(
-        "MlpPolicy", env, n_steps=8, batch_size=12, n_epochs=3, learning_rate=3e-3, seed=0, device="cpu"
-    )
-    model.learn(n_timesteps * 3, [callback, versions])
-    return callback.history(), env, versions.policies
-
-
-@pytest.mark.parametrize(
-    "action_space",
-    [spaces.Discrete(4), spaces.MultiDiscrete([2, 3]), spaces.Box(-0.5, 0.5, (2,))],
-    ids=["discrete", "multidiscrete", "box"],
-)
-def test_the_callback_records_what_happened(action_space):
-    history, env, policies = run(action_space)
-    names = ("states", "actions", "rewards", "next_states", "terminated", "truncated")
-    for i, witness in enumerate(env.envs):
-        for name, truth in zip(names, zip(*witness.log, strict=True), strict=True):
-            np.testing.assert_array_equal(
-                getattr(history, name)[i], np.array(truth, dtype=getattr(history, name).dtype)
-            )
-    assert history.terminated[0].any() and history.truncated[1].any()
-    assert not (history.terminated & history.truncated).any()
-    np.testing.assert_array_equal(history.update, np.broadcast_to(np.repeat(np.arange(6), 8), (3, 48)))
-    if isinstance(action_space, spaces.Box):
-        assert (np.abs(history.actions) <= 0.5).all() and (np.abs(history.actions) == 0.5).any()
-        assert (history.action_probs > 0).all() and (history.action_probs <= 1).all()
-        return  # what was sampled before clipping is not in the history
-    for update in range(6):
-        part = history.update == update
-        obs, actions = torch.as_tensor(history.states[part]), torch.as_tensor(history.actions[part])
-        with torch.no_grad():
-            _, log_prob, entropy = policies[update].evaluate_actions(obs, actions)
-            _, log_prob_next, _ = policies[update + 1].evaluate_actions(obs, actions)
-        dimension = max(1, len(action_space.shape) and action_space.shape[0])
-        np.testing.assert_allclose(history.action_probs[part], (log_prob / dimension).exp(), rtol=1e-5)
-        np.testing.assert_allclose(history.entropy[part], entropy, rtol=1e-5)
-        np.testing.assert_allclose(history.log_prob_next[part], log_prob_next, rtol=1e-5)
-        assert (log_prob - log_prob_next).abs().max() > 1e-3
-
-
-def test_box_probabilities_are_relative_to_the_mode():
-    history, _, policies = run(spaces.Box(-100.0, 100.0, (2,)), n_timesteps=8)  # wide: nothing is clipped
-    obs, actions = (torch.as_tensor(a.reshape(-1, 2)) for a in (history.states, history.actions))
-    with torch.no_grad():
-        normal = policies[0].get_distribution(obs).distribution
-        z = (actions - normal.mean) / normal.stddev
-    np.testing.assert_allclose(history.action_probs.ravel(), (-0.25 * (z**2).sum(1)).exp(), rtol=1e-4)
-
-
-def test_the_mask_is_the_guides_rule():
-    history, _, _ = run(spaces.Discrete(2), on_policy_threshold=0.5, compression_window=2)
-    np.testing.assert_array_equal(history.compression_mask, threshold(history.action_probs, 0.5, 2))
-    assert history.compression_mask.any() and not history.compression_mask.all()
-
-
-def test_what_the_callback_refuses():
-    with pytest.raises(UsageError, match="nothing was recorded"):
-        CompressedHistoryCallback().history()
-    with pytest.raises(ConfigError, match="compression_window"):
-        CompressedHistoryCallback(compression_window=0)
-    env = DummyVecEnv([lambda: Witness(0, spaces.Discrete(2))])
-    with pytest.raises(UsageError, match=r"on-policy algorithms .* not DQN"):
-        DQN("MlpPolicy", env, buffer_size=10).learn(4, CompressedHistoryCallback())
-    with pytest.raises(UsageError, match="VecNormalize"):
-        PPO("MlpPolicy", VecNormalize(env), n_steps=8, batch_size=8).learn(8, CompressedHistoryCallback())
-
 
 # ---------------------------------------------------------------- the learner
 
