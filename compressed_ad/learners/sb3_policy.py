@@ -13,7 +13,7 @@ from compressed_ad.errors import MissingExtraError
 try:
     import torch
     from stable_baselines3.common.preprocessing import is_image_space
-    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 except ImportError as error:
     raise MissingExtraError("compressed_ad.learners.sb3_policy", "sb3") from error
 
@@ -52,6 +52,14 @@ class SmallImages(BaseFeaturesExtractor):  # type: ignore[misc]
         return features
 
 
+class _Flat(FlattenExtractor):  # type: ignore[misc]
+    """SB3's default, whose size is a NumPy integer for MultiDiscrete observations; an LSTM wants Python's."""
+
+    def __init__(self, observation_space: spaces.MultiDiscrete) -> None:
+        super().__init__(observation_space)
+        self._features_dim = int(self._features_dim)
+
+
 def choose_policy(
     kind: type[Any], space: gymnasium.Space[Any], policy: str | None, policy_kwargs: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
@@ -62,11 +70,14 @@ def choose_policy(
     """
     names = list(kind.policy_aliases)
     mlp = next(name for name in names if name.startswith("Mlp"))
-    cnn = next((name for name in names if name.startswith("Cnn")), mlp)
+    cnn = next((name for name in names if name.startswith("Cnn")), None)
     shape = space.shape or ()
-    image = isinstance(space, spaces.Box) and len(shape) == 3
-    if not image or policy not in (None, cnn) or "features_extractor_class" in policy_kwargs:
+    if "features_extractor_class" in policy_kwargs:
         return policy or mlp, policy_kwargs
-    if cnn != mlp and is_image_space(space) and sorted(shape)[1] >= _NATURE:
-        return cnn, policy_kwargs
-    return policy or mlp, {**policy_kwargs, "features_extractor_class": SmallImages}
+    if isinstance(space, spaces.Box) and len(shape) == 3 and policy in (None, cnn):
+        if cnn is not None and is_image_space(space) and sorted(shape)[1] >= _NATURE:
+            return cnn, policy_kwargs
+        return policy or mlp, {**policy_kwargs, "features_extractor_class": SmallImages}
+    if isinstance(space, spaces.MultiDiscrete) and "Lstm" in mlp:
+        policy_kwargs = {**policy_kwargs, "features_extractor_class": _Flat}
+    return policy or mlp, policy_kwargs
