@@ -57,7 +57,7 @@ class _Flat(FlattenExtractor):  # type: ignore[misc]
 
     def __init__(self, observation_space: spaces.MultiDiscrete) -> None:
         super().__init__(observation_space)
-        self._features_dim = int(self._features_dim)
+        self._features_dim = int(observation_space.nvec.sum())
 
 
 def choose_policy(
