@@ -3,12 +3,12 @@
     python -m benchmarks.source_algorithms            # under two minutes
     python -m benchmarks.source_algorithms --quick    # only a check that it runs
 
-One learner of one stream learns a small task alone, with SB3's own hyper-parameters except rollouts of 100 steps
-(A2C: 5): algorithms for Discrete actions a goal of Darkroom, those for Box actions a goal of
+One learner of one stream learns a small task alone, with SB3's own hyper-parameters except rollouts of 100
+steps (A2C: 5): algorithms for Discrete actions a goal of Darkroom, those for Box actions a goal of
 ``examples/own_reach.py``. Speeds are environment steps per CPU second of one process, learning and recording
 included. PPO learns both tasks; ratios are to PPO on the same task. Shares are of all steps, each marker with
-its defaults; a marker that needs what an algorithm does not have (entropy, ``log_prob_next``) marks nothing of
-it and is shown as None.
+its defaults; a marker that needs what an algorithm does not have (entropy, ``log_prob_next``) marks nothing
+of it and is shown as None.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ def run(quick: bool = False) -> dict[str, Any]:
     families = {"darkroom": Allowed(), "reach": reach}
     _learn("PPO", reach, 100)  # imports and first calls
     result: dict[str, Any] = {"n_timesteps": n_timesteps}
+    base = 1.0
     for task, family in families.items():
         algorithms = [n for n, a in ALGORITHM.items() if (DISCRETE in a.actions) == (task == "darkroom")]
         for name in dict.fromkeys(["PPO", *algorithms]):
