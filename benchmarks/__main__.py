@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from benchmarks import collection, loop, model
+from benchmarks import collection, loop, model, source_algorithms
 from benchmarks.measuring import RESULTS
 
 
@@ -18,6 +18,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "collection.json").write_text(json.dumps(collection.run(quick), indent=2) + "\n")
     model.run(quick)
+    source_algorithms.run(quick)
     loop.run(quick)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from compressed_ad.learners.base import LEARNER
     from compressed_ad.learners.conformance import check_learner
     from compressed_ad.learners.ppo import BatchedPPO
-    from compressed_ad.learners.sb3 import CompressedHistoryCallback
+    from compressed_ad.learners.sb3_callback import CompressedHistoryCallback
     from compressed_ad.markers import MARKER, borders
     from compressed_ad.marking import apply_marker, check_marker
     from compressed_ad.models import AD, MODEL, CompressedAD
@@ -35,7 +35,7 @@ _HOME = {
     "BatchedPPO": "learners.ppo",
     "CompressedAD": "models",
     "CompressedADDataset": "windows",
-    "CompressedHistoryCallback": "learners.sb3",
+    "CompressedHistoryCallback": "learners.sb3_callback",
     "History": "types",
     "HistoryFile": "histories",
     "HistoryWriter": "histories",

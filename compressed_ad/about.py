@@ -19,6 +19,7 @@ from compressed_ad.errors import RunError
 from compressed_ad.layouts import EXPORT, LAYOUT
 from compressed_ad.learners.base import LEARNER
 from compressed_ad.learners.ppo import PPOConfig
+from compressed_ad.learners.sb3_algorithms import ALGORITHM
 from compressed_ad.markers import MARKER
 from compressed_ad.marking import REQUIRED, marker_parameters
 from compressed_ad.progress import print_lines
@@ -124,7 +125,11 @@ def _learners() -> Rows:
         for name, maker in LEARNER.items()
     ]
     state = "" if extras()["sb3"] else " (not installed: pip install 'compressed-ad[sb3]')"
-    return [*rows, ("sb3:ALGORITHM", f"An algorithm of Stable-Baselines3, e.g. sb3:PPO{state}", "")]
+    sb3 = [
+        (f"sb3:{name}", f"{algorithm.words} Actions: {', '.join(algorithm.actions)}{state}", "")
+        for name, algorithm in ALGORITHM.items()
+    ]
+    return [*rows, *sb3]
 
 
 def _markers() -> Rows:

@@ -28,7 +28,7 @@ import numpy as np
 
 from compressed_ad.errors import ConfigError, RunError, SplitError, UsageError
 from compressed_ad.histories import HistoryFile, HistoryInfo, HistoryWriter, remark
-from compressed_ad.learners.base import Progress, SourceLearner
+from compressed_ad.learners.base import Checks, Progress, SourceLearner
 from compressed_ad.markers import Marker
 from compressed_ad.marking import (
     REQUIRED,
@@ -148,6 +148,8 @@ def collect(
         problems = marker_faults(find_marker(marker), **params)
         if problems:
             raise ConfigError(f"marker {marker_name(marker)!r}: {problem}" for problem in problems)
+    if isinstance(learner, Checks):
+        learner.check(family, n_timesteps=n_timesteps, n_stream=n_stream)
     all_tasks = family.tasks()
     task_ids = choose_tasks(len(all_tasks), seed, n_task)
     tasks = all_tasks[task_ids]

@@ -22,7 +22,8 @@ from pydantic import ValidationError
 from compressed_ad import tasks as tasks  # registers the built-in families
 from compressed_ad import yaml_file
 from compressed_ad.collect import choose_tasks, split_tasks
-from compressed_ad.errors import ConfigError, UnknownNameError, UsageError, nearest
+from compressed_ad.errors import ConfigError, SpaceError, UnknownNameError, UsageError, nearest
+from compressed_ad.learners.base import Checks
 from compressed_ad.learners.select import make_learner
 from compressed_ad.marking import find_marker, marker_faults, marker_parameters
 from compressed_ad.registry import import_attribute
@@ -330,7 +331,7 @@ def semantic_problems(leaves: Leaves) -> list[str]:
     def attempt(path: tuple[str, ...], check: Callable[[], object]) -> bool:
         try:
             check()
-        except UsageError as error:
+        except (UsageError, SpaceError) as error:
             at = _main_key(path) if isinstance(error, UnknownNameError) else path
             for line in str(error).splitlines():
                 found.append(f"{_place(leaves, at, line)}: {path[0]}: {line}")
@@ -342,10 +343,12 @@ def semantic_problems(leaves: Leaves) -> list[str]:
     marker = _valid(MarkerSettings, tree.get("marker"))
     model = _valid(ModelConfig, tree.get("model"))
     comparison = _valid(ComparisonSettings, tree.get("comparison"))
-    if attempt(("env", "kwargs"), lambda: make_family(env.family, env.kwargs)):
+    there = attempt(("env", "kwargs"), lambda: make_family(env.family, env.kwargs))
+    if there:
         attempt(("env", "n_task" if env.n_task else "family"), lambda: planned_split(env, 0))
     learner, kwargs = algorithm.learner, algorithm.learner_kwargs
-    attempt(("algorithm", "learner_kwargs"), lambda: make_learner(learner, kwargs))
+    if attempt(("algorithm", "learner_kwargs"), lambda: make_learner(learner, kwargs)) and there:
+        attempt(("algorithm", "learner"), lambda: _check_learner(env, algorithm))
     attempt(("marker", "params"), lambda: _check_marker(marker))
     attempt(("model", "model"), lambda: check_model_name(model.model))
     for transform in model.transforms:
@@ -354,6 +357,14 @@ def semantic_problems(leaves: Leaves) -> list[str]:
     for name in comparison.methods:
         attempt(("comparison", "methods"), functools.partial(check_model_name, name))
     return found
+
+
+def _check_learner(env: EnvSettings, algorithm: AlgorithmSettings) -> None:
+    """Whether the learner can learn these tasks, as far as it can tell."""
+    learner = make_learner(algorithm.learner, algorithm.learner_kwargs)
+    if isinstance(learner, Checks):
+        family = make_family(env.family, env.kwargs)
+        learner.check(family, n_timesteps=algorithm.n_timesteps, n_stream=algorithm.n_stream)
 
 
 def _valid(kind: type[S], values: Any) -> S:

@@ -184,7 +184,9 @@ class _Data:
         optimal = self.optimal(task_ids)
         for k in np.flatnonzero(np.isnan(optimal)):
             task = int(task_ids[k])
-            optimal[k] = episode_returns(self.file.load([task])[task]).mean(axis=0).max(initial=np.nan)
+            episodes = episode_returns(self.file.load([task])[task]).mean(axis=0)
+            # Without a complete episode nothing is known; max(initial=nan) would be NaN in any case.
+            optimal[k] = episodes.max() if episodes.size else np.nan
         return self.file.random_return[task_ids], optimal
 
     def optimal(self, task_ids: IntArray) -> FloatArray:

@@ -230,7 +230,13 @@ def test_dry_runs_do_nothing(run, tmp_path, made):
 def test_list_and_doctor(run):
     code, out, _ = run("list")
     assert code == 0
-    for word in ("darkroom_permuted", "sb3:ALGORITHM", "on_policy_threshold=0.7", "CompressedADv2", "stitch"):
+    for word in (
+        "darkroom_permuted",
+        "sb3:RecurrentPPO",
+        "on_policy_threshold=0.7",
+        "CompressedADv2",
+        "stitch",
+    ):
         assert word in out
     code, out, _ = run("list", "families")
     assert "key_to_door" in out

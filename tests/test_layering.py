@@ -17,7 +17,9 @@ tasks.base tasks.replay tasks.bandit_kernels tasks.bandit_rules tasks.bandit tas
 tasks.point_mass tasks tasks.gymnasium tasks.vector tasks.gymnasium_family tasks.select tasks.conformance
 markers marking hdf5 history_header scales histories overview layouts importing minari_export
 learners learners.base learners.ppo_kernels learners.ppo_batch learners.ppo
-learners.scripted learners.bandits learners.noise learners.sb3 learners.select learners.conformance
+learners.scripted learners.bandits learners.noise
+learners.sb3_algorithms learners.sb3_probability learners.sb3_callback learners.sb3_policy learners.sb3
+learners.select learners.conformance
 collect sequences stitching transforms windows
 models.transformer models.encoders models.heads models.ad models.compressed_ad models
 checkpoints train agents evaluate rollouts attention border_tokens
@@ -33,7 +35,12 @@ UPWARD = {("models.ad", "evaluate")}
 
 ONLY_IN = {
     "h5py": {"hdf5"},
-    "stable_baselines3": {"learners.sb3"},
+    "stable_baselines3": {
+        "learners.sb3",
+        "learners.sb3_callback",
+        "learners.sb3_policy",
+        "learners.sb3_probability",
+    },
     "matplotlib": {"plots", "plots_attention", "plots_regret", "plots_rollouts", "plots_study"},
     "jinja2": {"page"},
     "ray": {"ray_pool"},

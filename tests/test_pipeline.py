@@ -265,6 +265,34 @@ def test_without_validation_tasks_the_last_weights_count(tmp_path):
     assert weights(job.path / "best_model.pt") == weights(job.path / "last_model.pt")
 
 
+def test_where_the_optimum_is_unknown_the_source_s_best_episode_scales_validation(tmp_path):
+    cart_pole = [
+        ("env.family", "gymnasium:CartPole-v1"),
+        ("env.kwargs", "{params: {length: '0.25:1.0'}, n_task: 5, horizon: 20}"),
+    ]
+    config = load_config(Request("smoke", overrides=[*TINY[1:], *cart_pole]))
+    history = collect_stage(config, tmp_path / "h.hdf5")
+    job = runs.job(config, "AD", 0, history, tmp_path)
+    data = runs._Data(job)
+    ids = data.file.split.validation
+    random, best = data.scale(ids)
+    assert data.file.optimal_return is None
+    for task, scale in zip(ids.tolist(), best, strict=True):
+        recorded = data.file.load([task])[task]
+        streams = []
+        for rewards, ended in zip(recorded.rewards, recorded.episode_end, strict=True):
+            pieces = np.split(rewards, np.flatnonzero(ended) + 1)[: ended.sum()]
+            streams.append([piece.sum() for piece in pieces])
+        shortest = min(map(len, streams))
+        assert scale == np.mean([returns[:shortest] for returns in streams], axis=0).max()
+    assert (best > random).all()
+    runs.train_run(job)
+    judged = [json.loads(line) for line in (job.path / "metrics.jsonl").read_text().splitlines()]
+    returns = {row["step"]: row["validation_return"] for row in judged if "validation_return" in row}
+    assert returns and np.isfinite(list(returns.values())).all()
+    assert load(job.path / "best_model.pt")["step"] == max(returns, key=returns.__getitem__)
+
+
 def test_a_run_directory_of_another_configuration_is_left_alone(histories, tmp_path):
     job = runs.job(tiny(), "AD", 0, histories, tmp_path)
     runs.train_run(job)

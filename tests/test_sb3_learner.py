@@ -1,136 +1,26 @@
 from __future__ import annotations
 
-import copy
+import runpy
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3 import DQN, PPO
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.noise import NormalActionNoise
 
-from compressed_ad.errors import ConfigError, UnknownNameError, UsageError
+from compressed_ad.cli import main
+from compressed_ad.collect import collect
+from compressed_ad.errors import ConfigError, SpaceError, UnknownNameError, UsageError
 from compressed_ad.learners.ppo import BatchedPPO
-from compressed_ad.learners.sb3 import CompressedHistoryCallback, SB3Learner
+from compressed_ad.learners.sb3 import SB3Learner, _make_noise, _SlotsVecEnv
+from compressed_ad.learners.sb3_algorithms import ALGORITHM
+from compressed_ad.learners.sb3_policy import SmallImages, choose_policy
 from compressed_ad.learners.select import make_learner
-from compressed_ad.markers import threshold
 from compressed_ad.tasks.gridworld import Darkroom
-
-
-class Witness(gymnasium.Env):
-    """A walk of random length on a line that notes what happened before SB3 touches it.
-
-    Odd environments end by a time limit, even ones terminate; lengths differ, so ends are staggered.
-    """
-
-    def __init__(self, index, action_space):
-        self.observation_space, self.action_space = spaces.Box(-10, 10, (2,)), action_space
-        self.index, self.log = index, []
-        self.generator = np.random.default_rng(index)
-
-    def reset(self, *, seed=None, options=None):
-        self.time, self.length = 0, self.generator.integers(1, 6)
-        self.obs = self.generator.normal(size=2).astype(np.float32)
-        return self.obs.copy(), {}
-
-    def step(self, action):
-        before, self.time = self.obs, self.time + 1
-        self.obs = (before + 0.1 * self.generator.normal(size=2)).astype(np.float32)
-        end, reward = self.time == self.length, float(self.generator.normal())
-        ended = (end and self.index % 2 == 0, end and self.index % 2 == 1)
-        self.log.append((before, np.array(action), reward, self.obs.copy(), *ended))
-        return self.obs.copy(), reward, *ended, {}
-
-
-class Versions(BaseCallback):
-    """Keeps a copy of every version of the policy."""
-
-    def _on_training_start(self):
-        self.policies = []
-
-    def _on_rollout_start(self):
-        self.policies.append(copy.deepcopy(self.model.policy))
-
-    def _on_training_end(self):
-        self._on_rollout_start()
-
-    def _on_step(self):
-        return True
-
-
-def run(action_space, n_timesteps=48, **kwargs):
-    env = DummyVecEnv([lambda i=i: Witness(i, action_space) for i in range(3)])
-    callback, versions = CompressedHistoryCallback(**kwargs), Versions()
-    model = PPO(
-        "MlpPolicy", env, n_steps=8, batch_size=12, n_epochs=3, learning_rate=3e-3, seed=0, device="cpu"
-    )
-    model.learn(n_timesteps * 3, [callback, versions])
-    return callback.history(), env, versions.policies
-
-
-@pytest.mark.parametrize(
-    "action_space",
-    [spaces.Discrete(4), spaces.MultiDiscrete([2, 3]), spaces.Box(-0.5, 0.5, (2,))],
-    ids=["discrete", "multidiscrete", "box"],
-)
-def test_the_callback_records_what_happened(action_space):
-    history, env, policies = run(action_space)
-    names = ("states", "actions", "rewards", "next_states", "terminated", "truncated")
-    for i, witness in enumerate(env.envs):
-        for name, truth in zip(names, zip(*witness.log, strict=True), strict=True):
-            np.testing.assert_array_equal(
-                getattr(history, name)[i], np.array(truth, dtype=getattr(history, name).dtype)
-            )
-    assert history.terminated[0].any() and history.truncated[1].any()
-    assert not (history.terminated & history.truncated).any()
-    np.testing.assert_array_equal(history.update, np.broadcast_to(np.repeat(np.arange(6), 8), (3, 48)))
-    if isinstance(action_space, spaces.Box):
-        assert (np.abs(history.actions) <= 0.5).all() and (np.abs(history.actions) == 0.5).any()
-        assert (history.action_probs > 0).all() and (history.action_probs <= 1).all()
-        return  # what was sampled before clipping is not in the history
-    for update in range(6):
-        part = history.update == update
-        obs, actions = torch.as_tensor(history.states[part]), torch.as_tensor(history.actions[part])
-        with torch.no_grad():
-            _, log_prob, entropy = policies[update].evaluate_actions(obs, actions)
-            _, log_prob_next, _ = policies[update + 1].evaluate_actions(obs, actions)
-        dimension = max(1, len(action_space.shape) and action_space.shape[0])
-        np.testing.assert_allclose(history.action_probs[part], (log_prob / dimension).exp(), rtol=1e-5)
-        np.testing.assert_allclose(history.entropy[part], entropy, rtol=1e-5)
-        np.testing.assert_allclose(history.log_prob_next[part], log_prob_next, rtol=1e-5)
-        assert (log_prob - log_prob_next).abs().max() > 1e-3
-
-
-def test_box_probabilities_are_relative_to_the_mode():
-    history, _, policies = run(spaces.Box(-100.0, 100.0, (2,)), n_timesteps=8)  # wide: nothing is clipped
-    obs, actions = (torch.as_tensor(a.reshape(-1, 2)) for a in (history.states, history.actions))
-    with torch.no_grad():
-        normal = policies[0].get_distribution(obs).distribution
-        z = (actions - normal.mean) / normal.stddev
-    np.testing.assert_allclose(history.action_probs.ravel(), (-0.25 * (z**2).sum(1)).exp(), rtol=1e-4)
-
-
-def test_the_mask_is_the_guides_rule():
-    history, _, _ = run(spaces.Discrete(2), on_policy_threshold=0.5, compression_window=2)
-    np.testing.assert_array_equal(history.compression_mask, threshold(history.action_probs, 0.5, 2))
-    assert history.compression_mask.any() and not history.compression_mask.all()
-
-
-def test_what_the_callback_refuses():
-    with pytest.raises(UsageError, match="nothing was recorded"):
-        CompressedHistoryCallback().history()
-    with pytest.raises(ConfigError, match="compression_window"):
-        CompressedHistoryCallback(compression_window=0)
-    env = DummyVecEnv([lambda: Witness(0, spaces.Discrete(2))])
-    with pytest.raises(UsageError, match=r"on-policy algorithms .* not DQN"):
-        DQN("MlpPolicy", env, buffer_size=10).learn(4, CompressedHistoryCallback())
-    with pytest.raises(UsageError, match="VecNormalize"):
-        PPO("MlpPolicy", VecNormalize(env), n_steps=8, batch_size=8).learn(8, CompressedHistoryCallback())
-
 
 # ---------------------------------------------------------------- the learner
 
@@ -199,6 +89,202 @@ def test_learning_curves_agree_with_sb3():
     assert (np.abs(difference) < tolerance).all(), (difference, tolerance)
     rise = curves["ours"].mean(1)[:, 2] - curves["ours"].mean(1)[:, 0]
     assert (rise > tolerance[:, 2]).all(), (rise, tolerance)
+
+
+# ---------------------------------------------------------------- every algorithm
+
+Reach = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "own_reach.py"))["Reach"]
+LITTLE = {
+    "A2C": {"n_steps": 5},
+    "TRPO": {"n_steps": 10, "batch_size": 10},
+    "RecurrentPPO": {"n_steps": 10, "batch_size": 10, "policy_kwargs": {"lstm_hidden_size": 4}},
+    "PPO": {"n_steps": 10, "batch_size": 10},
+}
+OFF_POLICY = {"learning_starts": 8, "batch_size": 4, "train_freq": 4}
+
+
+class Masked(Darkroom):
+    """Darkroom where going back the way one came is forbidden."""
+
+    def make(self, tasks, seeds):
+        env = super().make(tasks, seeds)
+        env.action_masks = lambda: np.tile([True, True, True, True, False], (env.num_envs, 1))
+        return env
+
+
+def _family(name):
+    if name == "MaskablePPO":
+        return Masked(horizon=5)
+    return Darkroom(horizon=5) if "Discrete" in ALGORITHM[name].actions else Reach(n_task=5, horizon=5)
+
+
+def _run(name, ids, **config):
+    family = _family(name)
+    config = {"net_arch": [4], **LITTLE.get(name, OFF_POLICY), **config}
+    if name == "MaskablePPO":
+        config = {"net_arch": [4], **LITTLE["PPO"]}
+    learner = make_learner(f"sb3:{name}", config)
+    done = []
+    histories = learner.learn(
+        family, np.array(ids), family.tasks()[ids],
+        n_timesteps=22, n_learner=2, n_stream=2, seed=0, progress=done.append,
+    )  # fmt: skip
+    assert sum(done) == len(ids) * 2 * 2 * 22
+    return histories
+
+
+@pytest.mark.parametrize("name", ALGORITHM)
+def test_every_algorithm_learns_a_family(name):
+    first, second = _run(name, [1, 3])
+    for history in (first, second):
+        assert history.rewards.shape == (4, 22)
+        assert history.learner.tolist() == [0, 0, 1, 1]
+        assert history.update.max() >= 2
+        assert not np.isnan(history.action_probs).any()
+        assert (history.episode_end == (np.arange(22) % 5 == 4)).all()
+        history.check_finite(name)
+    assert (history.states[0] != history.states[2]).any()  # learners are independent
+    (alone,) = _run(name, [3])
+    for (array_name, a), (_, b) in zip(second.per_step(), alone.per_step(), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=array_name)
+    if name == "MaskablePPO":
+        assert (first.actions != 4).all()
+
+
+def test_a_replay_buffer_is_as_large_as_the_run_can_fill():
+    histories = [_run("SAC", [2], buffer_size=size)[0] for size in (46, 10**6)]
+    np.testing.assert_array_equal(histories[0].actions, histories[1].actions)
+    family = Reach()
+    env = _SlotsVecEnv(
+        family.make(family.tasks()[:2], np.arange(2)), family.observation_space, family.action_space
+    )
+    for given, size in (({}, 62), ({"buffer_size": 40}, 40), ({"buffer_size": 9999}, 62)):
+        assert SB3Learner("SAC", **given)._model(env, 30, 0).buffer_size == size
+
+
+@pytest.mark.parametrize("name", ["PPO", "DQN", "CrossQ", "RecurrentPPO"])
+@pytest.mark.parametrize("shape", [(7, 7, 3), (3, 5, 6), (40, 40, 3)])
+def test_images_get_convolutions(name, shape):
+    space = spaces.Box(0, 255, shape, np.uint8)
+    kind = SB3Learner(name)._class
+    policy, kwargs = choose_policy(kind, space, None, {})
+    if shape[0] == 40 and name != "CrossQ":
+        assert (policy, kwargs) == ({"RecurrentPPO": "CnnLstmPolicy"}.get(name, "CnnPolicy"), {})
+    else:
+        assert kwargs == {"features_extractor_class": SmallImages}
+        images = torch.rand(4, *shape)
+        assert SmallImages(space)(images).shape == (4, 128)
+    assert choose_policy(kind, space, "MlpPolicy", {}) == ("MlpPolicy", {})
+    assert choose_policy(kind, spaces.Discrete(3), None, {"net_arch": []})[1] == {"net_arch": []}
+
+
+class Gallery(Darkroom):
+    """Darkroom seen as small images: where one is stands out."""
+
+    observation_space = spaces.Box(0, 255, (7, 7, 3), np.uint8)
+
+    def make(self, tasks, seeds):
+        return _Painted(super().make(tasks, seeds))
+
+
+class _Painted:
+    def __init__(self, env):
+        self.env, self.num_envs = env, env.num_envs
+
+    def reset(self):
+        return self._paint(self.env.reset())
+
+    def step(self, actions):
+        step = self.env.step(actions)
+        return replace(step, obs=self._paint(step.obs), next_obs=self._paint(step.next_obs))
+
+    def _paint(self, cells):
+        images = np.zeros((len(cells), 7, 7, 3), np.uint8)
+        images[np.arange(len(cells)), *(cells % 7).T, 0] = 10
+        return images
+
+
+@pytest.mark.parametrize("name", ["PPO", "DQN"])
+def test_small_images_are_learned_from(name):
+    family = Gallery(horizon=5)
+    learner = SB3Learner(name, **(LITTLE["PPO"] if name == "PPO" else OFF_POLICY))
+    (history,) = learner.learn(
+        family, np.array([3]), family.tasks()[[3]], n_timesteps=20, n_learner=1, n_stream=2, seed=0
+    )
+    assert history.states.shape == (2, 20, 7, 7, 3) and history.states.dtype == np.uint8
+    broken = (history.next_states[:, :-1] != history.states[:, 1:]).any((2, 3, 4))
+    assert not (broken & ~history.episode_end[:, :-1]).any()
+    assert set(np.unique(history.states)) == {0, 10}
+
+
+# ---------------------------------------------------------------- what is wrong is said before it starts
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("SACC", {}, "did you mean 'SAC'"),
+        ("qr-dqn", {}, "did you mean 'QRDQN'"),
+        ("ARS", {}, "cannot be recorded: random search plays whole episodes"),
+        ("SAC", {"ent_coeff": 1}, "unknown key 'ent_coeff' .did you mean 'ent_coef'"),
+        ("SAC", {"seed": 1}, "unknown key 'seed'"),
+        ("SAC", {"policy": "MlpPolice"}, "unknown policy 'MlpPolice' .did you mean 'MlpPolicy'"),
+        ("TD3", {"action_noise": -1}, "action_noise must be a number >= 0"),
+        ("TD3", {"action_noise": {"kind": "normall", "sigma": 1}}, "did you mean 'normal'"),
+        ("TD3", {"action_noise": {"sigma": 1, "theta": 1}}, "action_noise: unknown key 'theta'"),
+        ("TD3", {"action_noise": {"kind": "ornstein_uhlenbeck"}}, "sigma is missing"),
+        ("PPO", {"policy_kwargs": {"activation_fn": "Tahn"}}, "has no 'Tahn' .did you mean 'Tanh'"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_named(name, config, message):
+    with pytest.raises(UsageError, match=message):
+        make_learner(f"sb3:{name}", config)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "kwargs", "message"),
+    [
+        ("SAC", {}, {}, "darkroom: sb3:SAC learns Box actions, not Discrete; sb3:PPO, .*sb3:DQN.* do"),
+        ("MaskablePPO", {}, {}, "needs environments with a method action_masks"),
+        ("DQN", {}, {"n_timesteps": 50}, "learning_starts 100 exceeds the 100 steps of all streams"),
+        ("DQN", {"train_freq": [1, "episode"]}, {}, "train_freq in episodes needs n_stream 1"),
+        ("PPO", {}, {}, "n_steps 2048 exceeds the 200 steps"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_a_file_is_made(name, config, kwargs, message, tmp_path):
+    kwargs = {"n_timesteps": 200, "n_stream": 2, **kwargs}
+    with pytest.raises((SpaceError, UsageError), match=message) as caught:
+        collect(Darkroom(), SB3Learner(name, **config), tmp_path / "h.hdf5", family_name="darkroom", **kwargs)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line_refuses_an_algorithm_for_other_actions(capsys):
+    assert main(["collect", "--algorithm.learner", "sb3:TD3", "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert "sb3:TD3 learns Box actions, not Discrete" in error and "--algorithm.learner" in error
+
+
+def test_arguments_from_yaml():
+    space = Reach().action_space
+    normal = _make_noise(0.1, space)
+    assert isinstance(normal, NormalActionNoise)
+    assert (normal._mu.tolist(), normal._sigma.tolist()) == ([0, 0], [0.1, 0.1])
+    wander = _make_noise({"kind": "ornstein_uhlenbeck", "sigma": [0.1, 0.2], "theta": 0.3}, space)
+    assert (wander._sigma.tolist(), wander._theta) == ([0.1, 0.2], 0.3)
+    learner = SB3Learner(
+        "SAC",
+        net_arch={"pi": [4], "qf": [5]},
+        train_freq=[2, "step"],
+        policy_kwargs={"activation_fn": "Tanh"},
+    )
+    family = Reach()
+    env = _SlotsVecEnv(family.make(family.tasks()[:1], np.arange(1)), family.observation_space, space)
+    model = learner._model(env, 10, 0)
+    assert isinstance(model.actor.latent_pi[1], torch.nn.Tanh)
+    assert (model.train_freq.frequency, model.actor.mu.in_features) == (2, 4)
+    with pytest.raises(ConfigError, match=r"sb3:SAC: .*must be greater than 0"):
+        SB3Learner("SAC", ent_coef="auto_0")._model(env, 10, 0)
 
 
 # ---------------------------------------------------------------- names

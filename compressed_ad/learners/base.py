@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from compressed_ad.registry import Registry
 from compressed_ad.tasks.base import TaskFamily
@@ -37,6 +37,14 @@ class SourceLearner(Protocol):
         Everything random derives from (seed, task id, learner index), so that the history of a task does
         not depend on which tasks are learned beside it.
         """
+
+
+@runtime_checkable
+class Checks(Protocol):
+    """What a learner offers that can tell beforehand whether it fits, so that nothing is started in vain."""
+
+    def check(self, family: TaskFamily, *, n_timesteps: int, n_stream: int) -> None:
+        """Raise ``SpaceError``, ``ConfigError`` or ``UsageError`` if ``learn`` would."""
 
 
 LEARNER: Registry[Callable[..., SourceLearner]] = Registry("learner")

@@ -1,12 +1,13 @@
-"""Stable-Baselines3 as a source of learning histories: a callback for your own runs, and ``sb3:PPO``.
+"""Stable-Baselines3 as a source of learning histories: ``sb3:PPO``, ``sb3:SAC`` and so on.
 
 Importing this module needs Stable-Baselines3; without it ``MissingExtraError`` says what to install.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,153 +17,257 @@ from numpy.typing import NDArray
 
 from compressed_ad.errors import ConfigError, MissingExtraError, SpaceError, UsageError, nearest
 from compressed_ad.learners.base import Progress
-from compressed_ad.markers import threshold
+from compressed_ad.learners.sb3_algorithms import ALGORITHM, find_algorithm
+from compressed_ad.learners.sb3_callback import CompressedHistoryCallback
+from compressed_ad.learners.sb3_policy import choose_policy
 from compressed_ad.seeding import rng, seed64
 from compressed_ad.tasks.base import BatchedEnv, TaskFamily
 from compressed_ad.types import AnyArray, History, IntArray
 
 try:
-    import stable_baselines3
     import torch
     from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+    from stable_baselines3.common.noise import (
+        ActionNoise,
+        NormalActionNoise,
+        OrnsteinUhlenbeckActionNoise,
+    )
     from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
     from stable_baselines3.common.vec_env import VecEnv
 except ImportError as error:
     raise MissingExtraError("compressed_ad.learners.sb3", "sb3") from error
 
-_ON_POLICY = ("A2C", "PPO")
+__all__ = ["CompressedHistoryCallback", "SB3Learner"]
+
+_NOISE = {"normal": NormalActionNoise, "ornstein_uhlenbeck": OrnsteinUhlenbeckActionNoise}
+_NAMED_CLASSES = {"activation_fn": torch.nn, "optimizer_class": torch.optim}
 
 
-class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
-    """Records the complete learning history of one SB3 on-policy run; streams are its environments.
+class SB3Learner:
+    """``SourceLearner`` that runs an algorithm of SB3 or sb3-contrib (``"PPO"``, ``"SAC"``, ``"TQC"``, ...).
 
-    >>> callback = CompressedHistoryCallback(on_policy_threshold=0.7, compression_window=10)
-    >>> PPO("MlpPolicy", env).learn(100_000, callback=callback)
-    >>> history = callback.history()
-
-    It records the executed (for Box: clipped) action, its probability under the policy that acted (for Box
-    the relative probability (pi(a|s) / max pi) ** (1/d), for MultiDiscrete the geometric mean), the reward of
-    the environment before SB3 adds its bootstrap value, and the true terminal observation, which SB3 keeps in
-    ``infos``. ``log_prob_next`` is evaluated once the update that consumed the step is done, and stays NaN
-    for steps that no update consumed.
+    Keyword arguments are those of the algorithm's class except ``env``, ``seed`` and ``device``, which this
+    learner sets itself (CPU, one thread). ``policy`` is chosen by the observations unless given, and
+    ``net_arch`` stands for ``policy_kwargs={"net_arch": ...}``. ``action_noise`` may be a number, the
+    standard deviation of Gaussian noise in the actor's units [-1, 1], or a mapping such as
+    ``{"kind": "ornstein_uhlenbeck", "sigma": 0.2}``. Replay buffers are no larger than the run can fill.
+    ``ConfigError`` names every wrong argument.
     """
 
-    def __init__(
-        self, on_policy_threshold: float = 0.7, compression_window: int = 10, verbose: int = 0
-    ) -> None:
-        super().__init__(verbose)
-        threshold(
-            np.zeros((1, 1)), on_policy_threshold, compression_window
-        )  # refuses bad values now, not later
-        self.on_policy_threshold = on_policy_threshold
-        self.compression_window = compression_window
-        self._steps: dict[str, list[AnyArray]] = {}
-        self._raw_actions: list[AnyArray] = []  # as the policy sampled them
-        self._log_prob: list[AnyArray] = []
-        self._update = 0
-        self._consumed = 0  # steps whose update is done
-
-    def history(self) -> History:
-        """What was recorded so far, S = number of environments, with the guide's ``compression_mask``."""
-        if not self._steps:
-            raise UsageError("CompressedHistoryCallback: nothing was recorded; pass it to learn() first")
-        self._describe()
-        arrays = {name: np.stack(steps, axis=1) for name, steps in self._steps.items()}
-        mask = threshold(arrays["action_probs"], self.on_policy_threshold, self.compression_window)
-        n_stream = len(arrays["rewards"])
-        return History(learner=np.zeros(n_stream, np.int32), compression_mask=mask, **arrays)
-
-    def _init_callback(self) -> None:
-        if not isinstance(self.model, OnPolicyAlgorithm):
-            raise UsageError(
-                f"CompressedHistoryCallback records on-policy algorithms ({', '.join(_ON_POLICY)}), "
-                f"not {type(self.model).__name__}"
-            )
-        if self.model.get_vec_normalize_env() is not None:
-            raise UsageError(
-                "CompressedHistoryCallback: VecNormalize changes what is recorded; train without it"
-            )
-
-    def _on_rollout_start(self) -> None:
-        self._after_update()
-
-    def _on_step(self) -> bool:
-        seen, infos = self.locals, self.locals["infos"]
-        next_states = np.array(seen["new_obs"])
-        cut = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
-        for i in np.flatnonzero(seen["dones"]):
-            next_states[i] = infos[i]["terminal_observation"]
-        step = {
-            "states": np.array(self.model._last_obs),
-            "actions": np.array(seen["clipped_actions"]),
-            "rewards": np.array(seen["rewards"], np.float32),  # SB3 changes its own array in place later
-            "next_states": next_states,
-            "terminated": seen["dones"] & ~cut,
-            "truncated": seen["dones"] & cut,
-            "update": np.full(len(cut), self._update, np.int32),
+    def __init__(self, algorithm: str, **config: Any) -> None:
+        library = find_algorithm(algorithm).library
+        try:
+            self._class = getattr(importlib.import_module(library), algorithm)
+        except ImportError as error:
+            raise MissingExtraError(f"sb3:{algorithm}", "sb3") from error
+        self.name = algorithm
+        ours = {"self", "env", "seed", "device", "_init_setup_model"}
+        self._defaults = {
+            key: parameter.default
+            for key, parameter in inspect.signature(self._class.__init__).parameters.items()
+            if key not in ours
         }
-        for name, array in step.items():
-            self._steps.setdefault(name, []).append(array)
-        self._raw_actions.append(np.array(seen["actions"]))
-        self._log_prob.append(seen["log_probs"].cpu().numpy().astype(np.float32))
-        return True
+        known = [*self._defaults, "net_arch"]
+        problems = [f"unknown key {key!r}{nearest(key, known)}" for key in config if key not in known]
+        self.config = {key: value for key, value in config.items() if key != "net_arch"}
+        if "net_arch" in config:
+            arch = config["net_arch"]
+            arch = dict(arch) if isinstance(arch, Mapping) else list(arch)
+            self.config["policy_kwargs"] = {**config.get("policy_kwargs", {}), "net_arch": arch}
+        policies = list(self._class.policy_aliases)
+        policy = config.get("policy", policies[0])
+        if isinstance(policy, str) and policy not in policies:
+            problems.append(
+                f"unknown policy {policy!r}{nearest(policy, policies)}; it has {', '.join(policies)}"
+            )
+        problems += _noise_problems(config.get("action_noise"))
+        problems += _class_problems(self.config.get("policy_kwargs") or {})
+        if problems:
+            raise ConfigError([f"sb3:{algorithm}: {problem}" for problem in problems])
 
-    def _on_rollout_end(self) -> None:
-        self._describe()
+    def check(self, family: TaskFamily, *, n_timesteps: int, n_stream: int) -> None:
+        """See ``learners.base.Checks``."""
+        space = family.action_space
+        kind, able = type(space).__name__, ALGORITHM[self.name].actions
+        if kind not in able:
+            others = [f"sb3:{name}" for name, entry in ALGORITHM.items() if kind in entry.actions]
+            raise SpaceError(
+                f"{family.name}: sb3:{self.name} learns {' or '.join(able)} actions, not {kind}"
+                + (f"; {', '.join(others)} do" if others else "")
+            )
+        if isinstance(space, spaces.Discrete) and space.start != 0:
+            raise SpaceError(f"{family.name}: SB3 needs Discrete actions that start at 0")
+        if isinstance(space, spaces.Box) and not space.is_bounded():
+            raise SpaceError(f"{family.name}: SB3 needs Box actions with finite bounds")
+        if isinstance(family.observation_space, spaces.Dict | spaces.Tuple):
+            raise SpaceError(
+                f"{family.name}: observations in a {type(family.observation_space).__name__} space cannot be "
+                "recorded; flatten them to a Box"
+            )
+        if self.name == "MaskablePPO":
+            tasks = family.tasks()[:1]
+            if not hasattr(family.make(tasks, np.zeros(len(tasks), np.int64)), "action_masks"):
+                raise UsageError(
+                    f"{family.name}: sb3:MaskablePPO needs environments with a method action_masks() -> "
+                    "(N, number of actions); without masks it is sb3:PPO"
+                )
+        self._check_length(n_timesteps, n_stream)
 
-    def _on_training_end(self) -> None:
-        self._describe()
-        self._after_update()
+    def learn(
+        self,
+        family: TaskFamily,
+        task_ids: IntArray,
+        tasks: AnyArray,
+        *,
+        n_timesteps: int,
+        n_learner: int,
+        n_stream: int,
+        seed: int,
+        progress: Progress = lambda steps: None,
+    ) -> list[History]:
+        """See ``SourceLearner.learn``. Seeds NumPy's and PyTorch's global generators, as SB3 does."""
+        self.check(family, n_timesteps=n_timesteps, n_stream=n_stream)
+        n_thread = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return [
+                _join(
+                    [
+                        self._learn_one(family, task, n_timesteps, n_stream, progress, seed, int(task_id), k)
+                        for k in range(n_learner)
+                    ]
+                )
+                for task_id, task in zip(task_ids, tasks, strict=True)
+            ]
+        finally:
+            torch.set_num_threads(n_thread)
 
-    def _describe(self) -> None:
-        """Entropy and probability of the steps that lack them; the policy that took them still stands."""
-        start = len(self._steps.get("entropy", ()))
-        if start == len(self._log_prob):
-            return
-        log_prob = np.stack(self._log_prob[start:])
-        entropy, top = self._distribution(start)
-        space = self.model.action_space
-        dimension = 1 if isinstance(space, spaces.Discrete) else int(np.prod(space.shape))
-        self._extend("action_probs", np.exp(np.minimum(log_prob - top, 0) / dimension))
-        self._extend("entropy", entropy)
-        self._extend("log_prob_next", np.full_like(log_prob, np.nan))
+    def _learn_one(
+        self,
+        family: TaskFamily,
+        task: NDArray[Any],
+        n_timesteps: int,
+        n_stream: int,
+        progress: Progress,
+        seed: int,
+        task_id: int,
+        learner: int,
+    ) -> History:
+        who = (task_id, learner)
+        env_seeds = rng(seed, "sb3-env", *who).integers(2**63 - 1, size=n_stream)
+        slots = family.make(np.repeat(task[None], n_stream, axis=0), env_seeds)
+        env = _SlotsVecEnv(slots, family.observation_space, family.action_space)
+        model = self._model(env, n_timesteps, seed64(seed, "sb3", *who) % 2**31)
+        callback = CompressedHistoryCallback()
+        # An on-policy run that ends with its rollout is not stopped before that rollout's update.
+        whole = self._on_policy and n_timesteps % model.n_steps == 0
+        pace = _Pace(None if whole else n_timesteps, progress)
+        model.learn(n_timesteps * n_stream, CallbackList([callback, pace]), log_interval=None)
+        return replace(callback.history(), compression_mask=None)
 
-    def _after_update(self) -> None:
-        """Log-probabilities under the updated policy, if a whole rollout was consumed since the last call."""
-        n_steps, stop = self.model.n_steps, len(self._log_prob)
-        if stop - self._consumed < n_steps:
-            return
-        log_prob, _ = self._evaluate(self._consumed)
-        self._steps["log_prob_next"][self._consumed : stop] = list(log_prob)
-        self._consumed = stop
-        self._update += 1
+    def _model(self, env: VecEnv, n_timesteps: int, seed: int) -> Any:
+        """The algorithm as configured, for ``env``."""
+        arguments = dict(self.config)
+        arguments["policy"], arguments["policy_kwargs"] = choose_policy(
+            self._class,
+            env.observation_space,
+            arguments.get("policy"),
+            _with_classes(arguments.get("policy_kwargs") or {}),
+        )
+        if arguments.get("action_noise") is not None:
+            arguments["action_noise"] = _make_noise(arguments["action_noise"], env.action_space)
+        if "buffer_size" in self._defaults:
+            # Never full, so that the history is the same as with any larger buffer.
+            fill = (n_timesteps + 1) * env.num_envs
+            arguments["buffer_size"] = min(self._setting("buffer_size"), fill)
+        if isinstance(self._setting("train_freq"), list):
+            arguments["train_freq"] = tuple(self._setting("train_freq"))
+        try:
+            return self._class(env=env, seed=seed, device="cpu", **arguments)
+        except (AssertionError, TypeError, ValueError) as error:
+            raise ConfigError(f"sb3:{self.name}: {' '.join(str(error).split())}") from error
 
-    def _extend(self, name: str, steps: AnyArray) -> None:
-        self._steps.setdefault(name, []).extend(steps.astype(np.float32))
+    @property
+    def _on_policy(self) -> bool:
+        return issubclass(self._class, OnPolicyAlgorithm)
 
-    def _tensors(self, start: int) -> tuple[torch.Tensor, torch.Tensor]:
-        obs, _ = self.model.policy.obs_to_tensor(np.concatenate(self._steps["states"][start:]))
-        actions = torch.as_tensor(np.concatenate(self._raw_actions[start:]), device=self.model.device)
-        return obs, actions
+    def _setting(self, key: str) -> Any:
+        return self.config.get(key, self._defaults.get(key))
 
-    def _evaluate(self, start: int) -> tuple[AnyArray, AnyArray | None]:
-        """Log-probability and entropy (T, S) of the steps from ``start`` under the present policy."""
-        shape = (len(self._log_prob) - start, -1)
-        with torch.no_grad():
-            out = self.model.policy.evaluate_actions(*self._tensors(start))
-        log_prob, entropy = (None if x is None else x.cpu().numpy().reshape(shape) for x in out[1:])
-        assert log_prob is not None
-        return log_prob, entropy
+    def _check_length(self, n_timesteps: int, n_stream: int) -> None:
+        """Raise ``ConfigError`` if nothing would be learned."""
+        n_steps, warm_up = self._setting("n_steps"), self._setting("learning_starts")
+        if self._on_policy and n_timesteps < n_steps:
+            raise ConfigError(
+                f"sb3:{self.name}: n_steps {n_steps} exceeds the {n_timesteps} steps of a stream; "
+                "nothing would be learned"
+            )
+        if not self._on_policy and n_timesteps * n_stream <= warm_up:
+            raise ConfigError(
+                f"sb3:{self.name}: learning_starts {warm_up} exceeds the {n_timesteps * n_stream} steps of "
+                "all streams of a learner; nothing would be learned"
+            )
+        frequency = self._setting("train_freq")
+        if n_stream > 1 and isinstance(frequency, list | tuple) and frequency[-1] == "episode":
+            raise ConfigError(
+                f"sb3:{self.name}: train_freq in episodes needs n_stream 1; n_learner may be larger instead"
+            )
 
-    def _distribution(self, start: int) -> tuple[AnyArray, AnyArray]:
-        """Entropy and, for Box actions, the highest log-density (T, S) of the steps from ``start``."""
-        log_prob, entropy = self._evaluate(start)
-        top = np.zeros_like(log_prob)
-        if isinstance(self.model.action_space, spaces.Box):
-            with torch.no_grad():
-                distribution = self.model.policy.get_distribution(self._tensors(start)[0])
-                top = distribution.log_prob(distribution.mode()).cpu().numpy().reshape(log_prob.shape)
-        return np.full_like(log_prob, np.nan) if entropy is None else entropy, top
+
+# ---------------------------------------------------------------- arguments from YAML
+
+
+def _noise_problems(noise: Any) -> list[str]:
+    if noise is None or isinstance(noise, ActionNoise):
+        return []
+    if isinstance(noise, Mapping):
+        kind = noise.get("kind", "normal")
+        if kind not in _NOISE:
+            return [
+                f"action_noise: unknown kind {kind!r}{nearest(str(kind), _NOISE)}; known: {', '.join(_NOISE)}"
+            ]
+        known = [key for key in inspect.signature(_NOISE[kind]).parameters if key != "dtype"]
+        wrong = [key for key in noise if key not in ("kind", *known)]
+        missing = [] if "sigma" in noise else ["action_noise: sigma is missing"]
+        return [f"action_noise: unknown key {key!r}{nearest(key, known)}" for key in wrong] + missing
+    if isinstance(noise, bool) or not isinstance(noise, int | float) or noise < 0:
+        return [f"action_noise must be a number >= 0 or a mapping with kind and sigma, got {noise!r}"]
+    return []
+
+
+def _make_noise(noise: Any, space: spaces.Box) -> ActionNoise:
+    """Noise of the shape of ``space``, around 0 unless it says otherwise."""
+    if isinstance(noise, ActionNoise):
+        return noise
+    options = dict(noise) if isinstance(noise, Mapping) else {"sigma": noise}
+    kind = _NOISE[options.pop("kind", "normal")]
+    arrays = {
+        key: np.broadcast_to(np.asarray(options.pop(key, 0.0), np.float64), space.shape).copy()
+        for key in ("mean", "sigma", "initial_noise")
+        if key in options or key == "mean"
+    }
+    return kind(**arrays, **options)
+
+
+def _class_problems(policy_kwargs: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key}: {module.__name__} has no {policy_kwargs[key]!r}{nearest(policy_kwargs[key], vars(module))}"
+        for key, module in _NAMED_CLASSES.items()
+        if isinstance(policy_kwargs.get(key), str) and not hasattr(module, policy_kwargs[key])
+    ]
+
+
+def _with_classes(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Names of activations and optimisers (``Tanh``, ``Adam``) become the classes."""
+    named = {
+        key: getattr(module, policy_kwargs[key])
+        for key, module in _NAMED_CLASSES.items()
+        if isinstance(policy_kwargs.get(key), str)
+    }
+    return {**policy_kwargs, **named}
+
+
+# ---------------------------------------------------------------- running
 
 
 class _SlotsVecEnv(VecEnv):  # type: ignore[misc]
@@ -199,109 +304,25 @@ class _SlotsVecEnv(VecEnv):  # type: ignore[misc]
         raise UsageError("slots of a task family have no attributes to set")
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        raise UsageError("slots of a task family have no methods of their own")
+        """Rows of what the slots' method gives for all of them: ``action_masks``."""
+        rows = getattr(self._env, method_name)(*args, **kwargs)
+        return [rows[i] for i in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
         return [False for _ in self._get_indices(indices)]
 
 
 class _Pace(BaseCallback):  # type: ignore[misc]
-    """Reports progress, and stops after ``n_timesteps`` although SB3 would fill its rollout."""
+    """Reports progress, and stops after ``last`` steps although SB3 would go on to the end of its rollout."""
 
-    def __init__(self, n_timesteps: int, n_steps: int, progress: Progress) -> None:
+    def __init__(self, last: int | None, progress: Progress) -> None:
         super().__init__()
-        self._last = n_timesteps if n_timesteps % n_steps else None
+        self._last = last
         self._progress = progress
 
     def _on_step(self) -> bool:
         self._progress(self.training_env.num_envs)
         return bool(self.n_calls != self._last)
-
-
-class SB3Learner:
-    """``SourceLearner`` that runs an on-policy SB3 algorithm (``"PPO"``, ``"A2C"``) with its MlpPolicy.
-
-    Keyword arguments are those of the SB3 class except ``policy``, ``env``, ``seed`` and ``device``, which
-    this learner sets itself (CPU, one thread); ``net_arch`` stands for ``policy_kwargs={"net_arch": ...}``.
-    ``ConfigError`` names every wrong one.
-    """
-
-    def __init__(self, algorithm: str, **config: Any) -> None:
-        if algorithm not in _ON_POLICY:
-            raise UsageError(f"sb3:{algorithm} is not supported{nearest(algorithm, _ON_POLICY)}; "
-                             f"supported: {', '.join('sb3:' + name for name in _ON_POLICY)}")  # fmt: skip
-        self.name = algorithm
-        self._class = getattr(stable_baselines3, algorithm)
-        ours = {"self", "policy", "env", "seed", "device", "_init_setup_model"}
-        known = [key for key in inspect.signature(self._class.__init__).parameters if key not in ours]
-        unknown = [key for key in config if key not in [*known, "net_arch"]]
-        if unknown:
-            raise ConfigError(
-                [f"sb3:{algorithm}: unknown key {k!r}{nearest(k, [*known, 'net_arch'])}" for k in unknown]
-            )
-        if "net_arch" in config:
-            policy_kwargs = {**config.get("policy_kwargs", {}), "net_arch": list(config.pop("net_arch"))}
-            config["policy_kwargs"] = policy_kwargs
-        self.config = config
-
-    def learn(
-        self,
-        family: TaskFamily,
-        task_ids: IntArray,
-        tasks: AnyArray,
-        *,
-        n_timesteps: int,
-        n_learner: int,
-        n_stream: int,
-        seed: int,
-        progress: Progress = lambda steps: None,
-    ) -> list[History]:
-        """See ``SourceLearner.learn``. Seeds NumPy's and PyTorch's global generators, as SB3 does."""
-        if isinstance(family.action_space, spaces.Discrete) and family.action_space.start != 0:
-            raise SpaceError(f"{family.name}: SB3 needs Discrete actions that start at 0")
-        n_thread = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            return [
-                _join(
-                    [
-                        self._learn_one(family, task, n_timesteps, n_stream, progress, seed, int(task_id), k)
-                        for k in range(n_learner)
-                    ]
-                )
-                for task_id, task in zip(task_ids, tasks, strict=True)
-            ]
-        finally:
-            torch.set_num_threads(n_thread)
-
-    def _learn_one(
-        self,
-        family: TaskFamily,
-        task: NDArray[Any],
-        n_timesteps: int,
-        n_stream: int,
-        progress: Progress,
-        seed: int,
-        task_id: int,
-        learner: int,
-    ) -> History:
-        who = (task_id, learner)
-        env_seeds = rng(seed, "sb3-env", *who).integers(2**63 - 1, size=n_stream)
-        slots = family.make(np.repeat(task[None], n_stream, axis=0), env_seeds)
-        env = _SlotsVecEnv(slots, family.observation_space, family.action_space)
-        model = self._class(
-            "MlpPolicy", env, seed=seed64(seed, "sb3", *who) % 2**31, device="cpu", **self.config
-        )
-        if n_timesteps < model.n_steps:
-            raise ConfigError(
-                f"sb3:{self.name}: n_steps {model.n_steps} exceeds the {n_timesteps} steps of a stream; "
-                "nothing would be learned"
-            )
-        callback = CompressedHistoryCallback()
-        pace = _Pace(n_timesteps, model.n_steps, progress)
-        # An interval beyond the last iteration keeps SB3 from printing.
-        model.learn(n_timesteps * n_stream, CallbackList([callback, pace]), log_interval=n_timesteps + 1)
-        return replace(callback.history(), compression_mask=None)
 
 
 def _join(learners: Sequence[History]) -> History:
