@@ -285,7 +285,7 @@ class GymnasiumFamily:
             setup = import_attribute("setup", self.setup)
             try:
                 setup(bare)
-            except Exception as error:
+            except Exception as error:  # a user's function can raise anything
                 said = f"{type(error).__name__}: {_line(error)}"
                 raise UsageError(f"{self.name}: setup {self.setup} failed ({said})") from error
         return env
