@@ -16,6 +16,7 @@ from compressed_ad import pipeline, runs, stats
 from compressed_ad.config import Request, dump, explicit_keys, load_config, marker_params, planned_split
 from compressed_ad.errors import ConfigError, HistoryError, RunDirectoryError, RunError, UsageError
 from compressed_ad.histories import HistoryFile
+from compressed_ad.judge_run import EVALUATION, evaluate_run, is_evaluated, stored_evaluation
 from compressed_ad.progress import Display, duration, print_lines
 from compressed_ad.registry import call_text
 from compressed_ad.run_directory import (
@@ -27,6 +28,7 @@ from compressed_ad.run_directory import (
 )
 from compressed_ad.runs import Job
 from compressed_ad.settings import Config, EvaluationSettings
+from compressed_ad.train_run import train_run
 from compressed_ad.workers import Report, WorkerPool
 
 
@@ -120,15 +122,15 @@ def _train_and_evaluate(call: Call, config: Config, todo: Sequence[Job], watch: 
         if untrained:
             with watch.stage("train") as tick, call.display.stage("train") as report:
                 notes = pipeline.run_jobs(
-                    runs.train_run, untrained, pool, report=_both(report, tick), should_stop=call.stop
+                    train_run, untrained, pool, report=_both(report, tick), should_stop=call.stop
                 )
             for note in dict.fromkeys(note for lines in notes.values() for note in lines):
                 call.display.note(f"note: {note}")
-        unjudged = [job for job in todo if not runs.is_evaluated(job)]
+        unjudged = [job for job in todo if not is_evaluated(job)]
         if unjudged:
             with watch.stage("evaluate") as tick, call.display.stage("evaluate") as report:
                 pipeline.run_jobs(
-                    runs.evaluate_run, unjudged, pool, report=_both(report, tick), should_stop=call.stop
+                    evaluate_run, unjudged, pool, report=_both(report, tick), should_stop=call.stop
                 )
 
 
@@ -147,7 +149,7 @@ def _plan(config: Config, out: Path, history: Path, todo: Sequence[Job]) -> str:
     steps = pipeline.source_steps(config)
     model, n_run = config.model, len(todo)
     trained = sum(job.trained for job in todo)
-    judged = sum((job.path / runs.EVALUATION).exists() for job in todo)
+    judged = sum((job.path / EVALUATION).exists() for job in todo)
     done = {
         "collect": "finished" if history.exists() else "",
         "mark": "",
@@ -291,7 +293,7 @@ def train(call: Call) -> None:
     if not call.options.resume and (job.path / CONFIG).exists():
         raise RunDirectoryError(f"{job.path}: exists; continue it with --resume, or choose another --out")
     with call.stop.politely(), call.display.stage("train") as report:
-        for note in runs.train_run(job, report=report, should_stop=call.stop):
+        for note in train_run(job, report=report, should_stop=call.stop):
             call.display.note(f"note: {note}")
     print_lines(f"{job.path}: trained; judge it with: cad evaluate {job.path}")
 
@@ -322,14 +324,14 @@ def evaluate(call: Call) -> None:
     chosen = {key.partition(".")[2] for key in call.explicit() if key.startswith("evaluation.")}
     todo = [judged(path, call.options.history, config, chosen) for path in call.options.runs]
     for job in todo:
-        there = runs.stored_evaluation(job.path / runs.EVALUATION)
-        if not call.options.overwrite and there is not None and not runs.is_evaluated(job):
+        there = stored_evaluation(job.path / EVALUATION)
+        if not call.options.overwrite and there is not None and not is_evaluated(job):
             raise RunDirectoryError(
-                f"{job.path / runs.EVALUATION}: was made with other settings; replace it with --overwrite"
+                f"{job.path / EVALUATION}: was made with other settings; replace it with --overwrite"
             )
     if call.options.dry_run:
         for job in todo:
-            state = "already evaluated" if runs.is_evaluated(job) else "would be evaluated"
+            state = "already evaluated" if is_evaluated(job) else "would be evaluated"
             evaluation = job.config.evaluation
             print_lines(
                 f"{job.path}: {state}, {evaluation.episodes} episodes x {evaluation.rollouts} rollouts"
@@ -337,7 +339,7 @@ def evaluate(call: Call) -> None:
         return
     workers = min(pipeline.n_process(config), len(todo))
     with call.stop.politely(), WorkerPool(workers) as pool, call.display.stage("evaluate") as report:
-        pipeline.run_jobs(runs.evaluate_run, todo, pool, report=report, should_stop=call.stop)
+        pipeline.run_jobs(evaluate_run, todo, pool, report=report, should_stop=call.stop)
     for job in todo:
         print_lines(_score(job))
 

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressed_ad.errors import CheckpointError, RunDirectoryError, UsageError
+from compressed_ad.judge_run import check_unseen, load_model
+from compressed_ad.run_data import RunData
 from compressed_ad.run_directory import stored_environment
-from compressed_ad.runs import WEIGHTS, Job, _check_unseen, _Data, _load_model, device, stored_job
+from compressed_ad.runs import WEIGHTS, Job, device, stored_job
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -97,9 +99,9 @@ def inside(job: Job, *, part: str = "heldout", windows: int = 64, window: int | 
         raise UsageError(f"unknown part {part!r} of the split; one of {', '.join(PARTS)}")
     if windows < 1 or not 0 <= (window or 0) < windows:
         raise UsageError(f"there must be at least 1 window, and the one shown must lie in 0..{windows - 1}")
-    data, where = _Data(job), device(job.config)
+    data, where = RunData(job), device(job.config)
     ids = _tasks(job, data, part)
-    model, step = _load_model(job.path / WEIGHTS[job.config.evaluation.checkpoint], data, where)
+    model, step = load_model(job.path / WEIGHTS[job.config.evaluation.checkpoint], data, where)
     model.eval()
     sampler, sequences = data.sampler(ids, data.file.info.seed, windows)
     batch = sampler.batch(0)
@@ -135,12 +137,12 @@ def inside(job: Job, *, part: str = "heldout", windows: int = 64, window: int | 
     )
 
 
-def _tasks(job: Job, data: _Data, part: str) -> IntArray:
+def _tasks(job: Job, data: RunData, part: str) -> IntArray:
     ids: IntArray = data.training_tasks() if part == "train" else getattr(data.file.split, part)
     if len(ids) == 0:
         raise UsageError(f"{data.file.path} has no {part} tasks; choose another part")
     if part == "heldout":
-        _check_unseen(job, data, ids)
+        check_unseen(job, data, ids)
     return ids
 
 
@@ -155,7 +157,7 @@ def _nearly_half_marked(batch: Batch) -> int:
     return int((share - 0.5).abs().argmin())
 
 
-def _over_training(job: Job, data: _Data, batch: Batch, where: str) -> tuple[list[Geometry], list[str]]:
+def _over_training(job: Job, data: RunData, batch: Batch, where: str) -> tuple[list[Geometry], list[str]]:
     """The border embeddings at every gradient step of which the run directory holds weights, and notes."""
     from compressed_ad.border_tokens import geometry
 
@@ -164,7 +166,7 @@ def _over_training(job: Job, data: _Data, batch: Batch, where: str) -> tuple[lis
     kept = [job.path / name for name in WEIGHTS.values()]
     for path in [*kept, *sorted((job.path / "checkpoints").glob("step-*.pt"))]:
         try:
-            model, step = _load_model(path, data, where)
+            model, step = load_model(path, data, where)
         except CheckpointError as error:
             if path in kept:
                 raise

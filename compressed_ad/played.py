@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressed_ad import runs
 from compressed_ad.histories import HistoryFile
+from compressed_ad.judge_run import make_player
 from compressed_ad.registry import call_text
 from compressed_ad.runs import Job, silent
 from compressed_ad.types import FloatArray, IntArray
@@ -62,7 +62,7 @@ def play(job: Job, ids: IntArray, report: Report = silent) -> Played:
     """Play ``job`` on the tasks ``ids`` (N,) as its evaluation does, and a random walk beside it."""
     from compressed_ad import rollouts
 
-    player = runs.player(job)
+    player = make_player(job)
     family, tasks, evaluation = player.family, player.file.tasks[ids], job.config.evaluation
     size = {"episodes": evaluation.episodes, "seed": job.config.seed}
     record = rollouts.record_rollouts(

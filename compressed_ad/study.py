@@ -20,11 +20,13 @@ from typing import Any, Protocol
 
 from compressed_ad.errors import CompressedADError
 from compressed_ad.estimates import expected_seconds
+from compressed_ad.judge_run import evaluate_run, evaluation_settings, stored_evaluation
 from compressed_ad.pipeline import collect_stage, default_history
 from compressed_ad.run_directory import run_name
-from compressed_ad.runs import Job, evaluate_run, evaluation_settings, silent, stored_evaluation, train_run
+from compressed_ad.runs import Job, silent
 from compressed_ad.study_file import Cell, Study
 from compressed_ad.study_rows import Point, Row, cell_points, cell_row
+from compressed_ad.train_run import train_run
 from compressed_ad.workers import Report, Stop
 
 

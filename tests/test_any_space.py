@@ -17,6 +17,7 @@ from compressed_ad.commands import _score
 from compressed_ad.evaluate import evaluate_in_context, evaluate_tasks
 from compressed_ad.histories import HistoryFile, HistoryInfo, HistoryWriter
 from compressed_ad.inside import inside
+from compressed_ad.judge_run import evaluate_run, make_player
 from compressed_ad.models import AD, MODEL, CompressedAD
 from compressed_ad.report import Protocol, build_report
 from compressed_ad.results import load_runs
@@ -25,6 +26,7 @@ from compressed_ad.sequences import from_histories
 from compressed_ad.settings import Config, ModelConfig
 from compressed_ad.spaces import to_spec
 from compressed_ad.train import Interrupted, train
+from compressed_ad.train_run import train_run
 from compressed_ad.types import AnyArray, History, Split, Step
 from compressed_ad.windows import Batch, WindowSampler
 from tests.probes import Aim
@@ -306,14 +308,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, runs.Job]:
     done = {}
     for name in ("AD", "CompressedAD"):
         done[name] = runs.job(settings(name, steps=250 if name == "AD" else 20), name, 0, history, out)
-        runs.train_run(done[name])
-        runs.evaluate_run(done[name])
+        train_run(done[name])
+        evaluate_run(done[name])
     return done
 
 
 def test_cloning_a_continuous_policy_gets_far_below_chance(trained: dict[str, runs.Job]) -> None:
     """The squared error of a uniform action is 25 / 12 on average; less than a tenth of it is asked for."""
-    family, player = Aim(), runs.player(trained["AD"])
+    family, player = Aim(), make_player(trained["AD"])
     tasks = family.tasks()[5:]
     returns = evaluate_tasks(player.model, family, tasks, rollouts=20, episodes=6, sample=False)
     error = -returns[0, :, 2:].mean() / 10 / family.horizon
@@ -348,5 +350,5 @@ def test_smoothing_is_refused_before_anything_is_trained(
 ) -> None:
     job = runs.job(settings("AD", label_smoothing=0.1), "AD", 0, trained["AD"].history, tmp_path)
     with pytest.raises(Exception, match="label_smoothing is for discrete actions"):
-        runs.train_run(job)
+        train_run(job)
     assert not job.path.exists()

@@ -24,7 +24,8 @@ collect sequences stitching transforms windows
 models.transformer models.encoders models.heads models.ad models.compressed_ad models
 checkpoints train agents evaluate rollouts attention border_tokens
 stats results analysis plots plots_rollouts plots_regret page report
-yaml_file config run_directory workers ray_pool runs inside plots_attention played sights pipeline
+yaml_file config run_directory workers ray_pool runs
+run_data train_run judge_run inside plots_attention played sights pipeline
 estimates study_file study_rows study study_tables plots_study study_page
 progress commands study_command rollouts_command attention_command exchange_command check_command about
 stopping command_options cli

@@ -14,8 +14,11 @@ from compressed_ad.checkpoints import digest, load
 from compressed_ad.config import Request, load_config
 from compressed_ad.errors import HistoryError, RunDirectoryError, RunError, SpaceError, SplitError
 from compressed_ad.histories import HistoryFile
+from compressed_ad.judge_run import evaluate_run, is_evaluated, load_model, stored_evaluation
 from compressed_ad.pipeline import Stopwatch, collect_stage, mark_stage
+from compressed_ad.run_data import RunData
 from compressed_ad.run_directory import check, claimed, history_provenance
+from compressed_ad.train_run import train_run
 from compressed_ad.workers import WorkerPool
 from tests import jobs
 from tests.conftest import SmokeRun
@@ -128,9 +131,9 @@ def test_evaluations_are_paired_and_bounded_by_the_behaviour(smoke: SmokeRun):
 
 def test_behaviour_entropy_is_the_mean_over_the_supervised_steps(smoke: SmokeRun):
     job = runs.stored_job(smoke.out / "AD-darkroom-seed0")
-    data = runs._Data(job)
+    data = RunData(job)
     ids = data.file.split.heldout
-    model, _ = runs._load_model(job.path / "last_model.pt", data, "cpu")
+    model, _ = load_model(job.path / "last_model.pt", data, "cpu")
     found = data.imitation(model, ids, 64)
     sampler, sequences = data.sampler(ids, data.file.info.seed, 32)
     expected = []
@@ -235,9 +238,9 @@ def test_only_training_tasks_are_trained_on(histories, tmp_path):
     wanted = [int(split.train[0]), int(split.heldout[0])]
     job = runs.job(tiny(("env.training_tasks", str(wanted))), "AD", 0, histories, tmp_path)
     with pytest.raises(SplitError, match=rf"heldout tasks \[{wanted[1]}\]"):
-        runs.train_run(job)
+        train_run(job)
     assert not job.path.exists()
-    data = runs._Data(runs.job(tiny(), "AD", 0, histories, tmp_path))
+    data = RunData(runs.job(tiny(), "AD", 0, histories, tmp_path))
     _, sequences = data.sampler(data.training_tasks(), 0, 4)
     assert set(sequences.task.tolist()) == set(split.train.tolist())
 
@@ -245,15 +248,13 @@ def test_only_training_tasks_are_trained_on(histories, tmp_path):
 def test_a_model_may_be_trained_on_fewer_tasks(histories, tmp_path):
     wanted = [int(i) for i in HistoryFile(histories).split.train[:2]]
     job = runs.job(tiny(("env.training_tasks", str(wanted))), "AD", 0, histories, tmp_path)
-    runs.train_run(job)
+    train_run(job)
     with pytest.raises(RunDirectoryError, match=r"env\.training_tasks"):
-        runs.train_run(runs.job(tiny(), "AD", 0, histories, tmp_path))
+        train_run(runs.job(tiny(), "AD", 0, histories, tmp_path))
 
 
 def test_a_history_shorter_than_the_context_works_and_is_told(histories, tmp_path):
-    (note,) = runs.train_run(
-        runs.job(tiny(("model.n_transit", "100")), "CompressedAD", 0, histories, tmp_path)
-    )
+    (note,) = train_run(runs.job(tiny(("model.n_transit", "100")), "CompressedAD", 0, histories, tmp_path))
     assert "the longest history has 60 steps after its transforms, fewer than n_transit 100" in note
 
 
@@ -261,7 +262,7 @@ def test_without_validation_tasks_the_last_weights_count(tmp_path):
     config = tiny(("env.validation", "0"))
     history = collect_stage(config, tmp_path / "h.hdf5")
     job = runs.job(config, "AD", 0, history, tmp_path)
-    runs.train_run(job)
+    train_run(job)
     assert weights(job.path / "best_model.pt") == weights(job.path / "last_model.pt")
 
 
@@ -273,7 +274,7 @@ def test_where_the_optimum_is_unknown_the_source_s_best_episode_scales_validatio
     config = load_config(Request("smoke", overrides=[*TINY[1:], *cart_pole]))
     history = collect_stage(config, tmp_path / "h.hdf5")
     job = runs.job(config, "AD", 0, history, tmp_path)
-    data = runs._Data(job)
+    data = RunData(job)
     ids = data.file.split.validation
     random, best = data.scale(ids)
     assert data.file.optimal_return is None
@@ -286,7 +287,7 @@ def test_where_the_optimum_is_unknown_the_source_s_best_episode_scales_validatio
         shortest = min(map(len, streams))
         assert scale == np.mean([returns[:shortest] for returns in streams], axis=0).max()
     assert (best > random).all()
-    runs.train_run(job)
+    train_run(job)
     judged = [json.loads(line) for line in (job.path / "metrics.jsonl").read_text().splitlines()]
     returns = {row["step"]: row["validation_return"] for row in judged if "validation_return" in row}
     assert returns and np.isfinite(list(returns.values())).all()
@@ -295,17 +296,15 @@ def test_where_the_optimum_is_unknown_the_source_s_best_episode_scales_validatio
 
 def test_a_run_directory_of_another_configuration_is_left_alone(histories, tmp_path):
     job = runs.job(tiny(), "AD", 0, histories, tmp_path)
-    runs.train_run(job)
+    train_run(job)
     before = tree(job.path)
     other = runs.job(tiny(("model.lr", "0.5"), ("model.steps", "5")), "AD", 0, histories, tmp_path)
     with pytest.raises(
         RunDirectoryError, match=r"model.steps: 4 there, 5 asked for; model.lr: 0.003 there, 0.5"
     ):
-        runs.train_run(other)
+        train_run(other)
     # A setting that does not touch training may differ, and so may the place of work.
-    runs.train_run(
-        runs.job(tiny(("evaluation.rollouts", "1"), ("device", "cpu")), "AD", 0, histories, tmp_path)
-    )
+    train_run(runs.job(tiny(("evaluation.rollouts", "1"), ("device", "cpu")), "AD", 0, histories, tmp_path))
     assert tree(job.path) == before
 
 
@@ -313,9 +312,9 @@ def test_data_marked_anew_is_other_data(histories, tmp_path):
     copy = tmp_path / "copy.hdf5"
     mark_stage(tiny(("marker.marker", "none")), histories, output=copy)
     job = runs.job(tiny(), "CompressedAD", 0, histories, tmp_path)
-    runs.train_run(job)
+    train_run(job)
     with pytest.raises(RunDirectoryError, match=r"history.marker: 'threshold' there, 'none' asked for"):
-        runs.train_run(runs.job(tiny(), "CompressedAD", 0, copy, tmp_path))
+        train_run(runs.job(tiny(), "CompressedAD", 0, copy, tmp_path))
 
 
 def test_marking_as_it_is_marked_changes_nothing(histories):
@@ -326,44 +325,44 @@ def test_marking_as_it_is_marked_changes_nothing(histories):
 
 def test_judging_on_tasks_of_the_training_split_is_refused(histories, tmp_path):
     job = runs.job(tiny(), "AD", 0, histories, tmp_path / "runs")
-    runs.train_run(job)
+    train_run(job)
     other = collect_stage(tiny(("env.split_seed", "1")), tmp_path / "other.hdf5")
     with pytest.raises(SplitError, match=r"was trained on held-out tasks \[.*\] of"):
-        runs.evaluate_run(runs.stored_job(job.path, other))
+        evaluate_run(runs.stored_job(job.path, other))
     environment = job.path / "environment.json"
     facts = json.loads(environment.read_text())
     facts["history"]["path"] = str(tmp_path / "gone.hdf5")
     environment.write_text(json.dumps(facts))
     with pytest.raises(HistoryError, match="cannot be told"):
-        runs.evaluate_run(runs.stored_job(job.path, other))
+        evaluate_run(runs.stored_job(job.path, other))
     assert not (job.path / "evaluation.npz").exists()
 
 
 def test_a_model_of_other_spaces_is_refused(histories, tmp_path):
     job = runs.job(tiny(), "AD", 0, histories, tmp_path / "runs")
-    runs.train_run(job)
+    train_run(job)
     other = collect_stage(tiny(("env.kwargs", "{size: 4, horizon: 5}")), tmp_path / "other.hdf5")
     with pytest.raises(SpaceError, match="observation space of darkroom"):
-        runs.evaluate_run(runs.stored_job(job.path, other))
+        evaluate_run(runs.stored_job(job.path, other))
 
 
 def test_evaluation_is_done_once_and_again_after_a_change(histories, tmp_path):
     job = runs.job(tiny(), "AD", 0, histories, tmp_path)
     with pytest.raises(RunDirectoryError, match="its training is not finished"):
-        runs.evaluate_run(job)
-    runs.train_run(job)
-    path = runs.evaluate_run(job)
+        evaluate_run(job)
+    train_run(job)
+    path = evaluate_run(job)
     first = path.stat().st_mtime_ns
-    assert runs.is_evaluated(job)
-    runs.evaluate_run(job)
+    assert is_evaluated(job)
+    evaluate_run(job)
     assert path.stat().st_mtime_ns == first
     path.write_bytes(b"half a file")
-    assert not runs.is_evaluated(job)
-    runs.evaluate_run(job)
-    assert runs.is_evaluated(job)
+    assert not is_evaluated(job)
+    evaluate_run(job)
+    assert is_evaluated(job)
     last = runs.job(tiny(("evaluation.checkpoint", "last")), "AD", 0, histories, tmp_path)
-    assert not runs.is_evaluated(last)
-    runs.evaluate_run(last)
+    assert not is_evaluated(last)
+    evaluate_run(last)
     with np.load(path) as file:
         np.testing.assert_array_equal(file["returns"], file["returns_last"])
         assert file["step"] == 4
@@ -376,22 +375,22 @@ def test_models_play_as_the_settings_say(histories, tmp_path, marks):
     options = runs.playing(job.config)
     assert (options["temperature"], options["temperature_rewarded"], options["marks"]) == (0.7, 0.3, marks)
     assert options.get("on_policy_threshold") == (0.2 if marks == "self" else None)
-    runs.train_run(job)
-    runs.evaluate_run(job)
+    train_run(job)
+    evaluate_run(job)
     plain = runs.job(tiny(), "CompressedAD", 0, histories, tmp_path)
     with pytest.raises(RunDirectoryError, match=r"evaluation\.temperature: 0.7 there, 1.0 asked for"):
-        runs.train_run(plain)
+        train_run(plain)
 
 
 def test_a_moved_folder_is_still_evaluated(histories, tmp_path):
     (tmp_path / "a").mkdir()
     history = tmp_path / "a" / "h.hdf5"
     history.write_bytes(histories.read_bytes())
-    runs.train_run(runs.job(tiny(), "AD", 0, history, tmp_path / "a"))
+    train_run(runs.job(tiny(), "AD", 0, history, tmp_path / "a"))
     (tmp_path / "a").rename(tmp_path / "b")
     job = runs.stored_job(tmp_path / "b" / "AD-darkroom-seed0")
     assert job.history == tmp_path / "b" / "h.hdf5"
-    runs.evaluate_run(job)
+    evaluate_run(job)
 
 
 # ---------------------------------------------------------------- directories
@@ -478,8 +477,8 @@ def test_errors_and_deaths_in_workers(tmp_path):
 def test_a_damaged_evaluation_counts_as_none(tmp_path):
     path = tmp_path / "evaluation.npz"
     np.savez(path, settings=np.array("{}"), returns=np.arange(400.0))
-    assert runs.stored_evaluation(path) == "{}"
+    assert stored_evaluation(path) == "{}"
     content = path.read_bytes()
     middle = content.index(np.arange(100.0, 110.0).tobytes())
     path.write_bytes(content[:middle] + b"\xff" + content[middle + 1 :])
-    assert runs.stored_evaluation(path) is None
+    assert stored_evaluation(path) is None
