@@ -83,6 +83,14 @@ class OptimalPolicy(Protocol):
         """
 
 
+@runtime_checkable
+class FixedSplit(Protocol):
+    """What a family offers whose held-out tasks are given, as a benchmark's test tasks are, not drawn."""
+
+    def heldout_tasks(self) -> IntArray:
+        """Ids into ``tasks()`` of the tasks that may only be held out."""
+
+
 class ReferencePlayer(Protocol):
     """Who plays a reference line in N slots: any agent of ``agents``."""
 

@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -111,6 +111,8 @@ class GymnasiumFamily:
     Raises ``UsageError`` for unknown environments and parameters, ``SpaceError`` for unsupported spaces.
     """
 
+    prefix: ClassVar[str] = "gymnasium"
+
     def __init__(
         self,
         env_id: str,
@@ -123,7 +125,7 @@ class GymnasiumFamily:
         random_episodes: int = 20,
         setup: str | None = None,
     ) -> None:
-        self.name = f"gymnasium:{env_id}"
+        self.name = f"{self.prefix}:{env_id}"
         self.env_id, self.task_seed, self.n_task = env_id, task_seed, n_task
         self.params = {key: Parameter(key, given) for key, given in (params or {}).items()}
         self.kwargs, self.best_return, self.setup = dict(kwargs or {}), best_return, setup
@@ -158,13 +160,17 @@ class GymnasiumFamily:
             key: isinstance(now.get(key), int) and not isinstance(now.get(key), bool) for key in self.params
         }
         self.constructed = [key for key in self.params if key in arguments]
-        limit = self._horizon or spec.max_episode_steps
+        limit = self._horizon or spec.max_episode_steps or self._own_limit(env)
         if limit is None:
             raise UsageError(f"{self.name}: has no time limit of its own; say which with horizon")
         self.horizon = int(limit)
         self.observation_space, self.action_space = env.observation_space, env.action_space
         family_specs(self)
         env.close()
+
+    def _own_limit(self, env: Env) -> int | None:
+        """The time limit that ``env`` keeps itself, where gymnasium keeps none."""
+        return None
 
     def _construct(self, arguments: Mapping[str, Any]) -> Env:
         try:

@@ -1,0 +1,130 @@
+"""MiniGrid: a task is one layout of an environment, as ``minigrid:MiniGrid-SimpleCrossingS9N1-v0``.
+
+Importing this module needs MiniGrid; without it ``MissingExtraError`` says what to install.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from compressed_ad.errors import MissingExtraError, UsageError
+from compressed_ad.seeding import rng
+from compressed_ad.tasks.gymnasium_family import Env, GymnasiumFamily
+from compressed_ad.types import AnyArray, IntArray
+
+try:
+    import minigrid  # noqa: F401 (registers its environments)
+except ImportError as error:
+    raise MissingExtraError("minigrid:ID", "minigrid") from error
+
+_TRIES = 10
+"""Times as many seeds are tried as layouts are asked for."""
+
+
+class MiniGridFamily(GymnasiumFamily):
+    """A MiniGrid environment; tasks are seeds that lay it out differently, and every episode has the layout.
+
+    ``n_task`` layouts are drawn with ``task_seed``; a task's row is the seed that is passed to ``reset``. What
+    happens within an episode (moving obstacles) comes from the slot's own seed. Observed is the egocentric
+    image (7, 7, 3); ``direction`` adds where the agent faces as a fourth channel. The mission's text is not
+    observed: a layout has one mission, so it is part of what a task hides. ``kwargs``, ``horizon``,
+    ``best_return`` and ``random_episodes`` are those of ``GymnasiumFamily``.
+
+    Raises ``UsageError`` for unknown environments and where seeds make fewer layouts than tasks are asked for.
+    """
+
+    prefix: ClassVar[str] = "minigrid"
+
+    def __init__(
+        self,
+        env_id: str,
+        n_task: int = 64,
+        task_seed: int = 0,
+        direction: bool = False,
+        kwargs: Mapping[str, Any] | None = None,
+        horizon: int | None = None,
+        best_return: float | None = None,
+        random_episodes: int = 10,
+    ) -> None:
+        self.direction = direction
+        super().__init__(env_id, None, n_task, task_seed, kwargs, horizon, best_return, random_episodes)
+
+    def _own_limit(self, env: Env) -> int | None:
+        limit = getattr(env.unwrapped, "max_steps", None)
+        return None if limit is None else int(limit)
+
+    def _construct(self, arguments: Mapping[str, Any]) -> Env:
+        env = super()._construct(arguments)
+        if not isinstance(env.observation_space, spaces.Dict) or "image" not in env.observation_space.spaces:
+            raise UsageError(f"{self.name}: is no MiniGrid environment: it shows no image of the grid")
+        return _Seen(env, self.direction)
+
+    @cached_property
+    def _tasks(self) -> IntArray:
+        seeds = rng(self.task_seed, "minigrid layouts", self.env_id).integers(
+            2**31, size=_TRIES * self.n_task
+        )
+        env, found = self._construct({}), dict[bytes, int]()
+        for seed in seeds.tolist():
+            env.reset(seed=seed)
+            found.setdefault(_layout(env), seed)
+            if len(found) == self.n_task:
+                break
+        env.close()
+        if len(found) < self.n_task:
+            raise UsageError(
+                f"{self.name}: {len(seeds)} seeds make only {len(found)} different layouts, fewer than "
+                f"n_task {self.n_task}; lower n_task, or choose an environment that draws its layout"
+            )
+        return np.array(list(found.values()), np.int64)[:, None]
+
+    def environment(self, task: AnyArray) -> Env:
+        """The environment that resets to the layout of a row of ``tasks()``."""
+        return _Laid(self._construct({}), int(task[0]))
+
+
+def _layout(env: Env) -> bytes:
+    bare: Any = env.unwrapped
+    agent = (*(int(x) for x in bare.agent_pos), int(bare.agent_dir), bare.mission)
+    return bytes(bare.grid.encode().tobytes()) + repr(agent).encode()
+
+
+class _Seen(gymnasium.ObservationWrapper[AnyArray, Any, Any]):
+    """Only the image is observed, with the direction as one more channel if asked for."""
+
+    def __init__(self, env: Env, direction: bool) -> None:
+        super().__init__(env)
+        self._direction = direction
+        height, width, channels = env.observation_space["image"].shape  # type: ignore[index]
+        self.observation_space = spaces.Box(0, 255, (height, width, channels + direction), np.uint8)
+
+    def observation(self, observation: Any) -> AnyArray:
+        image: AnyArray = observation["image"]
+        if not self._direction:
+            return image
+        facing = np.full((*image.shape[:2], 1), observation["direction"], np.uint8)
+        return np.concatenate([image, facing], axis=2)
+
+
+class _Laid(gymnasium.Wrapper[AnyArray, Any, AnyArray, Any]):
+    """Every reset makes the same layout; the seed of a reset decides what happens afterwards."""
+
+    def __init__(self, env: Env, layout: int) -> None:
+        super().__init__(env)
+        self._layout_seed = layout
+        self._random = np.random.default_rng(layout)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[AnyArray, dict[str, Any]]:
+        if seed is not None:
+            self._random = rng(seed, "minigrid")
+        made = self.env.reset(seed=self._layout_seed, options=options)
+        self.env.unwrapped.np_random = self._random
+        return made
