@@ -1,0 +1,133 @@
+"""XLand-MiniGrid as a task family; skipped where it is not installed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("xminigrid", reason="the extra xland is not installed")
+
+import jax.numpy as jnp
+from xminigrid.benchmarks import save_bz2_pickle
+
+from compressed_ad.collect import collect
+from compressed_ad.errors import UsageError
+from compressed_ad.histories import HistoryFile
+from compressed_ad.learners.select import make_learner
+from compressed_ad.tasks.conformance import check_family
+from compressed_ad.tasks.select import make_family
+
+ROOM = "xland:XLand-MiniGrid-R1-9x9"
+SMALL = {"n_task": 4, "horizon": 12, "random_episodes": 2}
+HOLD, BESIDE, TOGETHER = 1, 3, 4  # the library's numbers of these goals
+
+
+@pytest.fixture(scope="module")
+def family():
+    return make_family(ROOM, {**SMALL, "n_task": 30})
+
+
+def test_keeps_every_promise(family):
+    check_family(family)
+
+
+def test_rulesets_are_one_goal_about_objects_that_are_there(family):
+    tasks = family.tasks()
+    goals, objects = tasks[:, :5], tasks[:, -8:].reshape(-1, 4, 2)
+    assert set(goals[:, 0]) == {HOLD, BESIDE, TOGETHER}
+    for goal, present in zip(goals, objects.tolist(), strict=True):
+        assert len({tuple(tile) for tile in present}) == 4
+        assert goal[1:3].tolist() in present
+        assert (goal[3:5].tolist() in present) == (goal[0] == TOGETHER)
+    np.testing.assert_array_equal(tasks[:4], make_family(ROOM, SMALL).tasks())
+
+
+def test_objects_lie_elsewhere_in_every_episode_as_the_slots_seed_says(family):
+    tasks = np.repeat(family.tasks()[:1], 3, axis=0)
+    env = family.make(tasks, np.array([5, 5, 2**40 + 5]))
+    seen = [env.reset()]
+    for _ in range(3 * family.horizon):
+        step = env.step(np.full(3, 1))  # turning on the spot, which reaches no goal
+        if step.truncated.any():
+            assert step.truncated.all() and not step.terminated.any()
+            seen.append(step.obs)
+    starts = np.stack(seen).reshape(4, 3, -1)
+    np.testing.assert_array_equal(starts[:, 0], starts[:, 1])
+    assert not np.array_equal(starts[:, 0], starts[:, 2])
+    assert len({start.tobytes() for start in starts[:, 0]}) > 1
+
+
+def test_reaching_the_goal_pays_by_its_time_and_terminates(family):
+    beside = family.tasks()[family.tasks()[:, 0] == BESIDE]
+    tasks = np.resize(beside, (64, beside.shape[1]))
+    env = family.make(tasks, np.arange(64))
+    env.reset()
+    random, time, paid = np.random.default_rng(0), np.zeros(env.num_envs, int), 0
+    for _ in range(3 * family.horizon):
+        step = env.step(random.integers(3, size=env.num_envs))
+        time += 1
+        expected = np.where(step.terminated, 1 - 0.9 * time / family.horizon, 0)
+        np.testing.assert_allclose(step.reward, expected, atol=1e-6)
+        np.testing.assert_array_equal(step.truncated, (time == family.horizon) & ~step.terminated)
+        paid += step.terminated.sum()
+        time[step.terminated | step.truncated] = 0
+    assert paid > 10
+
+
+def test_random_returns_do_not_depend_on_what_is_asked_together(family):
+    tasks = family.tasks()[:8]
+    fresh = make_family(ROOM, {**SMALL, "n_task": 30})
+    single = [fresh.random_return(tasks[k : k + 1])[0] for k in (5, 2)]
+    np.testing.assert_array_equal(family.random_return(tasks)[[5, 2]], single)
+
+
+def test_a_benchmark_file(tmp_path):
+    """A file of the library's own format, with a production rule, as the published ones are."""
+    made = make_family(ROOM, {**SMALL, "n_task": 6}).tasks()
+    rule = jnp.asarray(
+        [[3, 3, 1, 4, 2, 0, 0]], jnp.uint8
+    )  # standing beside a red ball makes it a green square
+    content = {
+        "goals": jnp.asarray(made[:, :5], jnp.uint8),
+        "rules": jnp.repeat(rule[None], 6, axis=0),
+        "init_tiles": jnp.asarray(made[:, -8:].reshape(6, 4, 2), jnp.uint8),
+        "num_rules": jnp.ones(6, jnp.uint8),
+    }
+    save_bz2_pickle(content, str(tmp_path / "rules"))
+    family = make_family(ROOM, {**SMALL, "benchmark": str(tmp_path / "rules")})
+    rows = {tuple(row) for row in family.tasks().tolist()}
+    stored = {(*row[:5], *rule[0].tolist(), *row[-8:]) for row in made.tolist()}
+    assert len(rows) == 4 and rows <= stored
+    check_family(family)
+    with pytest.raises(UsageError, match="only 6 different rulesets"):
+        make_family(ROOM, {**SMALL, "benchmark": str(tmp_path / "rules"), "n_task": 7}).tasks()
+    (tmp_path / "other").write_text("nothing")
+    for path, message in (("other", "is no benchmark"), ("absent", "no such file")):
+        with pytest.raises(UsageError, match=message):
+            make_family(ROOM, {**SMALL, "benchmark": str(tmp_path / path)}).tasks()
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("xland:XLand-MiniGrid-R1-9x8", {}, "did you mean 'XLand-MiniGrid-R1-9x9'"),
+        ("xland:MiniGrid-FourRooms", {}, "unknown environment"),
+        (ROOM, {"view": 4}, "view must be odd"),
+        (ROOM, {"n_object": 1}, "n_object must be a whole number >= 2"),
+    ],
+)
+def test_mistakes_are_one_line(name, kwargs, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        make_family(name, kwargs)
+    assert "\n" not in str(caught.value)
+
+
+def test_collected_by_our_ppo(tmp_path):
+    path = collect(
+        make_family(ROOM, SMALL), make_learner("ppo", {"n_steps": 12}), tmp_path / "h.hdf5",
+        family_name=ROOM, family_kwargs=SMALL, n_timesteps=36, n_stream=2,
+    )  # fmt: skip
+    file = HistoryFile(path)
+    history = file.read(0)
+    np.testing.assert_array_equal(make_family(ROOM, file.info.family_kwargs).tasks(), file.tasks)
+    assert history.states.shape == (2, 36, 5, 5, 2) and history.states.dtype == np.uint8
