@@ -24,9 +24,8 @@ PAIR = ("AD", "CompressedAD")
 FIGURES = {
     "guide": ("differences", "convergence"),
     "controls": ("differences",),
-    "why": ("differences",),
     "sweep": ("marked",),
-    "frontier": ("differences", "runs"),
+    "frontier": ("differences",),
     "thinning": ("differences",),
     "condition": ("differences",),
 }
@@ -54,10 +53,11 @@ def points_of(name: str) -> list[Point]:
 
 
 def study_blocks() -> dict[str, str]:
-    """The tables of every study as Markdown, by its name."""
+    """The tables of every study whose rows were kept as Markdown, by its name."""
     return {
         path.stem: text(load_study(path), rows_of(path.stem), points_of(path.stem), markdown=True)
         for path in sorted((ROOT / "studies").glob("*.yaml"))
+        if (ROOT / "results" / f"{path.stem}.csv").exists()
     }
 
 
