@@ -101,6 +101,6 @@ def test_collected_by_sac(tmp_path):
     file = HistoryFile(path)
     ids = np.array(file.info.config["task_ids"])
     assert set(file.split.heldout) == set(np.flatnonzero(ids >= 50)) and len(file.split.heldout)
-    history = file.read(0)
+    history = file.load([0])[0]
     assert history.states.shape == (1, 30, 39) and history.actions.shape == (1, 30, 4)
     assert np.flatnonzero(history.truncated[0]).tolist() == [14, 29]

@@ -114,7 +114,7 @@ def test_collected_by_our_ppo(tmp_path):
         family_name=CROSSING, family_kwargs=kwargs, n_timesteps=48, n_stream=2,
     )  # fmt: skip
     file = HistoryFile(path)
-    history = file.read(0)
+    history = file.load([0])[0]
     again = make_family(file.info.family, file.info.family_kwargs)
     np.testing.assert_array_equal(again.tasks(), file.tasks)
     assert history.states.shape == (2, 48, 7, 7, 3) and history.states.dtype == np.uint8

@@ -1,4 +1,4 @@
-"""Optional environments: what is said where one is missing, and held-out tasks that a family brings itself."""
+"""Optional environments: what is said where one is missing; held-out tasks that a family brings."""
 
 from __future__ import annotations
 

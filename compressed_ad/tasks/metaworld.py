@@ -1,4 +1,4 @@
-"""Meta-World's ML1 benchmarks: one manipulation task with goals that are not observed, ``metaworld:reach-v3``.
+"""Meta-World's ML1 benchmarks: one manipulation task with hidden goals, as ``metaworld:reach-v3``.
 
 Importing this module needs Meta-World; without it ``MissingExtraError`` says what to install.
 """

@@ -28,15 +28,15 @@ _TRIES = 10
 
 
 class MiniGridFamily(GymnasiumFamily):
-    """A MiniGrid environment; tasks are seeds that lay it out differently, and every episode has the layout.
+    """A MiniGrid environment; tasks are seeds that lay it out differently, for every episode.
 
-    ``n_task`` layouts are drawn with ``task_seed``; a task's row is the seed that is passed to ``reset``. What
-    happens within an episode (moving obstacles) comes from the slot's own seed. Observed is the egocentric
-    image (7, 7, 3); ``direction`` adds where the agent faces as a fourth channel. The mission's text is not
+    ``n_task`` layouts are drawn with ``task_seed``; a task's row is the seed that ``reset`` gets. What happens
+    within an episode (moving obstacles) comes from the slot's own seed. Observed is the egocentric image
+    (7, 7, 3); ``direction`` adds where the agent faces as a fourth channel. The mission's text is not
     observed: a layout has one mission, so it is part of what a task hides. ``kwargs``, ``horizon``,
     ``best_return`` and ``random_episodes`` are those of ``GymnasiumFamily``.
 
-    Raises ``UsageError`` for unknown environments and where seeds make fewer layouts than tasks are asked for.
+    Raises ``UsageError`` for unknown environments and where seeds make fewer layouts than ``n_task``.
     """
 
     prefix: ClassVar[str] = "minigrid"
@@ -66,7 +66,7 @@ class MiniGridFamily(GymnasiumFamily):
         return _Seen(env, self.direction)
 
     @cached_property
-    def _tasks(self) -> IntArray:
+    def _tasks(self) -> IntArray:  # type: ignore[override]
         seeds = rng(self.task_seed, "minigrid layouts", self.env_id).integers(
             2**31, size=_TRIES * self.n_task
         )

@@ -5,7 +5,7 @@ Importing this module needs XLand-MiniGrid and JAX; without them ``MissingExtraE
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ GOALS: tuple[tuple[int, Callable[..., Any]], ...] = (
     (1, AgentNearGoal),
     (2, TileNearGoal),
 )
-"""Goals that are drawn, each with the number of objects that it is about: hold, stand beside, put together."""
+"""Goals that are drawn, each with the number of objects it is about: hold, stand beside, put together."""
 
 SHAPES = ("BALL", "SQUARE", "PYRAMID", "KEY", "HEX", "STAR")
 COLORS = ("RED", "GREEN", "BLUE", "PURPLE", "YELLOW", "GREY")
@@ -98,6 +98,7 @@ class XLandFamily:
     def _drawn(self) -> tuple[IntArray, Shapes]:
         """Rows of rulesets, and the shapes of the parts of a row: goal, rules, objects."""
         random = rng(self.task_seed, "xland rulesets", self.env_id)
+        made: Iterable[tuple[AnyArray, ...]]
         if self.benchmark is None:
             made = (_ruleset(random, self.n_object) for _ in range(_TRIES * self.n_task))
         else:
@@ -259,4 +260,4 @@ def _mixed(words: AnyArray) -> AnyArray:
     """The finaliser of SplitMix64: neighbouring words become unrelated ones."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+    return np.asarray(words ^ (words >> np.uint64(31)))
