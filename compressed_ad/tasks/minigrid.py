@@ -30,7 +30,7 @@ _TRIES = 10
 class MiniGridFamily(GymnasiumFamily):
     """A MiniGrid environment; tasks are seeds that lay it out differently, for every episode.
 
-    ``n_task`` layouts are drawn with ``task_seed``; a task's row is the seed that ``reset`` gets. What happens
+    ``n_task`` layouts are drawn with ``task_seed``; a row is the seed that ``reset`` gets. What happens
     within an episode (moving obstacles) comes from the slot's own seed. Observed is the egocentric image
     (7, 7, 3); ``direction`` adds where the agent faces as a fourth channel. The mission's text is not
     observed: a layout has one mission, so it is part of what a task hides. ``kwargs``, ``horizon``,
