@@ -1,6 +1,6 @@
 """Every source algorithm of SB3 and sb3-contrib: how fast it learns, and what markers mark of its histories.
 
-    python -m benchmarks.source_algorithms            # under two minutes
+    python -m benchmarks.source_algorithms            # seven minutes
     python -m benchmarks.source_algorithms --quick    # only a check that it runs
 
 One learner of one stream learns a small task alone, with SB3's own hyper-parameters except rollouts of 100

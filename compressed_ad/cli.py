@@ -1,4 +1,4 @@
-"""The command line ``cad COMMAND``: parses, reports mistakes, stops politely; ``commands`` do the work."""
+"""The command line ``cad COMMAND``: parses and reports mistakes; ``commands`` do the work."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from compressed_ad import (
     about,
     attention_command,
     check_command,
+    command_options,
     commands,
     exchange_command,
     rollouts_command,
@@ -28,9 +29,8 @@ from compressed_ad import (
 )
 from compressed_ad.config import PRESETS, SECTIONS, Request, describe, suggest
 from compressed_ad.errors import CompressedADError, ConfigError, UsageError, nearest
-from compressed_ad.inside import PARTS
-from compressed_ad.layouts import EXPORT, LAYOUT
 from compressed_ad.progress import Display
+from compressed_ad.stopping import Stop
 
 _OVERRIDE = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
 
@@ -48,213 +48,12 @@ class Command:
     overrides: bool = False  # takes --section.key without having sections of its own
 
 
-def _out(default: str, what: str) -> Callable[[argparse.ArgumentParser], None]:
-    def add(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--out", type=Path, metavar="DIR", help=f"{what} (default: {default})")
-
-    return add
-
-
-def _run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="output folder, continued if it is there (default: runs/PRESET)",
-    )
-
-
-def _collect_options(parser: argparse.ArgumentParser) -> None:
-    _out("datasets", "folder of the history file")(parser)
-    parser.add_argument("--resume", action="store_true", help="continue an unfinished collection")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-
-
-def _mark_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="history file")
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="write a marked copy (default: mark FILE itself)"
-    )
-
-
-def _inspect_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="history file")
-    parser.add_argument(
-        "--plot", type=Path, metavar="PNG", help="draw the action probabilities with the marked segments"
-    )
-    parser.add_argument("--task", type=int, default=0, help="task to draw (default: 0)")
-    parser.add_argument("--stream", type=int, default=0, help="stream to draw (default: 0)")
-    parser.add_argument("--first", type=int, default=0, metavar="STEP", help="first step drawn (default: 0)")
-    parser.add_argument("--steps", type=int, default=200, help="steps drawn (default: 200)")
-
-
-def _history_option(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument("--history", type=Path, metavar="FILE", help=f"history file (default: {default})")
-
-
-def _train_options(parser: argparse.ArgumentParser) -> None:
-    _history_option(parser, "datasets/history_..., as cad collect names it")
-    _out("runs", "folder of the run directory")(parser)
-    parser.add_argument("--resume", action="store_true", help="continue an unfinished run")
-
-
-def _evaluate_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directories")
-    _history_option(parser, "the one that the run was trained on")
-    parser.add_argument("--overwrite", action="store_true", help="replace an evaluation with other settings")
-
-
-def _compare_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="evaluated run directories")
-
-
-def _report_options(parser: argparse.ArgumentParser) -> None:
-    _compare_options(parser)
-    _history_option(parser, "the one that the runs were trained on")
-    _out("report", "folder of the report")(parser)
-
-
-def _rollouts_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="trained run directory")
-    _history_option(parser, "the one that the run was trained on")
-    parser.add_argument("--tasks", metavar="K,K,...", help="tasks to play (default: the held-out ones)")
-    for name, what in (("episodes", "in-context episodes"), ("rollouts", "rollouts of each task")):
-        parser.add_argument(f"--{name}", type=_count, metavar="N", help=f"{what} (default: the run's)")
-    _out("RUN/rollouts", "folder of what is written")(parser)
-    parser.add_argument("--seed", metavar="N", help="seed of the playing (default: the run's)")
-
-
-def _attention_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="trained run directory")
-    _history_option(parser, "the one that the run was trained on")
-    parser.add_argument(
-        "--part",
-        choices=PARTS,
-        default=PARTS[0],
-        help=f"whose tasks' histories are looked at: {', '.join(PARTS)} (default: {PARTS[0]})",
-        metavar="PART",
-    )
-    parser.add_argument(
-        "--windows", type=_count, default=64, metavar="N", help="contexts drawn from them (default: 64)"
-    )
-    parser.add_argument(
-        "--window", type=int, metavar="K", help="the one drawn as a map (default: marked most nearly by half)"
-    )
-    _out("RUN/attention", "folder of what is written")(parser)
-
-
-def _study_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="STUDY.yaml", help="what is compared, on what, how often")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/study"),
-        metavar="DIR",
-        help="output folder; studies in one folder share histories and runs (default: runs/study)",
-    )
-    parser.add_argument("--runs", type=_count, metavar="N", help="so many runs of each variant instead")
-    parser.add_argument("--families", metavar="A,B", help="only these families")
-    parser.add_argument("--variants", metavar="A,B", help="only these variants, and the baseline")
-    parser.add_argument(
-        "--small",
-        action="store_true",
-        help="tiny histories and models: shows that it works, not what is true",
-    )
-    parser.add_argument("--process", type=_count, metavar="N", help="cells at once (default: all cores)")
-    parser.add_argument("--ray", metavar="ADDRESS", help="train on a Ray cluster: its address, or auto")
-    parser.add_argument(
-        "--tables", type=Path, metavar="CSV", help="only print the tables of results that were kept"
-    )
-    parser.add_argument("--markdown", action="store_true", help="print those tables as Markdown")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-def _import_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="histories of another program")
-    layouts = ", ".join(LAYOUT)
-    parser.add_argument(
-        "--layout",
-        default="ancestor",
-        metavar="NAME",
-        help=f"how they are written: {layouts}, or module:attribute (default: ancestor)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("datasets"),
-        metavar="DIR|FILE",
-        help="history file, or folder of it (default: datasets)",
-    )
-    for name, what in (("heldout", "held-out tasks, which judge"), ("validation", "tasks that choose")):
-        parser.add_argument(f"--{name}", type=exchange_command.numbers, metavar="K,K,...", help=what)
-    parser.add_argument("--split-seed", type=int, metavar="N", help="draw the split with this seed instead")
-    parser.add_argument(
-        "--task-ids",
-        type=exchange_command.task_order,
-        metavar="K,K,...|match",
-        help="the family's tasks that these are, in order; match: find them by their rewards "
-        "(default: those of the same numbers)",
-    )
-    parser.add_argument(
-        "--horizon", type=_count, metavar="N", help="steps of every episode, where FILE has no dones"
-    )
-    parser.add_argument(
-        "--n-learner",
-        type=_count,
-        default=1,
-        metavar="N",
-        help="learners that share the streams (default: 1)",
-    )
-    parser.add_argument(
-        "--steps-per-update", type=_count, metavar="N", help="steps that a policy lasts (default: unknown)"
-    )
-    parser.add_argument(
-        "--source", default="imported", metavar="NAME", help="name of the algorithm (default: imported)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-
-
-def _export_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="history file")
-    formats = ", ".join(EXPORT)
-    parser.add_argument("--to", required=True, metavar="FORMAT", help=f"{formats}, or module:attribute")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR|FILE", help="what is written; minari: a folder"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-
-
-def _check_options(parser: argparse.ArgumentParser) -> None:
-    kinds = ", ".join(check_command.CHECKS)
-    parser.add_argument("kind", choices=list(check_command.CHECKS), metavar="KIND", help=kinds)
-    parser.add_argument("what", metavar="NAME", help="a name (cad list), or module:attribute")
-    parser.add_argument("--kwargs", default="{}", metavar="YAML", help="its parameters, e.g. '{size: 5}'")
-    parser.add_argument(
-        "--family", metavar="NAME", help="family that a learner is tried on (default: a small room)"
-    )
-    parser.add_argument("--family-kwargs", default="{}", metavar="YAML", help="parameters of that family")
-    parser.add_argument(
-        "--steps", type=_count, default=200, metavar="N", help="steps of a learner's streams (default: 200)"
-    )
-
-
-def _list_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "what", nargs="?", choices=list(about.LISTS), metavar="WHAT", help=", ".join(about.LISTS)
-    )
-
-
 COMMANDS = {
     "run": Command(
         commands.run,
         "the main job: collect, mark, train, evaluate, compare, report",
         tuple(SECTIONS),
-        _run_options,
+        command_options.run_options,
         "Does every stage of a preset and continues where it was interrupted. The output folder holds the\n"
         "history file, one directory per training run, and report/index.html, table.csv, summary.json.",
     ),
@@ -262,21 +61,23 @@ COMMANDS = {
         commands.collect,
         "record the learning histories of source learners",
         ("env", "algorithm", "marker"),
-        _collect_options,
+        command_options.collect_options,
     ),
     "mark": Command(
         commands.mark,
         "mark a history file anew, without collecting again",
         ("marker",),
-        _mark_options,
+        command_options.mark_options,
         common=("seed", "dry-run"),
     ),
-    "inspect": Command(commands.inspect, "what is in a history file", (), _inspect_options, common=()),
+    "inspect": Command(
+        commands.inspect, "what is in a history file", (), command_options.inspect_options, common=()
+    ),
     "train": Command(
         commands.train,
         "train one model with one seed",
         ("env", "model", "evaluation"),
-        _train_options,
+        command_options.train_options,
         "The task family and the split are those of the history file. Of the section evaluation only how\n"
         "models play matters here, since the best checkpoint is chosen by in-context return.",
     ),
@@ -284,21 +85,29 @@ COMMANDS = {
         commands.evaluate,
         "judge trained runs on their held-out tasks",
         ("evaluation",),
-        _evaluate_options,
+        command_options.evaluate_options,
         "Settings that are not given are those of the run.",
         common=("device", "dry-run"),
     ),
     "compare": Command(
-        commands.compare, "compare evaluated runs, in the terminal", (), _compare_options, common=()
+        commands.compare,
+        "compare evaluated runs, in the terminal",
+        (),
+        command_options.compare_options,
+        common=(),
     ),
     "report": Command(
-        commands.report, "compare evaluated runs, as an HTML page", (), _report_options, common=("dry-run",)
+        commands.report,
+        "compare evaluated runs, as an HTML page",
+        (),
+        command_options.report_options,
+        common=("dry-run",),
     ),
     "rollouts": Command(
         rollouts_command.run,
         "what a trained run does in its in-context episodes",
         ("evaluation",),
-        _rollouts_options,
+        command_options.rollouts_options,
         "Plays as cad evaluate does and tells what is explored, when the reward is first met and how far it\n"
         "was, beside the uniform random walk: a table, rollouts.json, and figures. Settings that are not\n"
         "given are those of the run.",
@@ -308,7 +117,7 @@ COMMANDS = {
         attention_command.run,
         "where a trained run looks, and what it made of the border marks",
         (),
-        _attention_options,
+        command_options.attention_options,
         "Writes attention.json (all numbers), attention.png (attention on marked, rewarded and other tokens\n"
         "by head, beside what even attention and the head's preference for lags alone give),\n"
         "attention_map.png (one context) and, for CompressedAD, tokens.png (its border embeddings and what\n"
@@ -319,7 +128,7 @@ COMMANDS = {
         study_command.run,
         "a grid of variants, runs and task families, compared",
         (),
-        _study_options,
+        command_options.study_options,
         "Every cell goes through the same stages as the single commands and is kept: the same command again\n"
         "continues. Any setting of all cells may be given as --section.key VALUE.",
         common=("dry-run",),
@@ -329,7 +138,7 @@ COMMANDS = {
         exchange_command.run_import,
         "make a history file of what another program recorded",
         ("env",),
-        _import_options,
+        command_options.import_options,
         "Needs the task family, and which tasks are held out: a history file says both. Actions are\n"
         "replayed in the family to find where episodes end and what their last steps led to; what\n"
         "cannot be repaired is kept, and said.",
@@ -339,14 +148,14 @@ COMMANDS = {
         exchange_command.run_export,
         "write a history file's episodes for other programs",
         (),
-        _export_options,
+        command_options.export_options,
         common=("dry-run",),
     ),
     "check": Command(
         check_command.run,
         "what is wrong with an own family, marker or learner, in sentences",
         (),
-        _check_options,
+        command_options.check_options,
         "Tries it on something small. Exit code 0 if it keeps its promises, else 1.",
         common=(),
     ),
@@ -354,7 +163,7 @@ COMMANDS = {
         about.listing,
         "names to choose from",
         (),
-        _list_options,
+        command_options.list_options,
         "With a line about each and its parameters. All but extras may also be module:attribute, from the\n"
         "present folder or an installed package.",
         common=(),
@@ -432,49 +241,6 @@ def _unexpected(error: Exception) -> str:
     if isinstance(error, MemoryError) or re.search(r"allocate memory|out of memory", what):
         return f"not enough memory, choose something smaller: {what}"
     return f"internal error: {type(error).__name__}: {what}"
-
-
-class Stop:
-    """Ctrl-C and SIGTERM: usually an exception at once; inside ``politely`` a wish that work looks for."""
-
-    def __init__(self) -> None:
-        self.signum: int | None = None
-        self._polite = False
-
-    def __call__(self) -> bool:
-        """True once a signal has come."""
-        return self.signum is not None
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Handle signals inside; only possible in the main thread."""
-        try:
-            before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    @contextmanager
-    def politely(self) -> Iterator[None]:
-        """Work inside looks whether it should stop; a second signal does not wait for it."""
-        self._polite = True
-        try:
-            yield
-        finally:
-            self._polite = False
-        if self.signum is not None:
-            raise KeyboardInterrupt
-
-    def _hear(self, number: int, frame: Any) -> None:
-        first, self.signum = self.signum is None, number
-        if not (self._polite and first):
-            raise KeyboardInterrupt
-        print("cad: saving (once more to stop at once)", file=sys.stderr)
 
 
 # ---------------------------------------------------------------- parsing
@@ -618,7 +384,10 @@ def _common_options(parser: argparse.ArgumentParser, command: Command) -> None:
                 help="what tasks differ in: a range LOW:HIGH or values A,B,C (--env.kwargs.params.KEY)",
             )
             group.add_argument(
-                "--tasks", type=_count, metavar="N", help="tasks that are drawn (--env.kwargs.n_task)"
+                "--tasks",
+                type=command_options.count,
+                metavar="N",
+                help="tasks that are drawn (--env.kwargs.n_task)",
             )
         if "algorithm" in command.sections:
             group.add_argument(

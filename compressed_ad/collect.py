@@ -417,8 +417,9 @@ def _start_worker(job: _Job, steps: Any, stop: Any) -> None:
 
 def _end_with_parent(stop: Any) -> None:
     parent = multiprocessing.parent_process()
-    while parent is not None and not stop.value and not wait_for([parent.sentinel], timeout=_POLL_S):
-        pass
+    gone = parent is None
+    while parent is not None and not gone and not stop.value:
+        gone = bool(wait_for([parent.sentinel], timeout=_POLL_S))
     os._exit(1)
 
 

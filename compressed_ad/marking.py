@@ -170,11 +170,25 @@ def _read(history: History, name: str) -> AnyArray | None:
     if found.dtype.kind == "f":
         known(name, found)
     if name == "log_prob":
-        with np.errstate(divide="ignore"):
-            found = np.log(found)
+        found = _log_prob(history)
+        if found is None:
+            return None
     view = found.view()
     view.flags.writeable = False
     return view
+
+
+def _log_prob(history: History) -> AnyArray | None:
+    """(S, T) log-probabilities of whole actions; None where ``action_probs`` are relative to a density's top.
+
+    Of actions with K components ``action_probs`` is the geometric mean.
+    """
+    actions = history.actions
+    if actions.dtype.kind == "f":
+        return None
+    n_component = int(np.prod(actions.shape[2:], dtype=np.int64))
+    with np.errstate(divide="ignore"):
+        return np.asarray(n_component * np.log(history.action_probs))
 
 
 def _result_problem(mask: object, shape: tuple[int, ...]) -> str | None:

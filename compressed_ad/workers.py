@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any
@@ -130,12 +131,10 @@ class _Worker:
 
     def receive(self) -> tuple[str, Any]:
         """("progress" | "result" | "error" | "died", content)."""
-        try:
+        with suppress(EOFError, ConnectionError):
             if self.pipe.poll():
                 kind, content = self.pipe.recv()
                 return str(kind), content
-        except (EOFError, ConnectionError):
-            pass
         self.process.join()
         code = self.process.exitcode or 0
         if code < 0:

@@ -35,7 +35,7 @@ class Maker:
     """
 
     def __init__(self, env_id, *, params=None, n_task: int = 20):
-        pass
+        self.env_id = env_id
 
 
 @dataclass

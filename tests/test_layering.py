@@ -27,7 +27,8 @@ checkpoints train agents evaluate rollouts attention border_tokens
 stats results analysis plots plots_rollouts plots_regret page report
 yaml_file config run_directory workers ray_pool runs inside plots_attention played sights pipeline
 estimates study_file study_rows study study_tables plots_study study_page
-progress commands study_command rollouts_command attention_command exchange_command check_command about cli
+progress commands study_command rollouts_command attention_command exchange_command check_command about
+stopping command_options cli
 """
 ORDER = LAYERS.split()
 

@@ -10,6 +10,7 @@ import pytest
 from compressed_ad import markers, marking
 from compressed_ad.errors import ConfigError, MarkerError, UnknownNameError, UsageError
 from compressed_ad.marking import apply_marker, check_marker, marker_faults, marking_statistics
+from compressed_ad.types import History
 
 
 @pytest.fixture
@@ -212,3 +213,23 @@ def test_statistics_of_any_shape_count_every_step(shape):
 def test_no_steps_at_all():
     assert marking_statistics([]).compression_ratio == 0
     assert marking_statistics([]).advice() == []
+
+
+def test_log_probabilities_are_those_of_whole_actions():
+    """Geometric means become joint probabilities; relative ones of a density are none, and are refused."""
+    probs = np.random.default_rng(0).uniform(0.1, 0.9, (2, 30)).astype(np.float32)
+    flags, numbers = np.zeros((2, 30), bool), np.zeros((2, 30), np.int32)
+
+    def history(actions):
+        return History(
+            states=numbers, actions=actions, rewards=probs, next_states=numbers, terminated=flags,
+            truncated=flags, action_probs=probs, update=numbers, learner=np.zeros(2, np.int32),
+            log_prob_next=3 * np.log(probs),
+        )  # fmt: skip
+
+    options = {"clip_range": 0.01, "compression_window": 1}
+    three = np.zeros((2, 30, 3), np.int64)
+    assert apply_marker("policy_ratio", history(three), **options).all()
+    assert not apply_marker("policy_ratio", history(three[..., 0]), **options).any()
+    with pytest.raises(MarkerError, match="needs log_prob, which this history does not have"):
+        apply_marker("policy_ratio", history(three.astype(np.float32)), **options)

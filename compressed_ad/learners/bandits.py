@@ -5,6 +5,7 @@ They learn bandits only. Every stream is a run of its own.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,14 @@ from compressed_ad.tasks.base import TASK_FAMILY, TaskFamily
 from compressed_ad.types import AnyArray, History, IntArray
 
 
-class BanditLearner:
+class BanditLearner(ABC):
     """``SourceLearner`` that plays ``rule`` in every stream; ``update`` is the number of pulls before."""
 
     name: str
 
+    @abstractmethod
     def rule(self, family: Bandit, generators: Generators) -> Rule:
         """The rule on ``family``."""
-        raise NotImplementedError
 
     def learn(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import MissingExtraError, SpaceError, UsageError
-from compressed_ad.learners.sb3_probability import Law, find_law
+from compressed_ad.learners.sb3_probability import Law, OnPolicyLaw, find_law
 from compressed_ad.markers import threshold
 from compressed_ad.spaces import to_spec
 from compressed_ad.types import AnyArray, History
@@ -139,7 +139,7 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
         later = [
             "action_probs",
             *["entropy"] * self._law.has_entropy,
-            *["log_prob_next"] * self._law.has_log_prob,
+            *["log_prob_next"] * isinstance(self._law, OnPolicyLaw),
         ]
         self._steps.append(row | dict.fromkeys(later, np.full(len(cut), np.nan, np.float32)))
         self._after = np.array(seen["new_obs"])
@@ -172,7 +172,7 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
         assert self._law is not None
         self._trained = self.model._n_updates
         self._update += 1
-        if self._law.has_log_prob and self._rollout < len(self._steps):
+        if isinstance(self._law, OnPolicyLaw) and self._rollout < len(self._steps):
             part = slice(self._rollout, None)
             self._steps["log_prob_next"][part] = self._law.log_prob(self._steps["states"][part])
 

@@ -8,7 +8,7 @@ whole rollout at once. Letters: T steps of the rollout, S environments, d dimens
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from gymnasium import spaces
@@ -128,7 +128,6 @@ class Law(Protocol):
     """How an algorithm chooses its actions."""
 
     has_entropy: bool
-    has_log_prob: bool
 
     def start(self) -> None:
         """A rollout begins."""
@@ -138,6 +137,11 @@ class Law(Protocol):
 
     def describe(self, states: AnyArray) -> Described:
         """All steps noted since ``start``, which were made in ``states`` (T, S, ...)."""
+
+
+@runtime_checkable
+class OnPolicyLaw(Law, Protocol):
+    """A law that can also judge noted actions once the policy was trained on them."""
 
     def log_prob(self, states: AnyArray) -> AnyArray:
         """Log-probability (T, S) of the same actions under the present policy."""
@@ -162,7 +166,7 @@ def find_law(model: Any) -> Law:
 class _OnPolicy:
     """Samples from the policy's distribution: PPO, A2C, TRPO, with action masks or an LSTM."""
 
-    has_entropy = has_log_prob = True
+    has_entropy = True
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -262,7 +266,7 @@ def _in_pieces(states: AnyArray) -> Iterator[AnyArray]:
 class _EpsilonGreedy:
     """The action of highest value, or with the exploration rate any: DQN, QR-DQN."""
 
-    has_entropy, has_log_prob = True, False
+    has_entropy = True
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -287,17 +291,12 @@ class _EpsilonGreedy:
         rates = np.array(self._rates)[:, None]
         return Described(*epsilon_greedy(greedy, rates, int(self._model.action_space.n)))
 
-    def log_prob(self, states: AnyArray) -> AnyArray:
-        raise NotImplementedError
-
 
 class _Continuous:
     """An actor in [-1, 1]**d, squashed Gaussian or deterministic, and exploration noise.
 
     SAC, TQC and CrossQ; TD3 and DDPG. With gSDE the Gaussian is the marginal one, as in the algorithm's loss.
     """
-
-    has_log_prob = False
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -338,9 +337,6 @@ class _Continuous:
         entropy = squashed_entropy(mean, std)
         entropy[uniform] = actions.shape[-1] * np.log(2)
         return Described(probability, entropy)
-
-    def log_prob(self, states: AnyArray) -> AnyArray:
-        raise NotImplementedError
 
     def _actor(self, states: AnyArray) -> tuple[AnyArray, AnyArray | None]:
         """Mean and deviation before squashing, or the deterministic action and None."""

@@ -8,6 +8,7 @@ that does not depend on its input. Acting is done in numpy, in float64, from par
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import numpy as np
@@ -31,7 +32,7 @@ N_DRAW = 64
 """Of ``MixtureHead.divergence``."""
 
 
-class Head(nn.Linear):
+class Head(nn.Linear, ABC):
     """What all heads share. ``P`` is ``out_features``."""
 
     def __init__(self, width: int, n_parameter: int) -> None:
@@ -39,6 +40,7 @@ class Head(nn.Linear):
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
+    @abstractmethod
     def loss(
         self, given: Tensor, action: Tensor, valid: Tensor, weight: Tensor | None, smoothing: float
     ) -> tuple[Tensor, Tensor]:
@@ -47,23 +49,12 @@ class Head(nn.Linear):
         Only ``valid`` ones (M,) count; ``weight`` (M,) weighs them in the loss. NaN for an accuracy that is
         not defined.
         """
-        share = valid.float() if weight is None else weight * valid
-        each = torch.where(valid, self.surprise(given.float(), action, smoothing), 0.0)
-        loss = (each * share).sum() / share.sum().clamp(min=1e-9)
-        return loss, (self.hits(given, action) * valid).sum() / valid.sum()
 
+    @abstractmethod
     def log_prob(self, given: Tensor, action: Tensor) -> Tensor:
         """Log-probability or -density (...), in nats, of actions (..., *shape) under ``given`` (..., P)."""
-        return -self.surprise(given, action, 0.0)
 
-    def surprise(self, given: Tensor, action: Tensor, smoothing: float) -> Tensor:
-        """Negative ``log_prob`` (...), with the share ``smoothing`` of the target spread over all actions."""
-        raise NotImplementedError
-
-    def hits(self, given: Tensor, action: Tensor) -> Tensor:
-        """Whether the likeliest action is the one taken (...); NaN where that says nothing."""
-        raise NotImplementedError
-
+    @abstractmethod
     def act(
         self, given: FloatArray, temperature: FloatArray, random: np.random.Generator | None
     ) -> tuple[AnyArray, FloatArray]:
@@ -73,19 +64,18 @@ class Head(nn.Linear):
         own; the geometric mean over components; for densities relative to the greatest, to the power 1 / d.
         Row i depends on row i of ``given`` and on the i-th draws alone.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def blank(self, n: int) -> AnyArray:
         """Something of the shape and type of ``n`` actions, where none was taken yet."""
-        raise NotImplementedError
 
     def guided(self, shown: Tensor, unmarked: Tensor, guidance: float) -> Tensor:
         """Parameters (..., P) of ``shown`` moved along what it has over ``unmarked``."""
         return shown + guidance * (shown - unmarked)
 
+    @abstractmethod
     def divergence(self, given: Tensor, other: Tensor) -> Tensor:
         """KL(given || other) in nats (...) of distributions with parameters (..., P)."""
-        raise NotImplementedError
 
 
 class CategoricalHead(Head):
@@ -132,7 +122,32 @@ class CategoricalHead(Head):
         return _divergence(given, other)
 
 
-class MultiCategoricalHead(Head):
+class ScoredHead(Head):
+    """A head that scores every action by itself."""
+
+    def loss(
+        self, given: Tensor, action: Tensor, valid: Tensor, weight: Tensor | None, smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        """The means of ``surprise`` and ``hits``."""
+        share = valid.float() if weight is None else weight * valid
+        each = torch.where(valid, self.surprise(given.float(), action, smoothing), 0.0)
+        loss = (each * share).sum() / share.sum().clamp(min=1e-9)
+        return loss, (self.hits(given, action) * valid).sum() / valid.sum()
+
+    def log_prob(self, given: Tensor, action: Tensor) -> Tensor:
+        """(...)."""
+        return -self.surprise(given, action, 0.0)
+
+    @abstractmethod
+    def surprise(self, given: Tensor, action: Tensor, smoothing: float) -> Tensor:
+        """Negative ``log_prob`` (...), with the share ``smoothing`` of the target spread over all actions."""
+
+    @abstractmethod
+    def hits(self, given: Tensor, action: Tensor) -> Tensor:
+        """Whether the likeliest action is the one taken (...); NaN where that says nothing."""
+
+
+class MultiCategoricalHead(ScoredHead):
     """MultiDiscrete actions: independent choices, the logits of all components one after another.
 
     Accuracy is the share of actions of which every component is right.
@@ -192,7 +207,7 @@ class MultiCategoricalHead(Head):
         return torch.stack([_divergence(*pair) for pair in pairs]).sum(dim=0)
 
 
-class MixtureHead(Head):
+class MixtureHead(ScoredHead):
     """Continuous actions: a mixture of G diagonal normals (mixture density network: Bishop 1994).
 
     It is the distribution of the action scaled to [-1, 1] by its bounds (as it is, where it has none), so

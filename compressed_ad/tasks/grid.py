@@ -6,6 +6,7 @@ A cell is (x, y) with 0 <= x, y < ``size``; observations are int64 (N, 2). Actio
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -93,7 +94,7 @@ def towards(obs: IntArray, target: IntArray) -> Int64Array:
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(ABC):
     """What the rooms have in common; ``size`` cells a side, episodes of at most ``horizon`` steps."""
 
     name: ClassVar[str]
@@ -121,9 +122,9 @@ class Grid:
         """The cell where every episode starts: the centre."""
         return self.size // 2, self.size // 2
 
+    @abstractmethod
     def optimal_action(self, tasks: AnyArray, obs: IntArray, episode_return: FloatArray) -> Int64Array:
         """(N,) an optimal action of each task; see ``OptimalPolicy``."""
-        raise NotImplementedError
 
     def index(self, cells: ArrayLike) -> Int64Array:
         """Number x * size + y of cells (..., 2)."""
@@ -140,7 +141,7 @@ class Grid:
         return np.asarray(tasks, np.int64)
 
 
-class GridEnv:
+class GridEnv(ABC):
     """N slots of one room, stepped together; subclasses judge the cells stepped onto."""
 
     def __init__(self, family: Grid, tasks: Int64Array) -> None:
@@ -194,6 +195,6 @@ class GridEnv:
         """(N,) the moves that ``actions`` (N,) stand for."""
         return actions
 
+    @abstractmethod
     def judge(self, cell: Int64Array) -> tuple[NDArray[np.float32], BoolArray]:
         """Rewards (N,) and terminations (N,) for stepping onto ``cell`` (N,)."""
-        raise NotImplementedError

@@ -7,6 +7,7 @@ the constructed environment holds (``env.unwrapped.length``), which is then set.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +17,13 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from compressed_ad.errors import ConfigError, UsageError, nearest
+from compressed_ad.errors import ConfigError, SpaceError, UsageError, nearest
 from compressed_ad.registry import import_attribute
 from compressed_ad.seeding import rng
 from compressed_ad.spaces import family_specs
+from compressed_ad.tasks.base import TaskFamily
 from compressed_ad.types import AnyArray, FloatArray, IntArray, Step
 
 Env = gymnasium.Env[Any, Any]
@@ -29,13 +32,13 @@ _DRAWS = 100
 """Times as many rows are drawn as are asked for before equal ones are blamed on the parameters."""
 
 
-def _cart_pole(env: Any) -> None:
-    env.total_mass = env.masspole + env.masscart
-    env.polemass_length = env.masspole * env.length
-
-
-DERIVED: dict[str, Callable[[Any], None]] = {"CartPoleEnv": _cart_pole}
-"""By class name: recomputes what an environment derived from its numbers when it was constructed."""
+DERIVED: Mapping[str, Mapping[str, Callable[[Any], float]]] = {
+    "CartPoleEnv": {
+        "total_mass": lambda env: env.masspole + env.masscart,
+        "polemass_length": lambda env: env.masspole * env.length,
+    }
+}
+"""By class name: what an environment derived from its numbers when it was constructed, to be recomputed."""
 
 
 class Parameter:
@@ -46,7 +49,8 @@ class Parameter:
     """
 
     def __init__(self, key: str, given: Any) -> None:
-        self.low = self.high = math.nan
+        self.low: float = math.nan
+        self.high: float = math.nan
         self.choices: list[Any] = []
         if isinstance(given, str):
             given = _parsed(given)
@@ -56,20 +60,36 @@ class Parameter:
                 raise UsageError(
                     f"task parameter {key!r}: a range needs two numbers, low < high; got {given!r}"
                 )
-            self.low, self.high = map(float, ends)
+            self.low, self.high = ends
         elif isinstance(given, Sequence) and not isinstance(given, str) and len(given):
-            self.choices = list(given)
+            self.choices = [choice for k, choice in enumerate(given) if choice not in given[:k]]
         else:
             raise UsageError(
                 f"task parameter {key!r}: expected a range low:high or a list of values, got {given!r}"
             )
         self.numeric = all(_is_number(choice) for choice in self.choices)
 
+    def __repr__(self) -> str:
+        return repr(self.choices) if self.choices else f"{self.low:g}:{self.high:g}"
+
+    def whole(self, default: Any) -> bool:
+        """Whether values are whole numbers: given as such, for what is one (or not a number) by default."""
+        given = self.choices or [self.low, self.high]
+        if not self.numeric or any(value != int(value) for value in given):
+            return False
+        if _is_number(default):
+            return isinstance(default, int | np.integer)
+        return all(isinstance(value, int) for value in given)
+
+    def probes(self, whole: bool) -> list[Any]:
+        """The choices, or both ends of the range."""
+        return self.choices or [self.value(end, whole) for end in (self.low, self.high)]
+
     def draw(self, random: np.random.Generator, n: int, whole: bool) -> FloatArray:
         """(n,) values as they stand in task rows."""
         if not self.choices:
             if whole:
-                return random.integers(math.ceil(self.low), math.floor(self.high) + 1, n).astype(np.float64)
+                return random.integers(int(self.low), int(self.high) + 1, n).astype(np.float64)
             return random.uniform(self.low, self.high, n)
         index = random.integers(len(self.choices), size=n)
         return np.array(self.choices, np.float64)[index] if self.numeric else index.astype(np.float64)
@@ -82,20 +102,27 @@ class Parameter:
 
 
 def _parsed(text: str) -> Any:
-    parts = text.split(":")
-    try:
-        if len(parts) == 2:
-            return {"low": float(parts[0]), "high": float(parts[1])}
-        if len(parts) == 1:
-            return [float(part) for part in text.split(",")]
-    except ValueError:
-        if len(parts) == 1 and "," in text:
-            return [part.strip() for part in text.split(",")]
-    return text
+    ends = [_word(part) for part in text.split(":")]
+    if len(ends) == 2 and all(map(_is_number, ends)):
+        return {"low": ends[0], "high": ends[1]}
+    words = [_word(part) for part in text.split(",")]
+    return words if len(words) > 1 or _is_number(words[0]) else text
+
+
+def _word(text: str) -> Any:
+    """A word of the command line as a number or a truth value, if it is one."""
+    text = text.strip()
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return number and math.isfinite(value)
 
 
 class GymnasiumFamily:
@@ -127,27 +154,34 @@ class GymnasiumFamily:
     ) -> None:
         self.name = f"{self.prefix}:{env_id}"
         self.env_id, self.task_seed, self.n_task = env_id, task_seed, n_task
+        for key, given in (("params", params), ("kwargs", kwargs)):
+            if given is not None and not isinstance(given, Mapping):
+                raise UsageError(f"{self.name}: {key} must map names to values, got {given!r}")
         self.params = {key: Parameter(key, given) for key, given in (params or {}).items()}
         self.kwargs, self.best_return, self.setup = dict(kwargs or {}), best_return, setup
         self.random_episodes = random_episodes
         self._horizon = horizon
         self._random_return: dict[bytes, float] = {}
         for key, count in (("n_task", n_task), ("random_episodes", random_episodes), ("horizon", horizon)):
-            if count is not None and (not isinstance(count, int) or count < 1):
+            if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
                 raise UsageError(f"{self.name}: {key} must be a whole number of at least 1, got {count!r}")
+        if best_return is not None and not _is_number(best_return):
+            raise UsageError(f"{self.name}: best_return must be a number, got {best_return!r}")
+        twice = self.params.keys() & self.kwargs.keys()
+        if twice:
+            raise UsageError(f"{self.name}: {', '.join(sorted(twice))} stands in params and in kwargs")
         self._look()
+        self.environment(self._tasks[0]).close()
 
     def _look(self) -> None:
-        """Construct one environment: spaces, time limit, which parameters it has."""
-        try:
-            spec = gymnasium.spec(self.env_id)
-        except gymnasium.error.Error as error:
-            raise UsageError(
-                f"{self.name}: {error}{nearest(self.env_id, gymnasium.registry)}".replace("\n", " ")
-            ) from None
-        env = self._construct({})
-        held = _numbers(env)
-        arguments = _arguments(env)
+        """Construct one environment: spaces, time limit, which parameters it has, whether they may vary."""
+        spec = self._spec()
+        required = {key: self.params[key] for key in _required(spec) if key in self.params}
+        first = {key: parameter.probes(parameter.whole(None))[0] for key, parameter in required.items()}
+        env = self._construct(first)
+        derived = DERIVED.get(type(env.unwrapped).__name__, {})
+        held = {key: value for key, value in _numbers(env).items() if key not in derived}
+        arguments = {**_arguments(type(env.unwrapped)), **first, **spec.kwargs}
         unknown = [key for key in self.params if key not in arguments and key not in held]
         if unknown:
             known = sorted({*arguments, *held} - {"render_mode"})
@@ -155,11 +189,12 @@ class GymnasiumFamily:
                 f"{self.name}: no parameter {key!r}{nearest(key, known)}; it has {', '.join(known)}"
                 for key in unknown
             )
-        now = {**held, **{key: default for key, default in arguments.items() if key in self.params}}
-        self.whole = {
-            key: isinstance(now.get(key), int) and not isinstance(now.get(key), bool) for key in self.params
-        }
         self.constructed = [key for key in self.params if key in arguments]
+        for key in self.params.keys() - set(self.constructed):
+            if not self.params[key].numeric:
+                raise UsageError(f"{self.name}: task parameter {key!r} is a number, not {self.params[key]}")
+        now = {**held, **arguments}
+        self.whole = {key: parameter.whole(now[key]) for key, parameter in self.params.items()}
         limit = self._horizon or spec.max_episode_steps or self._own_limit(env)
         if limit is None:
             raise UsageError(f"{self.name}: has no time limit of its own; say which with horizon")
@@ -167,6 +202,34 @@ class GymnasiumFamily:
         self.observation_space, self.action_space = env.observation_space, env.action_space
         family_specs(self)
         env.close()
+        for key in self.constructed:
+            self._check_spaces(key, first)
+
+    def _check_spaces(self, key: str, others: Mapping[str, Any]) -> None:
+        """Tasks share their spaces: what a constructor's argument may be must not change them."""
+        for value in self.params[key].probes(self.whole[key]):
+            env = self._construct({**others, key: value})
+            for kind in ("observation_space", "action_space"):
+                ours, theirs = getattr(self, kind), getattr(env, kind)
+                if ours != theirs:
+                    raise SpaceError(
+                        f"{self.name}: task parameter {key!r} changes the {kind}: {_line(theirs)} for"
+                        f" {value!r}, else {_line(ours)}; all tasks must share it (fix it with kwargs)"
+                    )
+            env.close()
+
+    def _spec(self) -> EnvSpec:
+        """The registered specification; ``module:EnvId`` imports the module first, as gymnasium.make does."""
+        module, _, env_id = self.env_id.rpartition(":")
+        try:
+            if module:
+                importlib.import_module(module)
+            return gymnasium.spec(env_id)
+        except gymnasium.error.Error as error:
+            said = _line(error).partition(" Did you mean")[0]
+            raise UsageError(f"{self.name}: {said}{nearest(env_id, gymnasium.registry)}") from None
+        except ImportError as error:
+            raise UsageError(f"{self.name}: cannot import {module} ({_line(error)})") from None
 
     def _own_limit(self, env: Env) -> int | None:
         """The time limit that ``env`` keeps itself, where gymnasium keeps none."""
@@ -180,17 +243,26 @@ class GymnasiumFamily:
                 disable_env_checker=True,
                 **{**self.kwargs, **arguments},
             )
-        except (gymnasium.error.Error, TypeError, ValueError, ImportError) as error:
-            raise UsageError(f"{self.name}: cannot be made ({error})") from None
+        except Exception as error:  # a constructor can raise anything
+            given = f" with {dict(arguments)}" if arguments else ""
+            raise UsageError(
+                f"{self.name}: cannot be made{given} ({type(error).__name__}: {_line(error)})"
+            ) from None
 
     @cached_property
     def _tasks(self) -> FloatArray:
-        random = rng(self.task_seed, "gymnasium tasks", self.env_id)
         if not self.params:
             if self.n_task > 1:
                 raise UsageError(f"{self.name}: without task parameters there is one task, not {self.n_task}")
             return np.zeros((1, 1))
-        drawn = [p.draw(random, _DRAWS * self.n_task, self.whole[key]) for key, p in self.params.items()]
+        drawn = [
+            parameter.draw(
+                rng(self.task_seed, "gymnasium tasks", self.env_id, key),
+                _DRAWS * self.n_task,
+                self.whole[key],
+            )
+            for key, parameter in self.params.items()
+        ]
         rows = np.stack(drawn, axis=1)
         first = np.sort(np.unique(rows, axis=0, return_index=True)[1])
         if len(first) < self.n_task:
@@ -214,17 +286,20 @@ class GymnasiumFamily:
         bare = env.unwrapped
         for key in self.params.keys() - set(self.constructed):
             setattr(bare, key, values[key])
-        for derive in (
-            DERIVED.get(type(bare).__name__),
-            self.setup and import_attribute("setup", self.setup),
-        ):
-            if derive:
-                derive(bare)
+        for key, derive in DERIVED.get(type(bare).__name__, {}).items():
+            setattr(bare, key, derive(bare))
+        if self.setup:
+            setup = import_attribute("setup", self.setup)
+            try:
+                setup(bare)
+            except Exception as error:  # a user's function can raise anything
+                said = f"{type(error).__name__}: {_line(error)}"
+                raise UsageError(f"{self.name}: setup {self.setup} failed ({said})") from error
         return env
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> GymnasiumSlots:
         """One environment per row of ``tasks``, each with its own seed."""
-        return GymnasiumSlots([self.environment(task) for task in tasks], seeds)
+        return GymnasiumSlots(self, [self.environment(task) for task in tasks], seeds)
 
     def optimal_return(self, tasks: AnyArray) -> FloatArray | None:
         """(N,) ``best_return`` for every task, or None if it was not given."""
@@ -256,17 +331,18 @@ class GymnasiumFamily:
 class GymnasiumSlots:
     """Single environments stepped one after another as a ``BatchedEnv``."""
 
-    def __init__(self, envs: Sequence[Env], seeds: IntArray) -> None:
+    def __init__(self, family: TaskFamily, envs: Sequence[Env], seeds: IntArray) -> None:
         self.num_envs, self._envs = len(envs), list(envs)
         self._seeds: list[int | None] = [int(seed) for seed in seeds]
-        space = envs[0].action_space if envs else spaces.Discrete(1)
-        self._as_action: Callable[[Any], Any] = int if isinstance(space, spaces.Discrete) else np.asarray
+        self._dtype = family.observation_space.dtype
+        discrete = isinstance(family.action_space, spaces.Discrete)
+        self._as_action: Callable[[Any], Any] = int if discrete else np.asarray
 
     def reset(self) -> AnyArray:
         """Start an episode in every slot: the first with the slot's seed, later ones where it went on."""
-        obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(self._envs, self._seeds, strict=True)])
+        first = [env.reset(seed=seed)[0] for env, seed in zip(self._envs, self._seeds, strict=True)]
         self._seeds = [None] * self.num_envs
-        return obs
+        return np.array(first, self._dtype)
 
     def step(self, actions: AnyArray) -> Step:
         """Advance every slot by one action; slots whose episode ends are reset at once."""
@@ -275,7 +351,7 @@ class GymnasiumSlots:
         following = []
         for i, (env, action) in enumerate(zip(self._envs, actions, strict=True)):
             obs, reward[i], terminated[i], truncated[i], _ = env.step(self._as_action(action))
-            following.append(obs)
+            following.append(np.array(obs, self._dtype))
         next_obs = np.stack(following)
         obs = next_obs
         ended = np.flatnonzero(terminated | truncated)
@@ -286,16 +362,27 @@ class GymnasiumSlots:
         return Step(next_obs, reward, terminated, truncated & ~terminated, obs)
 
 
-def _arguments(env: Env) -> dict[str, Any]:
-    """Names and defaults of the constructor's arguments."""
-    parameters = inspect.signature(type(env.unwrapped).__init__).parameters.values()
+def _required(spec: EnvSpec) -> list[str]:
+    """Arguments without a default of what makes the environment."""
+    maker = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    found = _arguments(maker) if callable(maker) else {}
+    return [name for name, default in found.items() if default is inspect.Parameter.empty]
+
+
+def _arguments(maker: Callable[..., Any]) -> dict[str, Any]:
+    """Names and defaults of the arguments."""
+    parameters = inspect.signature(maker).parameters.values()
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {p.name: p.default for p in parameters if p.kind in named and p.name != "self"}
+    return {p.name: p.default for p in parameters if p.kind in named}
 
 
 def _numbers(env: Env) -> dict[str, Any]:
     """The public numbers that an environment holds, its class's included."""
     bare = env.unwrapped
-    names = [name for name in dir(bare) if not name.startswith("_") and name not in ("np_random_seed",)]
+    names = [name for name in dir(bare) if not name.startswith("_") and name != "np_random_seed"]
     held = {name: inspect.getattr_static(bare, name) for name in names}
     return {name: value for name, value in held.items() if _is_number(value)}
+
+
+def _line(what: object) -> str:
+    return " ".join(str(what).split())

@@ -83,7 +83,7 @@ class MetaWorldFamily:
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> GymnasiumSlots:
         """One simulation per row of ``tasks``. All is deterministic: ``seeds`` have no effect."""
-        return GymnasiumSlots([self._environment(row) for row in np.asarray(tasks, np.float64)], seeds)
+        return GymnasiumSlots(self, [self._environment(row) for row in np.asarray(tasks, np.float64)], seeds)
 
     def _environment(self, row: FloatArray) -> _Episodes:
         template = _goals(self.env_id, self.task_seed)[0]
