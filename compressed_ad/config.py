@@ -347,7 +347,7 @@ def semantic_problems(leaves: Leaves) -> list[str]:
     if there:
         seed = tree.get("seed")
         seed = seed if isinstance(seed, int) and seed >= 0 else 0
-        attempt(("env", "n_task" if env.n_task else "family"), lambda: planned_split(env, seed))
+        attempt(("env", "n_task" if env.n_task else "family"), lambda: planned_split(env, seed, seed))
     learner, kwargs = algorithm.learner, algorithm.learner_kwargs
     if attempt(("algorithm", "learner_kwargs"), lambda: make_learner(learner, kwargs)) and there:
         attempt(("algorithm", "learner"), lambda: _check_learner(env, algorithm))
@@ -395,14 +395,13 @@ def _place(leaves: Leaves, path: tuple[str, ...], line: str) -> str:
     return origin(leaves, _main_key(path)) if found == NOWHERE else found
 
 
-def planned_split(env: EnvSettings, seed: int, split_seed: int | None = None) -> Split:
+def planned_split(env: EnvSettings, seed: int, split_seed: int) -> Split:
     """The split that a collection gets; ``UsageError`` unless the family has as many tasks as it asks for."""
     family = make_family(env.family, env.kwargs)
     chosen = choose_tasks(len(family.tasks()), seed, env.n_task)
     return split_family(
-        family, chosen, seed if split_seed is None else split_seed,
-        train=env.train, validation=env.validation, heldout=env.heldout,
-    )  # fmt: skip
+        family, chosen, split_seed, train=env.train, validation=env.validation, heldout=env.heldout
+    )
 
 
 def _main_key(path: tuple[str, ...]) -> tuple[str, ...]:
