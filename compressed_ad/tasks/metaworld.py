@@ -1,4 +1,4 @@
-"""Meta-World's ML1 benchmarks: one manipulation task with hidden goals, as ``metaworld:reach-v3``.
+"""Meta-World's ML1 benchmarks: one manipulation with hidden goals, as ``metaworld:reach-v3``.
 
 Importing this module needs Meta-World; without it ``MissingExtraError`` says what to install.
 """
@@ -6,7 +6,6 @@ Importing this module needs Meta-World; without it ``MissingExtraError`` says wh
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +15,7 @@ from gymnasium import spaces
 
 from compressed_ad.errors import MissingExtraError, UsageError, nearest
 from compressed_ad.seeding import rng
+from compressed_ad.tasks.base import check_number, check_whole
 from compressed_ad.tasks.gymnasium_family import GymnasiumSlots
 from compressed_ad.types import AnyArray, FloatArray, IntArray
 
@@ -25,24 +25,26 @@ except ImportError as error:
     raise MissingExtraError("metaworld:NAME", "metaworld") from error
 
 LIMIT = 500
-"""Steps of an episode of Meta-World's own."""
+"""Most steps of an episode: Meta-World's own limit."""
 
-REWARD: Mapping[str, Callable[[float, bool, bool], float]] = {
-    "success": lambda reward, success, before: float(success and not before),
-    "dense": lambda reward, success, before: reward,
-}
-"""What a step pays, from Meta-World's reward, success now, and success earlier in the episode."""
+N_GOAL = 50
+"""Training goals of ML1, and as many test goals."""
+
+REWARDS = ("success", "dense")
 
 
 class MetaWorldFamily:
     """Meta-World's ML1 of one name: 50 training goals, then its 50 test goals, which are the held-out tasks.
 
     A task is a row of the numbers that ML1 draws for it (places of the object and of the goal), made with
-    ``task_seed``; the goal is not observed. ``reward`` is ``success``, 1 at the first successful step of an
-    episode and 0 otherwise, so that the return is whether the episode succeeded at any step; or ``dense``,
-    Meta-World's own. Episodes last ``horizon`` steps, success or not. ``best_return`` is what counts as
-    optimal, 1 by default for ``success``. The random policy's return is measured over ``random_episodes``
+    ``task_seed``. Observations are its 39 numbers, float32, the goal's three always 0; actions are 4 numbers
+    in [-1, 1]. ``reward`` is ``success``, 1 at the first successful step of an episode and 0 otherwise, so
+    that the return is whether the episode succeeded at any step; or ``dense``, Meta-World's own, 0 to 10 a
+    step. Episodes last ``horizon`` steps, success or not, and are truncated. ``best_return`` is what counts
+    as optimal, by default 1 for ``success``. The random policy's return is measured over ``random_episodes``
     seeded episodes, each of another training task, and is one number for all tasks.
+
+    Raises ``UsageError`` for a name that ML1 lacks and for parameters out of range.
     """
 
     def __init__(
@@ -60,11 +62,13 @@ class MetaWorldFamily:
             raise UsageError(
                 f"{self.name}: ML1 has no {env_id!r}{nearest(env_id, known)}; it has {', '.join(known)}"
             )
-        if reward not in REWARD:
-            raise UsageError(f"{self.name}: reward must be one of {', '.join(REWARD)}, got {reward!r}")
-        for key, value, most in (("horizon", horizon, LIMIT), ("random_episodes", random_episodes, 50)):
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-                raise UsageError(f"{self.name}: {key} must be a whole number in 1..{most}, got {value!r}")
+        if reward not in REWARDS:
+            raise UsageError(f"{self.name}: reward must be one of {', '.join(REWARDS)}, got {reward!r}")
+        check_whole(self.name, "task_seed", task_seed, 0, 2**32 - 2)  # ML1 seeds its test goals with one more
+        check_whole(self.name, "horizon", horizon, 1, LIMIT)
+        check_whole(self.name, "random_episodes", random_episodes, 1, N_GOAL)
+        if best_return is not None:
+            check_number(self.name, "best_return", best_return)
         self.env_id, self.reward_kind, self.task_seed, self.horizon = env_id, reward, task_seed, horizon
         self.best_return = 1.0 if best_return is None and reward == "success" else best_return
         self.random_episodes = random_episodes
@@ -78,8 +82,7 @@ class MetaWorldFamily:
 
     def heldout_tasks(self) -> IntArray:
         """The test tasks; see ``FixedSplit``."""
-        count = len(_goals(self.env_id, self.task_seed))
-        return np.arange(count // 2, count)
+        return np.arange(N_GOAL, 2 * N_GOAL)
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> GymnasiumSlots:
         """One simulation per row of ``tasks``. All is deterministic: ``seeds`` have no effect."""
@@ -99,10 +102,12 @@ class MetaWorldFamily:
     def random_return(self, tasks: AnyArray) -> FloatArray:
         """(N,) the mean return of uniformly random actions, the same number for every task."""
         if self._random_return is None:
-            self._random_return = float(np.mean([self._played(k) for k in range(self.random_episodes)]))
+            self._random_return = float(
+                np.mean([self._play_randomly(k) for k in range(self.random_episodes)])
+            )
         return np.full(len(tasks), self._random_return)
 
-    def _played(self, task: int) -> float:
+    def _play_randomly(self, task: int) -> float:
         """The return of an episode of random actions on a training task."""
         random = rng(self.task_seed, "random return", self.env_id, task)
         env = self._environment(self.tasks()[task])
@@ -117,7 +122,7 @@ class _Episodes(gymnasium.Env[AnyArray, AnyArray]):
     """A simulation in single precision, with the family's reward and horizon."""
 
     def __init__(self, env: Any, family: MetaWorldFamily) -> None:
-        self._env, self._pay, self._horizon = env, REWARD[family.reward_kind], family.horizon
+        self._env, self._dense, self._horizon = env, family.reward_kind == "dense", family.horizon
         self.observation_space, self.action_space = family.observation_space, family.action_space
         self._time, self._succeeded = 0, False
 
@@ -129,10 +134,10 @@ class _Episodes(gymnasium.Env[AnyArray, AnyArray]):
 
     def step(self, action: AnyArray) -> tuple[AnyArray, float, bool, bool, dict[str, Any]]:
         obs, reward, _, _, info = self._env.step(np.clip(action, -1.0, 1.0))
-        success = bool(info["success"])
-        paid = self._pay(float(reward), success, self._succeeded)
-        self._succeeded |= success
+        first_success = bool(info["success"]) and not self._succeeded
+        self._succeeded |= first_success
         self._time += 1
+        paid = float(reward) if self._dense else float(first_success)
         return np.asarray(obs, np.float32), paid, False, self._time == self._horizon, {}
 
     def close(self) -> None:
@@ -147,5 +152,6 @@ def _goals(name: str, seed: int) -> tuple[Any, ...]:
 
 
 def _data(task: Any) -> dict[str, Any]:
+    """What ML1 made in this process, so that unpickling it runs nothing foreign."""
     found: dict[str, Any] = pickle.loads(task.data)
     return found
