@@ -1,13 +1,15 @@
 """XLand-MiniGrid: a task is a ruleset, ``xland:XLand-MiniGrid-R1-9x9``; all slots are stepped by one call.
 
 Importing this module needs XLand-MiniGrid and JAX; without them ``MissingExtraError`` says what to install.
+JAX runs on the CPU unless ``JAX_PLATFORMS`` says otherwise: on a GPU it would take the models' memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable
 from functools import cached_property, lru_cache
-from pathlib import Path
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -15,15 +17,16 @@ from gymnasium import spaces
 
 from compressed_ad.errors import MissingExtraError, UsageError, nearest
 from compressed_ad.seeding import rng
+from compressed_ad.tasks.base import check_number, check_whole
 from compressed_ad.types import AnyArray, FloatArray, IntArray, Step
 
 try:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
     import jax.numpy as jnp
     import xminigrid
-    from xminigrid.benchmarks import load_benchmark_from_path
-    from xminigrid.core.constants import NUM_ACTIONS, NUM_LAYERS, TILES_REGISTRY, Colors, Tiles
-    from xminigrid.core.goals import AgentHoldGoal, AgentNearGoal, TileNearGoal
+    from xminigrid.core.constants import NUM_ACTIONS, NUM_LAYERS, Colors, Tiles
+    from xminigrid.core.goals import MAX_GOAL_ENCODING_LEN, AgentHoldGoal, AgentNearGoal, TileNearGoal
     from xminigrid.core.rules import EmptyRule
     from xminigrid.types import RuleSet
 except ImportError as error:
@@ -36,8 +39,18 @@ GOALS: tuple[tuple[int, Callable[..., Any]], ...] = (
 )
 """Goals that are drawn, each with the number of objects it is about: hold, stand beside, put together."""
 
-SHAPES = ("BALL", "SQUARE", "PYRAMID", "KEY", "HEX", "STAR")
-COLORS = ("RED", "GREEN", "BLUE", "PURPLE", "YELLOW", "GREY")
+OBJECTS = np.array(
+    list(
+        product(
+            (Tiles.BALL, Tiles.SQUARE, Tiles.PYRAMID, Tiles.KEY, Tiles.HEX, Tiles.STAR),
+            (Colors.RED, Colors.GREEN, Colors.BLUE, Colors.PURPLE, Colors.YELLOW, Colors.GREY),
+        )
+    )
+)
+"""(36, 2) tile and colour of everything that may lie in a room."""
+
+MAX_OBJECTS = 16
+"""More of them would crowd the smallest rooms, of 36 cells."""
 
 _TRIES = 10
 """Times as many rulesets are drawn as are asked for."""
@@ -45,19 +58,18 @@ _TRIES = 10
 _FEWEST = 8
 """Slots that are stepped at least."""
 
-Shapes = tuple[tuple[int, ...], ...]
-
 
 class XLandFamily:
     """XLand-MiniGrid; tasks are rulesets: a hidden goal about objects that lie elsewhere in every episode.
 
-    By default ``n_task`` rulesets are drawn with ``task_seed``: one goal (hold an object, stand beside one,
-    put two together) and ``n_object`` different objects, without production rules. ``benchmark`` is the path
-    of a benchmark file of XLand-MiniGrid, of which ``n_task`` rulesets are drawn instead. A task's row is the
-    ruleset itself. Observed are the tiles and colours of the ``view`` x ``view`` cells before the agent.
-    Reaching the goal pays 1 - 0.9 * steps / ``horizon`` and ends the episode; the horizon is by default the
-    library's, 3 * height * width. The random policy's return is measured over ``random_episodes`` seeded
-    episodes of each task; ``best_return`` is what counts as optimal.
+    ``n_task`` rulesets are drawn with ``task_seed``: one goal (hold an object, stand beside one, put two
+    together) and ``n_object`` different objects, without production rules. A row is the goal, then the
+    objects, in the library's encoding. Observed are tile and colour, uint8, of the ``view`` x ``view`` cells
+    before the agent. Reaching the goal pays 1 - 0.9 * steps / ``horizon`` and ends the episode; the horizon
+    is by default the library's, 3 * height * width. The random policy's return is measured over
+    ``random_episodes`` seeded episodes of each task; ``best_return`` is what counts as optimal.
+
+    Raises ``UsageError`` for unknown environments and for parameters out of range.
     """
 
     def __init__(
@@ -66,7 +78,6 @@ class XLandFamily:
         n_task: int = 64,
         task_seed: int = 0,
         n_object: int = 4,
-        benchmark: str | None = None,
         view: int = 5,
         horizon: int | None = None,
         best_return: float | None = None,
@@ -78,53 +89,48 @@ class XLandFamily:
             raise UsageError(
                 f"{self.name}: unknown environment{nearest(env_id, known)}; known: {', '.join(known)}"
             )
+        check_whole(self.name, "n_task", n_task, 1)
+        check_whole(self.name, "task_seed", task_seed, 0)
+        check_whole(self.name, "n_object", n_object, 2, MAX_OBJECTS)
+        check_whole(self.name, "view", view, 3)
+        check_whole(self.name, "random_episodes", random_episodes, 1)
         if view % 2 == 0:
             raise UsageError(f"{self.name}: view must be odd, got {view!r}")
-        for key, value, least in (
-            ("n_task", n_task, 1), ("n_object", n_object, 2), ("view", view, 3),
-            ("horizon", horizon, 1), ("random_episodes", random_episodes, 1),
-        ):  # fmt: skip
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise UsageError(f"{self.name}: {key} must be a whole number >= {least}, got {value!r}")
+        if horizon is not None:
+            check_whole(self.name, "horizon", horizon, 1)
+        if best_return is not None:
+            check_number(self.name, "best_return", best_return)
         self.env_id, self.n_task, self.task_seed, self.n_object = env_id, n_task, task_seed, n_object
-        self.benchmark, self.view, self.best_return = benchmark, view, best_return
-        self.random_episodes = random_episodes
+        self.view, self.best_return, self.random_episodes = view, best_return, random_episodes
         self.horizon = horizon or int(xminigrid.make(env_id)[1].max_steps)
         self.observation_space = spaces.Box(0, 255, (view, view, NUM_LAYERS), np.uint8)
         self.action_space = spaces.Discrete(NUM_ACTIONS)
         self._random_return: dict[bytes, float] = {}
 
     @cached_property
-    def _drawn(self) -> tuple[IntArray, Shapes]:
-        """Rows of rulesets, and the shapes of the parts of a row: goal, rules, objects."""
+    def _tasks(self) -> IntArray:
         random = rng(self.task_seed, "xland rulesets", self.env_id)
-        made: Iterable[tuple[AnyArray, ...]]
-        if self.benchmark is None:
-            made = (_ruleset(random, self.n_object) for _ in range(_TRIES * self.n_task))
-        else:
-            made = _from_file(self.name, self.benchmark, random, _TRIES * self.n_task)
-        rows: dict[bytes, AnyArray] = {}
-        shapes: Shapes = ()
-        for parts in made:
-            shapes = tuple(part.shape for part in parts)
-            row = np.concatenate([part.ravel() for part in parts]).astype(np.int64)
+        rows: dict[bytes, IntArray] = {}
+        for _ in range(_TRIES * self.n_task):
+            row = _ruleset(random, self.n_object)
             rows.setdefault(row.tobytes(), row)
             if len(rows) == self.n_task:
-                return np.stack(list(rows.values())), shapes
+                return np.stack(list(rows.values()))
         raise UsageError(
-            f"{self.name}: only {len(rows)} different rulesets were drawn, fewer than n_task {self.n_task}"
+            f"{self.name}: only {len(rows)} different rulesets were drawn, fewer than n_task {self.n_task};"
+            " lower n_task, or raise n_object"
         )
 
     def tasks(self) -> IntArray:
-        """(n_task, P): goal, rules and objects in the library's own encoding, one after another."""
-        return self._drawn[0].copy()
+        """(n_task, 5 + 2 * n_object): the goal's number and what it is about, then the objects."""
+        return self._tasks.copy()
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> XLandSlots:
         """One slot for each ruleset, a row of ``tasks``; ``seeds`` place the objects and the agent."""
-        shapes = self._drawn[1]
-        ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
-        parts = np.split(np.asarray(tasks).astype(np.uint8), ends[:-1], axis=1)
-        rulesets = RuleSet(*(jnp.asarray(p.reshape(-1, *s)) for p, s in zip(parts, shapes, strict=True)))
+        rows = jnp.asarray(np.asarray(tasks), jnp.uint8)
+        rules = jnp.broadcast_to(EmptyRule().encode(), (len(rows), 1, len(EmptyRule().encode())))
+        goals, objects = rows[:, :MAX_GOAL_ENCODING_LEN], rows[:, MAX_GOAL_ENCODING_LEN:]
+        rulesets = RuleSet(goal=goals, rules=rules, init_tiles=objects.reshape(len(rows), -1, 2))
         return XLandSlots(_compiled(self.env_id, self.horizon, self.view), rulesets, seeds)
 
     def optimal_return(self, tasks: AnyArray) -> FloatArray | None:
@@ -143,7 +149,7 @@ class XLandFamily:
     def _play_randomly(self, rows: IntArray) -> FloatArray:
         """(N,) mean returns; every episode has a slot of its own."""
         streams = [
-            rng(self.task_seed, "random return", *row.tolist(), k)
+            rng(self.task_seed, "random return", self.env_id, *row.tolist(), k)
             for row in rows
             for k in range(self.random_episodes)
         ]
@@ -161,32 +167,12 @@ class XLandFamily:
         return np.asarray(total.reshape(len(rows), -1).mean(axis=1))
 
 
-def _ruleset(random: np.random.Generator, n_object: int) -> tuple[AnyArray, ...]:
-    """Goal, rules and objects of a ruleset without production rules."""
-    kinds = random.permutation(len(SHAPES) * len(COLORS))[:n_object]
-    registry = np.asarray(TILES_REGISTRY)
-    objects = np.stack(
-        [
-            registry[getattr(Tiles, SHAPES[kind // len(COLORS)]), getattr(Colors, COLORS[kind % len(COLORS)])]
-            for kind in kinds
-        ]
-    )
+def _ruleset(random: np.random.Generator, n_object: int) -> IntArray:
+    """A row of ``tasks``. What does not matter is in order: rulesets that are the same have equal rows."""
+    kinds = random.permutation(len(OBJECTS))[:n_object]
     about, goal = GOALS[random.integers(len(GOALS))]
-    encoded = goal(*(jnp.asarray(tile) for tile in objects[:about])).encode()
-    return np.asarray(encoded), np.asarray(EmptyRule().encode())[None], objects[random.permutation(n_object)]
-
-
-def _from_file(name: str, path: str, random: np.random.Generator, n: int) -> list[tuple[AnyArray, ...]]:
-    if not Path(path).is_file():
-        raise UsageError(f"{name}: benchmark: no such file: {path}")
-    try:
-        loaded = load_benchmark_from_path(path)
-        parts = [np.asarray(part) for part in (loaded.goals, loaded.rules, loaded.init_tiles)]
-    except Exception as error:
-        # A pickled file may fail in any way that its content likes.
-        raise UsageError(f"{name}: {path}: is no benchmark of XLand-MiniGrid ({error})") from error
-    chosen = random.permutation(len(parts[0]))[:n]
-    return [tuple(part[k] for part in parts) for k in chosen]
+    encoded = goal(*(jnp.asarray(tile) for tile in OBJECTS[np.sort(kinds[:about])])).encode()
+    return np.concatenate([np.asarray(encoded), OBJECTS[np.sort(kinds)].ravel()]).astype(np.int64)
 
 
 @lru_cache(maxsize=8)
