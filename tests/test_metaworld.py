@@ -12,12 +12,10 @@ pytest.importorskip("metaworld", reason="the extra metaworld is not installed")
 import metaworld
 from metaworld.policies import SawyerReachV3Policy
 
-from compressed_ad.collect import collect
 from compressed_ad.errors import UsageError
-from compressed_ad.histories import HistoryFile
-from compressed_ad.learners.select import make_learner
 from compressed_ad.tasks.conformance import check_family
 from compressed_ad.tasks.select import make_family
+from tests.conftest import collected_trained_evaluated
 
 REACH = "metaworld:reach-v3"
 
@@ -92,17 +90,17 @@ def test_mistakes_are_one_line(name, kwargs, message):
     assert "\n" not in str(caught.value)
 
 
-def test_collected_by_sac(tmp_path):
+def test_from_histories_to_in_context_returns(tmp_path):
     pytest.importorskip("stable_baselines3", reason="the extra sb3 is not installed")
-    kwargs = {"horizon": 15, "reward": "dense", "random_episodes": 1}
-    learner = make_learner("sb3:SAC", {"learning_starts": 10, "batch_size": 16, "net_arch": [16]})
-    path = collect(
-        make_family(REACH, kwargs), learner, tmp_path / "h.hdf5", family_name=REACH, family_kwargs=kwargs,
-        n_timesteps=30, n_stream=1, n_task=4,
+    file, returns = collected_trained_evaluated(
+        tmp_path, "--env", "metaworld", "--env.kwargs", "{horizon: 15, reward: dense, random_episodes: 1}",
+        "--env.n_task", "4", "--env.validation", "1", "--algorithm.learner", "sb3:SAC",
+        "--algorithm.learner_kwargs", "{learning_starts: 10, batch_size: 16, net_arch: [16]}",
+        "--algorithm.n_stream", "1", "--algorithm.n_timesteps", "30",
     )  # fmt: skip
-    file = HistoryFile(path)
     ids = np.array(file.info.config["task_ids"])
     assert set(file.split.heldout) == set(np.flatnonzero(ids >= 50)) and len(file.split.heldout)
     history = file.load([0])[0]
     assert history.states.shape == (1, 30, 39) and history.actions.shape == (1, 30, 4)
-    assert np.flatnonzero(history.truncated[0]).tolist() == [14, 29]
+    assert np.flatnonzero(history.truncated[0]).tolist() == [14, 29] and not history.terminated.any()
+    assert returns.shape == (len(file.split.heldout), 1, 2)

@@ -7,12 +7,10 @@ import pytest
 
 pytest.importorskip("minigrid", reason="the extra minigrid is not installed")
 
-from compressed_ad.collect import collect
 from compressed_ad.errors import UsageError
-from compressed_ad.histories import HistoryFile
-from compressed_ad.learners.select import make_learner
 from compressed_ad.tasks.conformance import check_family
 from compressed_ad.tasks.select import make_family
+from tests.conftest import collected_trained_evaluated
 
 CROSSING = "minigrid:MiniGrid-SimpleCrossingS9N1-v0"
 OBSTACLES = "minigrid:MiniGrid-Dynamic-Obstacles-6x6-v0"
@@ -109,17 +107,18 @@ def test_mistakes_are_one_line(name, kwargs, message):
     assert "\n" not in str(caught.value)
 
 
-def test_collected_by_our_ppo(tmp_path):
-    kwargs = {"n_task": 4, "horizon": 16, "random_episodes": 2}
-    path = collect(
-        make_family(CROSSING, kwargs), make_learner("ppo", {"n_steps": 16}), tmp_path / "h.hdf5",
-        family_name=CROSSING, family_kwargs=kwargs, n_timesteps=48, n_stream=2,
+def test_from_histories_to_in_context_returns(tmp_path):
+    file, returns = collected_trained_evaluated(
+        tmp_path, "--env", "minigrid", "--env.family", CROSSING,
+        "--env.kwargs", "{n_task: 5, horizon: 16, random_episodes: 2}",
+        "--env.validation", "1", "--env.heldout", "2", "--algorithm.learner", "ppo",
+        "--algorithm.learner_kwargs", "{n_steps: 16}", "--algorithm.n_stream", "2",
+        "--algorithm.n_timesteps", "48",
     )  # fmt: skip
-    file = HistoryFile(path)
+    np.testing.assert_array_equal(make_family(file.info.family, file.info.family_kwargs).tasks(), file.tasks)
     history = file.load([0])[0]
-    again = make_family(file.info.family, file.info.family_kwargs)
-    np.testing.assert_array_equal(again.tasks(), file.tasks)
     assert history.states.shape == (2, 48, 7, 7, 3) and history.states.dtype == np.uint8
     start = np.concatenate([np.ones((2, 1), bool), history.episode_end[:, :-1]], axis=1)
     assert start.sum() >= 6
-    assert (history.states[start] == history.states[0, 0]).all()
+    assert (history.states[start] == history.states[0, 0]).all(), "each episode has the layout of its task"
+    assert returns.shape == (len(file.split.heldout), 1, 2)

@@ -7,12 +7,10 @@ import pytest
 
 pytest.importorskip("xminigrid", reason="the extra xland is not installed")
 
-from compressed_ad.collect import collect
 from compressed_ad.errors import UsageError
-from compressed_ad.histories import HistoryFile
-from compressed_ad.learners.select import make_learner
 from compressed_ad.tasks.conformance import check_family
 from compressed_ad.tasks.select import make_family
+from tests.conftest import collected_trained_evaluated
 
 ROOM = "xland:XLand-MiniGrid-R1-9x9"
 SMALL = {"n_task": 4, "horizon": 12, "random_episodes": 2}
@@ -101,12 +99,15 @@ def test_mistakes_are_one_line(name, kwargs, message):
     assert "\n" not in str(caught.value)
 
 
-def test_collected_by_our_ppo(tmp_path):
-    path = collect(
-        make_family(ROOM, SMALL), make_learner("ppo", {"n_steps": 12}), tmp_path / "h.hdf5",
-        family_name=ROOM, family_kwargs=SMALL, n_timesteps=36, n_stream=2,
+def test_from_histories_to_in_context_returns(tmp_path):
+    file, returns = collected_trained_evaluated(
+        tmp_path, "--env", "xland", "--env.kwargs", "{n_task: 4, horizon: 12, random_episodes: 2}",
+        "--env.validation", "1", "--env.heldout", "1", "--algorithm.learner", "ppo",
+        "--algorithm.learner_kwargs", "{n_steps: 12}", "--algorithm.n_stream", "2",
+        "--algorithm.n_timesteps", "36",
     )  # fmt: skip
-    file = HistoryFile(path)
-    history = file.load([0])[0]
+    assert file.info.family == ROOM
     np.testing.assert_array_equal(make_family(ROOM, file.info.family_kwargs).tasks(), file.tasks)
+    history = file.load([0])[0]
     assert history.states.shape == (2, 36, 5, 5, 2) and history.states.dtype == np.uint8
+    assert returns.shape == (len(file.split.heldout), 1, 2)

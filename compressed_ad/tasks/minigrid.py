@@ -61,7 +61,8 @@ class MiniGridFamily(GymnasiumFamily):
         env = super()._construct(arguments)
         if not isinstance(env.observation_space, spaces.Dict) or "image" not in env.observation_space.spaces:
             raise UsageError(f"{self.name}: is no MiniGrid environment: it shows no image of the grid")
-        return ImgObsWrapper(env)
+        seen: Env = ImgObsWrapper(env)
+        return seen
 
     @cached_property
     def _tasks(self) -> FloatArray:
