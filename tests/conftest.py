@@ -42,7 +42,8 @@ def collected_trained_evaluated(folder: Path, *words: str) -> tuple[HistoryFile,
     ``words`` say what is collected; the rest is the smoke preset's, and smaller.
     """
     out = ["--out", str(folder)]
-    assert main(["collect", "--preset", "smoke", "--algorithm.n_learner", "1", *words, *out]) == 0
+    single = ["--algorithm.n_learner", "1", "--algorithm.n_process", "1"]
+    assert main(["collect", "--preset", "smoke", *single, *words, *out]) == 0
     (history,) = folder.glob("history_*.hdf5")
     train = ["--model", "CompressedAD", "--model.steps", "3", "--model.n_transit", "20"]
     train += ["--model.validation_episodes", "1", "--evaluation.episodes", "2", "--evaluation.rollouts", "1"]
