@@ -31,7 +31,8 @@ from compressed_ad.tasks.select import make_family
     ],
 )
 def test_a_missing_extra_is_one_line(module, adapter, name, extra, monkeypatch):
-    monkeypatch.setitem(sys.modules, module, None)
+    for part in [module, *(name for name in sys.modules if name.startswith(f"{module}."))]:
+        monkeypatch.setitem(sys.modules, part, None)
     monkeypatch.delitem(sys.modules, f"compressed_ad.tasks.{adapter}", raising=False)
     with pytest.raises(MissingExtraError) as caught:
         make_family(name, {})
