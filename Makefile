@@ -1,5 +1,6 @@
 # make run    the main job: everything from collecting histories to the report
 # make test   the whole test suite
+# make test-extras   the tests of MiniGrid, Meta-World and XLand-MiniGrid, which it installs (800 MB)
 # make lint | bench | docs | install | clean
 # Works from any directory: make -C path/to/this run
 
@@ -10,10 +11,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint bench docs clean
+.PHONY: help install run test test-extras lint bench docs clean
 
 help:
-	@sed -n '1,4p' $(ROOT)Makefile
+	@sed -n '1,5p' $(ROOT)Makefile
 
 install: $(READY)
 
@@ -31,6 +32,10 @@ run: install
 
 test: install
 	@cd $(ROOT) && $(BIN)/python -m pytest -n auto --dist loadscope
+
+test-extras: install
+	@cd $(ROOT) && $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[minigrid,metaworld,xland]'
+	@cd $(ROOT) && $(BIN)/python -m pytest tests/test_minigrid.py tests/test_metaworld.py tests/test_xland.py tests/test_optional_environments.py
 
 lint: install
 	@cd $(ROOT) && $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -172,10 +172,13 @@ def _extras() -> Rows:
 
 
 EXTRA_FOR = {
+    "metaworld": "Meta-World's ML1 as task families, metaworld:reach-v3.",
     "minari": "Export of histories as Minari datasets.",
+    "minigrid": "MiniGrid's layouts as task families, minigrid:MiniGrid-FourRooms-v0.",
     "ray": "Studies on a Ray cluster.",
     "sb3": "Algorithms of Stable-Baselines3 as source learners.",
     "tensorboard": "Training curves in TensorBoard.",
+    "xland": "XLand-MiniGrid's rulesets as task families, xland:XLand-MiniGrid-R1-9x9.",
 }
 """What each optional dependency is for."""
 

@@ -41,7 +41,7 @@ from compressed_ad.marking import (
 )
 from compressed_ad.seeding import rng
 from compressed_ad.spaces import family_specs
-from compressed_ad.tasks.base import TaskFamily
+from compressed_ad.tasks.base import FixedSplit, TaskFamily
 from compressed_ad.types import AnyArray, History, IntArray, Split
 
 TotalProgress = Callable[[int, int], None]
@@ -90,6 +90,33 @@ def split_tasks(
     )
 
 
+def split_family(
+    family: TaskFamily,
+    task_ids: IntArray,
+    seed: int,
+    *,
+    train: int | None = None,
+    validation: int | None = None,
+    heldout: int | None = None,
+) -> Split:
+    """The split of the tasks ``task_ids`` of ``family``, numbered from 0 as they stand there.
+
+    As ``split_tasks`` draws it; but where the family has held-out tasks of its own (``FixedSplit``), exactly
+    those are held out, and the others validate and train.
+    """
+    if not isinstance(family, FixedSplit):
+        return split_tasks(len(task_ids), seed, train=train, validation=validation, heldout=heldout)
+    given = np.isin(task_ids, family.heldout_tasks())
+    if heldout not in (None, int(given.sum())):
+        raise SplitError(
+            f"{family.name} has held-out tasks of its own, {given.sum()} of the {len(task_ids)} chosen; "
+            f"heldout must be left out (null), not {heldout}"
+        )
+    others = np.flatnonzero(~given)
+    drawn = split_tasks(len(others), seed, train=train, validation=validation, heldout=0)
+    return Split(others[drawn.train], others[drawn.validation], np.flatnonzero(given))
+
+
 def choose_tasks(n_tasks: int, seed: int, n_task: int | None) -> IntArray:
     """Ids into the family of the tasks to collect, ascending: all, or a random ``n_task`` of them."""
     if n_task is None:
@@ -128,7 +155,7 @@ def collect(
 
     Each task gets ``n_learner * n_stream`` streams of ``n_timesteps`` transitions, marked by ``marker``
     (None: no mask). All tasks are collected, or a random ``n_task`` of them; the file numbers them from 0
-    and keeps the family's ids in its config (``task_ids``). They are split by ``split_tasks``
+    and keeps the family's ids in its config (``task_ids``). They are split by ``split_family``
     with ``split_seed`` (``seed`` if None).
     ``family_name``, ``family_kwargs`` and ``learner_config`` are stored so that both can be made again.
     What stands at ``path`` already is continued with ``resume`` (a finished file is left as it is, marks
@@ -168,8 +195,8 @@ def collect(
         },
         seed=seed,
     )
-    split = split_tasks(
-        len(tasks), seed if split_seed is None else split_seed,
+    split = split_family(
+        family, task_ids, seed if split_seed is None else split_seed,
         train=train, validation=validation, heldout=heldout,
     )  # fmt: skip
     writer = HistoryWriter(

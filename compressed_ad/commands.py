@@ -82,7 +82,8 @@ def run(call: Call) -> None:
     history = pipeline.default_history(config, out)
     todo = runs.jobs(config, history, out)
     if config.env.training_tasks is not None:
-        planned_split(config.env, config.split_seed).check_training(np.array(config.env.training_tasks))
+        split = planned_split(config.env, config.seed, config.split_seed)
+        split.check_training(np.array(config.env.training_tasks))
     check(out, config)
     if call.options.dry_run:
         print_lines(_plan(config, out, history, todo))

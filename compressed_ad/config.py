@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from compressed_ad import tasks as tasks  # registers the built-in families
 from compressed_ad import yaml_file
-from compressed_ad.collect import choose_tasks, split_tasks
+from compressed_ad.collect import choose_tasks, split_family
 from compressed_ad.errors import ConfigError, SpaceError, UnknownNameError, UsageError, nearest
 from compressed_ad.learners.base import Checks
 from compressed_ad.learners.select import make_learner
@@ -345,7 +345,9 @@ def semantic_problems(leaves: Leaves) -> list[str]:
     comparison = _valid(ComparisonSettings, tree.get("comparison"))
     there = attempt(("env", "kwargs"), lambda: make_family(env.family, env.kwargs))
     if there:
-        attempt(("env", "n_task" if env.n_task else "family"), lambda: planned_split(env, 0))
+        seed = tree.get("seed")
+        seed = seed if isinstance(seed, int) and seed >= 0 else 0
+        attempt(("env", "n_task" if env.n_task else "family"), lambda: planned_split(env, seed, seed))
     learner, kwargs = algorithm.learner, algorithm.learner_kwargs
     if attempt(("algorithm", "learner_kwargs"), lambda: make_learner(learner, kwargs)) and there:
         attempt(("algorithm", "learner"), lambda: _check_learner(env, algorithm))
@@ -393,10 +395,13 @@ def _place(leaves: Leaves, path: tuple[str, ...], line: str) -> str:
     return origin(leaves, _main_key(path)) if found == NOWHERE else found
 
 
-def planned_split(env: EnvSettings, seed: int) -> Split:
+def planned_split(env: EnvSettings, seed: int, split_seed: int) -> Split:
     """The split that a collection gets; ``UsageError`` unless the family has as many tasks as it asks for."""
-    count = len(choose_tasks(len(make_family(env.family, env.kwargs).tasks()), 0, env.n_task))
-    return split_tasks(count, seed, train=env.train, validation=env.validation, heldout=env.heldout)
+    family = make_family(env.family, env.kwargs)
+    chosen = choose_tasks(len(family.tasks()), seed, env.n_task)
+    return split_family(
+        family, chosen, split_seed, train=env.train, validation=env.validation, heldout=env.heldout
+    )
 
 
 def _main_key(path: tuple[str, ...]) -> tuple[str, ...]:

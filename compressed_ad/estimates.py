@@ -5,7 +5,7 @@ The three rates were measured on one core of a 2-core server CPU; yours may be t
 
 from __future__ import annotations
 
-from compressed_ad.config import build_family
+from compressed_ad.config import build_family, planned_split
 from compressed_ad.learners.ppo import PPOConfig
 from compressed_ad.pipeline import n_process, source_steps
 from compressed_ad.settings import Config
@@ -22,7 +22,7 @@ def expected_seconds(config: Config) -> dict[str, float | None]:
     parallel = n_process(config)
     steps = source_steps(config)
     collect = None
-    if config.algorithm.learner == "ppo":
+    if config.algorithm.learner == "ppo" and ":" not in config.env.family:  # others step at their own speed
         epochs = PPOConfig(**config.algorithm.learner_kwargs).n_epochs
         collect = 5 + steps * epochs * _PPO_SECONDS / parallel
     n_run = len(config.comparison.methods) * config.comparison.runs
@@ -30,16 +30,12 @@ def expected_seconds(config: Config) -> dict[str, float | None]:
     weights = 12 * model.tf_n_embd**2 * model.tf_n_layer
     attention = 2 * model.n_transit * model.tf_n_embd * model.tf_n_layer
     targets = model.steps * model.batch_size * model.n_transit
-    count = config.env.n_task or len(family.tasks())
-    tenth = max(1, round(count / 10))
+    split = planned_split(config.env, config.seed, config.split_seed)
     size = model.tf_n_embd**2 * model.tf_n_layer / (64**2 * 3) * 0.7 + 0.3
-    n_heldout = config.env.heldout or tenth
-    n_validation = tenth if config.env.validation is None else config.env.validation
     step = family.horizon * _PLAY_SECONDS * size
-    validation = (
-        model.validations * n_validation * model.validation_rollouts * model.validation_episodes * step
-    )
-    evaluation = 2 * n_heldout * judged.rollouts * judged.episodes * step
+    validating = len(split.validation) * model.validation_rollouts * model.validation_episodes
+    validation = model.validations * validating * step
+    evaluation = 2 * len(split.heldout) * judged.rollouts * judged.episodes * step
     return {
         "collect": collect,
         "mark": 1 + steps * 1e-6,

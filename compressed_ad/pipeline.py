@@ -71,7 +71,7 @@ def collect_stage(
 ) -> Path:
     """Collect the histories of ``config`` into ``path``, marked unless ``mark`` is False."""
     env, algorithm = config.env, config.algorithm
-    planned_split(env, config.split_seed)
+    planned_split(env, config.seed, config.split_seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     return collect(
         build_family(config),

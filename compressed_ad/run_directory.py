@@ -189,6 +189,9 @@ EXTRAS = {
     "tensorboard": ("tensorboard",),
     "ray": ("ray",),
     "minari": ("minari",),
+    "minigrid": ("minigrid",),
+    "metaworld": ("metaworld",),
+    "xland": ("xminigrid", "jax"),
 }
 
 

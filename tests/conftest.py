@@ -13,6 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from compressed_ad.cli import main
+from compressed_ad.histories import HistoryFile
+from compressed_ad.results import load_evaluation
+from compressed_ad.types import AnyArray
+
 torch.set_num_threads(1)
 
 
@@ -29,6 +34,23 @@ def cad(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
     """The real command line, in a process of its own."""
     command = [sys.executable, "-m", "compressed_ad.cli", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload]
+
+
+def collected_trained_evaluated(folder: Path, *words: str) -> tuple[HistoryFile, AnyArray]:
+    """The history file and the returns (task, 1, 2) of one small run of CompressedAD, by the command line.
+
+    ``words`` say what is collected; the rest is the smoke preset's, and smaller.
+    """
+    out = ["--out", str(folder)]
+    single = ["--algorithm.n_learner", "1", "--algorithm.n_process", "1"]
+    assert main(["collect", "--preset", "smoke", *single, *words, *out]) == 0
+    (history,) = folder.glob("history_*.hdf5")
+    train = ["--model", "CompressedAD", "--model.steps", "3", "--model.n_transit", "20"]
+    train += ["--model.validation_episodes", "1", "--evaluation.episodes", "2", "--evaluation.rollouts", "1"]
+    assert main(["train", "--preset", "smoke", *train, "--history", str(history), *out]) == 0
+    (run,) = folder.glob("CompressedAD-*")
+    assert main(["evaluate", str(run)]) == 0
+    return HistoryFile(history), load_evaluation(run / "evaluation.npz")["returns"]
 
 
 @pytest.fixture(scope="session")

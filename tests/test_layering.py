@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).parents[1] / "compressed_ad"
 LAYERS = """
 errors types spaces seeding files registry settings
 tasks.base tasks.replay tasks.bandit_kernels tasks.bandit_rules tasks.bandit tasks.grid tasks.gridworld
-tasks.point_mass tasks tasks.gymnasium tasks.vector tasks.gymnasium_family tasks.select tasks.conformance
+tasks.point_mass tasks tasks.gymnasium tasks.vector tasks.gymnasium_family
+tasks.minigrid tasks.metaworld tasks.xland tasks.select tasks.conformance
 markers marking hdf5 history_header scales histories overview layouts importing minari_export
 learners learners.base learners.ppo_kernels learners.ppo_batch learners.ppo
 learners.scripted learners.bandits learners.noise
@@ -47,6 +48,10 @@ ONLY_IN = {
     "jinja2": {"page"},
     "ray": {"ray_pool"},
     "minari": {"minari_export"},
+    "minigrid": {"tasks.minigrid"},
+    "metaworld": {"tasks.metaworld"},
+    "xminigrid": {"tasks.xland"},
+    "jax": {"tasks.xland"},
     "rich": {"progress", "report", "commands"},
 }
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
+import numpy as np
 from numpy.typing import NDArray
 
+from compressed_ad.errors import UsageError
 from compressed_ad.registry import Registry
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray, Step
 
@@ -83,6 +86,14 @@ class OptimalPolicy(Protocol):
         """
 
 
+@runtime_checkable
+class FixedSplit(Protocol):
+    """What a family offers whose held-out tasks are given, as a benchmark's test tasks are, not drawn."""
+
+    def heldout_tasks(self) -> IntArray:
+        """Ids into ``tasks()`` of the tasks that may only be held out."""
+
+
 class ReferencePlayer(Protocol):
     """Who plays a reference line in N slots: any agent of ``agents``."""
 
@@ -109,3 +120,23 @@ class ReferencePolicies(Protocol):
 
 
 TASK_FAMILY: Registry[Callable[..., TaskFamily]] = Registry("task family")
+
+
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a finite number, which a truth value is not."""
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
+def check_number(family: str, key: str, value: Any) -> None:
+    """Raise ``UsageError`` unless the parameter ``key`` of ``family`` is a finite number."""
+    if not is_number(value):
+        raise UsageError(f"{family}: {key} must be a number, got {value!r}")
+
+
+def check_whole(family: str, key: str, value: Any, least: int, most: int | None = None) -> None:
+    """Raise ``UsageError`` unless the parameter ``key`` of ``family`` is a whole number, least..most."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        limit = f"of at least {least}" if most is None else f"in {least}..{most}"
+        raise UsageError(f"{family}: {key} must be a whole number {limit}, got {value!r}")

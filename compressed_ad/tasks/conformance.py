@@ -11,7 +11,7 @@ import numpy as np
 
 from compressed_ad.errors import CompressedADError, SpaceError, UsageError
 from compressed_ad.spaces import to_spec
-from compressed_ad.tasks.base import RewardFunction, TaskFamily
+from compressed_ad.tasks.base import FixedSplit, RewardFunction, TaskFamily
 from compressed_ad.types import AnyArray, Step
 
 _MEMBERS = (
@@ -74,6 +74,12 @@ def _static(family: TaskFamily) -> Iterator[str]:
         yield "tasks() gives another array when called again; the order of the tasks must be fixed"
     if len(np.unique(tasks, axis=0)) < len(tasks):
         yield "tasks() has equal rows; a held-out task could then be a training task as well"
+    if isinstance(family, FixedSplit):
+        heldout = np.asarray(family.heldout_tasks())
+        if not np.isin(heldout, np.arange(len(tasks))).all() or len(np.unique(heldout)) != heldout.size:
+            yield f"heldout_tasks() must be different numbers in 0..{len(tasks) - 1}"
+        elif heldout.size >= len(tasks):
+            yield "heldout_tasks() leaves no task to train on"
     optimal, random = family.optimal_return(tasks), family.random_return(tasks)
     returns = (
         {"random_return": random} if optimal is None else {"random_return": random, "optimal_return": optimal}

@@ -12,7 +12,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -23,6 +23,7 @@ from compressed_ad.errors import ConfigError, SpaceError, UsageError, nearest
 from compressed_ad.registry import import_attribute
 from compressed_ad.seeding import rng
 from compressed_ad.spaces import family_specs
+from compressed_ad.tasks.base import TaskFamily, check_number, check_whole, is_number
 from compressed_ad.types import AnyArray, FloatArray, IntArray, Step
 
 Env = gymnasium.Env[Any, Any]
@@ -55,7 +56,7 @@ class Parameter:
             given = _parsed(given)
         if isinstance(given, Mapping) and set(given) == {"low", "high"}:
             ends = [given["low"], given["high"]]
-            if not all(_is_number(end) for end in ends) or not ends[0] < ends[1]:
+            if not all(is_number(end) for end in ends) or not ends[0] < ends[1]:
                 raise UsageError(
                     f"task parameter {key!r}: a range needs two numbers, low < high; got {given!r}"
                 )
@@ -66,7 +67,7 @@ class Parameter:
             raise UsageError(
                 f"task parameter {key!r}: expected a range low:high or a list of values, got {given!r}"
             )
-        self.numeric = all(_is_number(choice) for choice in self.choices)
+        self.numeric = all(is_number(choice) for choice in self.choices)
 
     def __repr__(self) -> str:
         return repr(self.choices) if self.choices else f"{self.low:g}:{self.high:g}"
@@ -76,7 +77,7 @@ class Parameter:
         given = self.choices or [self.low, self.high]
         if not self.numeric or any(value != int(value) for value in given):
             return False
-        if _is_number(default):
+        if is_number(default):
             return isinstance(default, int | np.integer)
         return all(isinstance(value, int) for value in given)
 
@@ -102,10 +103,10 @@ class Parameter:
 
 def _parsed(text: str) -> Any:
     ends = [_word(part) for part in text.split(":")]
-    if len(ends) == 2 and all(map(_is_number, ends)):
+    if len(ends) == 2 and all(map(is_number, ends)):
         return {"low": ends[0], "high": ends[1]}
     words = [_word(part) for part in text.split(",")]
-    return words if len(words) > 1 or _is_number(words[0]) else text
+    return words if len(words) > 1 or is_number(words[0]) else text
 
 
 def _word(text: str) -> Any:
@@ -117,11 +118,6 @@ def _word(text: str) -> Any:
         except ValueError:
             continue
     return {"true": True, "false": False}.get(text.lower(), text)
-
-
-def _is_number(value: Any) -> bool:
-    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    return number and math.isfinite(value)
 
 
 class GymnasiumFamily:
@@ -137,6 +133,8 @@ class GymnasiumFamily:
     Raises ``UsageError`` for unknown environments and parameters, ``SpaceError`` for unsupported spaces.
     """
 
+    prefix: ClassVar[str] = "gymnasium"
+
     def __init__(
         self,
         env_id: str,
@@ -149,7 +147,7 @@ class GymnasiumFamily:
         random_episodes: int = 20,
         setup: str | None = None,
     ) -> None:
-        self.name = f"gymnasium:{env_id}"
+        self.name = f"{self.prefix}:{env_id}"
         self.env_id, self.task_seed, self.n_task = env_id, task_seed, n_task
         for key, given in (("params", params), ("kwargs", kwargs)):
             if given is not None and not isinstance(given, Mapping):
@@ -159,11 +157,13 @@ class GymnasiumFamily:
         self.random_episodes = random_episodes
         self._horizon = horizon
         self._random_return: dict[bytes, float] = {}
-        for key, count in (("n_task", n_task), ("random_episodes", random_episodes), ("horizon", horizon)):
-            if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-                raise UsageError(f"{self.name}: {key} must be a whole number of at least 1, got {count!r}")
-        if best_return is not None and not _is_number(best_return):
-            raise UsageError(f"{self.name}: best_return must be a number, got {best_return!r}")
+        check_whole(self.name, "n_task", n_task, 1)
+        check_whole(self.name, "task_seed", task_seed, 0)
+        check_whole(self.name, "random_episodes", random_episodes, 1)
+        if horizon is not None:
+            check_whole(self.name, "horizon", horizon, 1)
+        if best_return is not None:
+            check_number(self.name, "best_return", best_return)
         twice = self.params.keys() & self.kwargs.keys()
         if twice:
             raise UsageError(f"{self.name}: {', '.join(sorted(twice))} stands in params and in kwargs")
@@ -192,7 +192,7 @@ class GymnasiumFamily:
                 raise UsageError(f"{self.name}: task parameter {key!r} is a number, not {self.params[key]}")
         now = {**held, **arguments}
         self.whole = {key: parameter.whole(now[key]) for key, parameter in self.params.items()}
-        limit = self._horizon or spec.max_episode_steps
+        limit = self._horizon or spec.max_episode_steps or self._own_limit(env)
         if limit is None:
             raise UsageError(f"{self.name}: has no time limit of its own; say which with horizon")
         self.horizon = int(limit)
@@ -227,6 +227,10 @@ class GymnasiumFamily:
             raise UsageError(f"{self.name}: {said}{nearest(env_id, gymnasium.registry)}") from None
         except ImportError as error:
             raise UsageError(f"{self.name}: cannot import {module} ({_line(error)})") from None
+
+    def _own_limit(self, env: Env) -> int | None:
+        """The time limit that ``env`` keeps itself, where gymnasium keeps none."""
+        return None
 
     def _construct(self, arguments: Mapping[str, Any]) -> Env:
         try:
@@ -324,7 +328,7 @@ class GymnasiumFamily:
 class GymnasiumSlots:
     """Single environments stepped one after another as a ``BatchedEnv``."""
 
-    def __init__(self, family: GymnasiumFamily, envs: Sequence[Env], seeds: IntArray) -> None:
+    def __init__(self, family: TaskFamily, envs: Sequence[Env], seeds: IntArray) -> None:
         self.num_envs, self._envs = len(envs), list(envs)
         self._seeds: list[int | None] = [int(seed) for seed in seeds]
         self._dtype = family.observation_space.dtype
@@ -374,7 +378,7 @@ def _numbers(env: Env) -> dict[str, Any]:
     bare = env.unwrapped
     names = [name for name in dir(bare) if not name.startswith("_") and name != "np_random_seed"]
     held = {name: inspect.getattr_static(bare, name) for name in names}
-    return {name: value for name, value in held.items() if _is_number(value)}
+    return {name: value for name, value in held.items() if is_number(value)}
 
 
 def _line(what: object) -> str:

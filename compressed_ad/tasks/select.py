@@ -9,7 +9,12 @@ from typing import Any
 from compressed_ad.registry import Registry, make
 from compressed_ad.tasks.base import TASK_FAMILY, TaskFamily
 
-ADAPTER: Mapping[str, str] = {"gymnasium": "compressed_ad.tasks.gymnasium_family:GymnasiumFamily"}
+ADAPTER: Mapping[str, str] = {
+    "gymnasium": "compressed_ad.tasks.gymnasium_family:GymnasiumFamily",
+    "minigrid": "compressed_ad.tasks.minigrid:MiniGridFamily",
+    "metaworld": "compressed_ad.tasks.metaworld:MetaWorldFamily",
+    "xland": "compressed_ad.tasks.xland:XLandFamily",
+}
 """Prefix of a family's name -> ``module:attribute`` that makes a family of what stands after the colon."""
 
 

@@ -1,0 +1,116 @@
+"""MiniGrid: a task is one layout of an environment, as ``minigrid:MiniGrid-SimpleCrossingS9N1-v0``.
+
+Importing this module needs MiniGrid; without it ``MissingExtraError`` says what to install.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from compressed_ad.errors import MissingExtraError, UsageError
+from compressed_ad.seeding import rng
+from compressed_ad.tasks.gymnasium_family import Env, GymnasiumFamily
+from compressed_ad.types import AnyArray, FloatArray
+
+try:
+    from minigrid.wrappers import ImgObsWrapper  # with it come MiniGrid's registered environments
+except ImportError as error:
+    raise MissingExtraError("minigrid:ID", "minigrid") from error
+
+_TRIES = 10
+"""Times as many seeds are tried as layouts are asked for."""
+
+
+class MiniGridFamily(GymnasiumFamily):
+    """A MiniGrid environment; tasks are seeds that lay it out differently, for every episode.
+
+    ``n_task`` layouts are drawn with ``task_seed``; a row is the seed that ``reset`` gets. What happens
+    within an episode (moving obstacles) comes from the slot's own seed. Observed is the egocentric image,
+    (7, 7, 3) uint8: object, colour and state of each cell. The mission's text is not observed: a layout has
+    one mission, so it is part of what a task hides. ``kwargs``, ``horizon``, ``best_return`` and
+    ``random_episodes`` are those of ``GymnasiumFamily``.
+
+    Raises ``UsageError`` for unknown environments and where seeds make fewer layouts than ``n_task``.
+    """
+
+    prefix: ClassVar[str] = "minigrid"
+
+    def __init__(
+        self,
+        env_id: str,
+        n_task: int = 64,
+        task_seed: int = 0,
+        kwargs: Mapping[str, Any] | None = None,
+        horizon: int | None = None,
+        best_return: float | None = None,
+        random_episodes: int = 10,
+    ) -> None:
+        super().__init__(env_id, None, n_task, task_seed, kwargs, horizon, best_return, random_episodes)
+
+    def _own_limit(self, env: Env) -> int | None:
+        # BabyAI's levels say 0 and choose a limit in each reset.
+        return int(getattr(env.unwrapped, "max_steps", 0)) or None
+
+    def _construct(self, arguments: Mapping[str, Any]) -> Env:
+        env = super()._construct(arguments)
+        if not isinstance(env.observation_space, spaces.Dict) or "image" not in env.observation_space.spaces:
+            raise UsageError(f"{self.name}: is no MiniGrid environment: it shows no image of the grid")
+        seen: Env = ImgObsWrapper(env)
+        return seen
+
+    @cached_property
+    def _tasks(self) -> FloatArray:
+        draws = rng(self.task_seed, "minigrid layouts", self.env_id)
+        seeds = draws.integers(2**31, size=_TRIES * self.n_task).tolist()
+        env, found = self._construct({}), dict[bytes, int]()
+        for seed in seeds:
+            try:
+                env.reset(seed=seed)
+            except Exception as error:  # a generator of layouts can raise anything
+                said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                raise UsageError(f"{self.name}: cannot be laid out ({said})") from error
+            found.setdefault(_layout(env), seed)
+            if len(found) == self.n_task:
+                break
+        env.close()
+        if len(found) < self.n_task:
+            raise UsageError(
+                f"{self.name}: {len(seeds)} seeds make only {len(found)} different layouts, fewer than "
+                f"n_task {self.n_task}; lower n_task, or choose an environment that draws its layout"
+            )
+        return np.array(list(found.values()), np.float64)[:, None]
+
+    def environment(self, task: AnyArray) -> Env:
+        """The environment that resets to the layout of a row of ``tasks()``."""
+        return _Laid(self._construct({}), int(task[0]))
+
+
+def _layout(env: Env) -> bytes:
+    """What tells one layout from another: the grid, where the agent stands and faces, the mission."""
+    bare: Any = env.unwrapped
+    agent = (*(int(x) for x in bare.agent_pos), int(bare.agent_dir), bare.mission)
+    return bytes(bare.grid.encode().tobytes()) + repr(agent).encode()
+
+
+class _Laid(gymnasium.Wrapper[AnyArray, Any, AnyArray, Any]):
+    """Every reset makes the same layout; the seed of a reset decides what happens afterwards."""
+
+    def __init__(self, env: Env, layout_seed: int) -> None:
+        super().__init__(env)
+        self._layout_seed = layout_seed
+        self._random = np.random.default_rng(layout_seed)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[AnyArray, dict[str, Any]]:
+        if seed is not None:
+            self._random = rng(seed, "minigrid")
+        made = self.env.reset(seed=self._layout_seed, options=options)
+        self.env.unwrapped.np_random = self._random
+        return made

@@ -1,0 +1,249 @@
+"""XLand-MiniGrid: a task is a ruleset, ``xland:XLand-MiniGrid-R1-9x9``; all slots are stepped by one call.
+
+Importing this module needs XLand-MiniGrid and JAX; without them ``MissingExtraError`` says what to install.
+JAX runs on the CPU unless ``JAX_PLATFORMS`` says otherwise: on a GPU it would take the models' memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cached_property, lru_cache
+from itertools import product
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from compressed_ad.errors import MissingExtraError, UsageError, nearest
+from compressed_ad.seeding import rng
+from compressed_ad.tasks.base import check_number, check_whole
+from compressed_ad.types import AnyArray, FloatArray, IntArray, Step
+
+try:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import jax
+    import jax.numpy as jnp
+    import xminigrid
+    from xminigrid.core.constants import NUM_ACTIONS, NUM_LAYERS, Colors, Tiles
+    from xminigrid.core.goals import MAX_GOAL_ENCODING_LEN, AgentHoldGoal, AgentNearGoal, TileNearGoal
+    from xminigrid.core.rules import EmptyRule
+    from xminigrid.types import RuleSet
+except ImportError as error:
+    raise MissingExtraError("xland:ID", "xland") from error
+
+GOALS: tuple[tuple[int, Callable[..., Any]], ...] = (
+    (1, AgentHoldGoal),
+    (1, AgentNearGoal),
+    (2, TileNearGoal),
+)
+"""Goals that are drawn, each with the number of objects it is about: hold, stand beside, put together."""
+
+OBJECTS = np.array(
+    list(
+        product(
+            (Tiles.BALL, Tiles.SQUARE, Tiles.PYRAMID, Tiles.KEY, Tiles.HEX, Tiles.STAR),
+            (Colors.RED, Colors.GREEN, Colors.BLUE, Colors.PURPLE, Colors.YELLOW, Colors.GREY),
+        )
+    )
+)
+"""(36, 2) tile and colour of everything that may lie in a room."""
+
+MAX_OBJECTS = 16
+"""More of them would crowd the smallest rooms, of 36 cells."""
+
+_TRIES = 10
+"""Times as many rulesets are drawn as are asked for."""
+
+_FEWEST = 8
+"""Slots that are stepped at least."""
+
+
+class XLandFamily:
+    """XLand-MiniGrid; tasks are rulesets: a hidden goal about objects that lie elsewhere in every episode.
+
+    ``n_task`` rulesets are drawn with ``task_seed``: one goal (hold an object, stand beside one, put two
+    together) and ``n_object`` different objects, without production rules. A row is the goal, then the
+    objects, in the library's encoding. Observed are tile and colour, uint8, of the ``view`` x ``view`` cells
+    before the agent. Reaching the goal pays 1 - 0.9 * steps / ``horizon`` and ends the episode; the horizon
+    is by default the library's, 3 * height * width. The random policy's return is measured over
+    ``random_episodes`` seeded episodes of each task; ``best_return`` is what counts as optimal.
+
+    Raises ``UsageError`` for unknown environments and for parameters out of range.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        n_task: int = 64,
+        task_seed: int = 0,
+        n_object: int = 4,
+        view: int = 5,
+        horizon: int | None = None,
+        best_return: float | None = None,
+        random_episodes: int = 10,
+    ) -> None:
+        self.name = f"xland:{env_id}"
+        known = [name for name in xminigrid.registered_environments() if name.startswith("XLand")]
+        if env_id not in known:
+            raise UsageError(
+                f"{self.name}: unknown environment{nearest(env_id, known)}; known: {', '.join(known)}"
+            )
+        check_whole(self.name, "n_task", n_task, 1)
+        check_whole(self.name, "task_seed", task_seed, 0)
+        check_whole(self.name, "n_object", n_object, 2, MAX_OBJECTS)
+        check_whole(self.name, "view", view, 3)
+        check_whole(self.name, "random_episodes", random_episodes, 1)
+        if view % 2 == 0:
+            raise UsageError(f"{self.name}: view must be odd, got {view!r}")
+        if horizon is not None:
+            check_whole(self.name, "horizon", horizon, 1)
+        if best_return is not None:
+            check_number(self.name, "best_return", best_return)
+        self.env_id, self.n_task, self.task_seed, self.n_object = env_id, n_task, task_seed, n_object
+        self.view, self.best_return, self.random_episodes = view, best_return, random_episodes
+        self.horizon = horizon or int(xminigrid.make(env_id)[1].max_steps)
+        self.observation_space = spaces.Box(0, 255, (view, view, NUM_LAYERS), np.uint8)
+        self.action_space = spaces.Discrete(NUM_ACTIONS)
+        self._random_return: dict[bytes, float] = {}
+
+    @cached_property
+    def _tasks(self) -> IntArray:
+        random = rng(self.task_seed, "xland rulesets", self.env_id)
+        rows: dict[bytes, IntArray] = {}
+        for _ in range(_TRIES * self.n_task):
+            row = _ruleset(random, self.n_object)
+            rows.setdefault(row.tobytes(), row)
+            if len(rows) == self.n_task:
+                return np.stack(list(rows.values()))
+        raise UsageError(
+            f"{self.name}: only {len(rows)} different rulesets were drawn, fewer than n_task {self.n_task};"
+            " lower n_task, or raise n_object"
+        )
+
+    def tasks(self) -> IntArray:
+        """(n_task, 5 + 2 * n_object): the goal's number and what it is about, then the objects."""
+        return self._tasks.copy()
+
+    def make(self, tasks: AnyArray, seeds: IntArray) -> XLandSlots:
+        """One slot for each ruleset, a row of ``tasks``; ``seeds`` place the objects and the agent."""
+        rows = jnp.asarray(np.asarray(tasks), jnp.uint8)
+        rules = jnp.broadcast_to(EmptyRule().encode(), (len(rows), 1, len(EmptyRule().encode())))
+        goals, objects = rows[:, :MAX_GOAL_ENCODING_LEN], rows[:, MAX_GOAL_ENCODING_LEN:]
+        rulesets = RuleSet(goal=goals, rules=rules, init_tiles=objects.reshape(len(rows), -1, 2))
+        return XLandSlots(_compiled(self.env_id, self.horizon, self.view), rulesets, seeds)
+
+    def optimal_return(self, tasks: AnyArray) -> FloatArray | None:
+        """(N,) ``best_return`` for every task, or None if it was not given."""
+        return None if self.best_return is None else np.full(len(tasks), float(self.best_return))
+
+    def random_return(self, tasks: AnyArray) -> FloatArray:
+        """(N,) mean return of ``random_episodes`` episodes of uniformly random actions, measured once."""
+        rows = np.asarray(tasks, np.int64)
+        todo = [row for row in rows if row.tobytes() not in self._random_return]
+        if todo:
+            for row, mean in zip(todo, self._play_randomly(np.stack(todo)), strict=True):
+                self._random_return[row.tobytes()] = float(mean)
+        return np.array([self._random_return[row.tobytes()] for row in rows])
+
+    def _play_randomly(self, rows: IntArray) -> FloatArray:
+        """(N,) mean returns; every episode has a slot of its own."""
+        streams = [
+            rng(self.task_seed, "random return", self.env_id, *row.tolist(), k)
+            for row in rows
+            for k in range(self.random_episodes)
+        ]
+        env = self.make(
+            np.repeat(rows, self.random_episodes, axis=0),
+            np.array([stream.integers(2**63 - 1) for stream in streams]),
+        )
+        actions = np.stack([stream.integers(NUM_ACTIONS, size=self.horizon) for stream in streams], axis=1)
+        env.reset()
+        total, on = np.zeros(len(streams)), np.ones(len(streams), bool)
+        for action in actions:
+            step = env.step(action)
+            total += step.reward * on
+            on &= ~(step.terminated | step.truncated)
+        return np.asarray(total.reshape(len(rows), -1).mean(axis=1))
+
+
+def _ruleset(random: np.random.Generator, n_object: int) -> IntArray:
+    """A row of ``tasks``. What does not matter is in order: rulesets that are the same have equal rows."""
+    kinds = random.permutation(len(OBJECTS))[:n_object]
+    about, goal = GOALS[random.integers(len(GOALS))]
+    encoded = goal(*(jnp.asarray(tile) for tile in OBJECTS[np.sort(kinds[:about])])).encode()
+    return np.concatenate([np.asarray(encoded), OBJECTS[np.sort(kinds)].ravel()]).astype(np.int64)
+
+
+@lru_cache(maxsize=8)
+def _compiled(env_id: str, horizon: int, view: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """``start(rulesets, keys)`` and ``advance(rulesets, timesteps, actions, keys)`` over all slots.
+
+    ``advance`` gives what came of the actions and, beside it, what to go on from: the same, or a new episode.
+    """
+    env, params = xminigrid.make(env_id, max_steps=horizon, view_size=view)
+
+    def start(ruleset: Any, key: Any) -> Any:
+        return env.reset(params.replace(ruleset=ruleset), key)
+
+    def advance(ruleset: Any, timestep: Any, action: Any, key: Any) -> Any:
+        after = env.step(params.replace(ruleset=ruleset), timestep, action)
+        fresh = start(ruleset, key)
+        following = jax.tree.map(lambda new, old: jnp.where(after.last(), new, old), fresh, after)
+        return after, following
+
+    return jax.jit(jax.vmap(start)), jax.jit(jax.vmap(advance))
+
+
+class XLandSlots:
+    """N slots stepped together as a ``BatchedEnv``.
+
+    Compiling takes seconds for every number of slots, so there are more of them than are asked for: the next
+    power of two, with copies of the others whose steps nobody sees.
+    """
+
+    def __init__(
+        self, compiled: tuple[Callable[..., Any], Callable[..., Any]], rulesets: Any, seeds: IntArray
+    ) -> None:
+        self.num_envs = len(seeds)
+        self._filled = np.arange(max(_FEWEST, 1 << (self.num_envs - 1).bit_length())) % self.num_envs
+        self._rulesets = jax.tree.map(lambda part: part[self._filled], rulesets)
+        self._start, self._advance = compiled
+        self._seeds = np.asarray(seeds).astype(np.uint64)[self._filled]
+        self._episode = np.zeros(len(self._filled), np.uint64)
+        self._timestep: Any = None
+
+    def _keys(self) -> Any:
+        """A key for the next episode of each slot, made of its seed and the number of the episode."""
+        mixed = _mixed(self._seeds + self._episode * np.uint64(0x9E3779B97F4A7C15))
+        halves = np.stack([mixed >> np.uint64(32), mixed & np.uint64(0xFFFFFFFF)], axis=1)
+        return jnp.asarray(halves.astype(np.uint32))
+
+    def reset(self) -> AnyArray:
+        """Start an episode in every slot; observations (N, view, view, 2)."""
+        self._timestep = self._start(self._rulesets, self._keys())
+        self._episode += np.uint64(1)
+        return np.array(self._timestep.observation)[: self.num_envs]
+
+    def step(self, actions: AnyArray) -> Step:
+        """Advance every slot by one action; slots whose episode ends are reset at once."""
+        filled = jnp.asarray(np.asarray(actions, np.int32)[self._filled])
+        after, self._timestep = self._advance(self._rulesets, self._timestep, filled, self._keys())
+        over = np.array(after.last())
+        terminated = over & (np.array(after.discount) == 0)
+        self._episode += over.astype(np.uint64)
+        asked = slice(self.num_envs)
+        return Step(
+            np.array(after.observation)[asked],
+            np.array(after.reward, np.float32)[asked],
+            terminated[asked],
+            (over & ~terminated)[asked],
+            np.array(self._timestep.observation)[asked],
+        )
+
+
+def _mixed(words: AnyArray) -> AnyArray:
+    """The finaliser of SplitMix64: neighbouring words become unrelated ones."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(words ^ (words >> np.uint64(31)))
