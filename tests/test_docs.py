@@ -84,7 +84,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smoke: SmokeRun) -> 
 def test_python_runs(page: Path, folder: Path) -> None:
     scope: dict[str, object] = {"__name__": "page"}
     for number, block in enumerate(blocks(page, "python"), start=1):
-        exec(compile(block, f"{page.name}, block {number}", "exec"), scope)
+        exec(compile(block, f"{page.name}, block {number}", "exec", dont_inherit=True), scope)
 
 
 @pytest.mark.parametrize(("page", "words"), COMMANDS)
