@@ -414,7 +414,14 @@ def _place(leaves: Leaves, path: tuple[str, ...], line: str) -> str:
 
 def planned_split(env: EnvSettings, seed: int) -> Split:
     """The split that a collection gets; ``UsageError`` unless the family has as many tasks as it asks for."""
-    count = len(choose_tasks(len(make_family(env.family, env.kwargs).tasks()), 0, env.n_task))
+    family = make_family(env.family, env.kwargs)
+    there = len(family.tasks())
+    if there == 1:
+        raise UsageError(
+            f"{family.name} has one task; learning in context needs some to train on and others to be judged"
+            " on. For a gymnasium environment, say what tasks differ in with --task-param KEY=LOW:HIGH"
+        )
+    count = len(choose_tasks(there, 0, env.n_task))
     return split_tasks(count, seed, train=env.train, validation=env.validation, heldout=env.heldout)
 
 
