@@ -30,6 +30,12 @@ METRICS = {
 IMITATION = ("accuracy", "excess_cross_entropy")
 """Those that are not defined for continuous actions, or where the source's entropy is not known."""
 
+SEARCH = ("found_by_10", "found", "success_given_found")
+"""Those that mean nothing where there is no reward to be met: see ``MethodRuns.searches``."""
+
+OPTIMUM = "the optimal return"
+"""What a normalised return of 1 stands for where that is known."""
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -42,6 +48,7 @@ class Analysis:
     curves: dict[str, Floats]  # (R, N, E) normalised, mean over rollouts
     seeds: dict[str, tuple[int, ...]]
     scale: str  # what a normalised return of 1 stands for
+    searches: bool  # whether there is a reward to be met; where there is none, ``SEARCH`` is NaN
     optimal: Floats  # (N,) the return that 1 stands for
     references: dict[str, Floats]  # (1, N, E) of the family's reference algorithms, normalised as ``curves``
     regret: dict[str, Floats]  # (R, N, E) see ``cumulative_regret``: methods, then references
@@ -63,7 +70,8 @@ def analyse(methods: Sequence[MethodRuns], source: SourceSummary | None = None, 
     """
     _check_methods(methods)
     optimal, scale = _scale(methods[0], source)
-    scores = {m.name: _scores(m, optimal) for m in methods}
+    searches = methods[0].searches
+    scores = {m.name: _scores(m, optimal, searches) for m in methods}
     top = 1.0 if np.isfinite(methods[0].optimal).all() else np.inf
     limits = dict.fromkeys(METRICS, (0.0, 1.0)) | dict.fromkeys(
         ("final", "auc", "success_given_found"), (-np.inf, top)
@@ -97,6 +105,7 @@ def analyse(methods: Sequence[MethodRuns], source: SourceSummary | None = None, 
         curves=curves,
         seeds={m.name: m.seeds for m in methods},
         scale=scale,
+        searches=searches,
         optimal=optimal,
         references={
             name: _normalised(methods[0], optimal, returns).mean(axis=2) for name, returns in played.items()
@@ -145,7 +154,7 @@ def _scale(method: MethodRuns, source: SourceSummary | None) -> tuple[Floats, st
     optimal = np.array(method.optimal, dtype=np.float64)
     unknown = np.isnan(optimal)
     if not unknown.any():
-        return optimal, "the optimal return"
+        return optimal, OPTIMUM
     if source is not None:
         place = {int(task): row for row, task in enumerate(source.task_ids)}
         for n in np.flatnonzero(unknown):
@@ -161,12 +170,12 @@ def _normalised(method: MethodRuns, optimal: Floats, returns: Any = None) -> Flo
     return np.stack([stats.normalise(run, method.random, optimal) for run in returns])
 
 
-def _scores(method: MethodRuns, optimal: Floats) -> dict[str, Floats]:
+def _scores(method: MethodRuns, optimal: Floats, searches: bool) -> dict[str, Floats]:
     """Every metric as (R, N), or (R, 1) where it is one number per run."""
     normalised = _normalised(method, optimal)
     curves = normalised.mean(axis=2)
     excess = np.asarray(method.cross_entropy) - np.asarray(method.behaviour_entropy)
-    return {
+    scores = {
         "final": stats.final_return(curves),
         "auc": stats.area_under_curve(curves),
         "found_by_10": stats.found_by(method.returns, 10),
@@ -175,6 +184,8 @@ def _scores(method: MethodRuns, optimal: Floats) -> dict[str, Floats]:
         "accuracy": np.asarray(method.accuracy, dtype=np.float64)[:, None],
         "excess_cross_entropy": excess.astype(np.float64)[:, None],
     }
+    nothing = np.full(curves.shape[:2], np.nan)
+    return scores if searches else scores | dict.fromkeys(SEARCH, nothing)
 
 
 def _shared_seeds(a: MethodRuns, b: MethodRuns) -> tuple[list[int], list[int]]:

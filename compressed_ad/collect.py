@@ -77,6 +77,11 @@ def split_tasks(
     n_heldout = tenth if heldout is None else heldout
     n_validation = tenth if validation is None else validation
     n_train = n_tasks - n_heldout - n_validation if train is None else train
+    if train is None and n_train < 1:
+        raise SplitError(
+            f"{n_validation} validation and {n_heldout} held-out tasks and one to train on cannot be made of "
+            f"{n_tasks} tasks; choose smaller validation and heldout, or more tasks (n_task)"
+        )
     if min(n_heldout, n_validation) < 0 or n_train < 1 or n_train + n_validation + n_heldout != n_tasks:
         raise SplitError(
             f"{n_train} training, {n_validation} validation and {n_heldout} held-out tasks cannot be made of "

@@ -104,17 +104,17 @@ def request_leaves(request: Request) -> Leaves:
     leaves = read_file(folder / f"{request.preset}.yaml")
     problems: list[str] = []
 
-    def attempt(layer: Callable[[], Leaves]) -> None:
+    def attempt(put: Callable[[], object]) -> None:
         try:
-            merge(leaves, layer())
+            put()
         except ConfigError as error:
             problems.extend(error.problems)
 
     for path in request.files:
-        attempt(lambda path=path: read_file(path))  # type: ignore[misc]
+        attempt(functools.partial(_put_file, leaves, path))
     for section, name in (request.sections or {}).items():
-        attempt(lambda section=section, name=name: _section(leaves, section, name))  # type: ignore[misc]
-    attempt(lambda: override_leaves(request.overrides))
+        attempt(lambda section=section, name=name: merge(leaves, _section(leaves, section, name)))  # type: ignore[misc]
+    attempt(lambda: merge(leaves, override_leaves(request.overrides)))
     if problems:
         raise ConfigError(problems)
     return leaves
@@ -192,34 +192,53 @@ def _drop(leaves: Leaves, path: tuple[str, ...]) -> None:
         del leaves[known]
 
 
-def read_file(path: Path, _including: tuple[Path, ...] = ()) -> Leaves:
+def read_file(path: Path) -> Leaves:
     """The leaves of a configuration file with what it includes.
 
     ``include: {env: env/darkroom.yaml, ...}`` names a file for each section, relative to the including file
     or to the shipped folder; ``include: other.yaml``, or a list, names whole configurations. What the file
-    says itself goes over what it includes.
+    says itself goes over what it includes. A section for which a file is included begins anew with it, as
+    with ``--env FILE``: nothing of it remains from files before, or from the preset.
     """
-    if path.resolve() in _including:
+    leaves: Leaves = {}
+    _put_file(leaves, path)
+    return leaves
+
+
+def _put_file(leaves: Leaves, path: Path, including: tuple[Path, ...] = ()) -> set[str]:
+    """Put a file over ``leaves``, in place, not at all if it is wrong; the sections that it begins anew."""
+    layer, anew = _read_layer(path, including)
+    for section in anew:
+        _drop(leaves, (section,))
+    merge(leaves, layer)
+    return anew
+
+
+def _read_layer(path: Path, including: tuple[Path, ...]) -> tuple[Leaves, set[str]]:
+    """The leaves of a file with what it includes, and the sections that begin anew with it."""
+    if path.resolve() in including:
         raise ConfigError(f"{path}: includes itself")
     own = yaml_file.read(path)
     _check_top(path, own)
     leaves: Leaves = {}
+    anew = set[str]()
     for key in [p for p in own if p[0] == "include"]:
         value, where = own.pop(key)
         if len(key) == 2 and key[1] in SECTIONS and isinstance(value, str):
             file = _find(path.parent, value, where)
-            _drop(leaves, (key[1],))
+            anew.add(key[1])
             merge(leaves, {(key[1], *inner): leaf for inner, leaf in yaml_file.read(file).items()})
         elif len(key) == 1 and isinstance(value, str | list) and value:
             for name in [value] if isinstance(value, str) else value:
-                merge(leaves, read_file(_find(path.parent, str(name), where), (*_including, path.resolve())))
+                whole = _find(path.parent, str(name), where)
+                anew |= _put_file(leaves, whole, (*including, path.resolve()))
         else:
             raise ConfigError(
                 f"{where}: include must be a file, a list of files, or a file for each of "
                 f"{', '.join(SECTIONS)}; got {'.'.join(key[1:]) or 'nothing'}: {value!r}"
             )
     merge(leaves, own)
-    return leaves
+    return leaves, anew
 
 
 def _check_top(path: Path, leaves: Leaves) -> None:
@@ -398,7 +417,13 @@ def _place(leaves: Leaves, path: tuple[str, ...], line: str) -> str:
 def planned_split(env: EnvSettings, seed: int, split_seed: int) -> Split:
     """The split that a collection gets; ``UsageError`` unless the family has as many tasks as it asks for."""
     family = make_family(env.family, env.kwargs)
-    chosen = choose_tasks(len(family.tasks()), seed, env.n_task)
+    there = len(family.tasks())
+    if there == 1:
+        raise UsageError(
+            f"{family.name} has one task; learning in context needs some to train on and others to be judged"
+            " on. For a gymnasium environment, say what tasks differ in with --task-param KEY=LOW:HIGH"
+        )
+    chosen = choose_tasks(there, seed, env.n_task)
     return split_family(
         family, chosen, split_seed, train=env.train, validation=env.validation, heldout=env.heldout
     )

@@ -98,10 +98,11 @@ def evaluate_run(
 
     Arrays: ``returns`` (N, M, E), ``returns_last`` (the same with the last weights), ``task_ids``,
     ``optimal``, ``random`` (N,), ``accuracy``, ``cross_entropy``, ``behaviour_entropy``, ``step``,
-    ``step_last``, ``marked`` (10,) share of marked steps by tenth of the training histories, ``settings``
-    (JSON), ``horizon`` of the family, and, for each of its reference algorithms, ``reference_<name>``
-    (N, M, E); with ``evaluation.training_tasks`` also ``returns_training`` (N', M, E) and its ``_ids``,
-    ``_optimal``, ``_random`` (N',): the first N' training tasks of the split.
+    ``step_last``, ``marked`` (10,) share of marked steps by tenth of the training histories, ``paying`` share
+    of their steps with a reward before anything is learned, ``settings`` (JSON), ``horizon`` of the family,
+    and, for each of its reference algorithms, ``reference_<name>`` (N, M, E); with
+    ``evaluation.training_tasks`` also ``returns_training`` (N', M, E) and its ``_ids``, ``_optimal``,
+    ``_random`` (N',): the first N' training tasks of the split.
     """
     path = output or job.path / EVALUATION
     if not job.trained:
@@ -136,6 +137,7 @@ def evaluate_run(
         "optimal": data.optimal(ids),
         "random": data.file.random_return[ids],
         "marked": _marked_by_tenth(data.raw(data.training_tasks())),
+        "paying": _paying(data.raw(data.training_tasks())),
         "settings": settings,
         "horizon": data.family.horizon,
     }
@@ -184,6 +186,14 @@ def _marked_by_tenth(sequences: Sequences) -> FloatArray:
     place = np.arange(len(sequences.mask)) - np.repeat(sequences.offsets[:-1], sequences.lengths)
     tenth = 10 * place // np.repeat(sequences.lengths, sequences.lengths)
     return np.bincount(tenth, sequences.mask, minlength=10) / np.bincount(tenth, minlength=10)
+
+
+def _paying(sequences: Sequences) -> float:
+    """Share of steps with a reward other than 0 in the first episodes, before anything is learned."""
+    episodes = sequences.episodes
+    first = episodes.ordinal == 0
+    paid = np.add.reduceat((sequences.rewards != 0).astype(np.int64), episodes.start)
+    return float(paid[first].sum() / episodes.length[first].sum())
 
 
 def check_unseen(job: Job, data: RunData, ids: IntArray) -> None:

@@ -203,9 +203,10 @@ def report_stage(
     config = todo[0].config
     transforms = transform_pairs(config.model)
     facts = environment()
+    methods = method_runs(todo)
     return build_report(
         out,
-        method_runs(todo),
+        methods,
         protocol=Protocol(
             family=call_text(file.info.family, file.info.family_kwargs),
             split={name: ids.tolist() for name, ids in vars(file.split).items()},
@@ -222,7 +223,7 @@ def report_stage(
             "history file": f"{file.path.name}, SHA-256 {file.digest()}",
         },
         notes=departures([name for name, _ in transforms]),
-        sights=sights(todo, progress),
+        sights=sights(todo, progress, searches=methods[0].searches),
     )
 
 

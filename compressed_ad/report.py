@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compressed_ad import plots, stats
-from compressed_ad.analysis import IMITATION, METRICS, Analysis, analyse, convergence
+from compressed_ad.analysis import IMITATION, METRICS, OPTIMUM, SEARCH, Analysis, analyse, convergence
 from compressed_ad.files import write_atomically
 from compressed_ad.page import image, render, save_figure
 from compressed_ad.plots import Figure
@@ -118,7 +118,7 @@ def _result_figures(
             f"{comparison.b} minus {comparison.a}, paired by seed and task: interquartile mean and 95 % "
             + ("interval, orange where it excludes 0." if enough else "interval (too few runs to judge)."),
             plots.difference_intervals(
-                [(METRICS[m], analysis.differences[key][m]) for m in IN_CONTEXT],
+                [(METRICS[m], analysis.differences[key][m]) for m in IN_CONTEXT if _defined(m, analysis)],
                 title=f"{comparison.b} minus {comparison.a}",
                 highlight=enough,
             ),
@@ -342,7 +342,7 @@ def _cells(analysis: Analysis) -> list[tuple[str, list[tuple[str, str]]]]:
     """(metric, [(value, interval) per method and difference]) as text; what is not defined is left out."""
     rows = []
     for key, label in METRICS.items():
-        if key in IMITATION and not any(math.isfinite(row[key].iqm) for row in analysis.methods.values()):
+        if not _defined(key, analysis):
             continue
         cells = [(_number(row[key].iqm), _span(row[key])) for row in analysis.methods.values()]
         cells += [(_number(row[key].iqm, "+"), _span(row[key], "+")) for row in analysis.differences.values()]
@@ -351,6 +351,13 @@ def _cells(analysis: Analysis) -> list[tuple[str, list[tuple[str, str]]]]:
     mean += [(_number(c.final_mean.iqm, "+"), _span(c.final_mean, "+")) for c in analysis.comparisons]
     rows.insert(1, ("Final normalised return, plain mean over runs and tasks", mean))
     return rows
+
+
+def _defined(key: str, analysis: Analysis) -> bool:
+    """Whether a metric means something for these methods and this family."""
+    if key in SEARCH:
+        return analysis.searches
+    return key not in IMITATION or any(math.isfinite(row[key].iqm) for row in analysis.methods.values())
 
 
 def _final(curves: Floats) -> float:
@@ -443,4 +450,7 @@ def terminal_table(analysis: Analysis) -> Group:
         for name, final, total, span in _regret_rows(analysis):
             regret.add_row(Text(name), total, span, final)
         parts.append(regret)
+    if analysis.scale != OPTIMUM:
+        scale = f"Normalised return: 0 is the uniformly random policy, 1 is {analysis.scale}."
+        parts.append(Text(scale))
     return Group(*parts, Text(analysis.verdict))

@@ -21,6 +21,8 @@ from compressed_ad.types import AnyArray, BoolArray, FloatArray, History, IntArr
 TRACE_STEPS = 200
 REFERENCE = "reference_"
 """Before the names of reference algorithms in an evaluation file."""
+PAYS_ALWAYS = 0.25
+"""With a larger share of paying steps than this before anything is learned, no reward has to be found."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,15 @@ class MethodRuns:
     metrics: Sequence[Sequence[Mapping[str, Any]]]  # (R,) rows of metrics.jsonl
     references: Mapping[str, FloatArray] = field(default_factory=dict)  # (N, M, E) by name, undiscounted
     horizon: int | None = None  # of the family; None where not known
+    paying: float | None = None  # share of paying steps before anything is learned: see ``searches``
+
+    @property
+    def searches(self) -> bool:
+        """Whether there is a reward to be met: where every step pays, or is an episode, there is none.
+
+        Told by the share of steps with a reward other than 0 in the first episodes of the training histories.
+        """
+        return self.horizon != 1 and (self.paying is None or self.paying <= PAYS_ALWAYS)
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,7 @@ def load_runs(run_dirs: Sequence[Path], name: str | None = None) -> MethodRuns:
             key.removeprefix(REFERENCE): array for key, array in runs[0].items() if key.startswith(REFERENCE)
         },
         horizon=int(runs[0]["horizon"]) if "horizon" in runs[0] else None,
+        paying=float(runs[0]["paying"]) if "paying" in runs[0] else None,
         **scalars,
     )
 

@@ -87,7 +87,14 @@ def _keys(kind: type[BaseModel], path: list[str]) -> list[str]:
     return list(kind.model_fields)
 
 
-FROM_HISTORY = ("observation_space", "action_space", "observation_mean", "observation_std", "reward_scale")
+FROM_HISTORY = (
+    "observation_space",
+    "action_space",
+    "observation_mean",
+    "observation_std",
+    "reward_scale",
+    "one_step",
+)
 """What a model takes from the history file that it is trained on; nobody sets it."""
 
 _FILLED_IN = "filled in from the history file"
@@ -125,6 +132,9 @@ class Architecture(Settings):
         None, exclude_if=_given(None), description=_FILLED_IN
     )
     reward_scale: Positive = Field(1.0, exclude_if=_given(1.0), description=_FILLED_IN)
+    one_step: bool = Field(
+        False, exclude_if=_given(False), description=f"whether an episode is one step; {_FILLED_IN}"
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Architecture:

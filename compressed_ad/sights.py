@@ -19,17 +19,20 @@ SHOWN = ("paths", "found")
 """Of the figures of ``cad rollouts``."""
 
 
-def sights(todo: Sequence[Job], report: Report = silent) -> Iterator[tuple[str, str, Figure]]:
+def sights(
+    todo: Sequence[Job], report: Report = silent, *, searches: bool = True
+) -> Iterator[tuple[str, str, Figure]]:
     """(file name, caption, figure) of the first trained run of each model in ``todo``.
 
     Held-out tasks are played again, as the evaluation played them, and attention is measured on windows of
-    their histories. What cannot be shown of a run is left out.
+    their histories. What cannot be shown of a run is left out; ``searches`` tells whether there is a reward
+    to be met.
     """
     first = {job.config.model.model: job for job in reversed(todo) if job.trained}
     for model in dict.fromkeys(job.config.model.model for job in todo):
         if model not in first:
             continue
-        for look in (_rollouts, _inside):
+        for look in (_rollouts, _inside) if searches else (_inside,):
             try:
                 yield from list(look(model, first[model], report))
             except CompressedADError:

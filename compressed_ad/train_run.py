@@ -76,4 +76,4 @@ def _from_history(file: HistoryFile) -> dict[str, Any]:
     found: dict[str, Any] = {f"{kind}_space": spec for kind, spec in file.info.spaces.items()}
     for name, values in (("mean", scales.observation_mean), ("std", scales.observation_std)):
         found[f"observation_{name}"] = None if values is None else values.tolist()
-    return {**found, "reward_scale": scales.reward}
+    return {**found, "reward_scale": scales.reward, "one_step": file.info.horizon == 1}

@@ -13,6 +13,7 @@ from scipy import stats as distributions
 from scipy.special import betaln
 
 from compressed_ad.agents import OptimalAgent
+from compressed_ad.checkpoints import load
 from compressed_ad.errors import ConfigError, SpaceError, UsageError
 from compressed_ad.evaluate import evaluate_references, evaluate_tasks
 from compressed_ad.learners.noise import NoiseDistillation, NoisyAgent, UniformActions
@@ -397,6 +398,8 @@ def test_a_bandit_run_ends_in_its_regret(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Cumulative regret over 40 episodes" in done.stdout
+    assert "Met the reward" not in done.stdout  # an episode is one pull: there is nothing to search for
+    assert load(tmp_path / "run" / "AD-bandit-seed0" / "best_model.pt")["config"]["one_step"] is True
     report = tmp_path / "run" / "report"
     summary = json.loads((report / "summary.json").read_text())
     assert list(summary["regret"]) == ["AD", "Thompson sampling", "UCB1"]

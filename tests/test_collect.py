@@ -149,6 +149,11 @@ def test_impossible_splits(sizes):
         split_tasks(9, 0, **sizes)
 
 
+def test_a_split_of_another_family_says_what_to_change():
+    with pytest.raises(SplitError, match=r"8 validation and 8 held-out tasks and one .* 12 tasks"):
+        split_tasks(12, 0, validation=8, heldout=8)
+
+
 def test_choice_of_tasks():
     np.testing.assert_array_equal(choose_tasks(5, 0, None), np.arange(5))
     few = choose_tasks(6561, 0, 10)

@@ -25,7 +25,7 @@ from compressed_ad.config import (
 from compressed_ad.errors import ConfigError
 from compressed_ad.models import MODEL
 from compressed_ad.run_directory import extras
-from compressed_ad.settings import MODEL_NAMES, Config, MarkerSettings
+from compressed_ad.settings import MODEL_NAMES, Config, MarkerSettings, ModelConfig
 
 
 def asked(
@@ -116,6 +116,24 @@ def test_include_is_relative_to_the_file_then_to_the_shipped_folder(tmp_path):
         1,
     )
     assert asked(files=(path,)).env.family == "key_to_door"
+
+
+def test_an_included_section_begins_anew_as_with_its_option(tmp_path):
+    write(tmp_path, "small.yaml", "tf_n_embd: 32\n")
+    path = write(tmp_path, "all.yaml", "include: {model: small.yaml}\nmodel: {steps: 11}\n")
+    assert load_config(Request()).model.transforms  # of the preset
+    config = asked(files=(path,))
+    assert (config.model.transforms, config.model.tf_n_embd, config.model.steps) == ((), 32, 11)
+    assert config.model == asked(("model.steps", "11"), model=str(tmp_path / "small.yaml")).model
+    assert config.algorithm == load_config(Request()).algorithm
+    # Through a file that is included as a whole, and over files before; what comes later counts again.
+    outer = write(tmp_path, "outer.yaml", "include: [before.yaml, all.yaml]\nmodel: {lr: 1e-4}\n")
+    write(tmp_path, "before.yaml", "model: {batch_size: 3}\nseed: 5\n")
+    config = asked(files=(outer,))
+    assert (config.model.batch_size, config.model.lr, config.seed) == (ModelConfig().batch_size, 1e-4, 5)
+    # A file that cannot be read changes nothing.
+    wrong = write(tmp_path, "wrong.yaml", "include: [all.yaml, gone.yaml]\n")
+    assert len(mistakes(files=(wrong,))) == 1
 
 
 def test_include_cycle_and_missing_file_are_named(tmp_path):

@@ -1,6 +1,9 @@
 """Gymnasium environments as task families: what makes tasks, what is seeded, what is refused."""
 
+import json
 import pickle
+import re
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -9,10 +12,12 @@ from gymnasium import spaces
 
 from compressed_ad.cli import Stop, parse
 from compressed_ad.errors import CompressedADError, ConfigError, SpaceError, UsageError
+from compressed_ad.histories import HistoryFile
 from compressed_ad.seeding import rng
 from compressed_ad.tasks.conformance import check_family
 from compressed_ad.tasks.gymnasium_family import GymnasiumFamily
 from compressed_ad.tasks.select import make_family
+from tests.conftest import cad
 
 CART_POLE = {"length": "0.25:1.0", "gravity": "5:15"}
 
@@ -178,7 +183,16 @@ def test_random_return_is_that_of_an_independent_loop():
 def test_optimal_return_is_what_was_given_or_unknown():
     family = GymnasiumFamily("CartPole-v1", CART_POLE, n_task=2, best_return=500)
     assert family.optimal_return(family.tasks()).tolist() == [500, 500]
-    assert GymnasiumFamily("CartPole-v1", n_task=1).optimal_return(np.zeros((1, 1))) is None
+    assert GymnasiumFamily("CartPole-v1").optimal_return(np.zeros((1, 1))) is None
+
+
+def test_without_parameters_there_is_one_task_from_which_nothing_can_be_judged():
+    assert GymnasiumFamily("Pendulum-v1").tasks().shape == (1, 1)
+    assert GymnasiumFamily("Pendulum-v1", {"g": "5:15"}).tasks().shape == (64, 1)
+    for more in ([], ["--tasks", "1"]):
+        words = ["collect", "--family", "gymnasium:Pendulum-v1", "--learner", "sb3:SAC", *more]
+        with pytest.raises(ConfigError, match=r"has one task; .* say what tasks differ in with --task-param"):
+            parse(words, Stop()).config()
 
 
 def test_horizon_truncates_and_setup_follows_the_numbers():
@@ -204,47 +218,109 @@ def test_ids_with_a_module():
     check_family(family)
 
 
-@pytest.mark.parametrize(
-    ("env_id", "options", "kind", "sentence"),
-    [
-        ("CartPol-v1", {}, UsageError, "did you mean 'CartPole-v1'"),
-        ("CartPole-v9", {}, UsageError, "did you mean 'CartPole-v1'"),
-        ("no_such_module:X-v0", {}, UsageError, "cannot import no_such_module"),
-        ("CartPole-v1", {"params": {"lenght": "0:1"}}, ConfigError, "did you mean 'length'"),
-        ("CartPole-v1", {"params": {"total_mass": "1:2"}}, ConfigError, "no parameter 'total_mass'"),
-        ("CartPole-v1", {"params": {"length": "a:b"}}, UsageError, "expected a range low:high or a list"),
-        ("CartPole-v1", {"params": {"length": []}}, UsageError, "expected a range low:high or a list"),
-        ("CartPole-v1", {"params": {"length": "2:1"}}, UsageError, "low < high"),
-        ("CartPole-v1", {"params": {"length": "a,b"}}, UsageError, "'length' is a number, not"),
-        ("CartPole-v1", {"params": {"length": "1,2"}}, UsageError, "only 2 different tasks"),
-        ("CartPole-v1", {"params": ["length"]}, UsageError, "params must map names to values"),
-        ("CartPole-v1", {}, UsageError, "there is one task, not 64"),
-        ("CartPole-v1", {"n_task": 0}, UsageError, "n_task must be a whole number"),
-        ("CartPole-v1", {"horizon": True}, UsageError, "horizon must be a whole number"),
-        ("CartPole-v1", {"random_episodes": 1.5}, UsageError, "random_episodes must be a whole number"),
-        ("CartPole-v1", {"best_return": "high"}, UsageError, "best_return must be a number"),
-        ("CartPole-v1", {"n_task": 1, "kwargs": {"blah": 1}}, UsageError, "cannot be made"),
-        ("CartPole-v1", {"n_task": 1, "setup": "nowhere:f"}, UsageError, "cannot import 'nowhere'"),
-        ("CartPole-v1", {"n_task": 1, "setup": f"{__name__}:broken"}, UsageError, "failed .KeyError"),
-        (
-            "Pendulum-v1",
-            {"params": {"g": "5:9"}, "kwargs": {"g": 9}},
-            UsageError,
-            "g stands in params and in",
-        ),
-        ("Blackjack-v1", {"n_task": 1}, UsageError, "no time limit of its own; say which with horizon"),
-        ("FrozenLake-v1", {"params": {"map_name": "4x4,8x8"}}, SpaceError, "'map_name' changes the observ"),
-        ("FrozenLake-v1", {"params": {"map_name": "4x4,3x3"}}, UsageError, "cannot be made with .*3x3"),
-        ("TestLevers-v0", {"params": {"best": "1,7"}, "horizon": 3}, UsageError, "KeyError.*no lever 7"),
-        ("TestNested-v0", {"n_task": 1, "horizon": 3}, SpaceError, "observation space of .*Dict"),
-        ("TestPair-v0", {"n_task": 1, "horizon": 3}, SpaceError, "observation space of .*Tuple"),
-    ],
-)
+REFUSED = [
+    ("CartPol-v1", {}, UsageError, "did you mean 'CartPole-v1'"),
+    ("CartPole-v9", {}, UsageError, "did you mean 'CartPole-v1'"),
+    ("no_such_module:X-v0", {}, UsageError, "cannot import no_such_module"),
+    ("CartPole-v1", {"params": {"lenght": "0:1"}}, ConfigError, "did you mean 'length'"),
+    ("CartPole-v1", {"params": {"total_mass": "1:2"}}, ConfigError, "no parameter 'total_mass'"),
+    ("CartPole-v1", {"params": {"length": "a:b"}}, UsageError, "expected a range low:high or a list"),
+    ("CartPole-v1", {"params": {"length": []}}, UsageError, "expected a range low:high or a list"),
+    ("CartPole-v1", {"params": {"length": "2:1"}}, UsageError, "low < high"),
+    ("CartPole-v1", {"params": {"length": "a,b"}}, UsageError, "'length' is a number, not"),
+    ("CartPole-v1", {"params": {"length": "1,2"}}, UsageError, "only 2 different tasks"),
+    ("CartPole-v1", {"params": ["length"]}, UsageError, "params must map names to values"),
+    ("CartPole-v1", {"n_task": 8}, UsageError, "8 tasks, but .*; say it with --task-param .*gravity"),
+    ("CartPole-v1", {"n_task": 0}, UsageError, "n_task must be a whole number"),
+    ("CartPole-v1", {"horizon": True}, UsageError, "horizon must be a whole number"),
+    ("CartPole-v1", {"random_episodes": 1.5}, UsageError, "random_episodes must be a whole number"),
+    ("CartPole-v1", {"best_return": "high"}, UsageError, "best_return must be a number"),
+    ("CartPole-v1", {"n_task": 1, "kwargs": {"blah": 1}}, UsageError, "cannot be made"),
+    ("CartPole-v1", {"n_task": 1, "setup": "nowhere:f"}, UsageError, "cannot import 'nowhere'"),
+    ("CartPole-v1", {"n_task": 1, "setup": f"{__name__}:broken"}, UsageError, "failed .KeyError"),
+    (
+        "Pendulum-v1",
+        {"params": {"g": "5:9"}, "kwargs": {"g": 9}},
+        UsageError,
+        "g stands in params and in",
+    ),
+    ("Blackjack-v1", {"n_task": 1}, UsageError, "no time limit of its own; say which with horizon"),
+    ("FrozenLake-v1", {"params": {"map_name": "4x4,8x8"}}, SpaceError, "'map_name' changes the observ"),
+    ("FrozenLake-v1", {"params": {"map_name": "4x4,3x3"}}, UsageError, "cannot be made with .*3x3"),
+    ("TestLevers-v0", {"params": {"best": "1,7"}, "horizon": 3}, UsageError, "KeyError.*no lever 7"),
+    ("TestNested-v0", {"n_task": 1, "horizon": 3}, SpaceError, "observation space of .*Dict"),
+    ("TestPair-v0", {"n_task": 1, "horizon": 3}, SpaceError, "observation space of .*Tuple"),
+]
+
+
+@pytest.mark.parametrize(("env_id", "options", "kind", "sentence"), REFUSED)
 def test_every_mistake_is_one_line_when_the_family_is_made(env_id, options, kind, sentence):
     with pytest.raises(CompressedADError, match=sentence) as caught:
         make_family(f"gymnasium:{env_id}", options)
     assert type(caught.value) is kind
     assert "\n" not in str(caught.value)
+
+
+def test_what_the_page_says_of_mistakes_is_what_is_said():
+    """Every message that the table of docs/environments.md quotes comes, word for word."""
+    page = (Path(__file__).parents[1] / "docs" / "environments.md").read_text("utf-8")
+    quoted = re.findall(r"^\| `(.*?)` \|", page, re.MULTILINE)
+    said = []
+    for env_id, options, *_ in REFUSED:
+        with pytest.raises(CompressedADError) as caught:
+            make_family(f"gymnasium:{env_id}", options)
+        said.append(str(caught.value))
+    for words in (
+        "--family gymnasium:Pendulum-v1",
+        "--family darkroom --tasks 9",
+        "--family gymnasium:CartPole-v1 --task-param length=0.25:1 --tasks 12",
+        "--family gymnasium:Pendulum-v1 --task-param g=5:15 --learner sb3:DQN",
+    ):
+        with pytest.raises(ConfigError) as found:
+            parse(["collect", *words.split()], Stop()).config()
+        said.append(str(found.value))
+    assert len(quoted) >= 12
+    assert not [message for message in quoted if not any(message in line for line in said)]
+
+
+def test_cart_pole_tasks_go_from_the_command_line_to_the_report(tmp_path):
+    done = cad(
+        "run", "--preset", "smoke", "--out", tmp_path / "run", "--env.name", "cart_pole",
+        "--family", "gymnasium:CartPole-v1", "--task-param", "length=0.25:1.0",
+        "--task-param", "gravity=5:15", "--tasks", "6", "--env.validation", "1", "--env.heldout", "2",
+        "--env.kwargs.horizon", "40", "--env.kwargs.random_episodes", "2",
+        "--algorithm.n_timesteps", "200", "--algorithm.n_process", "1", "--model.steps", "4",
+        "--comparison.runs", "1", "--comparison.methods", "[AD]",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "run"
+    file = HistoryFile(out / "history_cart_pole_PPO_alg-seed0_compressed.hdf5")
+    assert file.tasks.shape == (6, 2) and file.optimal_return is None
+    assert ((file.tasks >= [0.25, 5]) & (file.tasks <= [1, 15])).all()
+    lost = 0
+    for history in file.load().values():
+        # True successors: the pole has fallen, or the cart is gone, exactly where an episode terminates.
+        cart, _, pole, _ = np.moveaxis(history.next_states, -1, 0)
+        fallen = (abs(cart) > 2.4) | (abs(pole) > 12 * np.pi / 180)
+        np.testing.assert_array_equal(history.terminated, fallen)
+        going = ~history.episode_end[:, :-1]
+        np.testing.assert_array_equal(history.states[:, 1:][going], history.next_states[:, :-1][going])
+        assert (abs(history.states[:, 1:][~going]) <= 0.05).all()
+        lost += int(fallen.sum())
+    assert lost > 20
+    with np.load(out / "AD-cart_pole-seed0" / "evaluation.npz") as evaluation:
+        assert evaluation["paying"] == 1 and np.isnan(evaluation["optimal"]).all()
+        assert evaluation["returns"].shape == (2, 2, 5) and (evaluation["returns"] > 0).all()
+    # Every step pays, and the best possible return is not known: both is said, in terminal and report.
+    shown = " ".join(done.stdout.split())
+    assert "Final normalised return" in shown and "Met the reward" not in shown
+    assert "1 is the best episode of the source algorithm (the optimal return is unknown)" in shown
+    page = (out / "report" / "index.html").read_text()
+    assert "the best episode of the source algorithm" in page and "Met the reward" not in page
+    assert not (out / "report" / "figures" / "found_AD.png").exists()
+    summary = json.loads((out / "report" / "summary.json").read_text())
+    assert summary["methods"]["AD"]["found"]["iqm"] is None
+    assert np.isfinite(summary["methods"]["AD"]["final"]["iqm"])
 
 
 def test_shorthands_of_the_command_line():

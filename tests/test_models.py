@@ -65,6 +65,17 @@ def test_nothing_about_a_transition_is_visible_when_its_action_is_predicted(name
             torch.testing.assert_close(logits, reference, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("one_step", [False, True])
+def test_an_episode_s_last_action_is_shown_where_episodes_are_one_step(one_step: bool) -> None:
+    """In a room it is left out; in a contextual bandit nothing else tells what was done."""
+    model = lively(AD(config(one_step=one_step)))
+    before = transitions(1, 20)
+    before["ended"][:] = True
+    other = {**before, "actions": (before["actions"] + 1) % 5}
+    seen = not torch.equal(model(shift(**other)), model(shift(**before)))
+    assert seen == one_step
+
+
 def test_marks_in_tokens_are_the_markers_borders_one_step_later() -> None:
     window = transitions(4, 24)
     tokens = shift(**window)

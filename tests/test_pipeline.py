@@ -124,6 +124,9 @@ def test_evaluations_are_paired_and_bounded_by_the_behaviour(smoke: SmokeRun):
             entropies.add(float(file["behaviour_entropy"]))
             assert file["cross_entropy"] > file["behaviour_entropy"]
             assert 0 < file["accuracy"] < 1
+            train = history.load(history.split.train).values()
+            paid = [(h.rewards[:, :20] != 0).mean() for h in train]  # of the first episodes
+            assert file["paying"] == pytest.approx(np.mean(paid)) and file["paying"] < 0.25
     assert len(entropies) == 1  # all runs are judged on the same windows
     # The source is nearly uniform over five actions after so little training.
     assert 1.4 < entropies.pop() <= np.log(5) + 1e-6

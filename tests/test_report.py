@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from compressed_ad import plots, stats
-from compressed_ad.analysis import METRICS, analyse, convergence
+from compressed_ad.analysis import METRICS, Analysis, analyse, convergence
 from compressed_ad.errors import RunDirectoryError, UsageError
 from compressed_ad.histories import HistoryFile, HistoryWriter, remark
 from compressed_ad.history_header import HistoryInfo
@@ -215,6 +215,39 @@ def test_without_an_optimum_the_source_sets_the_scale() -> None:
     assert np.allclose(analysis.optimal, 0.9 * OPTIMAL[HELD])
     assert "source" in analysis.scale
     assert analysis.methods["AD"]["final"].iqm > analyse([method()]).methods["AD"]["final"].iqm
+    said = "1 is the best episode of the source algorithm (the optimal return is unknown)."
+    assert said in in_terminal(analysis)
+    assert "the best episode" not in in_terminal(analyse([method()], source()))
+
+
+@pytest.mark.parametrize(
+    ("change", "searches"),
+    [({"horizon": 1}, False), ({"paying": 1.0}, False), ({"paying": 0.02, "horizon": 20}, True), ({}, True)],
+)
+def test_where_every_step_pays_nothing_is_said_of_meeting_the_reward(
+    change: dict[str, float], searches: bool
+) -> None:
+    analysis = analyse([replace(method(), **change), replace(method("B", seed=1), **change)])
+    shown = in_terminal(analysis)
+    for key in ("found", "found_by_10", "success_given_found"):
+        assert (METRICS[key] in shown) == searches
+        assert np.isfinite(analysis.methods["AD"][key].iqm) == searches
+    assert METRICS["final"] in shown and np.isfinite(analysis.differences["B-AD"]["final"].iqm)
+
+
+def test_the_page_says_that_no_reward_has_to_be_met(tmp_path: Path) -> None:
+    methods = [replace(method(), paying=1.0), replace(method("B", seed=1), paying=1.0)]
+    report = build_report(tmp_path, methods, protocol=PROTOCOL)
+    page = Page(report.index.read_text("utf-8")).text
+    assert METRICS["found"] not in page and METRICS["success_given_found"] not in page
+    assert "rewards need not be searched for" in page
+    assert report.summary["methods"]["AD"]["found"] == {"iqm": None, "low": None, "high": None}
+
+
+def in_terminal(analysis: Analysis) -> str:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(terminal_table(analysis))
+    return " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
 
 
 HOSTILE = '<script>alert(1)</script>"$^{_[red]x/../../y'

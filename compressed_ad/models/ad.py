@@ -63,20 +63,22 @@ class AD(nn.Module):
             mark_bias=self.biased,
         )
         self.head = HEAD[action["kind"]](width, action, self.config.action_mixture)
-        # As in a bandit: the state that an episode ends in then tells nothing of the action that led there.
-        self.sees_nothing = self.config.observation_space == {"kind": "discrete", "n": 1}
+        # As in a bandit, with something to see or without: the state that an episode ends in then tells
+        # nothing of the action that led there.
+        nothing_to_see = self.config.observation_space == {"kind": "discrete", "n": 1}
+        self.shows_last_action = self.config.one_step or nothing_to_see
 
     def embed(self, tokens: Tokens) -> Tensor:
         """(B, L, D). The reward scales an embedding of the state that earned it, the true next state.
 
         Rewards count in units of the config's ``reward_scale``: see ``scales.Scales``. An episode's last
-        action is not shown, unless there is nothing but actions and rewards to see.
+        action is not shown, unless episodes are one step or there is nothing but actions and rewards to see.
         """
         known, ended = tokens.has_previous[..., None], tokens.ended[..., None]
         reward = tokens.reward[..., None] / self.config.reward_scale
         next_state = self.stem(tokens.next_state)
         came_of = (
-            self.action(self.action_stem(tokens.action)) * (~ended | self.sees_nothing)
+            self.action(self.action_stem(tokens.action)) * (~ended | self.shows_last_action)
             + reward * (self.reward + self.rewarded_state(next_state))
             + ended * (self.ended + self.final_state(next_state))
         )

@@ -123,23 +123,26 @@ def _word(text: str) -> Any:
 class GymnasiumFamily:
     """A gymnasium environment whose constructor arguments and numbers make tasks.
 
-    ``params`` names what varies: ``{"length": "0.25:1.0", "gravity": [5, 10]}``; ``n_task`` tasks are drawn
-    with ``task_seed``. ``kwargs`` are fixed arguments of the constructor. ``horizon`` replaces the
-    environment's own time limit, which truncates. ``setup`` (``module:function``) is called with each
-    environment once its numbers are set, to recompute what it derives from them. ``best_return`` is the
-    return that counts as optimal (500 for CartPole-v1); without it returns are compared with the source's.
-    The random policy's return is measured, over ``random_episodes`` seeded episodes of each task.
+    ``params`` names what varies: ``{"length": "0.25:1.0", "gravity": [5, 10]}``; ``n_task`` tasks (64)
+    are drawn with ``task_seed``. Without ``params`` there is one task, the environment as it is.
+    ``kwargs`` are fixed arguments of the constructor. ``horizon`` replaces the environment's own time
+    limit, which truncates. ``setup`` (``module:function``) is called with each environment once its
+    numbers are set, to recompute what it derives from them. ``best_return`` is the return that counts as
+    optimal (500 for CartPole-v1); without it returns are compared with the source's. The random policy's
+    return is measured, over ``random_episodes`` seeded episodes of each task.
 
     Raises ``UsageError`` for unknown environments and parameters, ``SpaceError`` for unsupported spaces.
     """
 
     prefix: ClassVar[str] = "gymnasium"
+    by_parameters: ClassVar[bool] = True
+    """Whether tasks differ in ``params``, without which there is one."""
 
     def __init__(
         self,
         env_id: str,
         params: Mapping[str, Any] | None = None,
-        n_task: int = 64,
+        n_task: int | None = None,
         task_seed: int = 0,
         kwargs: Mapping[str, Any] | None = None,
         horizon: int | None = None,
@@ -148,16 +151,17 @@ class GymnasiumFamily:
         setup: str | None = None,
     ) -> None:
         self.name = f"{self.prefix}:{env_id}"
-        self.env_id, self.task_seed, self.n_task = env_id, task_seed, n_task
+        self.env_id, self.task_seed = env_id, task_seed
         for key, given in (("params", params), ("kwargs", kwargs)):
             if given is not None and not isinstance(given, Mapping):
                 raise UsageError(f"{self.name}: {key} must map names to values, got {given!r}")
         self.params = {key: Parameter(key, given) for key, given in (params or {}).items()}
         self.kwargs, self.best_return, self.setup = dict(kwargs or {}), best_return, setup
+        self.n_task = n_task if n_task is not None else 64 if self.params else 1
         self.random_episodes = random_episodes
         self._horizon = horizon
         self._random_return: dict[bytes, float] = {}
-        check_whole(self.name, "n_task", n_task, 1)
+        check_whole(self.name, "n_task", self.n_task, 1)
         check_whole(self.name, "task_seed", task_seed, 0)
         check_whole(self.name, "random_episodes", random_episodes, 1)
         if horizon is not None:
@@ -180,8 +184,13 @@ class GymnasiumFamily:
         held = {key: value for key, value in _numbers(env).items() if key not in derived}
         arguments = {**_arguments(type(env.unwrapped)), **first, **spec.kwargs}
         unknown = [key for key in self.params if key not in arguments and key not in held]
+        known = sorted({*arguments, *held} - {"render_mode"})
+        if self.by_parameters and not self.params and self.n_task > 1:
+            raise UsageError(
+                f"{self.name}: {self.n_task} tasks, but nothing is said of what they differ in; say it with"
+                f" --task-param KEY=LOW:HIGH or params (it has {', '.join(known)})"
+            )
         if unknown:
-            known = sorted({*arguments, *held} - {"render_mode"})
             raise ConfigError(
                 f"{self.name}: no parameter {key!r}{nearest(key, known)}; it has {', '.join(known)}"
                 for key in unknown
@@ -249,8 +258,6 @@ class GymnasiumFamily:
     @cached_property
     def _tasks(self) -> FloatArray:
         if not self.params:
-            if self.n_task > 1:
-                raise UsageError(f"{self.name}: without task parameters there is one task, not {self.n_task}")
             return np.zeros((1, 1))
         drawn = [
             parameter.draw(

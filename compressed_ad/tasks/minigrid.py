@@ -40,6 +40,7 @@ class MiniGridFamily(GymnasiumFamily):
     """
 
     prefix: ClassVar[str] = "minigrid"
+    by_parameters: ClassVar[bool] = False
 
     def __init__(
         self,

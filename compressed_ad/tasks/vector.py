@@ -64,6 +64,7 @@ class _GymnasiumBatched:
         obs = np.array(returned)
         terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
         ended = terminated | truncated
+        truncated &= ~terminated  # where the world ends just as time is up, it ended
         next_obs = obs
         if ended.any() and self._same_step:
             if "final_obs" not in infos:
