@@ -62,7 +62,7 @@ def table() -> str:
     with KEPT.open(newline="") as file:
         kept = list(csv.DictReader(file))
     head = ["Experiment", "Source, first → last tenth", "Marked", "Model", "Runs"]
-    lines = [[*head, "First episode", "Last tenth", "Accuracy", "Minutes in all"]]
+    lines = [[*head, "First episode", "Last tenth", "Accuracy", "Minutes"]]
     for name, title in EXPERIMENTS.items():
         for method in METHODS:
             own = [row for row in kept if row["experiment"] == name and row["method"] == method]
@@ -82,6 +82,12 @@ def table() -> str:
     return markdown(lines)
 
 
+def filled(page: str) -> str:
+    """``page`` with the table between its two marks."""
+    before, mark, rest = page.partition("<!-- experiments -->\n")
+    return f"{before}{mark}{table()}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs"
     done = [
@@ -94,7 +100,4 @@ if __name__ == "__main__":
         writer = csv.DictWriter(file, list(done[0]))
         writer.writeheader()
         writer.writerows(done)
-    before, _, rest = PAGE.read_text("utf-8").partition("<!-- experiments -->\n")
-    PAGE.write_text(
-        f"{before}<!-- experiments -->\n{table()}\n<!-- end -->{rest.partition('<!-- end -->')[2]}", "utf-8"
-    )
+    PAGE.write_text(filled(PAGE.read_text("utf-8")), "utf-8")

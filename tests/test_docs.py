@@ -128,7 +128,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_tables_of_results_are_those_of_the_kept_rows() -> None:
-    """docs/results.md and the README show what the kept rows say today."""
+    """docs/results.md, docs/experiments.md and the README show what the kept rows say today."""
+    experiments = (ROOT / "docs" / "experiments.md").read_text("utf-8")
+    assert runpy.run_path(str(ROOT / "results" / "experiments.py"))["filled"](experiments) == experiments
     update = runpy.run_path(str(ROOT / "results" / "update.py"))
     for page, blocks in (
         ("docs/results.md", update["pages_blocks"]()),
