@@ -21,7 +21,7 @@ import yaml
 
 from benchmarks.measuring import cpu_seconds, matmul_peak, side_by_side, write
 from compressed_ad.agents import InContextAgent
-from compressed_ad.config import config_folder
+from compressed_ad.config_layers import config_folder
 from compressed_ad.models import AD
 from compressed_ad.sequences import Sequences
 from compressed_ad.settings import ModelConfig

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from compressed_ad.commands import Call
-from compressed_ad.config import show_value
+from compressed_ad.config_text import show_value
 from compressed_ad.errors import RunError
 from compressed_ad.layouts import EXPORT, LAYOUT
 from compressed_ad.learners.base import LEARNER

@@ -27,7 +27,8 @@ from compressed_ad import (
     rollouts_command,
     study_command,
 )
-from compressed_ad.config import PRESETS, SECTIONS, Request, describe, suggest
+from compressed_ad.config_layers import PRESETS, SECTIONS, Request
+from compressed_ad.config_text import describe, suggest
 from compressed_ad.errors import CompressedADError, ConfigError, UsageError, nearest
 from compressed_ad.progress import Display
 from compressed_ad.stopping import Stop

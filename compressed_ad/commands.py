@@ -13,7 +13,9 @@ import numpy as np
 from rich.console import Console
 
 from compressed_ad import pipeline, runs, stats
-from compressed_ad.config import Request, dump, explicit_keys, load_config, marker_params, planned_split
+from compressed_ad.config import explicit_keys, load_config, marker_params, planned_split
+from compressed_ad.config_layers import Request
+from compressed_ad.config_text import dump
 from compressed_ad.errors import ConfigError, HistoryError, RunDirectoryError, RunError, UsageError
 from compressed_ad.histories import HistoryFile
 from compressed_ad.judge_run import EVALUATION, evaluate_run, is_evaluated, stored_evaluation

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from compressed_ad import yaml_file
-from compressed_ad.config import differences, dump, nested
+from compressed_ad.config_layers import nested
+from compressed_ad.config_text import differences, dump
 from compressed_ad.errors import ConfigError, RunDirectoryError
 from compressed_ad.files import write_atomically
 from compressed_ad.histories import HistoryFile

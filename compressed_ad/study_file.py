@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from compressed_ad import yaml_file
-from compressed_ad.config import (
+from compressed_ad.config import semantic_problems, validate
+from compressed_ad.config_layers import (
     Request,
     config_folder,
     merge,
@@ -33,8 +34,6 @@ from compressed_ad.config import (
     read_file,
     request_leaves,
     resolve_sections,
-    semantic_problems,
-    validate,
 )
 from compressed_ad.errors import ConfigError, nearest
 from compressed_ad.runs import playing

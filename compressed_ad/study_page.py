@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compressed_ad import plots_study
-from compressed_ad.config import dump
+from compressed_ad.config_text import dump
 from compressed_ad.files import write_atomically
 from compressed_ad.page import image, render, save_figure
 from compressed_ad.plots import Figure

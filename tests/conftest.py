@@ -7,15 +7,19 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from compressed_ad.cli import main
+from compressed_ad.errors import UsageError
 from compressed_ad.histories import HistoryFile
 from compressed_ad.results import load_evaluation
+from compressed_ad.tasks.select import make_family
 from compressed_ad.types import AnyArray
 
 torch.set_num_threads(1)
@@ -34,6 +38,13 @@ def cad(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
     """The real command line, in a process of its own."""
     command = [sys.executable, "-m", "compressed_ad.cli", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload]
+
+
+def refused_in_one_line(family: str, kwargs: Mapping[str, Any], message: str) -> None:
+    """``family`` with ``kwargs``, or drawing its tasks, is refused in one line that has ``message``."""
+    with pytest.raises(UsageError, match=message) as caught:
+        make_family(family, kwargs).tasks()
+    assert "\n" not in str(caught.value)
 
 
 def collected_trained_evaluated(folder: Path, *words: str) -> tuple[HistoryFile, AnyArray]:

@@ -83,7 +83,7 @@ def test_a_slot_depends_on_its_own_seed_beyond_a_block() -> None:
 @pytest.mark.parametrize(
     ("name", "kwargs", "said"),
     [
-        ("bernoulli_bandit", {"n_arm": 1}, "n_arm must be an integer >= 2"),
+        ("bernoulli_bandit", {"n_arm": 1}, "n_arm must be a whole number of at least 2"),
         ("bernoulli_bandit", {"alpha": 0}, "alpha must be a number above 0"),
         ("gaussian_bandit", {"sigma": -1}, "sigma must be a number above 0"),
         ("gaussian_bandit", {"distribution": "unifrom"}, "did you mean 'uniform'"),

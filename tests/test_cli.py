@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from compressed_ad.cli import COMMANDS, Stop, main
-from compressed_ad.config import SECTIONS
+from compressed_ad.config_layers import SECTIONS
 from compressed_ad.histories import HistoryFile
 from compressed_ad.learners.ppo import BatchedPPO
 from compressed_ad.types import History

@@ -9,19 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressed_ad import yaml_file
-from compressed_ad.config import (
-    PRESETS,
-    SECTIONS,
-    Request,
-    config_folder,
-    describe,
-    dump,
-    dump_plain,
-    explicit_keys,
-    load_config,
-    marker_params,
-    suggest,
-)
+from compressed_ad.config import explicit_keys, load_config, marker_params
+from compressed_ad.config_layers import PRESETS, SECTIONS, Request, config_folder
+from compressed_ad.config_text import describe, dump, dump_plain, suggest
 from compressed_ad.errors import ConfigError
 from compressed_ad.models import MODEL
 from compressed_ad.run_directory import extras
@@ -275,7 +265,7 @@ def test_all_mistakes_of_all_layers_are_reported_together(tmp_path):
     ("key", "text", "cause"),
     [
         ("env.kwargs.siez", "3", "unknown parameter 'siez' (did you mean 'size'?)"),
-        ("env.kwargs.size", "1", "size must be an integer >= 2"),
+        ("env.kwargs.size", "1", "size must be a whole number of at least 2"),
         ("env.heldout", "100", "cannot be made of 81 tasks"),
         ("env.n_task", "1000", "n_task must lie in 1..81"),
         ("env.name", "a/b", "should match pattern"),

@@ -268,7 +268,7 @@ def test_a_collection_marked_in_part_is_not_marked(tmp_path):
 
 
 class Killed(BaseException):
-    pass
+    """The process is gone."""
 
 
 def kill_at(monkeypatch, count):
@@ -307,8 +307,7 @@ def test_killed_at_any_point_a_rerun_ends_with_the_same_file(path, tmp_path):
                 collect(victim)
                 break
             except Killed:
-                pass
-            done = points // 3  # three steps each: sync the file, rename it, sync the directory
+                done = points // 3  # three steps each: sync the file, rename it, sync the directory
             assert left[0] == 0
         resumed = writer(victim, resume=True)
         assert len(resumed.done_tasks()) >= min(done, 4)

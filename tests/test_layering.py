@@ -25,7 +25,7 @@ collect sequences stitching transforms windows
 models.transformer models.encoders models.heads models.ad models.compressed_ad models
 checkpoints train agents evaluate rollouts attention border_tokens
 stats results analysis plots plots_rollouts plots_regret page report
-yaml_file config run_directory workers ray_pool runs
+yaml_file config_layers config_text config run_directory workers ray_pool runs
 run_data train_run judge_run inside plots_attention played sights pipeline
 estimates study_file study_rows study study_tables plots_study study_page
 progress commands study_command rollouts_command attention_command exchange_command check_command about
@@ -105,12 +105,11 @@ def test_exotic_libraries_live_in_one_file_each() -> None:
 
 def test_help_and_config_errors_import_no_torch() -> None:
     code = """
+import contextlib
 import sys
 from compressed_ad.cli import main
-try:
+with contextlib.suppress(SystemExit):
     main(sys.argv[1:])
-except SystemExit:
-    pass
 print("torch" in sys.modules)
 """
     for args in (["--help"], ["train", "--help"], ["run", "--model.lrr", "3"]):

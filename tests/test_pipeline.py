@@ -11,7 +11,8 @@ import pytest
 
 from compressed_ad import runs
 from compressed_ad.checkpoints import digest, load
-from compressed_ad.config import Request, load_config
+from compressed_ad.config import load_config
+from compressed_ad.config_layers import Request
 from compressed_ad.errors import HistoryError, RunDirectoryError, RunError, SpaceError, SplitError
 from compressed_ad.histories import HistoryFile
 from compressed_ad.judge_run import evaluate_run, is_evaluated, load_model, stored_evaluation
@@ -399,14 +400,17 @@ def test_a_moved_folder_is_still_evaluated(histories, tmp_path):
 # ---------------------------------------------------------------- directories
 
 
+def claim(path, config):
+    """Hold a run directory and let it go."""
+    with claimed(path, config):
+        assert (path / "config.yaml").exists()
+
+
 def test_directories_of_others_are_refused(tmp_path):
     config = tiny()
     (tmp_path / "notes.txt").write_text("mine")
-    with (
-        pytest.raises(RunDirectoryError, match=r"it has notes.txt, but no config.yaml"),
-        claimed(tmp_path, config),
-    ):
-        pass
+    with pytest.raises(RunDirectoryError, match=r"it has notes.txt, but no config.yaml"):
+        claim(tmp_path, config)
     assert tree(tmp_path) == {"notes.txt": b"mine"}
     with pytest.raises(RunDirectoryError, match="is a file"):
         check(tmp_path / "notes.txt", config)
@@ -415,16 +419,14 @@ def test_directories_of_others_are_refused(tmp_path):
 def test_a_directory_is_held_by_one(tmp_path):
     config, path = tiny(), tmp_path / "run"
     mine = rf"another process works here \(process {os.getpid()}\)"
-    with claimed(path, config), pytest.raises(RunDirectoryError, match=mine), claimed(path, config):
-        pass
-    with claimed(path, config):  # free again
-        pass
+    with claimed(path, config), pytest.raises(RunDirectoryError, match=mine):
+        claim(path, config)
+    claim(path, config)  # free again
 
 
 def test_a_damaged_config_is_named(tmp_path):
     path = tmp_path / "run"
-    with claimed(path, tiny()):
-        pass
+    claim(path, tiny())
     (path / "config.yaml").write_text("model: [")
     with pytest.raises(RunDirectoryError, match=r"config\.yaml"):
         check(path, tiny())

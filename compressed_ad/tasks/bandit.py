@@ -33,7 +33,7 @@ from compressed_ad.tasks.bandit_rules import (
     Thompson,
     seeded,
 )
-from compressed_ad.tasks.base import TASK_FAMILY, ReferencePlayer
+from compressed_ad.tasks.base import TASK_FAMILY, ReferencePlayer, check_number, check_whole
 from compressed_ad.types import AnyArray, FloatArray, IntArray, Step
 
 Floats = NDArray[np.float64]
@@ -51,9 +51,7 @@ class Bandit(ABC):
 
     def __post_init__(self) -> None:
         for key, least in (("n_arm", 2), ("n_task", 1), ("task_seed", 0), ("horizon", 1)):
-            value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise UsageError(f"{self.name}: {key} must be an integer >= {least}, got {value!r}")
+            check_whole(self.name, key, getattr(self, key), least)
 
     @cached_property
     def observation_space(self) -> spaces.Discrete:
@@ -236,8 +234,7 @@ class GaussianBandit(Bandit):
                 f"{self.name}: unknown distribution {self.distribution!r}"
                 f"{nearest(str(self.distribution), DISTRIBUTION)}; one of {', '.join(DISTRIBUTION)}"
             )
-        if isinstance(self.mean, bool) or not isinstance(self.mean, int | float):
-            raise UsageError(f"{self.name}: mean must be a number, got {self.mean!r}")
+        check_number(self.name, "mean", self.mean)
 
     def draw(self, random: np.random.Generator) -> Floats:
         """(n_task, n_arm) means."""

@@ -17,6 +17,7 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
 from compressed_ad.errors import SpaceError, UsageError
+from compressed_ad.tasks.base import check_whole
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray, Step
 
 N_ACTION = 5
@@ -103,9 +104,7 @@ class Grid(ABC):
 
     def __post_init__(self) -> None:
         for key, least in (("size", 2), ("horizon", 1)):
-            value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise UsageError(f"{self.name}: {key} must be an integer >= {least}, got {value!r}")
+            check_whole(self.name, key, getattr(self, key), least)
 
     @cached_property
     def observation_space(self) -> spaces.MultiDiscrete:

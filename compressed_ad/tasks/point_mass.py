@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from compressed_ad.errors import SpaceError, UsageError
 from compressed_ad.seeding import rng
-from compressed_ad.tasks.base import TASK_FAMILY
+from compressed_ad.tasks.base import TASK_FAMILY, check_whole
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray, Step
 
 Float32Array = NDArray[np.float32]
@@ -54,9 +54,7 @@ class PointMass:
         if self.reward_kind not in REWARDS:
             raise UsageError(f"{self.name}: reward_kind must be dense or sparse, got {self.reward_kind!r}")
         for key in ("horizon", "n_task"):
-            value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UsageError(f"{self.name}: {key} must be a whole number of at least 1, got {value!r}")
+            check_whole(self.name, key, getattr(self, key), 1)
         for key in ("speed", "radius"):
             value = getattr(self, key)
             if not isinstance(value, int | float) or not 0 < value <= 2:
