@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from compressed_ad.collect import choose_tasks, collect, split_family, split_tasks
 from compressed_ad.config import planned_split
-from compressed_ad.errors import MissingExtraError, SplitError
+from compressed_ad.errors import MissingExtraError, SplitError, UsageError
 from compressed_ad.histories import HistoryFile
 from compressed_ad.learners.ppo import BatchedPPO
 from compressed_ad.settings import EnvSettings
 from compressed_ad.tasks.base import FixedSplit
+from compressed_ad.tasks.conformance import check_family
 from compressed_ad.tasks.gridworld import Darkroom
 from compressed_ad.tasks.select import make_family
 
@@ -42,13 +43,13 @@ def test_a_missing_extra_is_one_line(module, adapter, name, extra, monkeypatch):
 
 @dataclass(frozen=True)
 class Corners(Darkroom):
-    """A room whose last goals are the test goals."""
+    """A room some of whose goals, here and there, are the test goals."""
 
     size: int = 4
     n_test: int = 5
 
     def heldout_tasks(self):
-        return np.arange(self.size**2)[-self.n_test :]
+        return np.arange(self.n_test) * self.size**2 // self.n_test
 
 
 def corners(**kwargs):
@@ -66,7 +67,7 @@ def test_given_tasks_are_held_out_and_no_others(size, n_test, seed, validation):
     split = split_family(family, np.arange(size**2), seed, validation=validation)
     np.testing.assert_array_equal(split.heldout, family.heldout_tasks())
     others = np.sort(np.concatenate([split.train, split.validation]))
-    np.testing.assert_array_equal(others, np.arange(size**2 - n_test))
+    np.testing.assert_array_equal(others, np.setdiff1d(np.arange(size**2), family.heldout_tasks()))
     assert validation is None or len(split.validation) == validation
 
 
@@ -98,3 +99,20 @@ def test_a_collection_of_some_tasks_holds_out_those_of_them_that_are_given(tmp_p
     plan = planned_split(env, 1, 4)
     for part in ("train", "validation", "heldout"):
         np.testing.assert_array_equal(getattr(plan, part), getattr(file.split, part))
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        ([3, 3], r"heldout_tasks\(\) must be different numbers in 0\.\.15"),
+        ([16], r"heldout_tasks\(\) must be different numbers in 0\.\.15"),
+        (range(16), r"heldout_tasks\(\) leaves no task to train on"),
+    ],
+)
+def test_wrong_heldout_tasks_are_found(ids, said):
+    class Wrong(Corners):
+        def heldout_tasks(self):
+            return np.array(ids)
+
+    with pytest.raises(UsageError, match=said):
+        check_family(Wrong())
