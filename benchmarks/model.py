@@ -5,7 +5,7 @@
 Sampling: a batch gathered by index beside the same batch made item by item from the dataset, as tokens.
 Training: supervised actions per CPU second with every position supervised, beside the guide's loss at the
 query alone, and the share of the matmul peak that was measured in the same run. The floor of a step is
-6 FLOPs per weight matrix entry and token plus 12 * L * D per token and layer for causal attention, at peak.
+``flops.training_flops`` at peak.
 Evaluation: environment steps with the key-value cache beside the uncached reference, 32 environments, once
 the context (``n_transit`` 200) has filled up; both compute the same logits.
 """
@@ -22,6 +22,7 @@ import yaml
 from benchmarks.measuring import cpu_seconds, matmul_peak, side_by_side, write
 from compressed_ad.agents import InContextAgent
 from compressed_ad.config_layers import config_folder
+from compressed_ad.flops import training_flops
 from compressed_ad.models import AD
 from compressed_ad.sequences import Sequences
 from compressed_ad.settings import ModelConfig
@@ -86,13 +87,6 @@ def sampling(quick: bool) -> dict[str, Any]:
     }
 
 
-def token_flops(config: ModelConfig) -> float:
-    """FLOPs of forward and backward for one token, attention at its causal average length."""
-    width, layers = config.tf_n_embd, config.tf_n_layer
-    matrices = layers * 12 * width**2 + 5 * width
-    return 6.0 * matrices + 6.0 * layers * 2 * width * config.n_transit / 2
-
-
 def training(quick: bool) -> dict[str, Any]:
     """Supervised actions per CPU second and the share of the matmul peak."""
     config = default_model()
@@ -106,11 +100,12 @@ def training(quick: bool) -> dict[str, Any]:
     seconds = side_by_side(calls, 3 if quick else 15)
     tokens = config.batch_size * config.n_transit
     peak = matmul_peak()
-    rate = tokens * token_flops(config) / seconds["every"] / 1e9
+    flops = training_flops(config) / config.steps
+    rate = flops / seconds["every"] / 1e9
     return {
         "parameters": sum(p.numel() for p in build_model(config, 0).parameters()),
         "ms_per_step": 1e3 * seconds["every"],
-        "floor_ms_per_step": 1e3 * tokens * token_flops(config) / peak / 1e9,
+        "floor_ms_per_step": 1e3 * flops / peak / 1e9,
         "targets_per_s": tokens / seconds["every"],
         "targets_per_s_query_only": config.batch_size / seconds["query"],
         "ratio_targets": tokens / seconds["every"] / (config.batch_size / seconds["query"]),

@@ -6,12 +6,13 @@ The three rates were measured on one core of a 2-core server CPU; yours may be t
 from __future__ import annotations
 
 from compressed_ad.config import build_family, planned_split
+from compressed_ad.flops import training_flops
 from compressed_ad.learners.ppo import PPOConfig
 from compressed_ad.pipeline import n_process, source_steps
 from compressed_ad.settings import Config
 
 _PPO_SECONDS = 0.9e-6  # per environment step and epoch
-_FLOPS = 25e9  # achieved while training small models
+_FLOPS = 21e9  # achieved while training small models
 _PLAY_SECONDS = 1.2e-4  # per in-context step of one environment, at width 64, 3 layers, context 200
 _REPORT_SECONDS = 10.0
 
@@ -27,9 +28,6 @@ def expected_seconds(config: Config) -> dict[str, float | None]:
         collect = 5 + steps * epochs * _PPO_SECONDS / parallel
     n_run = len(config.comparison.methods) * config.comparison.runs
     rounds = -(-n_run // parallel)
-    weights = 12 * model.tf_n_embd**2 * model.tf_n_layer
-    attention = 2 * model.n_transit * model.tf_n_embd * model.tf_n_layer
-    targets = model.steps * model.batch_size * model.n_transit
     split = planned_split(config.env, config.seed, config.split_seed)
     size = model.tf_n_embd**2 * model.tf_n_layer / (64**2 * 3) * 0.7 + 0.3
     step = family.horizon * _PLAY_SECONDS * size
@@ -39,7 +37,7 @@ def expected_seconds(config: Config) -> dict[str, float | None]:
     return {
         "collect": collect,
         "mark": 1 + steps * 1e-6,
-        "train": rounds * (4 + 6 * targets * (weights + attention) / _FLOPS + validation),
+        "train": rounds * (4 + training_flops(model) / _FLOPS + validation),
         "evaluate": rounds * (2 + evaluation),
         "report": _REPORT_SECONDS,
     }

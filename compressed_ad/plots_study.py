@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from compressed_ad.plots import COLOURS, LINES, styled
 from compressed_ad.study_rows import Point, Row
-from compressed_ad.study_tables import Difference
+from compressed_ad.study_tables import Cost, Difference
 
 
 @styled
@@ -98,6 +98,38 @@ def marked_by_tenth(rows: Sequence[Row], variants: Sequence[str]) -> Figure:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     panels[0].set_ylabel("marked steps")
     panels[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=9)
+    return figure
+
+
+@styled
+def cost_curves(found: Sequence[Cost], label: str) -> Figure:
+    """The result by context length and by FLOPs of an in-context step, one row of panels per family.
+
+    Bars are 95 % intervals of the means over runs.
+    """
+    families = list(dict.fromkeys(c.family for c in found))
+    figure = Figure(figsize=(8.4, 0.5 + 3.1 * len(families)))
+    panels = figure.subplots(len(families), 2, sharex="col", sharey="row", squeeze=False)
+    for row, family in zip(panels, families, strict=True):
+        curves = list(dict.fromkeys(c.curve for c in found if c.family == family))
+        for k, curve in enumerate(curves):
+            own = [c for c in found if (c.family, c.curve) == (family, curve)]
+            bars = [
+                [c.value.mean - c.value.low for c in own],
+                [c.value.high - c.value.mean for c in own],
+            ]
+            style = {"color": COLOURS[k % 6], "linestyle": LINES[k % 6], "marker": "o", "markersize": 4}
+            for axes, cost in zip(
+                row, ([c.context for c in own], [c.action / 1e6 for c in own]), strict=True
+            ):
+                nudged = np.array(cost) * (1 + 0.012 * (k - (len(curves) - 1) / 2))
+                axes.errorbar(nudged, [c.value.mean for c in own], bars, label=curve, elinewidth=1, **style)
+        row[0].set_title(family)
+        row[0].set_ylabel(label)
+    panels[-1][0].set_xlabel("context in steps")
+    panels[-1][1].set_xlabel("MFLOP per in-context step")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=4)
     return figure
 
 

@@ -48,6 +48,7 @@ KEYS = {
     "variants": "what is compared: a name of your choice and its settings",
     "baseline": "the variant that the others are compared with (default: the first)",
     "compare": "further comparisons, pairs [one, other]: other minus one",
+    "curves": "cost curves: a name of your choice and variants that differ in their model's size or context",
     "runs": "runs of each variant, a number or one for each family",
     "first_seed": "seed of the first run (default: 0)",
     "metric": "what the verdicts rest on: final, auc or validation_return (default: final)",
@@ -103,6 +104,7 @@ class Study:
     spread: float | None
     families: tuple[str, ...]
     variants: tuple[str, ...]
+    curves: Mapping[str, tuple[str, ...]]  # what cost is compared with result along: variants by curve
     runs: Mapping[str, int]  # by family
     cells: tuple[Cell, ...]  # runs outermost, so that every comparison fills evenly
 
@@ -179,6 +181,7 @@ def load_study(
         spread=_spread(tree),
         families=tuple(chosen_families),
         variants=tuple(chosen),
+        curves=_curves(tree, known["variants"], chosen),
         runs={family: counts[family] for family in chosen_families},
         cells=tuple(cells),
     )
@@ -288,6 +291,18 @@ def _comparisons(
             _among(tree, "compare", name, known)
         pairs.append((pair[0], pair[1]))
     return tuple(p for p in dict.fromkeys(pairs) if set(p) <= set(chosen) and p[0] != p[1])
+
+
+def _curves(tree: _Tree, known: Sequence[str], chosen: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    given = {p[1:]: value for p, (value, _) in tree.leaves.items() if p[0] == "curves"}
+    found = {}
+    for name, names in given.items():
+        if len(name) != 1 or not isinstance(names, list):
+            raise ConfigError(f"{tree.where('curves')}: curves must be a list of variants by name")
+        for variant in names:
+            _among(tree, "curves", variant, known)
+        found[name[0]] = tuple(variant for variant in chosen if variant in names)
+    return {name: names for name, names in found.items() if names}
 
 
 def _config(bottom: Leaves, layers: Sequence[Leaves], top: Leaves, small: bool) -> Config:

@@ -13,13 +13,15 @@ from compressed_ad.plots import Figure
 from compressed_ad.run_directory import environment
 from compressed_ad.study_file import Study
 from compressed_ad.study_rows import Point, Row
-from compressed_ad.study_tables import MEASURES, POOLED, Difference, differences, power_lines, tables
+from compressed_ad.study_tables import MEASURES, POOLED, Difference, costs, differences, power_lines, tables
 
 CAPTIONS = {
     "Family Variant": "Means over runs. Returns are normalised per task: 0 is the uniformly random policy, 1"
     " the optimal one.",
     "Family Difference": "Paired differences over runs: each run has its own histories, split and training"
     " seed. The verdict goes by the 95 % interval; Holm's adjustment counts all comparisons of this table.",
+    "Family Curve": "What a model costs and how it does: floating-point operations of one in-context step,"
+    " and of all gradient steps.",
     "Measure": "Gradient steps until a run validates as the baseline's run on the same data does at its end.",
 }
 
@@ -117,6 +119,9 @@ def _figures(
                 plots_study.marked_by_tenth(rows, study.variants),
             )
         )
+    if by_cost := costs(study, rows):
+        caption = "The result by what it costs: means over runs with 95 % intervals."
+        figures.append(("costs", caption, plots_study.cost_curves(by_cost, label)))
     if len({point.step for point in points}) > 1:
         figures.append(
             ("convergence", "Validation while training.", plots_study.convergence(points, study.variants))

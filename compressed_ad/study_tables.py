@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student_t
 
+from compressed_ad.flops import action_flops, training_flops
 from compressed_ad.study_file import Study
 from compressed_ad.study_rows import Point, Row
 from compressed_ad.types import FloatArray
@@ -228,6 +229,45 @@ def _crossing(curve: Sequence[tuple[int, float]], level: float) -> float:
     return math.nan
 
 
+# ---------------------------------------------------------------- cost
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A point of a cost curve: what a variant's model costs in a family, and how it does."""
+
+    family: str
+    curve: str
+    variant: str
+    context: int  # steps
+    action: float  # FLOPs of one in-context step
+    training: float  # FLOPs of all gradient steps
+    value: Mean  # of the study's metric over runs
+
+
+def costs(study: Study, rows: Sequence[Row]) -> list[Cost]:
+    """The points of the study's cost curves that have results, each curve from its cheapest model on."""
+    models = {(cell.family, cell.variant): cell.trained.model for cell in study.cells}
+    values = means(rows, study.metric)
+    found = [
+        Cost(
+            family,
+            curve,
+            variant,
+            (model := models[family, variant]).n_transit,
+            action_flops(model),
+            training_flops(model),
+            values[family, variant],
+        )
+        for family in study.families
+        for curve, variants in study.curves.items()
+        for variant in variants
+        if (family, variant) in values
+    ]
+    places = {name: k for k, name in enumerate([*study.families, *study.curves])}
+    return sorted(found, key=lambda c: (places[c.family], places[c.curve], c.action))
+
+
 # ---------------------------------------------------------------- as text
 
 
@@ -289,11 +329,24 @@ def convergence_table(found: Sequence[Convergence]) -> list[list[str]]:
     return table
 
 
+def cost_table(found: Sequence[Cost], measure: str) -> list[list[str]]:
+    """Header and one line per point of a cost curve."""
+    head = ["Family", "Curve", "Variant", "Context", "MFLOP per step", "TFLOP of training", "Runs"]
+    table = [[*head, MEASURES[measure], "95 % interval"]]
+    for c in found:
+        cost = [str(c.context), f"{c.action / 1e6:.3f}", f"{c.training / 1e12:.2f}", str(c.value.n)]
+        span = f"{_share(c.value.low)} to {_share(c.value.high)}"
+        table.append([c.family, c.curve, c.variant, *cost, _share(c.value.mean), span])
+    return table
+
+
 def tables(study: Study, rows: Sequence[Row], points: Sequence[Point]) -> list[list[list[str]]]:
-    """All tables of a study: means, differences on its metric and the other one, convergence if recorded."""
+    """All tables of a study: means, differences by measure, cost curves if any, convergence if recorded."""
     measures = dict.fromkeys((study.metric, "final", "auc"))
     found = [means_table(rows, study.variants)]
     found += [difference_table(differences(rows, study.comparisons, measure)) for measure in measures]
+    if points_of_curves := costs(study, rows):
+        found.append(cost_table(points_of_curves, study.metric))
     reached = convergence(points, study.baseline)
     return [*found, convergence_table(reached)] if reached else found
 

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "compressed_ad"
 
 # Reading order is import order: a file imports only from files before it.
 LAYERS = """
-errors types spaces seeding files registry settings
+errors types spaces seeding files registry settings flops
 tasks.base tasks.replay tasks.bandit_kernels tasks.bandit_rules tasks.bandit tasks.grid tasks.gridworld
 tasks.point_mass tasks tasks.gymnasium tasks.vector tasks.gymnasium_family
 tasks.minigrid tasks.metaworld tasks.xland tasks.select tasks.conformance

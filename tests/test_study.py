@@ -35,8 +35,11 @@ variants:
   CompressedAD: {}
   random: {marker: {marker: random, params: {on_policy_threshold: 0.2, compression_window: 3}}}
   self: {weights: CompressedAD, evaluation: {marks: self}}
+  short: {model: {model: AD, n_transit: 10}}
 compare:
   - [random, CompressedAD]
+curves:
+  plain: [short, AD]
 """
 
 
@@ -57,21 +60,28 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_study_leaves_rows_tables_and_a_page(finished: Path) -> None:
     own = finished / "out" / "tiny"
     rows = read_rows(own / "table.csv")
-    assert len({row.key for row in rows}) == 3 * 4
+    assert len({row.key for row in rows}) == 3 * 5
     assert all(np.isfinite(row.final) and np.isfinite(row.generalisation) for row in rows)
     page = (own / "index.html").read_text()
     assert "Does it work?" in page and "http://" not in page.replace("http://www.w3.org", "")
-    assert {p.stem for p in (own / "figures").glob("*.png")} >= {"differences", "runs", "convergence"}
+    assert {p.stem for p in (own / "figures").glob("*.png")} >= {
+        "differences",
+        "runs",
+        "convergence",
+        "costs",
+    }
     text = (own / "table.md").read_text()
     assert "CompressedAD − AD" in text and "CompressedAD − random" in text
+    contexts = [line.split(" | ")[2:4] for line in text.splitlines() if line.startswith("| room | plain")]
+    assert contexts == [["short", "10"], ["AD", "60"]]
 
 
 def test_weights_are_shared_and_only_how_they_play_differs(finished: Path) -> None:
     loaded = load_study(finished / "tiny.yaml")
     parts = study.groups(loaded, finished / "out")
-    assert len(loaded.cells) == 12 and len(parts) == 9
+    assert len(loaded.cells) == 15 and len(parts) == 12
     runs = sorted(p.name for p in (finished / "out" / "runs").iterdir())
-    assert len(runs) == 9
+    assert len(runs) == 12
     shared = [g for g in parts if len(g.plays) == 2]
     assert all({c.variant for c, _, _ in g.plays} == {"CompressedAD", "self"} for g in shared)
     assert len({path for g in shared for _, _, path in g.plays}) == 6
@@ -109,7 +119,7 @@ def test_the_same_command_again_trains_nothing(finished: Path, capsys: pytest.Ca
     capsys.readouterr()
     assert main(["study", str(finished / "tiny.yaml"), "--out", str(out), "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "9 runs are finished" in said and "see a paired difference of" in said
+    assert "12 runs are finished" in said and "see a paired difference of" in said
 
 
 def test_kept_results_give_the_same_tables(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,6 +195,13 @@ def test_every_shipped_study_is_valid_and_can_be_made_small(path: Path) -> None:
         ("{weights: CompressedAD, evaluation", "{weights: AD, model", r"can only set evaluation, not model"),
         ("marker: random", "marker: radnom", r"unknown marker 'radnom' \(did you mean 'random'\?\)"),
         ("[random, CompressedAD]", "[random]", r"tiny.yaml:\d+: compare must be pairs"),
+        (
+            "plain: [short, AD]",
+            "plain: [shrot, AD]",
+            r"tiny.yaml:\d+: curves: unknown 'shrot' \(did you mean",
+        ),
+        ("plain: [short, AD]", "plain: short", r"tiny.yaml:\d+: curves must be a list of variants"),
+        ("plain: [short, AD]", "[short, AD]", r"tiny.yaml:\d+: curves must be a list of variants"),
         ("spread: 0.1", "spread: wide", r"tiny.yaml:5: spread must be a number above 0"),
         ("env: {family: darkroom_permuted", "env: {family: drkroom_permuted", r"unknown task family"),
         ("heldout: 3", "heldout: 300", r"300"),
