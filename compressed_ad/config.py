@@ -33,6 +33,7 @@ from compressed_ad.settings import (
     S,
     located_problems,
 )
+from compressed_ad.spaces import family_specs
 from compressed_ad.tasks.base import TaskFamily
 from compressed_ad.tasks.select import make_family
 from compressed_ad.transforms import check_transforms
@@ -106,7 +107,7 @@ def semantic_problems(leaves: Leaves) -> list[str]:
     marker = _valid(MarkerSettings, tree.get("marker"))
     model = _valid(ModelConfig, tree.get("model"))
     comparison = _valid(ComparisonSettings, tree.get("comparison"))
-    there = attempt(("env", "kwargs"), lambda: make_family(env.family, env.kwargs))
+    there = attempt(("env", "kwargs"), lambda: family_specs(make_family(env.family, env.kwargs)))
     if there:
         seed = tree.get("seed")
         seed = seed if isinstance(seed, int) and seed >= 0 else 0

@@ -126,6 +126,8 @@ def cost_curves(found: Sequence[Cost], label: str) -> Figure:
                 axes.errorbar(nudged, [c.value.mean for c in own], bars, label=curve, elinewidth=1, **style)
         row[0].set_title(family)
         row[0].set_ylabel(label)
+        for axes in row:
+            axes.locator_params(axis="x", nbins=6)
     panels[-1][0].set_xlabel("context in steps")
     panels[-1][1].set_xlabel("MFLOP per in-context step")
     handles, labels = panels[0][0].get_legend_handles_labels()

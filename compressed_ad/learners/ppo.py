@@ -15,9 +15,10 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from annotated_types import Ge, MinLen
+from gymnasium import spaces
 from pydantic import Field, ValidationError
 
-from compressed_ad.errors import ConfigError, nearest
+from compressed_ad.errors import ConfigError, SpaceError, nearest
 from compressed_ad.learners.base import LEARNER, Progress
 from compressed_ad.settings import Count, Fraction, NonNegative, Positive, Settings
 from compressed_ad.tasks.base import TaskFamily
@@ -74,6 +75,19 @@ class BatchedPPO:
     def __init__(self, **config: Any) -> None:
         self.config = _config(config)
 
+    def check(self, family: TaskFamily, *, n_timesteps: int, n_stream: int) -> None:
+        """See ``learners.base.Checks``; observations and ``count_bonus`` are looked at by ``learn`` alone."""
+        if n_timesteps < self.config.n_steps:
+            raise ConfigError(
+                f"ppo: n_steps {self.config.n_steps} exceeds the {n_timesteps} steps of a stream; "
+                "nothing would be learned"
+            )
+        if not isinstance(family.action_space, spaces.Discrete):
+            raise SpaceError(
+                f"{family.name}: ppo learns Discrete actions, not {family.action_space}; "
+                "try the learner sb3:PPO"
+            )
+
     def learn(
         self,
         family: TaskFamily,
@@ -97,6 +111,7 @@ class BatchedPPO:
         # Numba takes a second to import, which a command line that only prints help should not spend.
         from compressed_ad.learners.ppo_batch import train
 
+        self.check(family, n_timesteps=n_timesteps, n_stream=n_stream)
         return train(
             self.config, family, task_ids, tasks,
             n_timesteps=n_timesteps, n_learner=n_learner, n_stream=n_stream, seed=seed, progress=progress,

@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from compressed_ad.errors import ConfigError, NumericalError, SpaceError
+from compressed_ad.errors import NumericalError, SpaceError
 from compressed_ad.learners import ppo_kernels as kernels
 from compressed_ad.learners.base import Progress
 from compressed_ad.seeding import rng, seed64
@@ -42,22 +42,14 @@ def train(
     seed: int,
     progress: Progress,
 ) -> list[History]:
-    """What ``BatchedPPO.learn`` promises."""
-    if n_timesteps < cfg.n_steps:
-        raise ConfigError(
-            f"ppo: n_steps {cfg.n_steps} exceeds the {n_timesteps} steps of a stream; "
-            "nothing would be learned"
-        )
+    """What ``BatchedPPO.learn`` promises, of a family and lengths that its ``check`` accepts."""
     encoder = Encoder(family.observation_space)
     if cfg.count_bonus and encoder.n_obs is None:
         raise SpaceError(
             f"{family.name}: count_bonus needs a discrete observation space of at most {_NUMBERED} "
             f"observations, not {family.observation_space}"
         )
-    if not isinstance(family.action_space, spaces.Discrete):
-        raise SpaceError(
-            f"{family.name}: ppo learns Discrete actions, not {family.action_space}; try the learner sb3:PPO"
-        )
+    assert isinstance(family.action_space, spaces.Discrete)
     first_action = int(family.action_space.start)
     who = [(int(task), k) for task in task_ids for k in range(n_learner)]
     shape = (len(who), n_stream)
