@@ -12,6 +12,7 @@ import numpy as np
 from compressed_ad.histories import HistoryFile
 from compressed_ad.judge_run import make_player
 from compressed_ad.registry import call_text
+from compressed_ad.results import PAYS_ALWAYS
 from compressed_ad.runs import Job, silent
 from compressed_ad.types import FloatArray, IntArray
 from compressed_ad.workers import Report
@@ -102,8 +103,17 @@ def play(job: Job, ids: IntArray, report: Report = silent) -> Played:
             *(["actions have no bounds: no random walk"] if reference is None else []),
             *(["the family tells no distance to its rewards"] if distance is None else []),
             *(["all rewards are equally far"] if distance is not None and np.ptp(distance) == 0 else []),
+            *(["random actions are paid as well: meeting a reward says nothing"] if _pays(reference) else []),
         ],
     )
+
+
+def _pays(walk: Rollouts | None) -> bool:
+    """Whether a random walk is paid nearly from the start."""
+    if walk is None:
+        return False
+    first = walk.rewards[walk.episode == 0]
+    return bool((first != 0).mean() > PAYS_ALWAYS)
 
 
 def _side(record: Rollouts, places: int | None) -> Side:

@@ -370,3 +370,21 @@ def test_without_a_grid_what_can_be_measured_is(run, tmp_path: Path, monkeypatch
     coverage = content["in_context"]["coverage"]
     assert 2 <= coverage[0] <= coverage[1] <= coverage[2] <= 5
     assert not Path("c/paths.png").exists() and Path("c/found.png").exists()
+
+
+def test_where_every_step_may_pay_meeting_a_reward_is_said_to_mean_nothing(run, tmp_path: Path) -> None:
+    bandits = [
+        "--env",
+        "bernoulli_bandit",
+        "--env.n_task",
+        "6",
+        "--env.heldout",
+        "2",
+        "--env.validation",
+        "1",
+    ]
+    source = ["--algorithm", "thompson", "--algorithm.n_stream", "2", "--algorithm.n_timesteps", "60"]
+    path = trained(tmp_path / "made", *bandits, *source)
+    code, out, _ = run("rollouts", path, "--episodes", "3", "--out", "c")
+    assert code == 0
+    assert "Note: random actions are paid as well: meeting a reward says nothing." in out
