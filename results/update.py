@@ -24,11 +24,11 @@ PAIR = ("AD", "CompressedAD")
 FIGURES = {
     "guide": ("differences", "convergence"),
     "controls": ("differences",),
-    "why": ("differences",),
     "sweep": ("marked",),
     "frontier": ("differences",),
     "thinning": ("differences",),
     "context": ("costs",),
+    "shorter": ("differences",),
     "condition": ("differences",),
 }
 
