@@ -63,7 +63,8 @@ def test_every_shipped_section_is_valid(path):
     if not extras().get(prefix, True):
         pytest.skip(f"the extra {prefix} is not installed")
     continuous = {"env": "point_mass", "algorithm": "sb3_sac"}
-    fits = continuous if "sb3:SAC" in stored.values() or path.stem == "point_mass" else {}
+    needed = "sb3:SAC" in stored.values() or path.stem in ("point_mass", "metaworld")
+    fits = continuous if needed else {}
     config = asked(**{**fits, section: path.stem})
     for key in stored.keys() & {"family", "learner", "tf_n_embd", "n_task"}:
         assert getattr(getattr(config, section), key) == stored[key]
