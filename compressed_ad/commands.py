@@ -162,8 +162,7 @@ def _plan(config: Config, out: Path, history: Path, todo: Sequence[Job]) -> str:
     }
     what = {
         "collect": f"{steps:,} steps of {config.algorithm.learner} on {config.env.family} -> {history}",
-        "mark": f"{config.marker.marker}, threshold {config.marker.on_policy_threshold:g},"
-        f" window {config.marker.compression_window}",
+        "mark": call_text(config.marker.marker, marker_params(config.marker)),
         "train": f"{' and '.join(config.comparison.methods)}, seeds {', '.join(map(str, config.seeds))}:"
         f" {model.steps:,} gradient steps each",
         "evaluate": f"{config.evaluation.episodes} in-context episodes,"

@@ -20,7 +20,8 @@ from compressed_ad.config_layers import NOWHERE, SECTIONS, Request, nested, orig
 from compressed_ad.errors import ConfigError, SpaceError, UnknownNameError, UsageError
 from compressed_ad.learners.base import Checks
 from compressed_ad.learners.select import make_learner
-from compressed_ad.marking import find_marker, marker_faults, marker_parameters
+from compressed_ad.markers import MARKER
+from compressed_ad.marking import REQUIRED, find_marker, marker_faults, marker_parameters
 from compressed_ad.registry import import_attribute
 from compressed_ad.settings import (
     MODEL_NAMES,
@@ -40,6 +41,9 @@ from compressed_ad.transforms import check_transforms
 from compressed_ad.types import Split
 from compressed_ad.yaml_file import Leaves
 
+GUIDE_SETTINGS = ("on_policy_threshold", "compression_window")
+"""Parameters of a marker that are settings of their own, because they are in the guide."""
+
 
 def load_config(request: Request) -> Config:
     """The validated configuration; ``ConfigError`` lists every mistake with its place."""
@@ -48,7 +52,7 @@ def load_config(request: Request) -> Config:
     found += semantic_problems(leaves)
     if config is None or found:
         raise ConfigError(dict.fromkeys(found))
-    return config
+    return with_marker_defaults(config)
 
 
 def explicit_keys(request: Request) -> set[str]:
@@ -116,6 +120,7 @@ def semantic_problems(leaves: Leaves) -> list[str]:
     if attempt(("algorithm", "learner_kwargs"), lambda: make_learner(learner, kwargs)) and there:
         attempt(("algorithm", "learner"), lambda: _check_learner(env, algorithm))
     attempt(("marker", "params"), lambda: _check_marker(marker))
+    attempt(("marker", "marker"), lambda: _check_guide_settings(marker, leaves))
     attempt(("model", "model"), lambda: check_model_name(model.model))
     for transform in model.transforms:
         pair = (transform.name, transform.params)
@@ -186,6 +191,17 @@ def _check_marker(settings: MarkerSettings) -> None:
         raise ConfigError(problems[0].removeprefix("It cannot mark an ordinary history: "))
 
 
+def _check_guide_settings(settings: MarkerSettings, leaves: Leaves) -> None:
+    """What the command line sets must be used; what a preset sets for another marker may be left out."""
+    if settings.marker not in MARKER:
+        return
+    known = marker_parameters(settings.marker)
+    for key in GUIDE_SETTINGS:
+        value, where = leaves.get(("marker", key), (None, ""))
+        if value is not None and key not in known and where.startswith("--"):
+            raise ConfigError(f"marker {settings.marker!r} has no {key}; it has {', '.join(known) or 'none'}")
+
+
 def check_model_name(name: str) -> None:
     """Raise ``UsageError`` for a model that is neither registered nor a class at ``module:attribute``."""
     if name in MODEL_NAMES:
@@ -197,14 +213,25 @@ def check_model_name(name: str) -> None:
 
 
 def marker_params(settings: MarkerSettings) -> dict[str, Any]:
-    """Keyword arguments for the marker: the guide's two where it has them, then ``params``."""
+    """Keyword arguments for the marker: the guide's two as far as they are set and it has them, and ``params``."""
     known = marker_parameters(settings.marker)
-    guide = ("on_policy_threshold", "compression_window")
-    # A marker with its own idea of a threshold keeps it unless the threshold was set to something else.
-    default = {key: MarkerSettings.model_fields[key].default for key in guide}
-    chosen = {key: getattr(settings, key) for key in guide if key in known}
-    kept = [key for key in chosen if chosen[key] == default[key] != known[key]]
-    return {**{key: value for key, value in chosen.items() if key not in kept}, **settings.params}
+    guide = {key: getattr(settings, key) for key in GUIDE_SETTINGS if key in known}
+    return {**{key: value for key, value in guide.items() if value is not None}, **settings.params}
+
+
+def with_marker_defaults(config: Config) -> Config:
+    """``config`` stating the marker's call: its own defaults for what is not set, None for what it lacks."""
+    settings, known = config.marker, marker_parameters(config.marker.marker)
+    stated = settings.model_dump()
+    for key in GUIDE_SETTINGS:
+        if key not in known:
+            stated[key] = None
+        elif stated[key] is None and known[key] is not REQUIRED:
+            stated[key] = known[key]
+    try:
+        return config.model_copy(update={"marker": MarkerSettings.model_validate(stated)})
+    except ValidationError:  # a marker of the user's own that gives these names another meaning
+        return config
 
 
 def build_family(config: Config) -> TaskFamily:

@@ -12,8 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from compressed_ad.agents import Agent, OptimalAgent, RandomAgent
 from compressed_ad.errors import UsageError
@@ -272,8 +272,8 @@ def rank_correlation(distance: FloatArray, times: FloatArray) -> float:
 
     Infinite times are the latest and equal. NaN where either does not vary.
     """
-    first = rankdata(np.broadcast_to(np.asarray(distance)[:, None], times.shape).ravel())
-    second = rankdata(times.ravel())
+    first = scipy.stats.rankdata(np.broadcast_to(np.asarray(distance)[:, None], times.shape).ravel())
+    second = scipy.stats.rankdata(times.ravel())
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return float("nan")
     return float(np.corrcoef(first, second)[0, 1])

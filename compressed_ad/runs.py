@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressed_ad.config import marker_params
+from compressed_ad.config import GUIDE_SETTINGS, marker_params
 from compressed_ad.errors import RunDirectoryError, UsageError
 from compressed_ad.histories import HistoryFile
 from compressed_ad.run_directory import history_provenance, run_name, stored_config, stored_environment
@@ -80,8 +80,9 @@ def playing(config: Config) -> dict[str, Any]:
     """How models play: the options of ``InContextAgent``."""
     options = {key: getattr(config.evaluation, key) for key in _PLAYING}
     if config.evaluation.marks == "self":
-        options["on_policy_threshold"] = config.marker.on_policy_threshold
-        options["compression_window"] = config.marker.compression_window
+        # The rule online is the guide's; a marker without these settings leaves it at its defaults.
+        guide = {key: getattr(config.marker, key) for key in GUIDE_SETTINGS}
+        options |= {key: value for key, value in guide.items() if value is not None}
     return options
 
 

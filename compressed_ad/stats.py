@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
-from scipy.stats import t as student_t
 
 from compressed_ad.seeding import rng
 
@@ -343,7 +342,7 @@ def _crossed_interval(
     spread = run**2 / max(1, df_run) + task**2 / max(1, df_task) + extra**2 / max(1, df_run * df_task)
     tail, scale = (1 - CONFIDENCE) / 2, 1.0
     if wanted > 0.0:  # 0 where only rare combinations of runs and tasks move a trimmed statistic at all
-        t_ratio = student_t.ppf(1 - tail, df=wanted**2 / spread) / norm.ppf(1 - tail)
+        t_ratio = scipy.special.stdtrit(wanted**2 / spread, 1 - tail) / scipy.special.ndtri(1 - tail)
         scale = float(np.sqrt(wanted) * t_ratio)
     below, above = np.nanquantile(both, [tail, 1 - tail])
     low = estimate - scale * max(0.0, estimate - float(below))

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from compressed_ad import yaml_file
-from compressed_ad.config import semantic_problems, validate
+from compressed_ad.config import semantic_problems, validate, with_marker_defaults
 from compressed_ad.config_layers import (
     Request,
     config_folder,
@@ -318,7 +318,7 @@ def _config(bottom: Leaves, layers: Sequence[Leaves], top: Leaves, small: bool) 
     problems += semantic_problems(leaves)
     if config is None or problems:
         raise ConfigError(problems)
-    return config
+    return with_marker_defaults(config)
 
 
 _SIZES = {

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student_t
+import scipy
 
 from compressed_ad.flops import action_flops, training_flops
 from compressed_ad.study_file import Study
@@ -87,7 +87,7 @@ def mean_of(values: Sequence[float] | FloatArray) -> Mean:
     if n == 1:
         return Mean(middle, math.nan, math.nan, math.nan, 1)
     spread = float(known.std(ddof=1))
-    half = float(student_t.ppf((1 + LEVEL) / 2, n - 1)) * spread / math.sqrt(n)
+    half = float(scipy.special.stdtrit(n - 1, (1 + LEVEL) / 2)) * spread / math.sqrt(n)
     return Mean(middle, middle - half, middle + half, spread, n)
 
 
@@ -99,7 +99,7 @@ def detectable(spread: float, n: int) -> float:
     """
     if n < 2:
         return math.nan
-    quantiles = student_t.ppf((1 + LEVEL) / 2, n - 1) + student_t.ppf(POWER, n - 1)
+    quantiles = scipy.special.stdtrit(n - 1, (1 + LEVEL) / 2) + scipy.special.stdtrit(n - 1, POWER)
     return float(quantiles) * spread / math.sqrt(n)
 
 
@@ -140,10 +140,10 @@ def _difference(family: str, one: str, other: str, measure: str, estimate: Mean,
     p = math.nan
     if estimate.n > 1:
         half = estimate.high - estimate.mean
-        quantile = float(student_t.ppf((1 + LEVEL) / 2, estimate.n - 1))
+        quantile = float(scipy.special.stdtrit(estimate.n - 1, (1 + LEVEL) / 2))
         p = 1.0 if estimate.mean == 0 else 0.0
         if half > 0:
-            p = 2 * float(student_t.sf(abs(estimate.mean) * quantile / half, estimate.n - 1))
+            p = 2 * float(scipy.special.stdtr(estimate.n - 1, -abs(estimate.mean) * quantile / half))
     seen = detectable(estimate.spread, estimate.n)
     return Difference(family, one, other, measure, estimate, seen, p, fewest)
 
@@ -157,7 +157,7 @@ def _pooled(estimates: Sequence[Mean]) -> Mean:
         return Mean(middle, middle, middle, 0.0, n)
     freedom = total**2 / float((parts**2 / (np.array([e.n for e in estimates]) - 1)).sum())
     whole = max(2, math.floor(freedom) + 1)
-    half = float(student_t.ppf((1 + LEVEL) / 2, whole - 1)) * math.sqrt(total)
+    half = float(scipy.special.stdtrit(whole - 1, (1 + LEVEL) / 2)) * math.sqrt(total)
     return Mean(middle, middle - half, middle + half, math.sqrt(total * whole), whole)
 
 

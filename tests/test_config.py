@@ -308,8 +308,28 @@ def test_a_marker_keeps_its_own_default_threshold():
     assert marker_params(MarkerSettings(marker="high_confidence")) == {}
     chosen = MarkerSettings(marker="high_confidence", on_policy_threshold=0.8)
     assert marker_params(chosen) == {"on_policy_threshold": 0.8}
-    assert marker_params(MarkerSettings()) == {"on_policy_threshold": 0.7, "compression_window": 10}
-    assert marker_params(MarkerSettings(marker="none")) == {}
+    # A value that is set is used, also where it equals the guide's default.
+    assert marker_params(MarkerSettings(marker="high_confidence", on_policy_threshold=0.7)) == {
+        "on_policy_threshold": 0.7
+    }
+    assert marker_params(MarkerSettings()) == {}
+    assert marker_params(MarkerSettings(marker="none", on_policy_threshold=0.5)) == {}
+
+
+def test_the_configuration_states_the_call_of_the_marker():
+    def marker(*overrides: tuple[str, str], preset: str = "default") -> MarkerSettings:
+        return load_config(Request(preset, overrides=overrides)).marker
+
+    assert (marker().on_policy_threshold, marker().compression_window) == (0.7, 10)
+    high = marker(("marker.marker", "high_confidence"))
+    assert (high.on_policy_threshold, high.compression_window) == (0.95, None)
+    explicit = marker(("marker.marker", "high_confidence"), ("marker.on_policy_threshold", "0.7"))
+    assert explicit.on_policy_threshold == 0.7
+    assert marker_params(explicit) == {"on_policy_threshold": 0.7}
+    none = marker(("marker.marker", "none"), preset="smoke")  # the preset's 0.2 and 3 are another marker's
+    assert (none.on_policy_threshold, none.compression_window) == (None, None)
+    with pytest.raises(ConfigError, match="marker 'none' has no compression_window"):
+        marker(("marker.marker", "none"), ("marker.compression_window", "5"))
 
 
 def test_configuration_is_immutable_and_hashes_out_no_torch():

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import scipy
 from gymnasium import spaces
-from scipy.special import xlogy
 
 from compressed_ad.errors import ConfigError, SpaceError, UsageError, nearest
 from compressed_ad.learners.base import LEARNER, Progress
@@ -175,7 +175,7 @@ class NoisyAgent:
             same = (chosen == best).reshape(len(best), -1).all(axis=1)
             self.probability = np.where(same, 1 - rate + other, other) ** (1 / self.actions.n_part)
             likely, n_other = 1 - rate + other, self.actions.count - 1
-            entropy = -xlogy(likely, likely) - n_other * xlogy(other, other)
+            entropy = -scipy.special.xlogy(likely, likely) - n_other * scipy.special.xlogy(other, other)
             self.entropy = np.full(len(best), entropy)
         self._time += 1
         return chosen

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import numpy as np
-import scipy.special
+import scipy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

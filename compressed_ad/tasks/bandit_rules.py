@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import betainc, betaln, entr
 
 from compressed_ad.seeding import SlotDraws, rng
 from compressed_ad.types import AnyArray, IntArray, Step
@@ -64,7 +64,7 @@ class BetaPosterior:
     def reset(self, n_env: int) -> None:
         """See ``Posterior.reset``."""
         self.counts = np.tile(self.prior, (n_env, self.n_arm, 1))  # (N, K, 2) alpha and beta
-        start = betainc(*self.prior, self._x)
+        start = scipy.special.betainc(*self.prior, self._x)
         self._cdf = np.tile(start, (n_env, self.n_arm, 1))
 
     def best(self) -> Floats:
@@ -77,7 +77,11 @@ class BetaPosterior:
         """See ``Posterior.update``."""
         slot, won = np.arange(len(actions)), np.asarray(rewards) > 0
         alpha, beta = self.counts[slot, actions].T
-        log = alpha[:, None] * self._log[0] + beta[:, None] * self._log[1] - betaln(alpha, beta)[:, None]
+        log = (
+            alpha[:, None] * self._log[0]
+            + beta[:, None] * self._log[1]
+            - scipy.special.betaln(alpha, beta)[:, None]
+        )
         term = np.exp(log) * np.where(won, -1 / alpha, 1 / beta)[:, None]
         self._cdf[slot, actions] = np.clip(self._cdf[slot, actions] + term, 0.0, 1.0)
         self.counts[slot, actions, np.where(won, 0, 1)] += 1
@@ -144,7 +148,7 @@ class Rule(ABC):
         # Rounding may lead past the last arm with any chance.
         actions = np.where(chances[np.arange(len(actions)), actions] > 0, actions, chances.argmax(axis=1))
         self.probability = chances[np.arange(len(actions)), actions]
-        self.entropy = entr(chances).sum(axis=1)
+        self.entropy = scipy.special.entr(chances).sum(axis=1)
         return np.asarray(actions, np.int64)
 
     @abstractmethod
