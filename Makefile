@@ -35,7 +35,7 @@ test: install
 
 test-extras: install
 	@cd $(ROOT) && $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[minigrid,metaworld,xland]'
-	@cd $(ROOT) && $(BIN)/python -m pytest tests/test_minigrid.py tests/test_metaworld.py tests/test_xland.py tests/test_optional_environments.py
+	@cd $(ROOT) && $(BIN)/python -m pytest tests/tasks/test_minigrid.py tests/tasks/test_metaworld.py tests/tasks/test_xland.py tests/tasks/test_optional_environments.py
 
 lint: install
 	@cd $(ROOT) && $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -34,10 +34,9 @@ import llvmlite.binding as llvm
 import numpy as np
 from numba import njit
 
-from compressed_ad.learners import ppo_kernels as kernels
-from compressed_ad.learners.ppo import BatchedPPO
-from compressed_ad.learners.ppo_batch import Encoder, layout
-from compressed_ad.learners.sb3 import SB3Learner
+from compressed_ad.learners.ppo import BatchedPPO, kernels
+from compressed_ad.learners.ppo.training import Encoder, layout
+from compressed_ad.learners.sb3.learner import SB3Learner
 from compressed_ad.seeding import rng
 from compressed_ad.tasks.gridworld import Darkroom
 from compressed_ad.types import History

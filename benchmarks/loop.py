@@ -22,7 +22,16 @@ def run(quick: bool = False, preset: str = "smoke") -> dict[str, Any]:
     """Seconds of each stage, and of a second call that finds everything done."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        command = [sys.executable, "-m", "compressed_ad.cli", "run", "--preset", preset, "--out", str(out)]
+        command = [
+            sys.executable,
+            "-m",
+            "compressed_ad.cli.main",
+            "run",
+            "--preset",
+            preset,
+            "--out",
+            str(out),
+        ]
         walls = []
         for _ in range(2):
             start = time.perf_counter()

@@ -24,9 +24,9 @@ import numpy as np
 
 from benchmarks.measuring import write
 from compressed_ad.errors import MarkerError
-from compressed_ad.learners.sb3 import SB3Learner
-from compressed_ad.learners.sb3_algorithms import ALGORITHM, DISCRETE
-from compressed_ad.marking import apply_marker
+from compressed_ad.learners.sb3.algorithms import ALGORITHM, DISCRETE
+from compressed_ad.learners.sb3.learner import SB3Learner
+from compressed_ad.marking.apply import apply_marker
 from compressed_ad.tasks.gridworld import Darkroom
 from compressed_ad.types import History
 

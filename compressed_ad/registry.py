@@ -16,11 +16,13 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 class Registry(Mapping[str, T], Generic[T]):
     """A read-only mapping of names to objects whose lookups also accept ``module:attribute``.
 
-    ``kind`` is the word used in error messages ("marker", "task family", ...).
+    ``kind`` is the word used in error messages ("marker", "task family", ...). ``homes`` are names with the
+    ``module:attribute`` of each: what is heavy is imported when it is first asked for.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, homes: Mapping[str, str] | None = None) -> None:
         self.kind = kind
+        self._homes = dict(homes or {})
         self._items: dict[str, T] = {}
 
     def register(self, *names: str) -> Callable[[T], T]:
@@ -28,7 +30,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
         def add(item: T) -> T:
             for name in names:
-                if name in self._items:
+                if name in self:
                     raise ValueError(f"{self.kind} {name!r} is registered twice")
                 self._items[name] = item
             return item
@@ -38,18 +40,19 @@ class Registry(Mapping[str, T], Generic[T]):
     def __getitem__(self, name: str) -> T:
         if name in self._items:
             return self._items[name]
-        if ":" in name:
-            return import_attribute(self.kind, name)  # type: ignore[no-any-return]
-        raise UnknownNameError(self.kind, name, self._items)
+        path = self._homes.get(name, name)
+        if ":" in path:
+            return import_attribute(self.kind, path)  # type: ignore[no-any-return]
+        raise UnknownNameError(self.kind, name, self)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
+        return iter(dict.fromkeys((*self._homes, *self._items)))
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._homes.keys() | self._items.keys())
 
     def __contains__(self, name: object) -> bool:
-        return name in self._items
+        return name in self._homes or name in self._items
 
 
 def import_attribute(kind: str, path: str) -> Any:

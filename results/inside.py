@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from compressed_ad.histories import HistoryFile
-from compressed_ad.inside import inside
-from compressed_ad.marking import mark_all
-from compressed_ad.played import play
-from compressed_ad.study import Group, groups, history_of
-from compressed_ad.study_file import load_study
+from compressed_ad.histories.file import HistoryFile
+from compressed_ad.marking.apply import mark_all
+from compressed_ad.runs.explore import play
+from compressed_ad.runs.look_inside import inside
+from compressed_ad.runs.study import load_study
+from compressed_ad.runs.study_run import Group, groups, history_of
 
 ROOT = Path(__file__).parents[1]
 RUNS = 6

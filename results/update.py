@@ -13,10 +13,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from compressed_ad.study_command import text
-from compressed_ad.study_file import load_study
-from compressed_ad.study_rows import Point, Row, read_points, read_rows
-from compressed_ad.study_tables import convergence, differences, markdown, means
+from compressed_ad.cli.study import text
+from compressed_ad.report.study_rows import Point, Row, read_points, read_rows
+from compressed_ad.report.study_tables import convergence, differences, markdown, means
+from compressed_ad.runs.study import load_study
 
 ROOT = Path(__file__).parents[1]
 PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from compressed_ad.cli import main
+from compressed_ad.cli.main import main
 from compressed_ad.errors import UsageError
-from compressed_ad.histories import HistoryFile
-from compressed_ad.results import load_evaluation
+from compressed_ad.histories.file import HistoryFile
+from compressed_ad.report.results import load_evaluation
 from compressed_ad.tasks.select import make_family
 from compressed_ad.types import AnyArray
 
@@ -36,7 +36,7 @@ class SmokeRun:
 
 def cad(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
     """The real command line, in a process of its own."""
-    command = [sys.executable, "-m", "compressed_ad.cli", *map(str, words)]
+    command = [sys.executable, "-m", "compressed_ad", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload]
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import gymnasium
 import pytest
 
-from compressed_ad.cli import Stop, main, parse
-from compressed_ad.histories import HistoryFile
-from compressed_ad.layouts import write_ancestor
-from compressed_ad.run_directory import extras
+from compressed_ad.cli.main import Stop, main, parse
+from compressed_ad.histories.exchange.formats import write_ancestor
+from compressed_ad.histories.file import HistoryFile
+from compressed_ad.runs.directory import extras
 from tests.conftest import SmokeRun
 
 ROOT = Path(__file__).parents[1]

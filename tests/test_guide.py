@@ -21,10 +21,10 @@ from compressed_ad import (
     borders,
     from_histories,
 )
-from compressed_ad.cli import main
-from compressed_ad.markers import threshold
+from compressed_ad.cli.main import main
+from compressed_ad.marking.markers import threshold
+from compressed_ad.tasks.as_gymnasium import TaskEnv
 from compressed_ad.tasks.gridworld import Darkroom
-from compressed_ad.tasks.gymnasium import TaskEnv
 from tests.conftest import SmokeRun
 
 NAME = "history_darkroom_PPO_alg-seed0_compressed.hdf5"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import ConfigError, UsageError
-from compressed_ad.learners.base import LEARNER, Progress
+from compressed_ad.learners.base import Progress
 from compressed_ad.learners.scripted import record
 from compressed_ad.tasks.bandit import Bandit
 from compressed_ad.tasks.bandit_rules import Generators, Rule
@@ -58,7 +58,6 @@ def _bandits() -> list[str]:
     ]
 
 
-@LEARNER.register("thompson")
 class ThompsonSampling(BanditLearner):
     """Thompson sampling with conjugate posteriors.
 
@@ -80,7 +79,6 @@ class ThompsonSampling(BanditLearner):
         return family.thompson(generators, self.prior)
 
 
-@LEARNER.register("ucb1")
 class UCB(BanditLearner):
     """UCB1 (Auer, Cesa-Bianchi & Fischer 2002).
 

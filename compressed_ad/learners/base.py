@@ -47,4 +47,12 @@ class Checks(Protocol):
         """Raise ``SpaceError``, ``ConfigError`` or ``UsageError`` if ``learn`` would."""
 
 
-LEARNER: Registry[Callable[..., SourceLearner]] = Registry("learner")
+LEARNER: Registry[Callable[..., SourceLearner]] = Registry(
+    "learner",
+    {
+        "ppo": "compressed_ad.learners.ppo:BatchedPPO",
+        "thompson": "compressed_ad.learners.bandits:ThompsonSampling",
+        "ucb1": "compressed_ad.learners.bandits:UCB",
+        "noise": "compressed_ad.learners.noise:NoiseDistillation",
+    },
+)

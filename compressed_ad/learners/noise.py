@@ -16,7 +16,7 @@ import scipy
 from gymnasium import spaces
 
 from compressed_ad.errors import ConfigError, SpaceError, UsageError, nearest
-from compressed_ad.learners.base import LEARNER, Progress
+from compressed_ad.learners.base import Progress
 from compressed_ad.learners.scripted import Generators, record
 from compressed_ad.registry import import_attribute
 from compressed_ad.seeding import SlotDraws
@@ -34,7 +34,6 @@ SCHEDULE: Mapping[str, Callable[[FloatArray], FloatArray]] = {
 """How the noise falls from 1 to 0 while x, the share of the history that is over, rises from 0 to 1."""
 
 
-@LEARNER.register("noise")
 class NoiseDistillation:
     """``SourceLearner`` that plays a policy with fading noise.
 

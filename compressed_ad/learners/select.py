@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressed_ad.learners.bandits import UCB, ThompsonSampling
 from compressed_ad.learners.base import LEARNER, SourceLearner
-from compressed_ad.learners.noise import NoiseDistillation
-from compressed_ad.learners.ppo import BatchedPPO
 from compressed_ad.registry import make
-
-__all__ = ["UCB", "BatchedPPO", "NoiseDistillation", "ThompsonSampling", "make_learner"]
 
 
 def make_learner(name: str, config: Mapping[str, Any]) -> SourceLearner:
@@ -23,7 +18,7 @@ def make_learner(name: str, config: Mapping[str, Any]) -> SourceLearner:
     """
     prefix, _, algorithm = name.partition(":")
     if prefix == "sb3":
-        from compressed_ad.learners.sb3 import SB3Learner
+        from compressed_ad.learners.sb3.learner import SB3Learner
 
         return SB3Learner(algorithm, **config)
     return make(LEARNER, name, config, offers="learn")

@@ -1,6 +1,20 @@
-"""Models: ``MODEL[name](config)``."""
+"""Models: ``MODEL[name](config)``. Importing this imports no torch."""
 
-from compressed_ad.models.ad import AD, MODEL
-from compressed_ad.models.compressed_ad import CompressedAD, MarkedAttentionAD
+from __future__ import annotations
 
-__all__ = ["AD", "MODEL", "CompressedAD", "MarkedAttentionAD"]
+from typing import TYPE_CHECKING
+
+from compressed_ad.registry import Registry
+
+if TYPE_CHECKING:
+    from compressed_ad.models.ad import AD
+
+MODEL: Registry[type[AD]] = Registry(
+    "model",
+    {
+        "AD": "compressed_ad.models.ad:AD",
+        "CompressedAD": "compressed_ad.models.compressed_ad:CompressedAD",
+        "CompressedADv2": "compressed_ad.models.compressed_ad:CompressedAD",
+        "MarkedAttentionAD": "compressed_ad.models.compressed_ad:MarkedAttentionAD",
+    },
+)

@@ -11,18 +11,15 @@ from torch import Tensor, nn
 from compressed_ad.errors import ConfigError
 from compressed_ad.models.encoders import SpaceEncoder, action_stem, observation_stem
 from compressed_ad.models.heads import HEAD
+from compressed_ad.models.settings import Architecture, ModelConfig
+from compressed_ad.models.tokens import Batch, Tokens
 from compressed_ad.models.transformer import Cache, Transformer
-from compressed_ad.registry import Registry
-from compressed_ad.settings import Architecture, ModelConfig, validated
-from compressed_ad.windows import Batch, Tokens
+from compressed_ad.settings import validated
 
 if TYPE_CHECKING:
-    from compressed_ad.evaluate import InContextResult
-
-MODEL: Registry[type[AD]] = Registry("model")
+    from compressed_ad.evaluation.evaluate import InContextResult
 
 
-@MODEL.register("AD")
 class AD(nn.Module):
     """Algorithm Distillation (Laskin et al. 2022) with one token per time step.
 
@@ -127,7 +124,7 @@ class AD(nn.Module):
     @torch.no_grad()
     def evaluate_in_context(self, vec_env: Any, **options: Any) -> InContextResult:
         """Play in ``vec_env`` with frozen weights while the context grows: see ``evaluate_in_context``."""
-        from compressed_ad.evaluate import evaluate_in_context
+        from compressed_ad.evaluation.evaluate import evaluate_in_context
 
         return evaluate_in_context(self, vec_env, **options)
 

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressed_ad.models.ad import AD, MODEL
-from compressed_ad.settings import Architecture
-from compressed_ad.windows import Tokens
+from compressed_ad.models.ad import AD
+from compressed_ad.models.settings import Architecture
+from compressed_ad.models.tokens import Tokens
 
 
-@MODEL.register("CompressedAD", "CompressedADv2")
 class CompressedAD(AD):
     """AD plus two learned vectors, added where ``<compress>`` and ``\\compress>`` stand.
 
@@ -37,7 +36,6 @@ class CompressedAD(AD):
         )
 
 
-@MODEL.register("MarkedAttentionAD")
 class MarkedAttentionAD(AD):
     """AD whose attention to marked steps has a learned bias, one number per layer and head.
 

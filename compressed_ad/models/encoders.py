@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressed_ad.errors import ConfigError, SpaceError
-from compressed_ad.spaces import SpaceSpec, bounds, channels_first, is_image, sizes, starts
-from compressed_ad.types import FloatArray
+from compressed_ad.types import FloatArray, SpaceSpec, bounds, channels_first, is_image, sizes, starts
 
 LIMIT = 10.0
 """Standardised observations are cut here, so that one that was never met does not swamp everything else."""

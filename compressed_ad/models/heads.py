@@ -19,8 +19,7 @@ from torch.nn import functional as F
 
 from compressed_ad.errors import ConfigError, SpaceError
 from compressed_ad.models.encoders import action_scale
-from compressed_ad.spaces import SpaceSpec, bounds, sizes, starts
-from compressed_ad.types import AnyArray, FloatArray
+from compressed_ad.types import AnyArray, FloatArray, SpaceSpec, bounds, sizes, starts
 
 LEAST_STD = 0.02
 """Of a component of a ``MixtureHead``, where the bounds of an action are 2 apart: 1 % of its range.

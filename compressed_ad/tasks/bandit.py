@@ -33,7 +33,7 @@ from compressed_ad.tasks.bandit_rules import (
     Thompson,
     seeded,
 )
-from compressed_ad.tasks.base import TASK_FAMILY, ReferencePlayer, check_number, check_whole
+from compressed_ad.tasks.base import ReferencePlayer, check_number, check_whole
 from compressed_ad.types import AnyArray, FloatArray, IntArray, Step
 
 Floats = NDArray[np.float64]
@@ -159,7 +159,6 @@ def _streams(seeds: IntArray) -> list[np.random.Generator]:
     return [rng(int(seed), "bandit") for seed in seeds]
 
 
-@TASK_FAMILY.register("bernoulli_bandit")
 @dataclass(frozen=True)
 class BernoulliBandit(Bandit):
     """Arms that pay 1 with a chance drawn from Beta(``alpha``, ``beta``), by default uniform, and else 0."""
@@ -211,7 +210,6 @@ _DEVIATION = {"uniform": 1 / math.sqrt(3), "normal": 1.0}
 """Their standard deviations."""
 
 
-@TASK_FAMILY.register("gaussian_bandit")
 @dataclass(frozen=True)
 class GaussianBandit(Bandit):
     """Arms that pay their mean plus normal noise of standard deviation ``sigma``.

@@ -10,9 +10,9 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from compressed_ad.errors import UsageError
+from compressed_ad.errors import SpaceError, UsageError
 from compressed_ad.registry import Registry
-from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray, Step
+from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray, SpaceSpec, Step, to_spec
 
 
 class BatchedEnv(Protocol):
@@ -119,7 +119,30 @@ class ReferencePolicies(Protocol):
         """
 
 
-TASK_FAMILY: Registry[Callable[..., TaskFamily]] = Registry("task family")
+def family_specs(family: TaskFamily) -> dict[str, SpaceSpec]:
+    """The descriptions of its ``"observation"`` and ``"action"`` space; ``SpaceError`` names both."""
+    specs = {}
+    for name in ("observation", "action"):
+        try:
+            specs[name] = to_spec(getattr(family, f"{name}_space"))
+        except SpaceError as error:
+            raise SpaceError(f"{name} space of {family.name}: {error}") from error
+    return specs
+
+
+TASK_FAMILY: Registry[Callable[..., TaskFamily]] = Registry(
+    "task family",
+    {
+        "darkroom": "compressed_ad.tasks.gridworld:Darkroom",
+        "darkroom_large": "compressed_ad.tasks.gridworld:DarkroomLarge",
+        "darkroom_hard": "compressed_ad.tasks.gridworld:DarkroomHard",
+        "darkroom_permuted": "compressed_ad.tasks.gridworld:DarkroomPermuted",
+        "key_to_door": "compressed_ad.tasks.gridworld:KeyToDoor",
+        "bernoulli_bandit": "compressed_ad.tasks.bandit:BernoulliBandit",
+        "gaussian_bandit": "compressed_ad.tasks.bandit:GaussianBandit",
+        "point_mass": "compressed_ad.tasks.point_mass:PointMass",
+    },
+)
 
 
 def is_number(value: Any) -> bool:

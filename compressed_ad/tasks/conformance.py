@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import CompressedADError, SpaceError, UsageError
-from compressed_ad.spaces import to_spec
 from compressed_ad.tasks.base import FixedSplit, RewardFunction, TaskFamily
-from compressed_ad.types import AnyArray, Step
+from compressed_ad.types import AnyArray, Step, to_spec
 
 _MEMBERS = (
     "name",

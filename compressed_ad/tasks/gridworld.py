@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressed_ad.errors import UsageError
-from compressed_ad.tasks.base import TASK_FAMILY
 from compressed_ad.tasks.grid import (
     N_ACTION,
     Float64Array,
@@ -38,7 +37,6 @@ from compressed_ad.tasks.grid import (
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray
 
 
-@TASK_FAMILY.register("darkroom")
 @dataclass(frozen=True)
 class Darkroom(Grid):
     """A room with one invisible goal cell; +1 for every step that ends on it (Laskin et al. 2022).
@@ -104,7 +102,6 @@ class _DarkroomEnv(GridEnv):
         return on_goal.astype(np.float32), on_goal if self._terminates else self._never.copy()
 
 
-@TASK_FAMILY.register("darkroom_large")
 @dataclass(frozen=True)
 class DarkroomLarge(Darkroom):
     """Darkroom with 15x15 cells and 50 steps (Son et al. 2025)."""
@@ -114,7 +111,6 @@ class DarkroomLarge(Darkroom):
     horizon: int = 50
 
 
-@TASK_FAMILY.register("darkroom_hard")
 @dataclass(frozen=True)
 class DarkroomHard(Darkroom):
     """Dark Room Hard: 17x17 cells, 20 steps, +1 exactly once, on reaching the goal (Laskin et al. 2022).
@@ -130,7 +126,6 @@ class DarkroomHard(Darkroom):
     horizon: int = 20
 
 
-@TASK_FAMILY.register("darkroom_permuted")
 @dataclass(frozen=True)
 class DarkroomPermuted(Grid):
     """From one corner to the opposite one with permuted actions; +1 for every step that ends on the goal.
@@ -207,7 +202,6 @@ class _PermutedEnv(GridEnv):
         return (cell == self._goal).astype(np.float32), np.zeros(self.num_envs, bool)
 
 
-@TASK_FAMILY.register("key_to_door")
 @dataclass(frozen=True)
 class KeyToDoor(Grid):
     """Dark Key-to-Door: +1 once for stepping onto the key, +1 for then stepping onto the door, which ends

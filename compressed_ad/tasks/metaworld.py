@@ -16,7 +16,7 @@ from gymnasium import spaces
 from compressed_ad.errors import MissingExtraError, UsageError, nearest
 from compressed_ad.seeding import rng
 from compressed_ad.tasks.base import check_number, check_whole
-from compressed_ad.tasks.gymnasium_family import GymnasiumSlots
+from compressed_ad.tasks.from_gymnasium import GymnasiumSlots
 from compressed_ad.types import AnyArray, FloatArray, IntArray
 
 try:

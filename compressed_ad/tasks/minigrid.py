@@ -15,7 +15,7 @@ from gymnasium import spaces
 
 from compressed_ad.errors import MissingExtraError, UsageError
 from compressed_ad.seeding import rng
-from compressed_ad.tasks.gymnasium_family import Env, GymnasiumFamily
+from compressed_ad.tasks.from_gymnasium import Env, GymnasiumFamily
 from compressed_ad.types import AnyArray, FloatArray
 
 try:

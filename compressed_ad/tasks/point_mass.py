@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from compressed_ad.errors import SpaceError, UsageError
 from compressed_ad.seeding import rng
-from compressed_ad.tasks.base import TASK_FAMILY, check_whole
+from compressed_ad.tasks.base import check_whole
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray, Step
 
 Float32Array = NDArray[np.float32]
@@ -33,7 +33,6 @@ _WALKS = 4000
 REWARDS = ("dense", "sparse")
 
 
-@TASK_FAMILY.register("point_mass")
 @dataclass(frozen=True)
 class PointMass:
     """A point with a hidden goal in the unit disc; it pays minus its distance (dense) or 1 near it (sparse).

@@ -10,7 +10,7 @@ from compressed_ad.registry import Registry, make
 from compressed_ad.tasks.base import TASK_FAMILY, TaskFamily
 
 ADAPTER: Mapping[str, str] = {
-    "gymnasium": "compressed_ad.tasks.gymnasium_family:GymnasiumFamily",
+    "gymnasium": "compressed_ad.tasks.from_gymnasium:GymnasiumFamily",
     "minigrid": "compressed_ad.tasks.minigrid:MiniGridFamily",
     "metaworld": "compressed_ad.tasks.metaworld:MetaWorldFamily",
     "xland": "compressed_ad.tasks.xland:XLandFamily",

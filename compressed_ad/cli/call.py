@@ -1,0 +1,48 @@
+"""One call of ``cad``, as its command gets it."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from compressed_ad.cli.display import Display, print_lines
+from compressed_ad.cli.stopping import Stop
+from compressed_ad.runs.config_text import dump
+from compressed_ad.runs.layers import Request
+from compressed_ad.runs.settings import Config
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of ``cad``."""
+
+    name: str
+    options: argparse.Namespace
+    request: Request | None  # None for commands without settings
+    display: Display
+    stop: Stop
+    words: tuple[str, ...]
+
+    def config(self) -> Config:
+        """The validated configuration that was asked for."""
+        from compressed_ad.runs.config import load_config
+
+        assert self.request is not None
+        return load_config(self.request)
+
+    def explicit(self) -> set[str]:
+        """Dotted keys that the user set."""
+        from compressed_ad.runs.config import explicit_keys
+
+        assert self.request is not None
+        return explicit_keys(self.request)
+
+    def only_shows(self, config: Config) -> bool:
+        """Print ``config`` if that is all that was asked for."""
+        if self.options.print_config:
+            print_lines(dump(config))
+        return bool(self.options.print_config)
+
+    def typed(self) -> str:
+        """The command line as it was typed."""
+        return " ".join(["cad", *self.words])

@@ -1,0 +1,1 @@
+"""Trained models played and looked into; statistics of what comes of it."""

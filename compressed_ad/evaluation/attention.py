@@ -1,0 +1,253 @@
+"""Where a trained model looks: attention maps of its own weights, and the shares of four kinds of tokens.
+
+Token j carries transition j - 1 (see ``windows.Tokens``). Here a token stands for that outcome, never for the
+state it also holds: a token is marked, rewarded or of an episode as transition j - 1 is. The first token of a
+context tells of no transition and is of no kind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compressed_ad.errors import UsageError
+from compressed_ad.models.ad import AD
+from compressed_ad.models.tokens import Batch, Tokens
+from compressed_ad.models.transformer import Block
+from compressed_ad.seeding import rng
+from compressed_ad.types import AnyArray, BoolArray, FloatArray
+
+KINDS = ("marked", "rewarded", "current episode", "border")
+"""Kinds of tokens, by their outcome; a token may be of several.
+
+marked: the transition stands inside a marked segment. rewarded: its reward was above 0. current episode: it
+belongs to the episode of the query's state. border: the token carries ``<compress>`` or ``\\compress>``.
+"""
+
+CHUNK = 8
+"""Windows that are looked at together; the maps of so many are in memory at once."""
+
+
+# ---------------------------------------------------------------- maps
+
+
+@torch.no_grad()
+def attention_maps(model: AD, tokens: Tokens) -> Tensor:
+    """Attention probabilities (layers, B, H, L, L) of every query (second last axis) over all tokens.
+
+    Float32 and without dropout; rows sum to 1, and what lies above the diagonal is 0.
+    """
+    blocks = block_inputs(model, tokens)
+    return torch.stack([attention_probabilities(block, *given) for block, given in blocks])
+
+
+@torch.no_grad()
+def block_inputs(model: AD, tokens: Tokens) -> list[tuple[Block, tuple[Any, ...]]]:
+    """Every block of ``model`` with what its own forward pass hands it; without dropout.
+
+    Listening to the pass, instead of repeating it here, holds for every model that has such blocks.
+    """
+    seen: list[tuple[Block, tuple[Any, ...]]] = []
+
+    def listen(block: Any, given: tuple[Any, ...]) -> None:
+        seen.append((block, given))
+
+    was_training = model.training
+    model.eval()
+    hooks = [block.register_forward_pre_hook(listen) for block in model.transformer.blocks]
+    try:
+        model(tokens)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train(was_training)
+    return seen
+
+
+def attention_probabilities(
+    block: Block, x: Tensor, rotation: tuple[Tensor, Tensor] | None, marked: Tensor | None = None
+) -> Tensor:
+    """(B, H, L, L): softmax of the block's scaled, causal scores, for its input ``x`` (B, L, D).
+
+    Queries and keys are those that the fused kernel gets, whatever their width.
+    """
+    q, k, _ = block.attention.heads(block.norm_attention(x), rotation, marked)
+    length = x.shape[1]
+    future = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+    scores = block.attention.scale * q @ k.transpose(-1, -2)
+    return scores.float().masked_fill(future, -math.inf).softmax(dim=-1)
+
+
+# ---------------------------------------------------------------- shares
+
+
+@dataclass(frozen=True)
+class Context:
+    """One window of L tokens and where every head looks in it; tokens are as their outcome is."""
+
+    window: int  # which of the windows
+    task: int  # index in the history file
+    first_step: int  # step of its sequence that the window starts with
+    maps: FloatArray  # (layers, H, L, L) attention of query (second last axis) on token
+    marked: BoolArray  # (L,)
+    rewarded: BoolArray  # (L,)
+    episode_start: BoolArray  # (L,) the token's state is the first of an episode
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Mean attention on each of K kinds of tokens, over the supervised queries of some windows.
+
+    ``uniform`` is what even attention over a query's context gives, ``matched`` what the head's own
+    preference for lags alone gives (``lag_hazard``). ``ratio`` is share / matched, with its 95 % interval
+    from a bootstrap over windows, the head's preference for lags held as estimated. NaN where no window
+    holds a token of the kind.
+    """
+
+    kinds: tuple[str, ...]  # K
+    share: FloatArray  # (K, layers, H)
+    uniform: FloatArray  # (K,)
+    matched: FloatArray  # (K, layers, H)
+    ratio: FloatArray  # (K, layers, H)
+    low: FloatArray  # (K, layers, H)
+    high: FloatArray  # (K, layers, H)
+    mean_lag: FloatArray  # (layers, H) steps between the query and what it attends to
+    n_window: int
+    n_query: int
+
+
+@torch.no_grad()
+def attention_shares(
+    model: AD, windows: Batch, *, chunk: int = CHUNK, n_bootstrap: int = 2000, seed: int = 0
+) -> Shares:
+    """Shares of attention on ``KINDS`` over all supervised queries of B ``windows``, layer by layer.
+
+    Every query counts the same. At most ``chunk`` windows are looked at together. ``UsageError`` if there is
+    no supervised query.
+    """
+    n_query = int(windows.valid.sum())
+    if n_query == 0:
+        raise UsageError("no supervised query in these windows")
+    shares, lag_sums = [], []
+    for part in _chunks(windows, chunk):
+        kinds, valid = kinds_of(part.tokens).float(), part.valid.float()
+        given = block_inputs(model, part.tokens)
+        maps = (attention_probabilities(block, *own) * valid[:, None, :, None] for block, own in given)
+        layers = [(torch.einsum("bhtj,bktj->bkh", m, kinds), by_lag(m.double().sum(dim=0))) for m in maps]
+        shares.append(torch.stack([share for share, _ in layers], dim=2).double())
+        lag_sums.append(torch.stack([lags for _, lags in layers]))
+    lags = torch.stack(lag_sums).sum(dim=0)  # (layers, H, L, L)
+    expected = matched_attention(lag_hazard(lags))  # (layers, H, L, L)
+    even = torch.ones_like(expected[0, 0]).tril()
+    even /= even.sum(dim=-1, keepdim=True)
+    matched, uniform = [], []
+    for part in _chunks(windows, chunk):
+        kinds = kinds_of(part.tokens).double() * part.valid[:, None, :, None]
+        matched.append(torch.einsum("nhtj,bktj->bknh", expected, kinds))
+        uniform.append(torch.einsum("tj,bktj->k", even, kinds))
+    base = torch.cat(matched).cpu().numpy()
+    own_sums = torch.cat(shares).cpu().numpy()  # (B, K, layers, H)
+    ratio, low, high = ratio_interval(own_sums, base, n=n_bootstrap, seed=seed)
+    steps = torch.arange(lags.shape[-1], device=lags.device, dtype=lags.dtype)
+    return Shares(
+        kinds=KINDS,
+        share=own_sums.sum(axis=0) / n_query,
+        uniform=torch.stack(uniform).sum(dim=0).cpu().numpy() / n_query,
+        matched=base.sum(axis=0) / n_query,
+        ratio=ratio,
+        low=low,
+        high=high,
+        mean_lag=((lags.sum(dim=-2) * steps).sum(dim=-1) / n_query).cpu().numpy(),
+        n_window=len(windows.valid),
+        n_query=n_query,
+    )
+
+
+def kinds_of(tokens: Tokens) -> Tensor:
+    """(B, K, L, L) bool: whether token j (last axis) is of each of ``KINDS`` for query t; only j <= t."""
+    length = tokens.ended.shape[1]
+    seen = torch.ones(length, length, dtype=torch.bool, device=tokens.ended.device).tril()
+    # The episode of a token's state; where an episode ended, its outcome is of the one before.
+    episode = tokens.ended.long().cumsum(dim=1)
+    current = (episode - tokens.ended.long())[:, None, :] == episode[:, :, None]
+    always = torch.stack([tokens.marked, tokens.reward > 0, tokens.start_mark | tokens.end_mark], dim=1)
+    marked, rewarded, border = always[:, :, None, :].expand(-1, -1, length, -1).unbind(dim=1)
+    kinds = torch.stack([marked, rewarded, current, border], dim=1)
+    return kinds & seen & tokens.has_previous[:, None, None, :]
+
+
+def by_lag(maps: Tensor) -> Tensor:
+    """Attention (..., L, L) by query t and lag t - j instead of token j; 0 where no token is."""
+    length = maps.shape[-1]
+    step = torch.arange(length, device=maps.device)
+    lag = step[:, None] - step
+    return maps.gather(-1, lag.clamp(min=0).expand(maps.shape)) * (lag >= 0)
+
+
+def lag_hazard(lags: Tensor) -> Tensor:
+    """(..., L): of the attention on lags up to m, the part that is on m itself; from sums (..., L, L).
+
+    ``lags`` (query t, lag) are sums over contexts. A head that looks at lags alone gives lag m at query t the
+    weight f(m) / (f(0) + ... + f(t)). Since t cuts the longer lags off, averages over t are no estimate of f;
+    its maximum-likelihood estimate is the product-limit one for right-truncated data (Lynden-Bell 1971,
+    section 3), made of these parts. It also puts as much attention on each lag in total as the head does.
+    """
+    mass = lags.double()
+    at = mass.sum(dim=-2)
+    below = mass.cumsum(dim=-1).tril().sum(dim=-2)
+    # Row t of the cumulative sums holds, at lag m <= t, what query t gives to lags up to m.
+    return torch.where(below > 0, at / below.clamp(min=1e-300), 0.0).clamp(max=1.0)
+
+
+def matched_attention(hazard: Tensor) -> Tensor:
+    """(..., L, L): attention of query t on token j that depends on t - j alone; from ``lag_hazard`` (..., L).
+
+    The weight of lag m at query t is hazard(m) times the parts that lags m + 1 to t leave.
+    """
+    length = hazard.shape[-1]
+    step = torch.arange(length, device=hazard.device)
+    left = torch.log1p(-hazard.clamp(max=1 - 1e-15)).cumsum(dim=-1)
+    lag = step[:, None] - step
+    m = lag.clamp(min=0)
+    weight = hazard[..., m] * torch.exp(left[..., :, None] - left[..., m]) * (lag >= 0)
+    return weight / weight.sum(dim=-1, keepdim=True)
+
+
+# ---------------------------------------------------------------- intervals
+
+
+def ratio_interval(
+    above: AnyArray, below: AnyArray, *, n: int = 2000, seed: int = 0
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Ratio of sums over B windows, and its 95 % percentile interval from resampling whole windows.
+
+    ``above`` and ``below`` (B, ...) give (...) each; NaN where the sum below is 0. Queries of one window are
+    not independent, windows are taken to be.
+    """
+    count = len(above)
+    draws = rng(seed, "bootstrap of windows").multinomial(count, np.full(count, 1 / count), size=n)
+    shape = above.shape[1:]
+    top, bottom = above.reshape(count, -1), below.reshape(count, -1)
+    whole = _divided(top.sum(axis=0), bottom.sum(axis=0)).reshape(shape)
+    each = _divided(draws @ top, draws @ bottom)
+    ends = np.full((2, each.shape[1]), np.nan)
+    known = np.isfinite(each).any(axis=0)
+    ends[:, known] = np.nanquantile(each[:, known], [0.025, 0.975], axis=0)
+    return whole, ends[0].reshape(shape), ends[1].reshape(shape)
+
+
+def _divided(above: AnyArray, below: AnyArray) -> FloatArray:
+    out = np.full(np.shape(above), np.nan)
+    np.divide(above, below, out=out, where=np.asarray(below) != 0)
+    return out
+
+
+def _chunks(windows: Batch, size: int) -> Iterator[Batch]:
+    for start in range(0, len(windows.valid), size):
+        yield windows.part(slice(start, start + size))

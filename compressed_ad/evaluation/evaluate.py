@@ -1,0 +1,163 @@
+"""In-context evaluation: episodes played with frozen weights while the context grows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from compressed_ad.errors import NumericalError, UsageError
+from compressed_ad.evaluation.agents import Agent, as_agent
+from compressed_ad.models.ad import AD
+from compressed_ad.seeding import seed64
+from compressed_ad.tasks.as_batched import as_batched
+from compressed_ad.tasks.base import BatchedEnv, ReferencePolicies, TaskFamily
+from compressed_ad.training.windows import WindowSampler
+from compressed_ad.types import AnyArray, FloatArray
+
+
+@dataclass(frozen=True)
+class InContextResult:
+    """In-context returns; also readable as a mapping, ``result["reward_episode"]``."""
+
+    reward_episode: FloatArray  # (E, N) undiscounted return of each complete episode; NaN: not played
+    steps: int  # environment steps played in each slot
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+
+def evaluate_in_context(
+    model: AD | Agent,
+    vec_env: Any,
+    eval_timesteps: int | None = None,
+    episodes: int | None = None,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    watch: Callable[[Agent], Agent] = lambda agent: agent,
+    **options: Any,
+) -> InContextResult:
+    """Play ``episodes`` complete episodes, or ``eval_timesteps`` steps, in every slot of ``vec_env``.
+
+    ``vec_env`` is an SB3 VecEnv, a gymnasium VectorEnv or one of our batched environments; its slots may be
+    different tasks, and their episodes may end at different times. ``options`` are those of
+    ``InContextAgent``: ``sample``, ``temperature``, ``context``, ``cache``, ``marks``, ``seed``.
+    ``progress`` is called with (steps done, steps expected). What ``watch`` makes of the agent plays in its
+    place: something around it that looks on, say. Returns (E, N) returns: with ``episodes``, exactly E of
+    them; with ``eval_timesteps``, as many as the fastest slot completed, NaN where a slot completed fewer.
+    """
+    if (eval_timesteps is None) == (episodes is None):
+        raise UsageError("evaluate_in_context needs either eval_timesteps or episodes")
+    if (eval_timesteps or episodes or 0) < 1:
+        raise UsageError("eval_timesteps and episodes must be at least 1")
+    env = as_batched(vec_env)
+    was_training = isinstance(model, AD) and model.training
+    if isinstance(model, AD):
+        model.eval()
+    try:
+        return _play(env, watch(as_agent(model, **options)), eval_timesteps, episodes, progress)
+    finally:
+        if was_training and isinstance(model, AD):
+            model.train()
+
+
+def _play(
+    env: BatchedEnv,
+    agent: Agent,
+    eval_timesteps: int | None,
+    episodes: int | None,
+    progress: Callable[[int, int], None],
+) -> InContextResult:
+    n_env = env.num_envs
+    agent.reset(n_env)
+    obs = env.reset()
+    running = np.zeros(n_env, np.float64)
+    count = np.zeros(n_env, np.int64)
+    returns: list[tuple[AnyArray, AnyArray, AnyArray]] = []
+    steps = 0
+    while steps < eval_timesteps if eval_timesteps is not None else count.min() < (episodes or 0):
+        actions = agent.act(obs)
+        step = env.step(actions)
+        if not np.isfinite(step.reward).all():
+            raise NumericalError(f"reward of slot {int(np.argmin(np.isfinite(step.reward)))} is not finite")
+        agent.observe(actions, step)
+        obs = step.obs
+        running += step.reward
+        ended = np.flatnonzero(step.terminated | step.truncated)
+        if len(ended):
+            returns.append((count[ended].copy(), ended, running[ended].copy()))
+            count[ended] += 1
+            running[ended] = 0
+        steps += 1
+        if eval_timesteps is not None:
+            progress(steps, eval_timesteps)
+        elif len(ended):
+            done = int(count.min())
+            progress(steps, math.ceil(steps * (episodes or 0) / max(done, 1)))
+    table = np.full((int(count.max(initial=0)), n_env), np.nan, np.float32)
+    for row, slot, value in returns:
+        table[row, slot] = value
+    return InContextResult(table if episodes is None else table[:episodes], steps)
+
+
+def evaluate_tasks(
+    model: AD | Agent,
+    family: TaskFamily,
+    tasks: AnyArray,
+    *,
+    rollouts: int,
+    episodes: int,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    **options: Any,
+) -> FloatArray:
+    """In-context returns (N, M, E) on ``tasks`` (N, P), ``rollouts`` M independent ones per task.
+
+    ``options`` are those of ``evaluate_in_context``.
+    """
+    n_task = len(tasks)
+    slots = np.repeat(tasks, rollouts, axis=0)
+    seeds = np.array([seed64(seed, "evaluation environment", k) >> 1 for k in range(len(slots))], np.int64)
+    if isinstance(model, AD):
+        options["seed"] = seed
+    result = evaluate_in_context(
+        model, family.make(slots, seeds), episodes=episodes, progress=progress, **options
+    )
+    return result.reward_episode.T.reshape(n_task, rollouts, episodes)
+
+
+def evaluate_references(
+    family: TaskFamily, tasks: AnyArray, *, rollouts: int, episodes: int, seed: int = 0
+) -> dict[str, FloatArray]:
+    """Returns (N, M, E) of the family's reference algorithms by name; empty if it offers none.
+
+    Their environments are those in which ``evaluate_tasks`` plays with the same ``seed``.
+    """
+    if not isinstance(family, ReferencePolicies):
+        return {}
+    return {
+        name: evaluate_tasks(player(seed), family, tasks, rollouts=rollouts, episodes=episodes, seed=seed)
+        for name, player in family.references(tasks).items()
+    }
+
+
+@dataclass(frozen=True)
+class Imitation:
+    """How well a model predicts the source's actions on given windows. Nats per step."""
+
+    accuracy: float
+    cross_entropy: float
+
+
+@torch.no_grad()
+def evaluate_imitation(model: AD, sampler: WindowSampler, batches: int) -> Imitation:
+    """Cross-entropy and accuracy of the first ``batches`` batches of ``sampler``."""
+    was_training = model.training
+    model.eval()
+    losses, hits = zip(*(model.loss(sampler.batch(step)) for step in range(batches)), strict=True)
+    model.train(was_training)
+    return Imitation(float(torch.stack(hits).mean()), float(torch.stack(losses).mean()))

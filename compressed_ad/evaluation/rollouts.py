@@ -1,0 +1,320 @@
+"""In-context episodes step by step: what was seen and done, how much was explored, when the reward was met.
+
+The random walk is the reference line throughout: what a model gains over it, it has learned about searching.
+Letters used in shapes: N tasks, M rollouts of each, T steps, E in-context episodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import gymnasium
+import numpy as np
+import scipy
+from numpy.typing import NDArray
+
+from compressed_ad.errors import UsageError
+from compressed_ad.evaluation.agents import Agent, OptimalAgent, RandomAgent
+from compressed_ad.evaluation.evaluate import evaluate_tasks
+from compressed_ad.models.ad import AD
+from compressed_ad.tasks.base import OptimalPolicy, TaskFamily
+from compressed_ad.tasks.grid import Grid
+from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray, Step
+
+Floats = NDArray[np.float64]
+
+
+@runtime_checkable
+class GoalDistance(Protocol):
+    """What a family offers if its tasks have a goal some way off."""
+
+    def goal_distance(self, tasks: AnyArray) -> IntArray:
+        """(N,) steps from the start to the goal of ``tasks`` (N, P)."""
+
+
+@runtime_checkable
+class RandomFound(Protocol):
+    """What a family offers if it knows how the random walk searches."""
+
+    def random_found(self, tasks: AnyArray) -> Floats:
+        """(N,) exact chance that the uniformly random policy meets a reward within one episode.
+
+        Only for families whose episodes begin alike, so that one is not told from another.
+        """
+
+
+# ---------------------------------------------------------------- recording
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Everything that happened in M rollouts of each of N tasks, for T steps: those of the slowest rollout.
+
+    Rollouts whose episodes end early play on until the slowest has its E episodes; those further steps stand
+    here with an ``episode`` of E or more, and no measure counts them.
+    """
+
+    tasks: AnyArray  # (N, P)
+    n_episode: int  # E
+    observations: AnyArray  # (N, M, T, ...) what was acted on; integers in the smallest type that holds them
+    successors: AnyArray  # (N, M, T, ...) what came of it, before any reset
+    actions: AnyArray  # (N, M, T, ...)
+    rewards: NDArray[np.float32]  # (N, M, T)
+    terminated: BoolArray  # (N, M, T)
+    truncated: BoolArray  # (N, M, T)
+
+    @property
+    def episode_end(self) -> BoolArray:
+        """(N, M, T) True on the last step of an episode."""
+        return self.terminated | self.truncated
+
+    @property
+    def episode(self) -> IntArray:
+        """(N, M, T) number of each step's in-context episode, from 0."""
+        ends = self.episode_end
+        return np.cumsum(ends, axis=-1) - ends
+
+    @property
+    def played(self) -> BoolArray:
+        """(N, M, T) whether the step belongs to the first E episodes."""
+        return np.asarray(self.episode < self.n_episode)
+
+    @property
+    def returns(self) -> NDArray[np.float32]:
+        """(N, M, E) undiscounted returns, the same that ``evaluate_tasks`` gives."""
+        return self._by_episode(self.rewards).astype(np.float32)
+
+    def _by_episode(self, values: AnyArray) -> Floats:
+        """(N, M, E) sums of ``values`` (N, M, T) over the steps of each episode, in time order."""
+        shape = (*self.rewards.shape[:2], self.n_episode)
+        rows = np.arange(shape[0] * shape[1]).reshape(*shape[:2], 1)
+        place, played = rows * self.n_episode + self.episode, self.played
+        sums = np.bincount(place[played], values[played], minlength=rows.size * self.n_episode)
+        return sums.reshape(shape)
+
+
+class _Recorder:
+    """Plays as ``agent`` does, and keeps every transition."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self.obs: list[AnyArray] = []
+        self.actions: list[AnyArray] = []
+        self.steps: list[Step] = []
+
+    def reset(self, n_env: int) -> None:
+        self.agent.reset(n_env)
+
+    def act(self, obs: AnyArray) -> AnyArray:
+        # An environment may hand out the same array at every step.
+        self.obs.append(np.array(obs))
+        return self.agent.act(obs)
+
+    def observe(self, actions: AnyArray, step: Step) -> None:
+        self.actions.append(np.array(actions))
+        self.steps.append(Step(**{name: np.array(value) for name, value in vars(step).items()}))
+        self.agent.observe(actions, step)
+
+
+def record_rollouts(
+    model: AD | Agent,
+    family: TaskFamily,
+    tasks: AnyArray,
+    *,
+    rollouts: int,
+    episodes: int,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    **options: Any,
+) -> Rollouts:
+    """Play as ``evaluate_tasks`` does with the same arguments, and keep every step.
+
+    ``tasks`` (N, P) are played in ``rollouts`` M independent rollouts of ``episodes`` E; ``options`` are
+    those of ``InContextAgent``, for models only. Raises ``UsageError`` if N, M or E is 0, and whatever
+    playing raises.
+    """
+    if len(tasks) == 0 or rollouts < 1:
+        raise UsageError(f"nothing to play: {len(tasks)} tasks, {rollouts} rollouts of each")
+    recorders: list[_Recorder] = []
+
+    def watch(agent: Agent) -> Agent:
+        recorders.append(_Recorder(agent))
+        return recorders[-1]
+
+    evaluate_tasks(
+        model,
+        family,
+        tasks,
+        rollouts=rollouts,
+        episodes=episodes,
+        seed=seed,
+        progress=progress,
+        watch=watch,
+        **options,
+    )
+    (kept,) = recorders
+
+    def stacked(values: list[AnyArray]) -> AnyArray:
+        """(N, M, T, ...)."""
+        array = np.stack(values, axis=1)
+        return array.reshape(len(tasks), rollouts, *array.shape[1:])
+
+    return Rollouts(
+        tasks=np.asarray(tasks),
+        n_episode=episodes,
+        observations=_small(stacked(kept.obs)),
+        successors=_small(stacked([step.next_obs for step in kept.steps])),
+        actions=_small(stacked(kept.actions)),
+        rewards=stacked([step.reward for step in kept.steps]).astype(np.float32),
+        terminated=stacked([step.terminated for step in kept.steps]),
+        truncated=stacked([step.truncated for step in kept.steps]),
+    )
+
+
+def _small(array: AnyArray) -> AnyArray:
+    if array.dtype.kind not in "iu" or array.size == 0:
+        return array
+    return array.astype(np.result_type(np.min_scalar_type(array.min()), np.min_scalar_type(array.max())))
+
+
+def random_rollouts(
+    family: TaskFamily, tasks: AnyArray, *, rollouts: int, episodes: int, seed: int = 0
+) -> Rollouts | None:
+    """The same record of the uniformly random policy; None if its actions are a Box without bounds."""
+    space = family.action_space
+    if isinstance(space, gymnasium.spaces.Box) and not space.is_bounded():
+        return None
+    agent = RandomAgent(space, seed)
+    return record_rollouts(agent, family, tasks, rollouts=rollouts, episodes=episodes, seed=seed)
+
+
+# ---------------------------------------------------------------- the first reward
+
+
+@dataclass(frozen=True)
+class FirstReward:
+    """When each rollout first met a reward above 0. Where it never did, the times tell how long it looked.
+
+    Such a rollout is censored: its time is only known to be longer. It is counted in every share, and
+    ``times`` holds it as infinitely late, so medians are right as long as half of the rollouts found it.
+    """
+
+    found: BoolArray  # (N, M)
+    steps: IntArray  # (N, M) environment steps until the reward, that one included
+    episodes: IntArray  # (N, M) number of the episode, from 1
+    n_episode: int
+
+    def times(self, unit: str = "steps") -> Floats:
+        """(N, M) ``"steps"`` or ``"episodes"``, infinity where the reward was never met."""
+        return np.where(self.found, getattr(self, unit), np.inf)
+
+    def median(self, unit: str = "steps") -> Floats:
+        """(N,) median over each task's rollouts: the least time by which half of them had met the reward.
+
+        Infinity where fewer than half did.
+        """
+        return np.asarray(np.quantile(self.times(unit), 0.5, axis=1, method="inverted_cdf"))
+
+    def found_by(self) -> Floats:
+        """(N, E) share of each task's rollouts that had met the reward by the end of episode 1, ..., E.
+
+        One minus it is the survival function (Kaplan and Meier 1958); since all rollouts are censored after
+        the same E episodes, it is the plain share.
+        """
+        by = self.times("episodes")[..., None] <= np.arange(1, self.n_episode + 1)
+        return np.asarray(by.mean(axis=1))
+
+    @property
+    def never(self) -> BoolArray:
+        """(N,) tasks whose reward no rollout met."""
+        return np.asarray(~self.found.any(axis=1))
+
+
+def first_reward(record: Rollouts) -> FirstReward:
+    """When each rollout first got a reward above 0 within its E episodes."""
+    met = (record.rewards > 0) & record.played
+    found, step = np.asarray(met.any(axis=-1)), met.argmax(axis=-1)
+    episode = np.take_along_axis(record.episode, step[..., None], axis=-1)[..., 0]
+    return FirstReward(
+        found=found,
+        steps=np.where(found, step + 1, record.played.sum(axis=-1)),
+        episodes=np.where(found, episode + 1, record.n_episode),
+        n_episode=record.n_episode,
+    )
+
+
+def optimal_rollouts(family: TaskFamily, tasks: AnyArray) -> Rollouts | None:
+    """One episode of the optimal policy on each of ``tasks`` (N, P); None if the family offers none."""
+    if not isinstance(family, OptimalPolicy):
+        return None
+    return record_rollouts(OptimalAgent(family, tasks), family, tasks, rollouts=1, episodes=1)
+
+
+def shortest(family: TaskFamily, tasks: AnyArray) -> Floats | None:
+    """(N,) steps in which the first reward of ``tasks`` (N, P) can be met by who knows where it is.
+
+    On a grid, where nothing is left to chance, those that the optimal policy takes, infinity if it meets none
+    within an episode: the goal's distance, at least 1; with a key and a door, the distance of the key, which
+    pays first. Elsewhere ``goal_distance``, if the family has that. None if neither is known.
+    """
+    record = optimal_rollouts(family, tasks) if isinstance(family, Grid) else None
+    if record is not None:
+        return first_reward(record).times()[:, 0]
+    if isinstance(family, GoalDistance):
+        return np.maximum(np.asarray(family.goal_distance(tasks), np.float64), 1)
+    return None
+
+
+def rank_correlation(distance: FloatArray, times: FloatArray) -> float:
+    """Spearman's correlation of ``distance`` (N,) with ``times`` (N, M) over all rollouts.
+
+    Infinite times are the latest and equal. NaN where either does not vary.
+    """
+    first = scipy.stats.rankdata(np.broadcast_to(np.asarray(distance)[:, None], times.shape).ravel())
+    second = scipy.stats.rankdata(times.ravel())
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return float("nan")
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def random_found_by(family: TaskFamily, tasks: AnyArray, episodes: int) -> Floats | None:
+    """(N, E) exact chance that the random walk has met the reward by the end of each episode.
+
+    1 - (1 - h)^e, with h its chance within one episode: every episode begins anew. None where the family
+    does not know h (``random_found``).
+    """
+    if not isinstance(family, RandomFound):
+        return None
+    chance = np.asarray(family.random_found(tasks), np.float64)
+    return np.asarray(1 - (1 - chance[:, None]) ** np.arange(1, episodes + 1))
+
+
+# ---------------------------------------------------------------- exploration
+
+
+def n_place(family: TaskFamily) -> int | None:
+    """How many distinct observations there are to see: the cells of a grid; None elsewhere."""
+    return family.size**2 if isinstance(family, Grid) else None
+
+
+def coverage(record: Rollouts, *, until_reward: bool = False) -> IntArray:
+    """(N, M, E) distinct observations seen by the end of each episode, starts and last successors included.
+
+    ``until_reward`` counts only the steps up to the first reward, that one included: searching, without what
+    walking to a known goal adds. The count then stays where it is in all later episodes.
+    """
+    shape = record.rewards.shape
+    n_row, n_step = shape[0] * shape[1], shape[2]
+    counted = record.played
+    if until_reward:
+        counted = counted & (np.arange(n_step) < first_reward(record).steps[..., None])
+    # Both views of every step, in time order: (rows, T, 2, features).
+    seen = np.stack([record.observations, record.successors], axis=3).reshape(n_row, n_step, 2, -1)
+    _, place = np.unique(seen.reshape(n_row * n_step * 2, -1), axis=0, return_inverse=True)
+    key = place.reshape(n_row, -1) + np.arange(n_row)[:, None] * (int(place.max()) + 1)
+    views = np.flatnonzero(np.repeat(counted.reshape(n_row, n_step), 2, axis=1))
+    _, first = np.unique(key.ravel()[views], return_index=True)
+    new = np.bincount(views[first] // 2, minlength=n_row * n_step).reshape(shape)
+    return np.cumsum(record._by_episode(new), axis=-1).astype(np.int64)

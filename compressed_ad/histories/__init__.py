@@ -1,0 +1,1 @@
+"""Learning histories: collected, stored in checksummed HDF5 files, described, exchanged."""

@@ -1,0 +1,262 @@
+"""Files of other programs: how their histories are read, and how ours are written for them.
+
+A *layout* is a name and two functions, either of which may be missing. A reader (``LAYOUT``) takes a path
+and gives the tasks in it as a mapping that reads each one when it is asked for; a writer (``EXPORT``) takes
+a ``HistoryFile``, a path, whether it may replace what is there, and gives the path of what it wrote.
+
+- ``ancestor``: HDF5 as the research codes of Algorithm Distillation write it. A group for each task, named by
+  its index, with ``states``, ``actions``, ``rewards``, ``next_states`` and maybe ``dones`` and
+  ``action_probs``, all (T, stream, ...): time comes first.
+- ``npz``: NumPy's own format. Arrays ``<task>/<name>`` named and shaped as in our files, (stream, T, ...); an
+  exported one also holds ``tasks``, ``random_return``, ``optimal_return``, ``split/...`` and, as JSON text,
+  ``info``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressed_ad.errors import HistoryError
+from compressed_ad.files import write_atomically
+from compressed_ad.histories.file import HistoryFile
+from compressed_ad.histories.hdf5 import Group, child, foreign, read, write_array, write_plain
+from compressed_ad.histories.header import short
+from compressed_ad.registry import Registry
+from compressed_ad.types import AnyArray, BoolArray, History
+
+Progress = Callable[[int], None]
+"""Called with the number of tasks done since its last call."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One task's learning as another program wrote it down, (S, T, ...); None is what it did not say."""
+
+    states: AnyArray  # (S, T, ...)
+    actions: AnyArray  # (S, T, ...)
+    rewards: AnyArray  # (S, T)
+    next_states: AnyArray  # (S, T, ...) at an episode's end often the state after the reset
+    dones: BoolArray | None = None  # (S, T) an episode ended, for whichever reason
+    terminated: BoolArray | None = None  # (S, T) both or none
+    truncated: BoolArray | None = None  # (S, T)
+    action_probs: AnyArray | None = None  # (S, T)
+    update: AnyArray | None = None  # (S, T)
+    learner: AnyArray | None = None  # (S,)
+    entropy: AnyArray | None = None  # (S, T)
+    log_prob_next: AnyArray | None = None  # (S, T)
+
+    def __post_init__(self) -> None:
+        shape = self.rewards.shape
+        for field in fields(self):
+            array, wanted = getattr(self, field.name), shape[:1] if field.name == "learner" else shape
+            if array is not None and (len(shape) != 2 or array.shape[: len(wanted)] != wanted):
+                got = f"{field.name} have {array.shape} while rewards have {shape}"
+                raise HistoryError(f"{got}, counted (stream, time, ...)")
+        if (self.terminated is None) != (self.truncated is None):
+            raise HistoryError("has one of terminated and truncated without the other")
+
+
+Reader = Callable[[Path], Mapping[int, Recorded]]
+Writer = Callable[[HistoryFile, Path, bool, Progress], Path]
+
+LAYOUT: Registry[Reader] = Registry("layout")
+EXPORT: Registry[Writer] = Registry("export format")
+
+
+def task_number(path: Path, name: str) -> int:
+    """The task that a group or folder ``name`` stands for."""
+    if not name.isdecimal():
+        raise HistoryError(f"{path}: {name!r} is not the index of a task; expected '0', '1', ...")
+    return int(name)
+
+
+def one_step_per_row(name: str, array: AnyArray) -> AnyArray:
+    """(S, T) of an array that some programs write as (S, T, 1)."""
+    flat = name not in ("states", "actions", "next_states") and array.ndim == 3 and array.shape[2] == 1
+    return array[..., 0] if flat else array
+
+
+def check_free(file: HistoryFile, path: Path, overwrite: bool) -> None:
+    """Raise ``HistoryError`` unless a file may be written at ``path``."""
+    if path.resolve() == file.path.resolve():
+        raise HistoryError(f"{path} is the file that is exported; choose another --out")
+    if path.is_dir():
+        raise HistoryError(f"{path} is a folder; --out must be the name of a file here")
+    if path.exists() and not overwrite:
+        raise HistoryError(f"{path} exists; replace it with --overwrite, or choose another --out")
+
+
+# ---------------------------------------------------------------- ancestor
+
+_ANCESTOR = {"states": "iuf", "actions": "iuf", "rewards": "biuf", "next_states": "iuf"}
+_ANCESTOR_OPTIONAL = {"dones": "biuf", "action_probs": "f"}
+
+
+class _Ancestor(Mapping[int, Recorded]):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with foreign(path) as file:
+            self._names = {task_number(path, name): name for name in file}
+        if not self._names:
+            raise HistoryError(f"{path}: has no groups '0', '1', ... of tasks")
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted(self._names))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, task: int) -> Recorded:
+        with foreign(self.path) as file:
+            group = child(file, self._names[task], Group)
+            kinds = _ANCESTOR | {name: k for name, k in _ANCESTOR_OPTIONAL.items() if name in group}
+            arrays = {name: self._read(group, name, kind) for name, kind in kinds.items()}
+        try:
+            return Recorded(**arrays)
+        except HistoryError as error:
+            raise HistoryError(f"{self.path}: task {task}: {error}") from error
+
+    def _read(self, group: Group, name: str, kind: str) -> AnyArray:
+        array = read(group, name, kind)
+        if array.ndim < 2:
+            raise HistoryError(f"{group.name}/{name}: expected (time, stream, ...), got shape {array.shape}")
+        array = one_step_per_row(name, array.swapaxes(0, 1))
+        return array != 0 if name == "dones" else array
+
+
+@LAYOUT.register("ancestor")
+def read_ancestor(path: Path) -> Mapping[int, Recorded]:
+    """HDF5 of the AD research codes: a group per task, arrays (time, stream, ...), no split."""
+    return _Ancestor(path)
+
+
+@EXPORT.register("ancestor")
+def write_ancestor(file: HistoryFile, path: Path, overwrite: bool, progress: Progress) -> Path:
+    """HDF5 of the AD research codes: a group per task, arrays (time, stream, ...), no split, no marks."""
+    check_free(file, path, overwrite)
+
+    def fill(target: Group) -> None:
+        for task in file.task_ids.tolist():
+            history, group = file.load([task])[task], target.create_group(str(task))
+            arrays = {name: getattr(history, name) for name in _ANCESTOR}
+            arrays |= {"dones": history.episode_end, "action_probs": history.action_probs}
+            for name, array in arrays.items():
+                write_array(group, name, array.swapaxes(0, 1))
+            progress(1)
+
+    write_plain(path, fill)
+    return path
+
+
+# ---------------------------------------------------------------- npz
+
+
+class _Npz(Mapping[int, Recorded]):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._arrays: dict[int, list[str]] = {}
+        with _npz(path) as file:
+            for key in file.files:
+                task, slash, name = key.partition("/")
+                if slash and task != "split":
+                    self._arrays.setdefault(task_number(path, task), []).append(name)
+        if not self._arrays:
+            raise HistoryError(f"{path}: has no arrays '<task>/states' and so on")
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted(self._arrays))
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __getitem__(self, task: int) -> Recorded:
+        missing = [name for name in _ANCESTOR if name not in self._arrays[task]]
+        if missing:
+            raise HistoryError(f"{self.path}: task {task} lacks {', '.join(missing)}")
+        known = [field.name for field in fields(Recorded) if field.name in self._arrays[task]]
+        with _npz(self.path) as file:
+            try:
+                arrays = {name: one_step_per_row(name, file[f"{task}/{name}"]) for name in known}
+            except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+                raise HistoryError(f"{self.path}: task {task}: cannot be read ({error})") from error
+        for name in ("dones", "terminated", "truncated"):
+            if name in arrays:
+                arrays[name] = arrays[name] != 0
+        try:
+            return Recorded(**arrays)
+        except HistoryError as error:
+            raise HistoryError(f"{self.path}: task {task}: {error}") from error
+
+
+@contextmanager
+def _npz(path: Path) -> Iterator[Any]:
+    """NumPy's open archive at ``path``."""
+    try:
+        raw = path.open("rb")
+    except OSError as error:
+        raise HistoryError(f"{path}: {error.strerror or error}") from error
+    with raw:
+        try:
+            file = np.load(raw, allow_pickle=False)
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise HistoryError(f"{path}: is not an npz file") from error
+        if not hasattr(file, "files"):
+            raise HistoryError(f"{path}: holds a single array; expected an npz file")
+        yield file
+
+
+@LAYOUT.register("npz")
+def read_npz(path: Path) -> Mapping[int, Recorded]:
+    """NumPy's npz: arrays <task>/<name>, named and shaped (stream, time, ...) as in our own files."""
+    return _Npz(path)
+
+
+@EXPORT.register("npz")
+def write_npz(file: HistoryFile, path: Path, overwrite: bool, progress: Progress) -> Path:
+    """NumPy's npz: every array of the file as <task>/<name>, its split, tasks and, as JSON text, info."""
+    check_free(file, path, overwrite)
+    image = io.BytesIO()
+    heads: dict[str, AnyArray | None] = {
+        "tasks": file.tasks,
+        "random_return": file.random_return,
+        "optimal_return": file.optimal_return,
+        "info": np.array(json.dumps({**asdict(file.info), "marking": file.marking})),
+        **{f"split/{name}": ids for name, ids in vars(file.split).items()},
+    }
+    with zipfile.ZipFile(image, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, array in heads.items():
+            if array is not None:
+                _add(archive, name, array)
+        for task in file.task_ids.tolist():
+            for name, array in _arrays(file.load([task])[task]):
+                _add(archive, f"{task}/{name}", array)
+            progress(1)
+    write_atomically(path, image.getvalue(), error=HistoryError)
+    return path
+
+
+def _arrays(history: History) -> Iterator[tuple[str, AnyArray]]:
+    yield from history.per_step()
+    yield "learner", history.learner
+
+
+def _add(archive: zipfile.ZipFile, name: str, array: AnyArray) -> None:
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+
+
+def only_tasks(path: Path, tasks: Mapping[int, Any], wanted: Mapping[str, list[int]]) -> None:
+    """Raise ``HistoryError`` if a part of ``wanted`` names a task that ``path`` does not have."""
+    for part, ids in wanted.items():
+        unknown = sorted(set(ids) - set(tasks))
+        if unknown:
+            raise HistoryError(f"{path}: has no task {short(unknown)} ({part}); it has {short(list(tasks))}")

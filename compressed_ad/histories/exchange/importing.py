@@ -1,0 +1,366 @@
+"""Histories that another program recorded, made a history file: what is missing is worked out or asked for.
+
+Other programs write less than we need: no split, no parameters of the tasks, ``dones`` without saying why or
+nothing at all, and at an episode's end the state after the reset for a successor. The task family knows all
+of it: the actions of every stream are *replayed* in it. Where the replay passes through the recorded states
+and rewards, its successors and episode ends are the true ones and are taken; where it does not (another task,
+other dynamics, chance), the recorded arrays stay as they are, and the findings say so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressed_ad.errors import CompressedADError, ConfigError, HistoryError, UsageError
+from compressed_ad.histories.exchange.formats import Progress, Recorded
+from compressed_ad.histories.file import HistoryInfo, HistoryWriter
+from compressed_ad.histories.header import short
+from compressed_ad.tasks.base import TaskFamily, family_specs
+from compressed_ad.tasks.replay import Played, differ, episode_step, play
+from compressed_ad.types import AnyArray, BoolArray, History, SpaceSpec, Split, from_spec
+
+MATCH = "match"
+"""For ``task_ids``: find each task by its rewards."""
+
+
+@dataclass
+class Findings:
+    """What was found in the tasks of an imported file, by task as the file counts them."""
+
+    repaired: dict[int, int] = field(default_factory=dict)  # successors that were replaced
+    kept: dict[int, int] = field(default_factory=dict)  # successors that equal the next episode's first state
+    disagree: dict[int, str] = field(default_factory=dict)  # where the replay and the record part
+    unknown_probs: list[int] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """For the user, one finding each."""
+        found = []
+        if self.repaired:
+            found.append(
+                f"{sum(self.repaired.values())} next_states at the ends of episodes were not where the "
+                f"action led (but the state after the reset, usually) and were replaced by the "
+                f"family's own, in {_tasks(self.repaired)}"
+            )
+        if self.disagree:
+            task, first = next(iter(self.disagree.items()))
+            found.append(
+                f"the family does not play what is recorded of {_tasks(self.disagree)}; arrays were kept as "
+                f"they are and the ends of episodes taken from the file (task {task}: {first}). If the "
+                "family is right, its tasks may have another order: --task-ids"
+            )
+        if self.kept:
+            found.append(
+                f"{sum(self.kept.values())} next_states at the ends of episodes are the first state of the "
+                f"next episode, which they should not be, and could not be repaired, in {_tasks(self.kept)}"
+            )
+        if self.unknown_probs:
+            found.append(
+                f"action_probs are unknown in {_tasks(self.unknown_probs)}: only markers that do not ask for "
+                "them can mark these histories (none, all, random, rollout, ...)"
+            )
+        return found
+
+
+def _tasks(tasks: Mapping[int, Any] | Sequence[int]) -> str:
+    return f"{len(tasks)} task(s): {short(list(tasks))}"
+
+
+def import_histories(
+    tasks: Mapping[int, Recorded],
+    path: str | Path,
+    *,
+    family: TaskFamily,
+    family_name: str,
+    family_kwargs: Mapping[str, Any] | None = None,
+    split: Split,
+    task_ids: Sequence[int] | str | None = None,
+    horizon: int | None = None,
+    n_learner: int = 1,
+    steps_per_update: int | None = None,
+    learner: str = "imported",
+    config: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress = lambda tasks: None,
+) -> Findings:
+    """Write the recorded ``tasks`` to the history file ``path`` as histories of ``family``.
+
+    ``split`` numbers the tasks as ``tasks`` does; tasks of no part are left out. The file numbers them from 0
+    in ascending order, which is the same if none is missing. ``task_ids`` are the family's tasks that they
+    are, in the same order; by default each one is the family's of its own number, and with ``"match"`` the
+    one in which its actions earn its rewards.
+
+    ``horizon`` is the length of all episodes where neither the record nor a replay tells their ends.
+    ``n_learner`` learners, one after the other, share the streams; a policy lasts for ``steps_per_update``
+    steps (None: unknown, ``update`` is 0 throughout). Raises ``HistoryError`` or ``ConfigError`` naming the
+    task.
+    """
+    numbers = sorted(int(task) for ids in vars(split).values() for task in ids)
+    place = {number: k for k, number in enumerate(numbers)}
+    spaces = family_specs(family)
+    if horizon is not None and not 1 <= horizon <= family.horizon:
+        raise ConfigError(
+            f"--horizon {horizon} does not lie in 1..{family.horizon}, the horizon of {family_name}; "
+            "set that of the family (--env.kwargs)"
+        )
+    rows = family.tasks()
+    ids = _task_ids(tasks, numbers, family, spaces, task_ids, seed)
+    first = tasks[numbers[0]].rewards.shape
+    facts = {"n_timesteps": first[1], "n_learner": n_learner, "n_stream": first[0] // n_learner}
+    writer = HistoryWriter(
+        path,
+        HistoryInfo(
+            family_name, dict(family_kwargs or {}), spaces, int(family.horizon), learner,
+            {**(config or {}), **facts, "task_ids": ids}, seed,
+        ),
+        Split(*(np.array([place[int(i)] for i in part], np.int64) for part in vars(split).values())),
+        rows[ids], family.optimal_return(rows[ids]), family.random_return(rows[ids]), overwrite=overwrite,
+    )  # fmt: skip
+    findings = Findings()
+    try:
+        for number, task_id in zip(numbers, ids, strict=True):
+            recorded = _fitted(f"task {number}", tasks[number], spaces)
+            history = _history(
+                number, recorded, family, rows[task_id], horizon, n_learner, steps_per_update, seed, findings
+            )
+            writer.append(place[number], history)
+            progress(1)
+    except BaseException:
+        shutil.rmtree(writer.shards, ignore_errors=True)  # an import is not continued, but done again
+        raise
+    writer.finish()
+    return findings
+
+
+def file_provenance(path: Path, layout: str) -> dict[str, Any]:
+    """Which file was imported, for the config of the history file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"imported_from": path.name, "layout": layout, "sha256": digest}
+
+
+# ---------------------------------------------------------------- one task
+
+
+def _fitted(where: str, recorded: Recorded, spaces: Mapping[str, SpaceSpec]) -> Recorded:
+    """``recorded`` with observations and actions of the spaces' dtypes and shapes, if nothing gets lost."""
+    changed: dict[str, Any] = {}
+    for name, key in (("states", "observation"), ("next_states", "observation"), ("actions", "action")):
+        array, space = getattr(recorded, name), from_spec(spaces[key])
+        if space.shape == () and array.ndim == 3 and array.shape[2] == 1:
+            array = array[..., 0]
+        with np.errstate(invalid="ignore"):  # NaN is no whole number; the comparison finds it
+            fitted = array.astype(space.dtype, copy=False)
+        whole = np.dtype(space.dtype).kind in "iu"
+        if whole and not np.array_equal(fitted, array):
+            raise HistoryError(
+                f"{where}: {name} of dtype {array.dtype} are not whole numbers, as {space} has"
+            )
+        changed[name] = fitted
+    rewards = recorded.rewards.astype(np.float32)
+    return Recorded(**{**vars(recorded), **changed, "rewards": rewards})
+
+
+def _history(
+    number: int, recorded: Recorded, family: TaskFamily, task: AnyArray, horizon: int | None, n_learner: int,
+    steps_per_update: int | None, seed: int, findings: Findings,
+) -> History:  # fmt: skip
+    where, shape = f"task {number}", recorded.rewards.shape
+    if shape[0] % n_learner:
+        raise ConfigError(f"{where}: {n_learner} learners cannot share {shape[0]} streams equally")
+    played, problem = _replay(family, task, recorded, seed)
+    next_states = recorded.next_states
+    if played is not None and problem is None:
+        terminated, truncated = played.terminated, played.truncated
+        wrong = played.episode_end & differ(next_states, played.next_states)
+        if wrong.any():
+            findings.repaired[number] = int(wrong.sum())
+            next_states = next_states.copy()
+            next_states[wrong] = played.next_states[wrong]
+    else:
+        findings.disagree[number] = problem or "cannot be replayed"
+        terminated, truncated = _ends(where, recorded, int(family.horizon), horizon)
+        ended = (terminated | truncated)[:, :-1]
+        after_reset = ended & ~differ(next_states[:, :-1], recorded.states[:, 1:])
+        if after_reset.any():
+            findings.kept[number] = int(after_reset.sum())
+    if recorded.action_probs is None or np.isnan(recorded.action_probs).all():
+        findings.unknown_probs.append(number)
+    steps = np.zeros(shape[1], np.int32)
+    if steps_per_update is not None:
+        steps = (np.arange(shape[1]) // steps_per_update).astype(np.int32)
+    learners = np.repeat(np.arange(n_learner), shape[0] // n_learner)
+    return History(
+        states=recorded.states,
+        actions=recorded.actions,
+        rewards=recorded.rewards,
+        next_states=next_states,
+        terminated=terminated,
+        truncated=truncated,
+        action_probs=_float32(recorded.action_probs, shape),
+        update=_int32(recorded.update, np.broadcast_to(steps, shape)),
+        learner=_int32(recorded.learner, learners),
+        entropy=None if recorded.entropy is None else _float32(recorded.entropy, shape),
+        log_prob_next=None if recorded.log_prob_next is None else _float32(recorded.log_prob_next, shape),
+    )
+
+
+def _float32(array: AnyArray | None, shape: tuple[int, ...]) -> AnyArray:
+    return np.full(shape, np.nan, np.float32) if array is None else array.astype(np.float32)
+
+
+def _int32(array: AnyArray | None, otherwise: AnyArray) -> AnyArray:
+    return (otherwise if array is None else array).astype(np.int32)
+
+
+def _ends(
+    where: str, recorded: Recorded, family_horizon: int, horizon: int | None
+) -> tuple[BoolArray, BoolArray]:
+    """``terminated`` and ``truncated`` (S, T) as the record tells them, or by the clock."""
+    if recorded.terminated is not None and recorded.truncated is not None:
+        return recorded.terminated, recorded.truncated
+    shape = recorded.rewards.shape
+    limit = horizon or family_horizon
+    if recorded.dones is None:
+        if horizon is None:
+            raise HistoryError(
+                f"{where}: has no dones, and the family does not play what is recorded; say how long "
+                "episodes are (--horizon N), or choose the family's settings and tasks "
+                "(--env.kwargs, --task-ids)"
+            )
+        return np.zeros(shape, bool), np.broadcast_to((np.arange(shape[1]) + 1) % horizon == 0, shape)
+    length = episode_step(recorded.dones)
+    if (length > limit).any():
+        stream, step = np.argwhere(length > limit)[0]
+        raise HistoryError(
+            f"{where}: the episode at stream {stream}, step {step} is longer than the horizon {limit}; "
+            "set --env.kwargs or --horizon"
+        )
+    late = length == limit
+    return recorded.dones & ~late, recorded.dones & late
+
+
+# ---------------------------------------------------------------- replay
+
+
+def _replay(
+    family: TaskFamily, task: AnyArray, recorded: Recorded, seed: int
+) -> tuple[Played | None, str | None]:
+    """The replay of a task's actions, and where it first parts from the record (None: nowhere)."""
+    n_stream = recorded.rewards.shape[0]
+    try:
+        played = play(family, np.repeat(task[None], n_stream, axis=0), recorded.actions, seed)
+    except (CompressedADError, ValueError, IndexError, TypeError) as error:
+        return None, f"its actions cannot be played ({error})"
+    return played, _difference(recorded, played)
+
+
+def _difference(recorded: Recorded, played: Played) -> str | None:
+    """The array, stream and step at which two first differ, leaving out successors at the ends."""
+    inner = ~played.episode_end
+    pairs = {
+        "states": differ(recorded.states, played.states),
+        "rewards": differ(recorded.rewards, played.rewards),
+        "next_states": inner & differ(recorded.next_states, played.next_states),
+    }
+    if recorded.dones is not None:
+        pairs["dones"] = recorded.dones == inner
+    if recorded.terminated is not None and recorded.truncated is not None:
+        pairs["terminated"] = recorded.terminated != played.terminated
+        pairs["truncated"] = recorded.truncated != played.truncated
+    for name, wrong in pairs.items():
+        if wrong.any():
+            stream, step = np.argwhere(wrong)[0]
+            return f"{name} differ first in stream {stream} at step {step}"
+    return None
+
+
+# ---------------------------------------------------------------- which task is which
+
+
+def _task_ids(
+    tasks: Mapping[int, Recorded],
+    numbers: Sequence[int],
+    family: TaskFamily,
+    spaces: Mapping[str, SpaceSpec],
+    asked: Sequence[int] | str | None,
+    seed: int,
+) -> list[int]:
+    """Ids into the family of the tasks ``numbers``, in their order."""
+    count = len(family.tasks())
+    if isinstance(asked, str):
+        if asked != MATCH:
+            raise UsageError(f"task_ids must be numbers or {MATCH!r}, got {asked!r}")
+        ids = [_match(f"task {i}", _fitted(f"task {i}", tasks[i], spaces), family, seed) for i in numbers]
+    else:
+        ids = list(numbers) if asked is None else [int(i) for i in asked]
+    if len(ids) != len(numbers):
+        raise ConfigError(f"--task-ids: {len(numbers)} tasks are imported, but {len(ids)} ids are given")
+    beyond = [i for i in ids if not 0 <= i < count]
+    if beyond:
+        raise ConfigError(
+            f"--task-ids: {family.name} has tasks 0..{count - 1}, not {short(beyond)}; say which one of them "
+            "each task of the file is"
+        )
+    twice = sorted({i for i in ids if ids.count(i) > 1})
+    if twice:
+        raise ConfigError(f"--task-ids: tasks {short(twice)} of {family.name} stand twice")
+    return ids
+
+
+def _match(where: str, recorded: Recorded, family: TaskFamily, seed: int) -> int:
+    """The only task of ``family`` in which every stream's actions earn its rewards."""
+    left = np.arange(len(family.tasks()))
+    for stream in range(recorded.rewards.shape[0]):
+        actions = np.repeat(recorded.actions[stream : stream + 1], len(left), axis=0)
+        rewards = np.repeat(recorded.rewards[stream : stream + 1], len(left), axis=0)
+        states = np.repeat(recorded.states[stream : stream + 1], len(left), axis=0)
+        try:
+            played = play(family, family.tasks()[left], actions, seed)
+        except (CompressedADError, ValueError, IndexError, TypeError) as error:
+            raise HistoryError(f"{where}: its actions cannot be played in {family.name} ({error})") from error
+        wrong = differ(states, played.states) | differ(rewards, played.rewards)
+        left = left[~wrong.any(axis=1)]
+        if len(left) <= 1:
+            break
+    if len(left) != 1:
+        what = f"tasks {short(left.tolist())} all do" if len(left) else "none does"
+        raise HistoryError(
+            f"{where}: no single task of {family.name} plays what is recorded ({what}); give --task-ids"
+        )
+    return int(left[0])
+
+
+# ---------------------------------------------------------------- the split
+
+
+def named_split(
+    tasks: Sequence[int],
+    heldout: Sequence[int] | None,
+    validation: Sequence[int] | None,
+    drawn: Callable[[int], Split] | None,
+) -> Split:
+    """The split of the recorded ``tasks``: the named ones held out and validating, or as ``drawn``.
+
+    ``drawn`` splits positions 0, 1, ... of a number of tasks. ``ConfigError`` if neither is given.
+    """
+    if heldout is not None:
+        validation = list(validation or ())
+        train = sorted(set(tasks) - set(heldout) - set(validation))
+        return Split(*(np.array(part, np.int64) for part in (train, validation, heldout)))
+    if validation is not None:
+        raise ConfigError("--validation without --heldout; name both, or draw the split with --split-seed")
+    if drawn is None:
+        raise ConfigError(
+            "the file has no split: name its parts (--heldout K,K,... --validation K,K,...), or draw them "
+            "(--split-seed N, sizes --env.heldout and --env.validation)"
+        )
+    ids = np.array(sorted(tasks), np.int64)
+    return Split(*(ids[part] for part in vars(drawn(len(ids))).values()))

@@ -1,0 +1,156 @@
+"""Histories as a dataset of Minari, the Farama Foundation's format for offline reinforcement learning.
+
+One dataset holds all tasks, an episode after the other: streams in order, each in time order, so that a
+learning history can be put together again. Where an episode belongs is said in its metadata: ``task``,
+``part`` of the split, ``stream``, ``learner``, ``first_step``; an episode that the collection cut off has
+neither ``terminations`` nor ``truncations`` at its end. ``infos`` hold what Minari has no place for:
+``action_probs``, ``update``, and ``compression_mask``, ``entropy`` and ``log_prob_next`` where they are
+known. As everywhere in Minari, entry 0 of ``infos`` belongs to the reset and entry t + 1 to step t.
+
+The one file that imports Minari (extra ``minari``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressed_ad.errors import HistoryError, MissingExtraError
+from compressed_ad.histories.exchange.formats import EXPORT, Progress
+from compressed_ad.histories.file import HistoryFile
+from compressed_ad.histories.hdf5 import json_text
+from compressed_ad.types import AnyArray, History, from_spec
+
+_ROOT = "MINARI_DATASETS_PATH"
+_BEFORE = {"b": False, "i": -1, "f": np.nan}
+"""What stands in ``infos`` at the reset, by kind of dtype."""
+
+
+def dataset_id(file: HistoryFile) -> str:
+    """The id that the histories of ``file`` get, e.g. ``darkroom-PPO-seed0-v0``."""
+    words = (file.info.family, file.info.learner, f"seed{file.info.seed}", "v0")
+    return "-".join(re.sub(r"[^A-Za-z0-9_]+", "_", word) for word in words)
+
+
+@EXPORT.register("minari")
+def write_minari(file: HistoryFile, path: Path, overwrite: bool, progress: Progress) -> Path:
+    """A Minari dataset of all tasks; the output is the folder of datasets (MINARI_DATASETS_PATH)."""
+    try:
+        import minari
+        from minari.data_collector import EpisodeBuffer
+    except ImportError as error:
+        raise MissingExtraError("the export to minari", "minari") from error
+    name, aside = dataset_id(file), path / f".partial-{os.getpid()}"
+    target = path / name
+    if path.is_file():
+        raise HistoryError(f"{path} is a file; --out must be a folder here")
+    if target.exists() and not (overwrite and (target / "data" / "metadata.json").exists()):
+        raise HistoryError(f"{target} exists; replace a dataset with --overwrite, or choose another --out")
+    parts = {int(task): part for part, ids in vars(file.split).items() for task in ids}
+    dataset = None
+    try:
+        with _quiet_root(aside):
+            for task in file.task_ids.tolist():
+                history = file.load([task])[task]
+                pieces = list(episodes(f"{file.path}: task {task}", history))
+                buffers = [EpisodeBuffer(**_buffer(history, file, *piece)) for piece in pieces]
+                about = [
+                    {"task": task, "part": parts[task], "stream": s, "first_step": a,
+                     "learner": int(history.learner[s])}
+                    for s, a, _ in pieces
+                ]  # fmt: skip
+                before = 0 if dataset is None else dataset.storage.total_episodes
+                if dataset is None:
+                    dataset = minari.create_dataset_from_buffers(name, buffers, **_head(file))
+                else:
+                    dataset.storage.update_episodes(buffers)
+                dataset.storage.update_episode_metadata(about, range(before, before + len(pieces)))
+                progress(1)
+        if target.exists():
+            shutil.rmtree(target)
+        (aside / name).rename(target)
+    except OSError as error:
+        raise HistoryError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return target
+
+
+def episodes(where: str, history: History) -> Iterator[tuple[int, int, int]]:
+    """(stream, first step, step after the last) of every episode, the unfinished last ones included.
+
+    ``HistoryError`` if a step does not start where the one before it led: a dataset of episodes has only one
+    place for both.
+    """
+    inner = ~history.episode_end[:, :-1]
+    differ = history.next_states[:, :-1] != history.states[:, 1:]
+    broken = np.argwhere(differ.any(axis=tuple(range(2, differ.ndim))) & inner)
+    if len(broken):
+        raise HistoryError(f"{where}: next_states{broken[0].tolist()} is not the state of the next step")
+    for stream, ends in enumerate(history.episode_end):
+        stops = [*(np.flatnonzero(ends) + 1).tolist(), history.n_step]
+        for first, stop in zip([0, *stops[:-1]], stops, strict=True):
+            if first < stop:
+                yield stream, first, stop
+
+
+def _buffer(history: History, file: HistoryFile, stream: int, first: int, stop: int) -> dict[str, Any]:
+    here = (stream, slice(first, stop))
+    last = history.next_states[stream, stop - 1 : stop]
+    spaces = {name: from_spec(spec).dtype for name, spec in file.info.spaces.items()}
+    infos = {
+        name: _after_reset(array[here])
+        for name, array in history.per_step()
+        if name in ("action_probs", "update", "compression_mask", "entropy", "log_prob_next")
+    }
+    return {
+        "observations": np.concatenate([history.states[here], last]).astype(spaces["observation"]),
+        "actions": history.actions[here].astype(spaces["action"]),
+        "rewards": history.rewards[here],
+        "terminations": history.terminated[here],
+        "truncations": history.truncated[here],
+        "infos": infos,
+    }
+
+
+def _after_reset(array: AnyArray) -> AnyArray:
+    return np.concatenate([np.array([_BEFORE[array.dtype.kind]], array.dtype), array])
+
+
+def _head(file: HistoryFile) -> dict[str, Any]:
+    family = f"{file.info.family} {json_text('family_kwargs', file.info.family_kwargs)}"
+    return {
+        "observation_space": from_spec(file.info.spaces["observation"]),
+        "action_space": from_spec(file.info.spaces["action"]),
+        "algorithm_name": file.info.learner,
+        "description": f"Learning histories of {file.info.learner} on the tasks of {family}.",
+        "requirements": [f"compressed-ad=={metadata.version('compressed-ad')}"],
+        "data_format": "hdf5",
+        "jpeg_encoding": False,  # images as they were, not nearly
+    }
+
+
+@contextmanager
+def _quiet_root(folder: Path) -> Iterator[None]:
+    """Let Minari write into ``folder``, without its advice about authors and environments."""
+    before = os.environ.get(_ROOT)
+    folder.mkdir(parents=True)
+    os.environ[_ROOT] = str(folder.resolve())  # Minari doubles relative paths
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if before is None:
+            del os.environ[_ROOT]
+        else:
+            os.environ[_ROOT] = before

@@ -1,0 +1,409 @@
+"""The history file: learning histories of many tasks, their split and their marks, in one HDF5 file.
+
+    attrs   format_version family family_kwargs spaces horizon learner config seed versions total_steps
+            [compressed_steps compression_ratio marker marker_parameters marker_seed marked_at
+             on_policy_threshold compression_window]       (dictionaries as JSON)
+    /split/{train,validation,heldout}                      task indices
+    /tasks (N, P)  /optimal_return (N,)  /random_return (N,)
+    /scales/{reward[,observation_mean,observation_std]}    of the training tasks: see ``scales``
+    /<task index>/{states,actions,rewards,next_states,terminated,truncated,action_probs,update
+                   [,entropy,log_prob_next,compression_mask]} (S, T, ...)  and  learner (S,)
+
+How it is written and checked is told in ``hdf5``.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressed_ad.errors import HistoryError
+from compressed_ad.histories import scales
+from compressed_ad.histories.hdf5 import (
+    Group,
+    child,
+    json_attribute,
+    json_text,
+    opened,
+    read,
+    stored_digest,
+    verify,
+    write_array,
+    write_file,
+)
+from compressed_ad.histories.header import (
+    MARKING_ATTRIBUTES,
+    Header,
+    HistoryInfo,
+    read_marking,
+    short,
+    write_marking,
+)
+from compressed_ad.histories.scales import Scales
+from compressed_ad.marking.apply import (
+    REQUIRED,
+    MarkingStatistics,
+    apply_marker,
+    marker_name,
+    marker_parameters,
+    marking_statistics,
+    task_seed,
+)
+from compressed_ad.marking.markers import Marker
+from compressed_ad.types import AnyArray, BoolArray, History, SpaceSpec, Split, shape_of, sizes, starts
+
+__all__ = ["HistoryFile", "HistoryInfo", "HistoryWriter", "is_complete", "remark"]
+
+_FLAGS = ("terminated", "truncated", "compression_mask")
+_FLOATS = ("rewards", "action_probs", "entropy", "log_prob_next")
+_SPACED = {"states": "observation", "next_states": "observation", "actions": "action"}
+_OPTIONAL = ("entropy", "log_prob_next", "compression_mask")
+_PER_STEP = (*_SPACED, *_FLOATS, *_FLAGS, "update")
+
+_log = logging.getLogger(__name__)
+
+
+class HistoryWriter:
+    """Collects histories task by task into ``<path>.shards/`` and at last merges them into ``path``.
+
+    ``split``, ``tasks`` (N, P), ``optimal_return`` (N,) or None and ``random_return`` (N,) describe all tasks
+    of the family; histories are expected for the tasks of the split. An unfinished or finished collection at
+    ``path`` is continued with ``resume``, replaced with ``overwrite``, else refused with ``HistoryError``; so
+    is, in spite of ``resume``, one of another configuration. A damaged shard is dropped; ``dropped`` says so.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        info: HistoryInfo,
+        split: Split,
+        tasks: AnyArray,
+        optimal_return: AnyArray | None,
+        random_return: AnyArray,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.shards = self.path.with_name(self.path.name + ".shards")
+        self.dropped: list[str] = []
+        optimal = None if optimal_return is None else np.asarray(optimal_return, dtype=np.float64)
+        self._header = Header(
+            info, split, np.asarray(tasks), optimal, np.asarray(random_return, dtype=np.float64)
+        )
+        self._finished = False
+        if resume:
+            self._finished = self.path.exists() and self._is_mine(self.path)
+            self._check_shards()
+        elif not overwrite:
+            for there, state in ((self.path, "exists"), (self.shards, "holds an unfinished collection")):
+                if there.exists():
+                    raise HistoryError(f"{there} {state}; resume it, overwrite it, or choose another path")
+        elif self.shards.exists():
+            shutil.rmtree(self.shards)
+
+    def done_tasks(self) -> set[int]:
+        """Indices of the tasks whose histories are safely on disk."""
+        if self._finished:
+            return set(self._header.task_ids.tolist())
+        return {int(shard.stem) for shard in self._shard_files()}
+
+    def append(self, task_id: int, history: History) -> None:
+        """Store the histories of one task; when this returns they survive kill -9.
+
+        Raises ``NumericalError`` for NaN or infinity in observations or rewards, ``HistoryError`` for values
+        outside the spaces or a full disk.
+        """
+        if task_id not in self._header.task_ids:
+            raise HistoryError(f"{self.path}: task {task_id} is in no part of the split")
+        _check_history(f"{self.path}: task {task_id}", history, self._header.info)
+
+        def fill(file: Group) -> None:
+            self._header.write(file)
+            _write_history(file, task_id, history, self._header)
+
+        self.shards.mkdir(parents=True, exist_ok=True)
+        write_file(self.shards / f"{task_id}.h5", fill)
+
+    def finish(self, marking: Mapping[str, Any] | None = None) -> None:
+        """Merge all shards into the final file and remove them.
+
+        ``marking`` is the provenance of masks that the appended histories already carry: ``marker``,
+        ``parameters``, ``seed`` and ``time``, as ``HistoryFile.marking`` gives it back. If only some carry
+        masks, these are left out, and the file is one that is not marked yet.
+        """
+        if not self._finished:
+            missing = sorted(set(self._header.task_ids.tolist()) - self.done_tasks())
+            if missing:
+                raise HistoryError(f"{self.path}: no histories yet of {len(missing)} tasks: {short(missing)}")
+            write_file(self.path, lambda file: self._merge(file, marking))
+            self._finished = True
+        if self.shards.exists():
+            shutil.rmtree(self.shards)
+
+    def _merge(self, file: Group, marking: Mapping[str, Any] | None) -> None:
+        self._header.write(file)
+        shapes: dict[tuple[int, ...], int] = {}
+        masks = []
+        for task in self._header.task_ids.tolist():
+            with opened(self.shards / f"{task}.h5") as shard:
+                shard.copy(str(task), file)
+            group = file[str(task)]
+            shapes.setdefault(group["rewards"].shape, task)
+            if "compression_mask" in group:
+                masks.append(group["compression_mask"][()])
+        if len(shapes) > 1:
+            raise HistoryError(f"{self.path}: tasks differ in (streams, steps): {shapes}")
+        if masks and len(masks) < len(self._header.task_ids):
+            for task in self._header.task_ids.tolist():
+                file[str(task)].pop("compression_mask", None)
+            masks = []
+        training = [file[str(task)] for task in self._header.split.train.tolist()]
+        scales.write(file, scales.measure(training, self._header.info.spaces["observation"]))
+        file.attrs["total_steps"] = int(np.prod(next(iter(shapes)))) * len(self._header.task_ids)
+        if masks:
+            write_marking(file, marking_statistics(masks), marking)
+
+    def _shard_files(self) -> Iterator[Path]:
+        return (shard for shard in self.shards.glob("*.h5") if shard.stem.isdecimal())
+
+    def _is_mine(self, path: Path) -> bool:
+        with opened(path) as file:
+            self._header.require(path, Header.read(file))
+        return True
+
+    def _check_shards(self) -> None:
+        damaged = []
+        for shard in self._shard_files():
+            try:
+                verify(shard)
+            except HistoryError as error:
+                damaged.append((shard, str(error)))
+            else:
+                self._is_mine(shard)
+        for shard, cause in damaged:
+            self.dropped.append(f"{cause}: dropped, task {shard.stem} is collected again")
+            _log.warning(self.dropped[-1])
+            shard.unlink()
+
+
+def is_complete(path: str | Path, info: HistoryInfo) -> bool:
+    """Whether a finished history file of ``info`` stands at ``path``.
+
+    False if there is no file; ``HistoryError`` if there is one that is damaged or of another configuration.
+    """
+    path = Path(path)
+    if not path.exists():
+        return False
+    with opened(path) as file:
+        stored = Header.read(file)
+    Header(info, stored.split, stored.tasks, stored.optimal_return, stored.random_return).require(
+        path, stored
+    )
+    return True
+
+
+class HistoryFile:
+    """A finished history file, for reading.
+
+    Opening it verifies its checksum; skip that (``verify=False``) only for a file that was just written or
+    verified, because HDF5 itself may crash on damaged metadata.
+
+    Every error is a ``HistoryError`` that names file and cause: missing, empty, truncated, changed, foreign,
+    of another format version, or of a shape that its size rules out. Nothing in a file is ever executed.
+    """
+
+    def __init__(self, path: str | Path, *, verify: bool = True) -> None:
+        self.path = Path(path)
+        with opened(self.path, check=verify) as file:
+            header = Header.read(file)
+            self.versions: dict[str, str] = json_attribute(file, "versions")
+            self.marking = read_marking(file)
+            first = child(file, str(header.task_ids[0]), Group)
+            shape = read(first, "rewards", "f").shape
+        if len(shape) != 2:
+            raise HistoryError(f"{self.path}: rewards: expected (stream, time), got shape {shape}")
+        self.n_stream, self.n_step = shape
+        self.info, self.split, self.task_ids = header.info, header.split, header.task_ids
+        self.tasks, self.optimal_return, self.random_return = (
+            header.tasks,
+            header.optimal_return,
+            header.random_return,
+        )
+
+    def load(self, task_ids: Iterable[int] | None = None) -> dict[int, History]:
+        """Histories by task index (all tasks if None).
+
+        Observations and actions of discrete spaces have compact dtypes (uint8, int16, ...): cast before
+        arithmetic. Raises ``NumericalError`` for NaN or infinity in observations or rewards.
+        """
+        wanted = self.task_ids.tolist() if task_ids is None else [int(task) for task in task_ids]
+        unknown = sorted(set(wanted) - set(self.task_ids.tolist()))
+        if unknown:
+            raise HistoryError(
+                f"{self.path}: has no task {short(unknown)}; it has {len(self.task_ids)} tasks"
+            )
+        with opened(self.path, check=False) as file:
+            return {task: self._load(file, task) for task in wanted}
+
+    def statistics(self) -> MarkingStatistics:
+        """Marked steps in all and by tenth of training; ``HistoryError`` if the file is not marked."""
+        with opened(self.path, check=False) as file:
+            return marking_statistics([self._mask(file, task) for task in self.task_ids.tolist()])
+
+    def training_scales(self) -> Scales:
+        """By what models standardise what they see: measured on the training tasks alone.
+
+        Computed here if the file does not hold them yet, which reads those tasks.
+        """
+        with opened(self.path, check=False) as file:
+            found = scales.stored(file)
+            if found is None:
+                training = (child(file, str(task), Group) for task in self.split.train.tolist())
+                found = scales.measure(training, self.info.spaces["observation"])
+        return found
+
+    def digest(self) -> str:
+        """SHA-256 of the file's content (hex), to name it in the provenance of what is made from it."""
+        return stored_digest(self.path)
+
+    def _load(self, file: Group, task: int) -> History:
+        group = child(file, str(task), Group)
+        arrays = {name: read(group, name, _kind(name)) for name in _PER_STEP if _present(group, name)}
+        history = History(**arrays, learner=read(group, "learner", "i"))
+        if (history.n_stream, history.n_step) != (self.n_stream, self.n_step):
+            shapes = f"{(history.n_stream, history.n_step)}, others {(self.n_stream, self.n_step)}"
+            raise HistoryError(f"{self.path}: task {task} has (streams, steps) {shapes}")
+        _check_history(f"{self.path}: task {task}", history, self.info)
+        return history
+
+    def _mask(self, file: Group, task: int) -> BoolArray:
+        group = child(file, str(task), Group)
+        if "compression_mask" not in group:
+            raise HistoryError(f"{self.path}: is not marked yet; mark it with: cad mark {self.path}")
+        return read(group, "compression_mask", "b")
+
+
+def remark(
+    path: str | Path,
+    marker: str | Marker,
+    params: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    output: str | Path | None = None,
+    progress: Callable[[int], None] = lambda tasks: None,
+) -> MarkingStatistics:
+    """Mark every task of a history file anew, from the stored arrays, in place or into ``output``.
+
+    The file is replaced in one step when all is done; until then, and after kill -9, the old one stands.
+    ``progress`` is called with the number of tasks done since its last call.
+    """
+    source, params = HistoryFile(path), dict(params or {})
+    if output is not None and Path(output).exists():
+        raise HistoryError(f"{output} exists; choose another path")
+    defaults = {name: value for name, value in marker_parameters(marker).items() if value is not REQUIRED}
+    parameters = {**defaults, **params}
+    json_text(f"parameters of marker {marker_name(marker)!r}", parameters)
+    masks: dict[int, BoolArray] = {}
+    for task in source.task_ids.tolist():
+        history = source.load([task])[task]
+        masks[task] = apply_marker(marker, history, seed=task_seed(seed, task), **params)
+        progress(1)
+    statistics = marking_statistics(masks.values())
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    marking = {"marker": marker_name(marker), "parameters": parameters, "seed": seed, "time": now}
+
+    def fill(file: Group) -> None:
+        with opened(source.path, check=False) as old:
+            for name, value in old.attrs.items():
+                if name not in MARKING_ATTRIBUTES:
+                    file.attrs[name] = value
+            for name in old:
+                if not name.isdecimal():
+                    old.copy(name, file)
+            for task, mask in masks.items():
+                group = file.create_group(str(task))
+                for name, value in old[str(task)].attrs.items():
+                    group.attrs[name] = value
+                for name in old[str(task)]:
+                    if name != "compression_mask":
+                        old[str(task)].copy(name, group)
+                write_array(group, "compression_mask", mask)
+        write_marking(file, statistics, marking)
+
+    write_file(source.path if output is None else Path(output), fill)
+    return statistics
+
+
+# ---------------------------------------------------------------- one history
+
+
+def _dtype(name: str, info: HistoryInfo) -> np.dtype[Any]:
+    if name not in _SPACED:
+        return np.dtype(np.float32 if name in _FLOATS else np.bool_ if name in _FLAGS else np.int32)
+    spec = info.spaces[_SPACED[name]]
+    if spec["kind"] == "box":
+        # Models compute in float32; twice the bytes would hold nothing that they see.
+        return np.dtype(np.float32 if spec["dtype"] == "float64" else spec["dtype"])
+    ends = [(start, start + size) for start, size in zip(starts(spec), sizes(spec), strict=True)]
+    low, high = min(start for start, _ in ends), max(end for _, end in ends)
+    if low >= 0 and high <= 1 << 8:
+        return np.dtype(np.uint8)
+    return np.dtype(np.int16 if low >= -(1 << 15) and high <= 1 << 15 else np.int32)
+
+
+def _kind(name: str) -> str:
+    return "f" if name in _FLOATS else "b" if name in _FLAGS else "iuf" if name in _SPACED else "i"
+
+
+def _present(group: Group, name: str) -> bool:
+    return name not in _OPTIONAL or name in group
+
+
+def _check_history(where: str, history: History, info: HistoryInfo) -> None:
+    """Raise ``HistoryError`` or ``NumericalError`` unless the file can hold ``history`` without loss."""
+    history.check_finite(where)
+    for name, kind in _SPACED.items():
+        array, spec = getattr(history, name), info.spaces[kind]
+        box, shape = spec["kind"] == "box", shape_of(spec)
+        dtype = _dtype(name, info) if box else np.dtype(np.int64)
+        if not np.can_cast(array.dtype, dtype, "same_kind"):
+            raise HistoryError(f"{where}: {name} of dtype {array.dtype} does not fit the space {spec}")
+        if array.shape[2:] != shape:
+            raise HistoryError(f"{where}: {name} has elements of shape {array.shape[2:]}, the space {shape}")
+        if box and array.dtype.itemsize <= dtype.itemsize:
+            continue
+        low, high = _limits(spec, dtype)
+        outside = (array < low) | (array > high)
+        if outside.any():
+            place = np.argwhere(outside)[0]
+            raise HistoryError(f"{where}: {name}{place.tolist()} is {array[tuple(place)]}, outside {spec}")
+    probs = history.action_probs
+    if ((probs < 0) | (probs > 1 + 1e-5)).any():
+        raise HistoryError(f"{where}: action_probs reach from {np.nanmin(probs)} to {np.nanmax(probs)}")
+
+
+def _limits(spec: SpaceSpec, dtype: np.dtype[Any]) -> tuple[AnyArray, AnyArray]:
+    """Least and greatest value of each component; of a Box, what its ``dtype`` here can hold."""
+    if spec["kind"] == "box":
+        info = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+        return np.asarray(info.min), np.asarray(info.max)
+    low = np.asarray(starts(spec)).reshape(shape_of(spec))
+    return low, low + np.asarray(sizes(spec)).reshape(low.shape) - 1
+
+
+def _write_history(file: Group, task: int, history: History, header: Header) -> None:
+    group = file.create_group(str(task))
+    group.attrs["task"] = header.tasks[task]
+    group.attrs["random_return"] = header.random_return[task]
+    if header.optimal_return is not None:
+        group.attrs["optimal_return"] = header.optimal_return[task]
+    group["learner"] = history.learner.astype(np.int32)
+    for name, array in history.per_step():
+        write_array(group, name, array.astype(_dtype(name, header.info), copy=False))

@@ -1,0 +1,117 @@
+"""PPO that trains the source learners of many tasks at once, each on its own.
+
+The algorithm and its defaults are those of Stable-Baselines3's ``PPO("MlpPolicy")`` (Schulman et al. 2017,
+"Proximal Policy Optimization Algorithms"; Raffin et al. 2021): separate tanh networks for policy and value,
+orthogonal initialisation, one-hot encoding of discrete observations, GAE (Schulman et al. 2016), advantages
+normalised per minibatch, bootstrapping with the value of the true terminal observation at a time limit,
+gradients clipped by their global norm, Adam with eps 1e-5.
+
+Nothing is shared between learners, so training N tasks together gives bit for bit what training each alone
+gives.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from annotated_types import Ge, MinLen
+from gymnasium import spaces
+from pydantic import Field, ValidationError
+
+from compressed_ad.errors import ConfigError, SpaceError, nearest
+from compressed_ad.learners.base import Progress
+from compressed_ad.settings import Count, Fraction, NonNegative, Positive, Settings
+from compressed_ad.tasks.base import TaskFamily
+from compressed_ad.types import AnyArray, History, IntArray
+
+
+class PPOConfig(Settings):
+    """Hyper-parameters of PPO: names and defaults of Stable-Baselines3, then ours."""
+
+    learning_rate: Positive = 3e-4
+    n_steps: Count = Field(2048, description="steps of each environment between updates")
+    batch_size: Annotated[int, Ge(2)] = Field(64, description="samples of a gradient step")
+    n_epochs: Count = Field(10, description="passes over a rollout")
+    gamma: Fraction = 0.99
+    gae_lambda: Fraction = 0.95
+    clip_range: Positive = 0.2
+    ent_coef: float = 0.0
+    vf_coef: NonNegative = 0.5
+    max_grad_norm: Positive = 0.5
+    normalize_advantage: bool = True
+    net_arch: Annotated[tuple[Count, ...], MinLen(1)] = Field(
+        (64, 64), description="hidden units, the same for the policy's and the value's network"
+    )
+    count_bonus: NonNegative = Field(
+        0.0,
+        description="learn from reward + count_bonus / sqrt(visits of the successor by this learner so far); "
+        "recorded rewards stay as they are",
+    )
+
+
+def _config(values: dict[str, Any]) -> PPOConfig:
+    try:
+        return PPOConfig(**values)
+    except ValidationError as error:
+        problems = []
+        for issue in error.errors():
+            key = ".".join(str(part) for part in issue["loc"])
+            if issue["type"] == "extra_forbidden":
+                problems.append(f"ppo: unknown key {key!r}{nearest(key, PPOConfig.model_fields)}")
+            else:
+                problems.append(f"ppo: {key}: {issue['msg']}, got {issue['input']!r}")
+        raise ConfigError(problems) from error
+
+
+class BatchedPPO:
+    """``SourceLearner`` for Discrete actions and Discrete, MultiDiscrete or Box observations.
+
+    Keyword arguments are the fields of ``PPOConfig``; ``ConfigError`` names every wrong one.
+    """
+
+    name = "PPO"
+
+    def __init__(self, **config: Any) -> None:
+        self.config = _config(config)
+
+    def check(self, family: TaskFamily, *, n_timesteps: int, n_stream: int) -> None:
+        """See ``learners.base.Checks``; observations and ``count_bonus`` are looked at by ``learn`` alone."""
+        if n_timesteps < self.config.n_steps:
+            raise ConfigError(
+                f"ppo: n_steps {self.config.n_steps} exceeds the {n_timesteps} steps of a stream; "
+                "nothing would be learned"
+            )
+        if not isinstance(family.action_space, spaces.Discrete):
+            raise SpaceError(
+                f"{family.name}: ppo learns Discrete actions, not {family.action_space}; "
+                "try the learner sb3:PPO"
+            )
+
+    def learn(
+        self,
+        family: TaskFamily,
+        task_ids: IntArray,
+        tasks: AnyArray,
+        *,
+        n_timesteps: int,
+        n_learner: int,
+        n_stream: int,
+        seed: int,
+        progress: Progress = lambda steps: None,
+    ) -> list[History]:
+        """See ``SourceLearner.learn``.
+
+        The policy is updated every ``n_steps`` steps; where ``n_timesteps`` is no multiple, the remaining
+        steps are recorded under the last policy and their ``log_prob_next`` is NaN.
+
+        Raises ``SpaceError`` for spaces that this PPO cannot learn, ``ConfigError`` if ``n_timesteps`` is too
+        short for an update, ``NumericalError`` for NaN or infinity.
+        """
+        # Numba takes a second to import, which a command line that only prints help should not spend.
+        from compressed_ad.learners.ppo.training import train
+
+        self.check(family, n_timesteps=n_timesteps, n_stream=n_stream)
+        return train(
+            self.config, family, task_ids, tasks,
+            n_timesteps=n_timesteps, n_learner=n_learner, n_stream=n_stream, seed=seed, progress=progress,
+        )  # fmt: skip

@@ -1,0 +1,394 @@
+"""The training loop of the batched PPO: rollouts in lockstep over all environments, then compiled updates.
+
+Arrays here are (T, L, S): steps of a rollout, learners of all tasks, streams of a learner. Environments see
+the L * S slots flat.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from compressed_ad.errors import NumericalError, SpaceError
+from compressed_ad.learners.base import Progress
+from compressed_ad.learners.ppo import kernels
+from compressed_ad.seeding import rng, seed64
+from compressed_ad.tasks.base import TaskFamily
+from compressed_ad.types import AnyArray, BoolArray, History, IntArray, Step
+
+if TYPE_CHECKING:
+    from compressed_ad.learners.ppo import PPOConfig
+
+Float32Array = NDArray[np.float32]
+
+_NUMBERED = 1 << 16
+"""Discrete spaces with at most this many observations are numbered, so that repeated ones are recognised."""
+
+
+def train(
+    cfg: PPOConfig,
+    family: TaskFamily,
+    task_ids: IntArray,
+    tasks: AnyArray,
+    *,
+    n_timesteps: int,
+    n_learner: int,
+    n_stream: int,
+    seed: int,
+    progress: Progress,
+) -> list[History]:
+    """What ``BatchedPPO.learn`` promises, of a family and lengths that its ``check`` accepts."""
+    encoder = Encoder(family.observation_space)
+    if cfg.count_bonus and encoder.n_obs is None:
+        raise SpaceError(
+            f"{family.name}: count_bonus needs a discrete observation space of at most {_NUMBERED} "
+            f"observations, not {family.observation_space}"
+        )
+    assert isinstance(family.action_space, spaces.Discrete)
+    first_action = int(family.action_space.start)
+    who = [(int(task), k) for task in task_ids for k in range(n_learner)]
+    shape = (len(who), n_stream)
+    learners = Learners(cfg, encoder, int(family.action_space.n), who, seed)
+    visits = np.zeros((len(who), encoder.n_obs or 0), np.int64)
+    learner_index = np.arange(len(who))[:, None]
+
+    env_seeds = [rng(seed, "ppo-env", *w).integers(2**63 - 1, size=n_stream) for w in who]
+    env = family.make(np.repeat(tasks, n_learner * n_stream, axis=0), np.concatenate(env_seeds))
+    obs = env.reset()
+    record: dict[str, AnyArray] = {}
+    # Without a table, every version of the policy is asked twice per step, in tiles of a few rows.
+    asked = 2 * cfg.n_steps * (-(-n_stream // kernels.TILE_ROWS) * kernels.TILE_ROWS)
+    tabular = encoder.n_obs is not None and encoder.n_obs <= asked
+    policy = Policy(learners, encoder, shape, tabular)
+
+    for number, start in enumerate(range(0, n_timesteps, cfg.n_steps)):
+        n_step = min(cfg.n_steps, n_timesteps - start)
+        rollout = Rollout(n_step, shape, obs)
+        learned_reward = np.empty((n_step, *shape), np.float32)
+        for t in range(n_step):
+            rollout.states[t] = obs  # a copy: the environment may reuse its array
+            seen = policy.at(obs)
+            kernels.sample(
+                learners.random, seen.log_probs, seen.rows, rollout.actions[t], rollout.log_prob[t]
+            )
+            rollout.entropy[t], rollout.value[t] = seen.pick(seen.entropy), seen.pick(seen.value)
+            step = env.step(rollout.actions[t].reshape(-1) + first_action)
+            rollout.add(t, step)
+            learned_reward[t] = rollout.rewards[t]
+            if cfg.count_bonus:
+                successor = encoder.number(step.next_obs).reshape(shape)
+                np.add.at(visits, (learner_index, successor), 1)
+                learned_reward[t] += cfg.count_bonus / np.sqrt(visits[learner_index, successor])
+            cut = rollout.truncated[t] & ~rollout.terminated[t]
+            if cut.any():
+                after = policy.at(step.next_obs)
+                learned_reward[t] += np.where(
+                    cut, np.float32(cfg.gamma) * after.pick(after.value), np.float32(0)
+                )
+            obs = step.obs
+            progress(env.num_envs)
+        _check_finite(rollout.rewards.swapaxes(0, 1), family, who, f"rewards from step {start}")
+        if n_step == cfg.n_steps:
+            last = policy.at(obs)
+            advantage, target = generalized_advantage(
+                learned_reward, rollout.value, rollout.terminated | rollout.truncated, last.pick(last.value),
+                cfg.gamma, cfg.gae_lambda,
+            )  # fmt: skip
+            _check_finite(target.swapaxes(0, 1), family, who, f"returns from step {start}")
+            learners.update(encoder, rollout, advantage, target)
+            _check_finite(learners.params, family, who, f"PPO's weights after update {number}")
+            policy = Policy(learners, encoder, shape, tabular)
+            for t in range(n_step):
+                seen = policy.at(rollout.states[t])
+                rollout.log_prob_next[t] = seen.log_probs[learner_index, seen.rows, rollout.actions[t]]
+        rollout.write(record, n_timesteps, start, number, first_action)
+
+    n_task_stream = n_learner * n_stream
+    return [
+        History(
+            learner=np.repeat(np.arange(n_learner, dtype=np.int32), n_stream),
+            **{name: array[i : i + n_task_stream] for name, array in record.items()},
+        )
+        for i in range(0, len(task_ids) * n_task_stream, n_task_stream)
+    ]
+
+
+def _check_finite(array: AnyArray, family: TaskFamily, who: list[tuple[int, int]], what: str) -> None:
+    """Raise ``NumericalError`` naming the first task whose part of ``array`` (L, ...) is not finite."""
+    fine = np.isfinite(array).reshape(len(array), -1).all(1)
+    if not fine.all():
+        raise NumericalError(f"{family.name}, task {who[int(np.argmin(fine))][0]}: {what} are not finite")
+
+
+def generalized_advantage(
+    reward: Float32Array,
+    value: Float32Array,
+    done: BoolArray,
+    last_value: Float32Array,
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[Float32Array, Float32Array]:
+    """Advantages and returns (T, ...) of a rollout; ``last_value`` (...) is that of the observation after it.
+
+    ``done`` ends an episode: nothing beyond it counts. At a time limit the caller adds gamma times the value
+    of the terminal observation to the reward first (Pardo et al. 2018; Schulman et al. 2016, equation 16).
+    """
+    advantage = np.empty_like(reward)
+    running = np.zeros_like(last_value)
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller names the task whose numbers overflow
+        for t in range(len(reward) - 1, -1, -1):
+            goes_on = (~done[t]).astype(np.float32)
+            delta = reward[t] + gamma * goes_on * last_value - value[t]
+            running = delta + gamma * gae_lambda * goes_on * running
+            advantage[t], last_value = running, value[t]
+        return advantage, advantage + value
+
+
+class Encoder:
+    """Turns observations into network inputs as SB3 does: one-hot per discrete component, or flat floats."""
+
+    def __init__(self, space: Any) -> None:
+        self._sizes: NDArray[np.int64] | None = None
+        if isinstance(space, spaces.Discrete):
+            self._sizes, self._first = np.array([space.n]), np.array([space.start])
+        elif isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
+            self._sizes, self._first = space.nvec.astype(np.int64), space.start
+        elif not isinstance(space, spaces.Box):
+            raise SpaceError(f"ppo observes Discrete, MultiDiscrete (flat) or Box spaces, not {space}")
+        self.n_real = prod(space.shape) if self._sizes is None else int(self._sizes.sum())
+        self.n_input = -(-self.n_real // kernels.TILE_ROWS) * kernels.TILE_ROWS
+        self.n_obs: int | None = None
+        if self._sizes is not None and (count := prod(self._sizes.tolist())) <= _NUMBERED:
+            self.n_obs = count
+            every = np.stack(np.unravel_index(np.arange(count), self._sizes), axis=-1)
+            self._table = self._ones(every)
+            self._strides = np.array([prod(self._sizes[i + 1 :].tolist()) for i in range(len(self._sizes))])
+
+    def number(self, obs: AnyArray) -> NDArray[np.int64]:
+        """(N,) number of each observation (N, ...) of a numbered space."""
+        assert self._sizes is not None
+        return np.asarray(self._digits(obs) @ self._strides)
+
+    def encode(self, obs: AnyArray) -> tuple[kernels.Features, NDArray[np.int64]]:
+        """Features (R, ...) and the row (N,) of each observation (N, ...) in them."""
+        if self.n_obs is not None:
+            return self._table, self.number(obs)
+        rows = np.arange(len(obs))
+        if self._sizes is not None:
+            return self._ones(self._digits(obs)), rows
+        dense = np.zeros((len(obs), self.n_input), np.float32)
+        dense[:, : self.n_real] = obs.reshape(len(obs), -1)
+        if not np.isfinite(dense).all():
+            raise NumericalError("an observation is not finite")
+        return kernels.Features(np.empty((len(obs), 0), np.int32), dense), rows
+
+    def everything(self) -> tuple[kernels.Features, NDArray[np.int64]]:
+        """Features of all observations of a numbered space, in their order."""
+        return self._table, np.arange(len(self._table.ones))
+
+    def _digits(self, obs: AnyArray) -> NDArray[np.int64]:
+        """(N, C) discrete components, each counted from 0."""
+        digits = obs.reshape(len(obs), -1).astype(np.int64) - self._first
+        outside = (digits < 0) | (digits >= self._sizes)
+        if outside.any():
+            raise SpaceError(f"observation {obs[outside.any(1)][0]} lies outside its space")
+        return np.asarray(digits)
+
+    def _ones(self, digits: AnyArray) -> kernels.Features:
+        assert self._sizes is not None
+        offsets = np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
+        return kernels.Features((digits + offsets).astype(np.int32), np.empty((len(digits), 0), np.float32))
+
+
+class Learners:
+    """Networks, optimiser and random state of L learners, named by ``who``: (task id, learner index)."""
+
+    def __init__(
+        self, cfg: PPOConfig, encoder: Encoder, n_action: int, who: list[tuple[int, int]], seed: int
+    ) -> None:
+        self.net = layout(encoder.n_input, n_action, cfg.net_arch)
+        self.params = _aligned(len(who), self.net.size)
+        for row, w in zip(self.params, who, strict=True):
+            initialise(self.net, row, encoder.n_real, cfg.net_arch, rng(seed, "ppo", *w))
+        self.moment1, self.moment2 = _aligned(*self.params.shape), _aligned(*self.params.shape)
+        self.n_gradient_step = np.zeros(len(who), np.int64)
+        self.random = np.array([seed64(seed, "ppo-kernel", *w) for w in who], np.uint64)
+        self.hyper = kernels.Update(
+            cfg.learning_rate, cfg.batch_size, cfg.n_epochs, cfg.clip_range, cfg.ent_coef, cfg.vf_coef,
+            cfg.max_grad_norm, cfg.normalize_advantage,
+        )  # fmt: skip
+
+    def update(
+        self, encoder: Encoder, rollout: Rollout, advantage: Float32Array, target: Float32Array
+    ) -> Float32Array:
+        """One PPO update of every learner; returns the last minibatch's gradient of the last learner."""
+        n_step, *shape = advantage.shape
+        features, ids = encoder.encode(rollout.states.reshape(-1, *rollout.states.shape[2:]))
+        gradient: Float32Array = kernels.update(
+            self.net, self.hyper, self.params, self.moment1, self.moment2, self.n_gradient_step, self.random,
+            features, ids.reshape(n_step, *shape), rollout.actions, advantage, target, rollout.log_prob,
+        )  # fmt: skip
+        return gradient
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What networks say of K observations per learner, and which of them (``rows``) each stream sees."""
+
+    rows: NDArray[np.int64]  # (L, S)
+    log_probs: Float32Array  # (L, K, n_action)
+    entropy: Float32Array  # (L, K) nats
+    value: Float32Array  # (L, K)
+
+    def pick(self, table: Float32Array) -> Float32Array:
+        """The (L, S) entries of ``table`` (L, K) that the streams see."""
+        return np.take_along_axis(table, self.rows, axis=1)
+
+
+class Policy:
+    """The learners' networks at one version, evaluated once on all observations if ``tabular``."""
+
+    def __init__(self, learners: Learners, encoder: Encoder, shape: tuple[int, int], tabular: bool) -> None:
+        self._learners, self._encoder, self._shape = learners, encoder, shape
+        self._table: Outputs | None = None
+        if tabular:
+            features, rows = encoder.everything()
+            self._table = self._evaluate(features, np.broadcast_to(rows, (shape[0], len(rows))).copy())
+
+    def at(self, obs: AnyArray) -> Outputs:
+        """The networks on one observation (L * S, ...) per slot."""
+        if self._table is not None:
+            rows = self._encoder.number(obs).reshape(self._shape)
+            return Outputs(rows, self._table.log_probs, self._table.entropy, self._table.value)
+        features, rows = self._encoder.encode(obs)
+        return self._evaluate(features, rows.reshape(self._shape))
+
+    def _evaluate(self, features: kernels.Features, rows: NDArray[np.int64]) -> Outputs:
+        net = self._learners.net
+        log_probs = np.empty((*rows.shape, net.n_action), np.float32)
+        entropy, value = np.empty(rows.shape, np.float32), np.empty(rows.shape, np.float32)
+        kernels.evaluate(net, self._learners.params, features, rows, log_probs, entropy, value)
+        own = np.broadcast_to(np.arange(rows.shape[1]), rows.shape)
+        return Outputs(np.ascontiguousarray(own), log_probs, entropy, value)
+
+
+class Rollout:
+    """What happened between two updates, time first: (T, L, S), observations (T, L * S, ...)."""
+
+    def __init__(self, n_step: int, shape: tuple[int, int], obs: AnyArray) -> None:
+        full = (n_step, *shape)
+        self.states = np.empty((n_step, *obs.shape), obs.dtype)
+        self.next_states = np.empty_like(self.states)
+        self.actions = np.empty(full, np.int64)
+        self.rewards, self.value = np.empty(full, np.float32), np.empty(full, np.float32)
+        self.terminated, self.truncated = np.empty(full, np.bool_), np.empty(full, np.bool_)
+        self.log_prob, self.entropy = np.empty(full, np.float32), np.empty(full, np.float32)
+        self.log_prob_next = np.full(full, np.nan, np.float32)
+
+    def add(self, t: int, step: Step) -> None:
+        """Keep what step ``t`` led to."""
+        self.next_states[t] = step.next_obs
+        shape = self.rewards.shape[1:]
+        self.rewards[t] = step.reward.reshape(shape)
+        self.terminated[t], self.truncated[t] = step.terminated.reshape(shape), step.truncated.reshape(shape)
+
+    def write(
+        self, record: dict[str, AnyArray], n_timesteps: int, start: int, number: int, first_action: int
+    ) -> None:
+        """Append to the (L * S, n_timesteps, ...) arrays of ``record`` at ``start``."""
+        n_step, *shape = self.rewards.shape
+        arrays = {
+            "states": self.states,
+            "actions": self.actions + first_action,
+            "rewards": self.rewards,
+            "next_states": self.next_states,
+            "terminated": self.terminated,
+            "truncated": self.truncated,
+            "action_probs": np.exp(self.log_prob),
+            "update": np.broadcast_to(np.int32(number), self.rewards.shape),
+            "entropy": self.entropy,
+            "log_prob_next": self.log_prob_next,
+        }
+        for name, array in arrays.items():
+            flat = array.reshape(n_step, prod(shape), *(self.states.shape[2:] if "states" in name else ()))
+            if name not in record:
+                record[name] = np.empty((flat.shape[1], n_timesteps, *flat.shape[2:]), flat.dtype)
+            record[name][:, start : start + n_step] = flat.swapaxes(0, 1)
+
+
+def _aligned(n_row: int, n_column: int) -> Float32Array:
+    """Zeros (n_row, n_column) float32 that start on a cache line."""
+    line = 64
+    raw = np.zeros(n_row * n_column * 4 + line, np.uint8)
+    skip = -raw.ctypes.data % line
+    return raw[skip : skip + n_row * n_column * 4].view(np.float32).reshape(n_row, n_column)
+
+
+def layout(n_input: int, n_action: int, net_arch: tuple[int, ...]) -> kernels.Net:
+    """Where the parameters of a learner stand in its flat vector."""
+    line = 16  # float32 numbers of a cache line
+    widths = [-(-w // kernels.TILE_COLUMNS) * kernels.TILE_COLUMNS for w in net_arch]
+    weights, biases, at = [], [], 0
+    for before, width in zip([n_input, *widths], widths, strict=False):
+        weights.append(at)
+        biases.append(at + before * 2 * width)
+        at = biases[-1] + 2 * width
+    head_bias = at + (n_action + 1) * widths[-1]
+    size = -(-(head_bias + n_action + 1) // line) * line
+    return kernels.Net(
+        np.array(widths),
+        np.array(weights),
+        np.array(biases),
+        at,
+        head_bias,
+        max(widths),
+        n_input,
+        n_action,
+        size,
+    )
+
+
+def views(
+    net: kernels.Net, p: Float32Array, n_real: int, net_arch: tuple[int, ...]
+) -> dict[str, Float32Array]:
+    """The unpadded weights (in, out) and biases of one learner's vector ``p``, by SB3's parameter names."""
+    out: dict[str, Float32Array] = {}
+    before, n_before = n_real, net.n_input
+    for i, (real, width, at, b_at) in enumerate(
+        zip(net_arch, net.widths.tolist(), net.weights.tolist(), net.biases.tolist(), strict=True)
+    ):
+        matrix = p[at : at + n_before * 2 * width]
+        halves = (
+            matrix.reshape(n_before, 2, width).swapaxes(0, 1)
+            if i == 0
+            else matrix.reshape(2, n_before, width)
+        )
+        bias = p[b_at : b_at + 2 * width].reshape(2, width)
+        for half, kind in enumerate(("policy", "value")):
+            out[f"mlp_extractor.{kind}_net.{2 * i}.weight"] = halves[half, :before, :real]
+            out[f"mlp_extractor.{kind}_net.{2 * i}.bias"] = bias[half, :real]
+        before, n_before = real, width
+    head = p[net.head : net.head_bias].reshape(net.n_action + 1, n_before)[:, :before].T
+    bias = p[net.head_bias : net.head_bias + net.n_action + 1]
+    out["action_net.weight"], out["action_net.bias"] = head[:, : net.n_action], bias[: net.n_action]
+    out["value_net.weight"], out["value_net.bias"] = head[:, net.n_action :], bias[net.n_action :]
+    return out
+
+
+def initialise(
+    net: kernels.Net, p: Float32Array, n_real: int, net_arch: tuple[int, ...], generator: np.random.Generator
+) -> None:
+    """Orthogonal weights with SB3's gains, zero biases (Saxe et al. 2014)."""
+    for name, array in views(net, p, n_real, net_arch).items():
+        if not name.endswith("weight"):
+            continue
+        gain = {"action_net.weight": 0.01, "value_net.weight": 1.0}.get(name, np.sqrt(2.0))
+        n_in, n_out = array.shape
+        q, r = np.linalg.qr(generator.standard_normal((max(n_in, n_out), min(n_in, n_out))))
+        q *= np.sign(np.diag(r))
+        array[:] = gain * (q if n_in >= n_out else q.T)

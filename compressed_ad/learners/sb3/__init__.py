@@ -1,0 +1,1 @@
+"""Stable-Baselines3 as source learners, and a callback that records its runs."""

@@ -1,0 +1,206 @@
+"""A callback that records the learning history of one's own Stable-Baselines3 run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from compressed_ad.errors import MissingExtraError, SpaceError, UsageError
+from compressed_ad.learners.sb3.probability import Law, OnPolicyLaw, find_law
+from compressed_ad.marking.markers import threshold
+from compressed_ad.types import AnyArray, History, to_spec
+
+try:
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.vec_env import VecTransposeImage
+except ImportError as error:
+    raise MissingExtraError("compressed_ad.learners.sb3.callback", "sb3") from error
+
+
+class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
+    """Records the complete learning history of one run of SB3 or sb3-contrib; streams are its environments.
+
+    >>> callback = CompressedHistoryCallback(on_policy_threshold=0.7, compression_window=10)
+    >>> SAC("MlpPolicy", env).learn(100_000, callback=callback)
+    >>> history = callback.history()
+
+    It records the executed action (clipped, or in the units of the action space), the reward of the
+    environment before SB3 changes it, the true terminal observation, which SB3 keeps in ``infos``, and time
+    limits apart from terminations. ``update`` counts how often the policy was trained before the step.
+    ``action_probs`` is the probability of the action under the policy that acted, exploration included: for
+    discrete actions itself (MultiDiscrete: geometric mean), for Box the relative probability of the draw
+    behind it (see ``sb3_probability.relative_probability``); uniform warm-up steps in a Box count as 0, and
+    NaN stands for unknown. On-policy algorithms also have ``log_prob_next``, evaluated once the update that
+    consumed the step is done; it stays NaN for steps that no update consumed.
+    """
+
+    def __init__(
+        self, on_policy_threshold: float = 0.7, compression_window: int = 10, verbose: int = 0
+    ) -> None:
+        super().__init__(verbose)
+        threshold(
+            np.zeros((1, 1)), on_policy_threshold, compression_window
+        )  # refuses bad values now, not later
+        self.on_policy_threshold = on_policy_threshold
+        self.compression_window = compression_window
+        self._steps = _Columns()
+        self._ends: list[tuple[int, int, AnyArray]] = []  # step, environment, terminal observation
+        self._after: AnyArray = np.empty(0)  # what follows the last step, ends aside
+        self._recorded: Any = None  # the model
+        self._law: Law | None = None
+        self._update = 0  # version of the policy
+        self._trained = 0  # SB3's count of updates when it was last looked at
+        self._rollout = 0  # first step of the current rollout
+        self._described = 0  # steps whose probability is known
+
+    def history(self) -> History:
+        """What was recorded so far, S = number of environments.
+
+        It carries the guide's ``compression_mask``, unless a probability is unknown.
+        """
+        if not len(self._steps):
+            raise UsageError("CompressedHistoryCallback: nothing was recorded; pass it to learn() first")
+        self._describe()
+        states = self._steps["states"]
+        next_states = np.concatenate([states[1:], self._after[None]])
+        for step, i, obs in self._ends:
+            next_states[step, i] = obs
+        arrays = {**self._steps.all(), "next_states": next_states}
+        if isinstance(self.training_env, VecTransposeImage) and not self.training_env.skip:
+            for name in ("states", "next_states"):
+                arrays[name] = np.moveaxis(arrays[name], 2, -1)  # channels last, as the environment has them
+        arrays = {name: np.ascontiguousarray(np.swapaxes(array, 0, 1)) for name, array in arrays.items()}
+        history = History(learner=np.zeros(len(arrays["rewards"]), np.int32), **arrays)
+        if np.isnan(history.action_probs).any():
+            return history
+        return history.with_mask(
+            threshold(history.action_probs, self.on_policy_threshold, self.compression_window)
+        )
+
+    def _init_callback(self) -> None:
+        model = self.model
+        if self._recorded not in (None, model):
+            raise UsageError("CompressedHistoryCallback records one run; make another one for another model")
+        self._law = self._law or find_law(model)
+        for kind, space in (("observations", model.observation_space), ("actions", model.action_space)):
+            try:
+                to_spec(space)
+            except SpaceError:
+                raise SpaceError(
+                    f"CompressedHistoryCallback: {kind} in a {type(space).__name__} space cannot be recorded;"
+                    " supported: Discrete, MultiDiscrete (flat), Box"
+                ) from None
+        if model.get_vec_normalize_env() is not None:
+            raise UsageError(
+                "CompressedHistoryCallback: VecNormalize changes what is recorded; train without it"
+            )
+        if len(self._steps):
+            self._describe()  # an exception may have ended the run before
+            if not np.array_equal(self._after, model._last_obs):
+                self._cut()
+        self._recorded, self._trained, self._rollout = model, model._n_updates, len(self._steps)
+
+    def _cut(self) -> None:
+        """A new ``learn`` has reset the environments: episodes that were under way ended there."""
+        step = len(self._steps) - 1
+        truncated = self._steps["truncated"]
+        for i in np.flatnonzero(~(truncated[step] | self._steps["terminated"][step])):
+            truncated[step, i] = True
+            self._ends.append((step, int(i), self._after[i]))
+
+    def _on_rollout_start(self) -> None:
+        assert self._law is not None
+        self._look_for_update()
+        self._rollout = len(self._steps)
+        self._law.start()
+
+    def _on_step(self) -> bool:
+        assert self._law is not None
+        seen, infos = self.locals, self.locals["infos"]
+        cut = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
+        for i in np.flatnonzero(seen["dones"]):
+            if "terminal_observation" not in infos[i]:
+                raise UsageError(
+                    "CompressedHistoryCallback: an episode ended without infos['terminal_observation'], "
+                    "which every VecEnv must give"
+                )
+            self._ends.append((len(self._steps), int(i), np.array(infos[i]["terminal_observation"])))
+        row = {
+            "states": np.asarray(self.model._last_obs),
+            "actions": np.asarray(seen.get("clipped_actions", seen["actions"])),
+            "rewards": np.asarray(seen["rewards"], np.float32),
+            "terminated": seen["dones"] & ~cut,
+            "truncated": seen["dones"] & cut,
+            "update": np.full(len(cut), self._update, np.int32),
+        }
+        later = [
+            "action_probs",
+            *["entropy"] * self._law.has_entropy,
+            *["log_prob_next"] * isinstance(self._law, OnPolicyLaw),
+        ]
+        self._steps.append(row | dict.fromkeys(later, np.full(len(cut), np.nan, np.float32)))
+        self._after = np.array(seen["new_obs"])
+        self._law.note(seen)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self._describe()
+
+    def _on_training_end(self) -> None:
+        self._describe()
+        self._look_for_update()
+
+    def _describe(self) -> None:
+        """Probability and entropy of the rollout so far; the policy that acted still stands."""
+        if self._described == len(self._steps):
+            return
+        assert self._law is not None
+        part = slice(self._rollout, None)
+        probability, entropy = self._law.describe(self._steps["states"][part])
+        self._steps["action_probs"][part] = probability
+        if self._law.has_entropy:
+            self._steps["entropy"][part] = entropy
+        self._described = len(self._steps)
+
+    def _look_for_update(self) -> None:
+        """Notice that the policy was trained on the last rollout."""
+        if self.model._n_updates == self._trained:
+            return
+        assert self._law is not None
+        self._trained = self.model._n_updates
+        self._update += 1
+        if isinstance(self._law, OnPolicyLaw) and self._rollout < len(self._steps):
+            part = slice(self._rollout, None)
+            self._steps["log_prob_next"][part] = self._law.log_prob(self._steps["states"][part])
+
+
+class _Columns:
+    """Named arrays (T, ...) that grow by a row at a time, without a Python object for each step."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, AnyArray] = {}
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, name: str) -> AnyArray:
+        return self._arrays[name][: self._length]
+
+    def all(self) -> dict[str, AnyArray]:
+        """Every array up to the last row."""
+        return {name: self[name] for name in self._arrays}
+
+    def append(self, row: Mapping[str, AnyArray]) -> None:
+        """Add one row to every array."""
+        for name, value in row.items():
+            array = self._arrays.get(name)
+            if array is None or len(array) == self._length:
+                grown = np.empty((max(64, 2 * self._length), *value.shape), value.dtype)
+                if array is not None:
+                    grown[: self._length] = array
+                self._arrays[name] = array = grown
+            array[self._length] = value
+        self._length += 1

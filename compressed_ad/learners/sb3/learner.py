@@ -1,0 +1,336 @@
+"""Stable-Baselines3 as a source of learning histories: ``sb3:PPO``, ``sb3:SAC`` and so on.
+
+Importing this module needs Stable-Baselines3; without it ``MissingExtraError`` says what to install.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from compressed_ad.errors import ConfigError, MissingExtraError, SpaceError, UsageError, nearest
+from compressed_ad.learners.base import Progress
+from compressed_ad.learners.sb3.algorithms import ALGORITHM, find_algorithm
+from compressed_ad.learners.sb3.callback import CompressedHistoryCallback
+from compressed_ad.learners.sb3.networks import choose_policy
+from compressed_ad.seeding import rng, seed64
+from compressed_ad.tasks.base import BatchedEnv, TaskFamily
+from compressed_ad.types import AnyArray, History, IntArray
+
+try:
+    import torch
+    from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+    from stable_baselines3.common.noise import (
+        ActionNoise,
+        NormalActionNoise,
+        OrnsteinUhlenbeckActionNoise,
+    )
+    from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+    from stable_baselines3.common.vec_env import VecEnv
+except ImportError as error:
+    raise MissingExtraError("compressed_ad.learners.sb3.learner", "sb3") from error
+
+__all__ = ["CompressedHistoryCallback", "SB3Learner"]
+
+_NOISE = {"normal": NormalActionNoise, "ornstein_uhlenbeck": OrnsteinUhlenbeckActionNoise}
+_NAMED_CLASSES = {"activation_fn": torch.nn, "optimizer_class": torch.optim}
+
+
+class SB3Learner:
+    """``SourceLearner`` that runs an algorithm of SB3 or sb3-contrib (``"PPO"``, ``"SAC"``, ``"TQC"``, ...).
+
+    Keyword arguments are those of the algorithm's class except ``env``, ``seed`` and ``device``, which this
+    learner sets itself (CPU, one thread). ``policy`` is chosen by the observations unless given, and
+    ``net_arch`` stands for ``policy_kwargs={"net_arch": ...}``. ``action_noise`` may be a number, the
+    standard deviation of Gaussian noise in the actor's units [-1, 1], or a mapping such as
+    ``{"kind": "ornstein_uhlenbeck", "sigma": 0.2}``. Replay buffers are no larger than the run can fill.
+    ``ConfigError`` names every wrong argument.
+    """
+
+    def __init__(self, algorithm: str, **config: Any) -> None:
+        library = find_algorithm(algorithm).library
+        try:
+            self._class = getattr(importlib.import_module(library), algorithm)
+        except ImportError as error:
+            raise MissingExtraError(f"sb3:{algorithm}", "sb3") from error
+        self.name = algorithm
+        ours = {"self", "env", "seed", "device", "_init_setup_model"}
+        self._defaults = {
+            key: parameter.default
+            for key, parameter in inspect.signature(self._class.__init__).parameters.items()
+            if key not in ours
+        }
+        known = [*self._defaults, "net_arch"]
+        problems = [f"unknown key {key!r}{nearest(key, known)}" for key in config if key not in known]
+        self.config = {key: value for key, value in config.items() if key != "net_arch"}
+        if "net_arch" in config:
+            arch = config["net_arch"]
+            arch = dict(arch) if isinstance(arch, Mapping) else list(arch)
+            self.config["policy_kwargs"] = {**config.get("policy_kwargs", {}), "net_arch": arch}
+        policies = list(self._class.policy_aliases)
+        policy = config.get("policy", policies[0])
+        if isinstance(policy, str) and policy not in policies:
+            problems.append(
+                f"unknown policy {policy!r}{nearest(policy, policies)}; it has {', '.join(policies)}"
+            )
+        problems += _noise_problems(config.get("action_noise"))
+        problems += _class_problems(self.config.get("policy_kwargs") or {})
+        if problems:
+            raise ConfigError([f"sb3:{algorithm}: {problem}" for problem in problems])
+
+    def check(self, family: TaskFamily, *, n_timesteps: int, n_stream: int) -> None:
+        """See ``learners.base.Checks``."""
+        space = family.action_space
+        kind, able = type(space).__name__, ALGORITHM[self.name].actions
+        if kind not in able:
+            others = [f"sb3:{name}" for name, entry in ALGORITHM.items() if kind in entry.actions]
+            raise SpaceError(
+                f"{family.name}: sb3:{self.name} learns {' or '.join(able)} actions, not {kind}"
+                + (f"; {', '.join(others)} do" if others else "")
+            )
+        if isinstance(space, spaces.Discrete) and space.start != 0:
+            raise SpaceError(f"{family.name}: SB3 needs Discrete actions that start at 0")
+        if isinstance(space, spaces.Box) and not space.is_bounded():
+            raise SpaceError(f"{family.name}: SB3 needs Box actions with finite bounds")
+        if isinstance(family.observation_space, spaces.Dict | spaces.Tuple):
+            raise SpaceError(
+                f"{family.name}: observations in a {type(family.observation_space).__name__} space cannot be "
+                "recorded; flatten them to a Box"
+            )
+        if self.name == "MaskablePPO":
+            tasks = family.tasks()[:1]
+            if not hasattr(family.make(tasks, np.zeros(len(tasks), np.int64)), "action_masks"):
+                raise UsageError(
+                    f"{family.name}: sb3:MaskablePPO needs environments with a method action_masks() -> "
+                    "(N, number of actions); without masks it is sb3:PPO"
+                )
+        self._check_length(n_timesteps, n_stream)
+
+    def learn(
+        self,
+        family: TaskFamily,
+        task_ids: IntArray,
+        tasks: AnyArray,
+        *,
+        n_timesteps: int,
+        n_learner: int,
+        n_stream: int,
+        seed: int,
+        progress: Progress = lambda steps: None,
+    ) -> list[History]:
+        """See ``SourceLearner.learn``. Seeds NumPy's and PyTorch's global generators, as SB3 does."""
+        self.check(family, n_timesteps=n_timesteps, n_stream=n_stream)
+        n_thread = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return [
+                _join(
+                    [
+                        self._learn_one(family, task, n_timesteps, n_stream, progress, seed, int(task_id), k)
+                        for k in range(n_learner)
+                    ]
+                )
+                for task_id, task in zip(task_ids, tasks, strict=True)
+            ]
+        finally:
+            torch.set_num_threads(n_thread)
+
+    def _learn_one(
+        self,
+        family: TaskFamily,
+        task: NDArray[Any],
+        n_timesteps: int,
+        n_stream: int,
+        progress: Progress,
+        seed: int,
+        task_id: int,
+        learner: int,
+    ) -> History:
+        who = (task_id, learner)
+        env_seeds = rng(seed, "sb3-env", *who).integers(2**63 - 1, size=n_stream)
+        slots = family.make(np.repeat(task[None], n_stream, axis=0), env_seeds)
+        env = _SlotsVecEnv(slots, family.observation_space, family.action_space)
+        model = self._model(env, n_timesteps, seed64(seed, "sb3", *who) % 2**31)
+        callback = CompressedHistoryCallback()
+        # An on-policy run that ends with its rollout is not stopped before that rollout's update.
+        whole = self._on_policy and n_timesteps % model.n_steps == 0
+        pace = _Pace(None if whole else n_timesteps, progress)
+        model.learn(n_timesteps * n_stream, CallbackList([callback, pace]), log_interval=None)
+        return replace(callback.history(), compression_mask=None)
+
+    def _model(self, env: VecEnv, n_timesteps: int, seed: int) -> Any:
+        """The algorithm as configured, for ``env``."""
+        arguments = dict(self.config)
+        arguments["policy"], arguments["policy_kwargs"] = choose_policy(
+            self._class,
+            env.observation_space,
+            arguments.get("policy"),
+            _with_classes(arguments.get("policy_kwargs") or {}),
+        )
+        if arguments.get("action_noise") is not None:
+            arguments["action_noise"] = _make_noise(arguments["action_noise"], env.action_space)
+        if "buffer_size" in self._defaults:
+            # Never full, so that the history is the same as with any larger buffer.
+            fill = (n_timesteps + 1) * env.num_envs
+            arguments["buffer_size"] = min(self._setting("buffer_size"), fill)
+        if isinstance(self._setting("train_freq"), list):
+            arguments["train_freq"] = tuple(self._setting("train_freq"))
+        try:
+            return self._class(env=env, seed=seed, device="cpu", **arguments)
+        except (AssertionError, TypeError, ValueError) as error:
+            raise ConfigError(f"sb3:{self.name}: {' '.join(str(error).split())}") from error
+
+    @property
+    def _on_policy(self) -> bool:
+        return issubclass(self._class, OnPolicyAlgorithm)
+
+    def _setting(self, key: str) -> Any:
+        return self.config.get(key, self._defaults.get(key))
+
+    def _check_length(self, n_timesteps: int, n_stream: int) -> None:
+        """Raise ``ConfigError`` if nothing would be learned."""
+        n_steps, warm_up = self._setting("n_steps"), self._setting("learning_starts")
+        if self._on_policy and n_timesteps < n_steps:
+            raise ConfigError(
+                f"sb3:{self.name}: n_steps {n_steps} exceeds the {n_timesteps} steps of a stream; "
+                "nothing would be learned"
+            )
+        if not self._on_policy and n_timesteps * n_stream <= warm_up:
+            raise ConfigError(
+                f"sb3:{self.name}: learning_starts {warm_up} exceeds the {n_timesteps * n_stream} steps of "
+                "all streams of a learner; nothing would be learned"
+            )
+        frequency = self._setting("train_freq")
+        if n_stream > 1 and isinstance(frequency, list | tuple) and frequency[-1] == "episode":
+            raise ConfigError(
+                f"sb3:{self.name}: train_freq in episodes needs n_stream 1; n_learner may be larger instead"
+            )
+
+
+# ---------------------------------------------------------------- arguments from YAML
+
+
+def _noise_problems(noise: Any) -> list[str]:
+    if noise is None or isinstance(noise, ActionNoise):
+        return []
+    if isinstance(noise, Mapping):
+        kind = noise.get("kind", "normal")
+        if kind not in _NOISE:
+            return [
+                f"action_noise: unknown kind {kind!r}{nearest(str(kind), _NOISE)}; known: {', '.join(_NOISE)}"
+            ]
+        known = [key for key in inspect.signature(_NOISE[kind]).parameters if key != "dtype"]
+        wrong = [key for key in noise if key not in ("kind", *known)]
+        missing = [] if "sigma" in noise else ["action_noise: sigma is missing"]
+        return [f"action_noise: unknown key {key!r}{nearest(key, known)}" for key in wrong] + missing
+    if isinstance(noise, bool) or not isinstance(noise, int | float) or noise < 0:
+        return [f"action_noise must be a number >= 0 or a mapping with kind and sigma, got {noise!r}"]
+    return []
+
+
+def _make_noise(noise: Any, space: spaces.Box) -> ActionNoise:
+    """Noise of the shape of ``space``, around 0 unless it says otherwise."""
+    if isinstance(noise, ActionNoise):
+        return noise
+    options = dict(noise) if isinstance(noise, Mapping) else {"sigma": noise}
+    kind = _NOISE[options.pop("kind", "normal")]
+    arrays = {
+        key: np.broadcast_to(np.asarray(options.pop(key, 0.0), np.float64), space.shape).copy()
+        for key in ("mean", "sigma", "initial_noise")
+        if key in options or key == "mean"
+    }
+    return kind(**arrays, **options)
+
+
+def _class_problems(policy_kwargs: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key}: {module.__name__} has no {policy_kwargs[key]!r}{nearest(policy_kwargs[key], vars(module))}"
+        for key, module in _NAMED_CLASSES.items()
+        if isinstance(policy_kwargs.get(key), str) and not hasattr(module, policy_kwargs[key])
+    ]
+
+
+def _with_classes(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Names of activations and optimisers (``Tanh``, ``Adam``) become the classes."""
+    named = {
+        key: getattr(module, policy_kwargs[key])
+        for key, module in _NAMED_CLASSES.items()
+        if isinstance(policy_kwargs.get(key), str)
+    }
+    return {**policy_kwargs, **named}
+
+
+# ---------------------------------------------------------------- running
+
+
+class _SlotsVecEnv(VecEnv):  # type: ignore[misc]
+    """A ``BatchedEnv`` as SB3's VecEnv, with the true terminal observation and time limits in the infos."""
+
+    def __init__(self, env: BatchedEnv, observation_space: Any, action_space: Any) -> None:
+        super().__init__(env.num_envs, observation_space, action_space)
+        self._env = env
+        self._actions: AnyArray = np.empty(0)
+
+    def reset(self) -> AnyArray:
+        return self._env.reset()
+
+    def step_async(self, actions: AnyArray) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> tuple[AnyArray, AnyArray, AnyArray, list[dict[str, Any]]]:
+        step = self._env.step(self._actions)
+        done = step.terminated | step.truncated
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for i in np.flatnonzero(done):
+            infos[i]["terminal_observation"] = step.next_obs[i]
+            infos[i]["TimeLimit.truncated"] = bool(step.truncated[i] and not step.terminated[i])
+        return step.obs, step.reward.copy(), done, infos
+
+    def close(self) -> None: ...
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        # SB3 asks for the render mode and warns where there is none.
+        value = None if attr_name == "render_mode" else getattr(self._env, attr_name)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        raise UsageError("slots of a task family have no attributes to set")
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """Rows of what the slots' method gives for all of them: ``action_masks``."""
+        rows = getattr(self._env, method_name)(*args, **kwargs)
+        return [rows[i] for i in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
+        return [False for _ in self._get_indices(indices)]
+
+
+class _Pace(BaseCallback):  # type: ignore[misc]
+    """Reports progress, and stops after ``last`` steps although SB3 would go on to the end of its rollout."""
+
+    def __init__(self, last: int | None, progress: Progress) -> None:
+        super().__init__()
+        self._last = last
+        self._progress = progress
+
+    def _on_step(self) -> bool:
+        self._progress(self.training_env.num_envs)
+        return bool(self.n_calls != self._last)
+
+
+def _join(learners: Sequence[History]) -> History:
+    """One history whose streams are those of all ``learners``, in order."""
+    arrays = {
+        name: np.concatenate([getattr(history, name) for history in learners])
+        for name, _ in learners[0].per_step()
+    }
+    return History(
+        learner=np.repeat(np.arange(len(learners), dtype=np.int32), learners[0].n_stream), **arrays
+    )

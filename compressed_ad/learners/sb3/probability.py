@@ -1,0 +1,383 @@
+"""How likely the actions of Stable-Baselines3's algorithms were under the policy that chose them.
+
+A ``Law`` belongs to one run. It notes, step by step, what is only known at that moment (exploration rate,
+state of the noise, action masks, LSTM states) and, while the policy that acted still stands, describes the
+whole rollout at once. Letters: T steps of the rollout, S environments, d dimensions of an action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from compressed_ad.errors import MissingExtraError, UsageError
+from compressed_ad.learners.sb3.algorithms import ALGORITHM, REFUSED
+from compressed_ad.types import AnyArray, BoolArray
+
+try:
+    import torch
+    from stable_baselines3.common.noise import (
+        NormalActionNoise,
+        OrnsteinUhlenbeckActionNoise,
+        VectorizedActionNoise,
+    )
+    from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+    from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+    from stable_baselines3.td3.policies import TD3Policy
+except ImportError as error:
+    raise MissingExtraError("compressed_ad.learners.sb3.probability", "sb3") from error
+
+_PIECE = 8192
+"""Observations that are evaluated at once."""
+
+Doubles = NDArray[np.float64]
+
+# ---------------------------------------------------------------- formulas
+
+
+def epsilon_greedy(greedy: BoolArray, epsilon: AnyArray, n_action: int) -> tuple[Doubles, Doubles]:
+    """Probability and entropy (nats) of choices, ``greedy`` or not, at exploration rate ``epsilon``."""
+    other = np.asarray(epsilon, np.float64) / n_action
+    best = 1 - epsilon + other
+    entropy = -_x_log_x(best) - (n_action - 1) * _x_log_x(other)
+    return np.where(greedy, best, other), np.broadcast_to(entropy, np.shape(greedy))
+
+
+def _x_log_x(x: Doubles) -> Doubles:
+    return x * np.log(np.where(x > 0, x, 1))
+
+
+def relative_probability(
+    action: AnyArray,
+    mean: AnyArray,
+    std: AnyArray | None = None,
+    noise_mean: AnyArray | None = None,
+    noise_std: AnyArray | None = None,
+    rounding: AnyArray | float = 1e-6,
+) -> Doubles:
+    """Density of the draw behind ``action`` over the highest density, to the power 1/d: (...) in [0, 1].
+
+    ``action`` (..., d) is ``tanh(u) + n`` cut to [-1, 1], with ``u ~ Normal(mean, std)`` and the exploration
+    noise ``n ~ Normal(noise_mean, noise_std)``. Without ``std`` the policy's own part is certain, it is
+    ``mean`` itself; without ``noise_std`` there is no noise. ``action`` is known up to ``rounding``, and one
+    at a bound stands for all that was cut there: of all draws that give it, the most likely counts.
+    """
+    action, mean = np.asarray(action, np.float64), np.asarray(mean, np.float64)
+    if std is None and noise_std is None:
+        return np.ones(action.shape[:-1])
+    low, high = action - rounding, action + rounding
+    if noise_std is None:
+        with np.errstate(divide="ignore"):
+            low, high = (np.arctanh(np.clip(bound, -1, 1)) for bound in (low, high))
+        square = ((np.clip(mean, low, high) - mean) / std) ** 2
+        return np.asarray(np.exp(-0.5 * square.mean(-1)))
+    low, high = np.where(low <= -1, -np.inf, low), np.where(high >= 1, np.inf, high)
+    shift, spread = 0.0 if noise_mean is None else noise_mean, np.maximum(noise_std, 1e-8)
+
+    def noise_square(base: Doubles) -> Doubles:
+        """z**2 of the smallest noise that leads from ``base`` to the action."""
+        centre = base + shift
+        return np.asarray(((np.clip(centre, low, high) - centre) / spread) ** 2)
+
+    square = noise_square(mean) if std is None else _smallest_sum(action - shift, mean, std, noise_square)
+    return np.asarray(np.exp(-0.5 * square.mean(-1)))
+
+
+def _smallest_sum(target: Doubles, mean: Doubles, std: Any, noise_square: Any) -> Doubles:
+    """Minimum over u of z(u)**2 + z(noise)**2, on a grid that is refined twice.
+
+    It lies between the mean and the u that needs no noise, since beyond either both terms grow.
+    """
+    first, last = mean, np.arctanh(np.clip(target, -1 + 1e-9, 1 - 1e-9))
+    share = np.linspace(0, 1, 65).reshape(-1, *(1 for _ in target.shape))
+    for _ in range(3):
+        grid = first + (last - first) * share
+        square = ((grid - mean) / std) ** 2 + noise_square(np.tanh(grid))
+        best = square.argmin(0)[None]
+        first, last = (np.take_along_axis(grid, np.clip(best + side, 0, 64), 0)[0] for side in (-1, 1))
+    return np.asarray(square.min(0))
+
+
+_NODES = np.linspace(-8, 8, 129)
+_WEIGHTS = np.exp(-0.5 * _NODES**2) / np.exp(-0.5 * _NODES**2).sum()
+
+
+def squashed_entropy(mean: AnyArray, std: AnyArray) -> Doubles:
+    """Entropy (...) in nats of tanh(u), u ~ Normal(mean, std) (..., d), by the trapezoidal rule."""
+    mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    u = mean[..., None] + std[..., None] * _NODES
+    log_slope = 2 * (np.log(2) - u - np.logaddexp(0, -2 * u))  # log of 1 - tanh(u)**2
+    return np.asarray((0.5 * np.log(2 * np.pi * np.e) + np.log(std) + log_slope @ _WEIGHTS).sum(-1))
+
+
+# ---------------------------------------------------------------- laws
+
+
+class Described(NamedTuple):
+    """What is known about the actions of a rollout."""
+
+    probability: AnyArray  # (T, S)
+    entropy: AnyArray | None  # (T, S)
+
+
+class Law(Protocol):
+    """How an algorithm chooses its actions."""
+
+    has_entropy: bool
+
+    def start(self) -> None:
+        """A rollout begins."""
+
+    def note(self, seen: Mapping[str, Any]) -> None:
+        """A step was made; ``seen`` are the local variables of SB3's loop."""
+
+    def describe(self, states: AnyArray) -> Described:
+        """All steps noted since ``start``, which were made in ``states`` (T, S, ...)."""
+
+
+@runtime_checkable
+class OnPolicyLaw(Law, Protocol):
+    """A law that can also judge noted actions once the policy was trained on them."""
+
+    def log_prob(self, states: AnyArray) -> AnyArray:
+        """Log-probability (T, S) of the same actions under the present policy."""
+
+
+def find_law(model: Any) -> Law:
+    """The law of ``model``; ``UsageError`` for an algorithm whose probabilities are not known."""
+    if isinstance(model, OnPolicyAlgorithm):
+        return _OnPolicy(model)
+    if isinstance(model, OffPolicyAlgorithm):
+        if hasattr(model, "exploration_rate"):
+            return _EpsilonGreedy(model)
+        if hasattr(getattr(model, "actor", None), "get_action_dist_params") or isinstance(
+            model.policy, TD3Policy
+        ):
+            return _Continuous(model)
+    name = type(model).__name__
+    reason = f": {REFUSED[name]}" if name in REFUSED else f"; it knows {', '.join(ALGORITHM)}"
+    raise UsageError(f"CompressedHistoryCallback cannot record {name}{reason}")
+
+
+class _OnPolicy:
+    """Samples from the policy's distribution: PPO, A2C, TRPO, with action masks or an LSTM."""
+
+    has_entropy = True
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._recurrent = hasattr(model.policy, "lstm_actor")
+
+    def start(self) -> None:
+        self._actions: list[AnyArray] = []  # as the policy sampled them
+        self._masks: list[AnyArray] = []
+        self._begins: list[AnyArray] = []
+        if self._recurrent:
+            self._memory = tuple(part.clone() for part in self._model._last_lstm_states.pi)
+
+    def note(self, seen: Mapping[str, Any]) -> None:
+        self._actions.append(np.array(seen["actions"]))
+        if seen.get("action_masks") is not None:
+            self._masks.append(np.array(seen["action_masks"]))
+        if self._recurrent:
+            self._begins.append(np.array(self._model._last_episode_starts, np.float32))
+
+    def describe(self, states: AnyArray) -> Described:
+        pieces = [
+            (self._probability(law, actions), law.entropy()) for law, actions in self._distributions(states)
+        ]
+        entropies = [_numbers(entropy) for _, entropy in pieces if entropy is not None]
+        unknown = np.full(states.shape[:2], np.nan)
+        return Described(
+            self._rows([probability for probability, _ in pieces]),
+            self._rows(entropies) if entropies else unknown,
+        )
+
+    def log_prob(self, states: AnyArray) -> AnyArray:
+        return self._rows([_numbers(law.log_prob(actions)) for law, actions in self._distributions(states)])
+
+    def _probability(self, law: Any, actions: torch.Tensor) -> AnyArray:
+        space = self._model.action_space
+        if not isinstance(space, spaces.Box):
+            n_component = 1 if isinstance(space, spaces.Discrete) else len(space.nvec)
+            return np.asarray(np.exp(np.minimum(_numbers(law.log_prob(actions)), 0) / n_component))
+        drawn, mean, std = (
+            _numbers(part).reshape(len(actions), -1)
+            for part in (actions, law.distribution.mean, law.distribution.stddev)
+        )
+        if self._model.policy.squash_output:
+            return relative_probability(drawn, mean, std, rounding=float(np.finfo(np.float32).eps))
+        return np.asarray(np.exp(-0.5 * (((drawn - mean) / std) ** 2).mean(-1)))
+
+    def _distributions(self, states: AnyArray) -> Iterator[tuple[Any, torch.Tensor]]:
+        """The present policy's distributions and the actions, in pieces of time.
+
+        Within a piece, environments come first, as SB3's LSTM wants its sequences.
+        """
+        policy, memory = self._model.policy, getattr(self, "_memory", None)
+        policy.set_training_mode(False)
+        length = max(1, _PIECE // states.shape[1])
+        for start in range(0, len(states), length):
+            obs, actions, masks, begins = (
+                None if len(part) == 0 else _environments_first(part[start : start + length])
+                for part in (states, self._actions, self._masks, self._begins)
+            )
+            with torch.no_grad():
+                observed = policy.obs_to_tensor(obs)[0]
+                if self._recurrent:
+                    episode = torch.as_tensor(begins, device=policy.device)
+                    law, memory = policy.get_distribution(observed, memory, episode)
+                elif masks is not None:
+                    law = policy.get_distribution(observed, masks)
+                else:
+                    law = policy.get_distribution(observed)
+            yield law, torch.as_tensor(actions, device=policy.device)
+
+    def _rows(self, pieces: list[AnyArray]) -> AnyArray:
+        """(T, S) of pieces whose environments come first."""
+        return np.concatenate([piece.reshape(self._model.n_envs, -1).T for piece in pieces])
+
+
+def _environments_first(steps: Any) -> AnyArray:
+    """(S * T, ...) of (T, S, ...)."""
+    array = np.swapaxes(np.asarray(steps), 0, 1)
+    return array.reshape(-1, *array.shape[2:])
+
+
+def _numbers(tensor: torch.Tensor) -> AnyArray:
+    return np.asarray(tensor.detach().cpu().numpy(), np.float64)
+
+
+def _warming_up(model: Any, seen: Mapping[str, Any]) -> bool:
+    """Whether the last actions were uniform draws from the action space, before learning starts."""
+    before = model.num_timesteps - model.n_envs
+    return before < seen["learning_starts"] and not (model.use_sde and model.use_sde_at_warmup)
+
+
+def _in_pieces(states: AnyArray) -> Iterator[AnyArray]:
+    flat = states.reshape(-1, *states.shape[2:])
+    return (flat[start : start + _PIECE] for start in range(0, len(flat), _PIECE))
+
+
+class _EpsilonGreedy:
+    """The action of highest value, or with the exploration rate any: DQN, QR-DQN."""
+
+    has_entropy = True
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def start(self) -> None:
+        self._actions: list[AnyArray] = []
+        self._rates: list[float] = []
+
+    def note(self, seen: Mapping[str, Any]) -> None:
+        self._actions.append(np.array(seen["actions"]))
+        # SB3 tosses one coin for all environments; for each alone the chance is the same.
+        self._rates.append(1.0 if _warming_up(self._model, seen) else self._model.exploration_rate)
+
+    def describe(self, states: AnyArray) -> Described:
+        policy, actions = self._model.policy, np.stack(self._actions)
+        with torch.no_grad():
+            best = [
+                policy._predict(policy.obs_to_tensor(piece)[0], deterministic=True).cpu().numpy()
+                for piece in _in_pieces(states)
+            ]
+        greedy = actions == np.concatenate(best).reshape(actions.shape)
+        rates = np.array(self._rates)[:, None]
+        return Described(*epsilon_greedy(greedy, rates, int(self._model.action_space.n)))
+
+
+class _Continuous:
+    """An actor in [-1, 1]**d, squashed Gaussian or deterministic, and exploration noise.
+
+    SAC, TQC and CrossQ; TD3 and DDPG. With gSDE the Gaussian is the marginal one, as in the algorithm's loss.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._sampled = hasattr(getattr(model, "actor", None), "get_action_dist_params")
+        self.has_entropy = self._sampled and model.action_noise is None
+        space = model.action_space
+        low, high = (np.asarray(bound, np.float64).ravel() for bound in (space.low, space.high))
+        size = 1 + 2 * np.maximum(np.abs(low), np.abs(high)) / (high - low)
+        self._rounding = 2 * np.finfo(np.float32).eps * size  # of scaling to the space's units and back
+
+    def start(self) -> None:
+        self._actions: list[AnyArray] = []
+        self._uniform: list[bool] = []
+        self._noise: list[tuple[AnyArray, AnyArray]] = []
+        self._next = self._coming_noise(np.zeros(self._model.n_envs, bool))
+
+    def note(self, seen: Mapping[str, Any]) -> None:
+        self._actions.append(np.array(seen["buffer_actions"], np.float64).reshape(self._model.n_envs, -1))
+        self._uniform.append(_warming_up(self._model, seen))
+        if self._next is not None:
+            self._noise.append(self._next)
+            self._next = self._coming_noise(seen["dones"])
+
+    def describe(self, states: AnyArray) -> Described:
+        actions, uniform = np.stack(self._actions), np.array(self._uniform)
+        with torch.no_grad():
+            pieces = [self._actor(piece) for piece in _in_pieces(states)]
+        mean = np.concatenate([mean for mean, _ in pieces]).reshape(actions.shape)
+        deviations = [std for _, std in pieces if std is not None]
+        std = np.concatenate(deviations).reshape(actions.shape) if deviations else None
+        noise_mean, noise_std = (
+            np.stack([law[k] for law in self._noise]) if self._noise else None for k in (0, 1)
+        )
+        probability = relative_probability(actions, mean, std, noise_mean, noise_std, self._rounding)
+        probability[uniform] = 0
+        if std is None or not self.has_entropy:
+            return Described(probability, None)
+        entropy = squashed_entropy(mean, std)
+        entropy[uniform] = actions.shape[-1] * np.log(2)
+        return Described(probability, entropy)
+
+    def _actor(self, states: AnyArray) -> tuple[AnyArray, AnyArray | None]:
+        """Mean and deviation before squashing, or the deterministic action and None."""
+        actor, observed = self._model.actor, self._model.policy.obs_to_tensor(states)[0]
+        if not self._sampled:
+            return _numbers(actor(observed)), None
+        mean, log_std, extra = actor.get_action_dist_params(observed)
+        normal = actor.action_dist.proba_distribution(mean, log_std, **extra).distribution
+        return _numbers(normal.mean), _numbers(normal.stddev)
+
+    def _coming_noise(self, done: BoolArray) -> tuple[AnyArray, AnyArray] | None:
+        """Mean and deviation (S, d) of the next noise; where ``done``, the noise starts afresh before it."""
+        noise = self._model.action_noise
+        if noise is None:
+            return None
+        noises = noise.noises if isinstance(noise, VectorizedActionNoise) else [noise]
+        laws = [
+            _NOISE_LAW.get(type(n), _unknown_noise)(n, bool(d)) for n, d in zip(noises, done, strict=True)
+        ]
+        shape = (len(laws), len(self._rounding))
+        mean, std = (
+            np.stack([np.broadcast_to(part, shape[1:]) for part in parts]).astype(np.float64)
+            for parts in zip(*laws, strict=True)
+        )
+        return mean, std
+
+
+def _normal_noise(noise: Any, done: bool) -> tuple[AnyArray, AnyArray]:
+    return noise._mu, noise._sigma
+
+
+def _ornstein_uhlenbeck(noise: Any, done: bool) -> tuple[AnyArray, AnyArray]:
+    """Given the noise before it, the next one is Gaussian."""
+    first = np.zeros_like(noise._mu) if noise.initial_noise is None else noise.initial_noise
+    last = first if done else noise.noise_prev
+    return last + noise._theta * (noise._mu - last) * noise._dt, noise._sigma * np.sqrt(noise._dt)
+
+
+def _unknown_noise(noise: Any, done: bool) -> tuple[AnyArray, AnyArray]:
+    return np.array(np.nan), np.array(np.nan)
+
+
+# By exact type: a subclass may draw otherwise.
+_NOISE_LAW = {NormalActionNoise: _normal_noise, OrnsteinUhlenbeckActionNoise: _ornstein_uhlenbeck}

@@ -1,0 +1,22 @@
+"""Which source algorithm, and how much of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from compressed_ad.settings import Count, Settings
+
+
+class AlgorithmSettings(Settings):
+    """The source algorithm whose learning is recorded."""
+
+    learner: str = Field("ppo", description="ppo, sb3:ALGORITHM or module:attribute")
+    n_learner: Count = Field(1, description="independent learners per task")
+    n_stream: Count = Field(100, description="parallel environments of each learner, which share its policy")
+    n_timesteps: Count = Field(1000, description="environment steps of each stream")
+    learner_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="hyper-parameters of the learner (cad list learners)"
+    )
+    n_process: Count | None = Field(None, description="parallel processes; default: the number of cores")

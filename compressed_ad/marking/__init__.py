@@ -1,0 +1,1 @@
+"""Markers: pure functions from action probabilities to masks, and what applies, checks and counts them."""

@@ -1,0 +1,131 @@
+"""The flat section of a model file: what a model is built from, and how it is trained. Imports no torch.
+
+Models and training share it because the user's model files do (``tf_n_embd`` beside ``batch_size`` and
+``lr``), but each part reads only its own class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
+from pydantic import Field, model_validator
+
+from compressed_ad.settings import BelowOne, Count, Fraction, NonNegative, Positive, Settings, Whole
+
+FROM_HISTORY = (
+    "observation_space",
+    "action_space",
+    "observation_mean",
+    "observation_std",
+    "reward_scale",
+    "one_step",
+)
+"""What a model takes from the history file that it is trained on; nobody sets it."""
+
+_FILLED_IN = "filled in from the history file"
+
+
+def _given(default: Any) -> Callable[[Any], bool]:
+    """Settings that came later are left out of files while they have their default.
+
+    So the files of earlier runs stay what they were, and what is named after their content keeps its name.
+    """
+    return lambda value: bool(value == default)
+
+
+class Architecture(Settings):
+    """What a model is built from; stored in every checkpoint."""
+
+    model: str = Field("CompressedAD", description="name in MODEL, or module:attribute")
+    tf_n_embd: Count = Field(96, description="embedding dimension")
+    tf_n_head: Count = Field(4, description="attention heads")
+    tf_n_layer: Count = Field(2, description="transformer layers")
+    n_transit: Count = Field(200, description="context length in time steps")
+    position: Literal["rotary", "learned"] = Field("rotary", description="how a token knows its place")
+    dropout: BelowOne = Field(0.0, description="dropout on the embedding and on each residual branch")
+    action_mixture: Count = Field(
+        4, exclude_if=_given(4), description="normal distributions that make up that of a continuous action"
+    )
+    observation_space: dict[str, Any] | None = Field(None, description=_FILLED_IN)
+    action_space: dict[str, Any] | None = Field(None, description=_FILLED_IN)
+    observation_mean: tuple[float, ...] | None = Field(None, exclude_if=_given(None), description=_FILLED_IN)
+    observation_std: tuple[NonNegative, ...] | None = Field(
+        None, exclude_if=_given(None), description=_FILLED_IN
+    )
+    reward_scale: Positive = Field(1.0, exclude_if=_given(1.0), description=_FILLED_IN)
+    one_step: bool = Field(
+        False, exclude_if=_given(False), description=f"whether an episode is one step; {_FILLED_IN}"
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Architecture:
+        if self.tf_n_embd % self.tf_n_head:
+            raise ValueError(f"tf_n_embd {self.tf_n_embd} is not a multiple of tf_n_head {self.tf_n_head}")
+        if self.position == "rotary" and self.tf_n_embd // self.tf_n_head % 2:
+            raise ValueError("rotary positions need an even tf_n_embd / tf_n_head")
+        return self
+
+
+class TransformSpec(Settings):
+    """One step between a history and its windows: a transform's name and its parameters."""
+
+    name: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, value: Any) -> Any:
+        """Accept ``{name: subsample, every: 8}`` and plain ``subsample``."""
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, dict) and "params" not in value:
+            return {"name": value.get("name"), "params": {k: v for k, v in value.items() if k != "name"}}
+        return value
+
+
+class Optimisation(Settings):
+    """How a model is trained."""
+
+    steps: Count = Field(600, description="gradient steps")
+    batch_size: Count = Field(16, description="windows per gradient step")
+    accumulate: Count = Field(1, description="a gradient step is split into this many smaller batches")
+    lr: Positive = Field(3e-3, description="peak learning rate of AdamW")
+    lr_final: Fraction = Field(0.1, description="learning rate at the end, as a share of the peak (cosine)")
+    warmup: Fraction = Field(0.05, description="share of the steps with a rising learning rate")
+    weight_decay: NonNegative = Field(0.01, description="of the weight matrices; others are not decayed")
+    beta1: BelowOne = Field(0.9, description="of AdamW: memory of the gradient")
+    beta2: BelowOne = Field(0.99, description="of AdamW: memory of the squared gradient")
+    grad_clip: Positive = Field(1.0, description="global norm of the gradient")
+    label_smoothing: BelowOne = Field(0.0, description="share of the target spread over all actions")
+    loss_at: Literal["every", "query"] = Field(
+        "every", description="supervise every position, or only the last"
+    )
+    first_window: Fraction = Field(
+        0.5, description="share of windows that start with the history's first step"
+    )
+    marker_dropout: Fraction = Field(0.0, description="share of windows whose marks are all dropped")
+    loss_weight_marked: NonNegative = Field(1.0, description="weight of marked steps in the loss")
+    loss_weight_unproven: NonNegative | None = Field(
+        None,
+        description="weight of marked steps before their stream's first reward; default: loss_weight_marked",
+    )
+    transforms: tuple[TransformSpec, ...] = Field((), description="applied to the histories, in order")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the forward pass")
+    compile: bool = Field(False, description="torch.compile the model")
+    validations: Whole = Field(4, description="in-context evaluations while training")
+    validation_episodes: Count = Field(30, description="in-context episodes of a validation")
+    validation_rollouts: Count = Field(4, description="rollouts per validation task")
+    checkpoints: Annotated[int, Ge(2)] = Field(2, description="checkpoints kept")
+    checkpoint_every: Count = Field(250, description="gradient steps between checkpoints")
+
+
+class ModelConfig(Architecture, Optimisation):
+    """The flat section of a model file such as ``config/model/ad_dr.yaml``."""
+
+    @model_validator(mode="after")
+    def _smoothing_needs_choices(self) -> ModelConfig:
+        if self.label_smoothing and (self.action_space or {}).get("kind") == "box":
+            raise ValueError("label_smoothing is for discrete actions; set it to 0 for continuous ones")
+        return self

@@ -1,0 +1,79 @@
+"""What a model sees, and what it is to predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a model sees: B contexts of L steps.
+
+    Token t is state t with the action, reward, episode end, true next state and border marks of the
+    *previous* transition, t - 1; ``has_previous`` is False where the context holds no previous transition.
+    """
+
+    state: Tensor  # (B, L, ...)
+    action: Tensor  # (B, L, ...) of t - 1, as are all below
+    reward: Tensor  # (B, L) float32
+    next_state: Tensor  # (B, L, ...) true successor
+    ended: Tensor  # (B, L) bool: t - 1 was the last transition of its episode
+    start_mark: Tensor  # (B, L) bool: <compress>
+    end_mark: Tensor  # (B, L) bool: \compress>
+    marked: Tensor  # (B, L) bool: t - 1 stands inside a marked segment
+    has_previous: Tensor  # (B, L) bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows for supervised training."""
+
+    tokens: Tokens
+    target: Tensor  # (B, L, ...) the action of step t
+    valid: Tensor  # (B, L) bool: False beyond the end of a sequence shorter than the window
+    weight: Tensor | None = None  # (B, L) float32 of each position in the loss; None: all equal
+
+    def part(self, rows: slice) -> Batch:
+        """The same for some of the windows."""
+        tokens = Tokens(**{name: tensor[rows] for name, tensor in vars(self.tokens).items()})
+        weight = None if self.weight is None else self.weight[rows]
+        return Batch(tokens, self.target[rows], self.valid[rows], weight)
+
+    def total_weight(self, at: str) -> Tensor:
+        """What the loss is divided by: the (weighted) number of its targets, all or one per window."""
+        if at == "query":
+            return torch.tensor(float(len(self.valid)))
+        return self.valid.sum() if self.weight is None else (self.weight * self.valid).sum()
+
+
+def shift(
+    states: Tensor, actions: Tensor, rewards: Tensor, next_states: Tensor, ended: Tensor, mask: Tensor
+) -> Tokens:
+    """Tokens of B windows of L transitions: everything but the state moves one step to the right.
+
+    Borders are those of ``markers.borders``: the mask is taken as unmarked before the window.
+    """
+    before = torch.zeros_like(mask)
+    before[:, 1:] = mask[:, :-1]
+
+    def previous(array: Tensor) -> Tensor:
+        shifted = torch.zeros_like(array)
+        shifted[:, 1:] = array[:, :-1]
+        return shifted
+
+    has_previous = torch.ones_like(ended)
+    has_previous[:, 0] = False
+    return Tokens(
+        state=states,
+        action=previous(actions),
+        reward=previous(rewards),
+        next_state=previous(next_states),
+        ended=previous(ended),
+        start_mark=previous(mask & ~before),
+        end_mark=previous(before & ~mask),
+        marked=previous(mask),
+        has_previous=has_previous,
+    )

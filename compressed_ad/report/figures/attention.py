@@ -1,0 +1,218 @@
+"""Figures of a model's inside: attention by kind of token, maps of one context, and the border embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, StrMethodFormatter
+
+from compressed_ad.evaluation.attention import Context, Shares
+from compressed_ad.evaluation.border_embeddings import Effects, Geometry
+from compressed_ad.report.figures.style import COLOURS, LINES, MUTED, styled
+from compressed_ad.types import BoolArray, FloatArray, IntArray
+
+INK = "#202020"
+
+
+def head_names(n_layer: int, n_head: int) -> list[str]:
+    """Layers and heads are counted from 1 wherever a reader sees them."""
+    return [f"layer {layer + 1}, head {head + 1}" for layer in range(n_layer) for head in range(n_head)]
+
+
+@styled
+def attention_summary(shares: Shares, title: str) -> Figure:
+    """Attention on each kind of tokens by head, above; divided by what lag alone gives, below.
+
+    Intervals that exclude 1 are filled. A head without a ratio (no such token) has no mark.
+    """
+    n_kind, n_layer, n_head = shares.share.shape
+    names = head_names(n_layer, n_head)
+    places = -np.arange(len(names))
+    figure = Figure(figsize=(2.7 * n_kind + 1.2, 2 * (0.23 * len(names) + 0.8) + 0.9))
+    panels = figure.subplots(2, n_kind, sharey=True, squeeze=False)
+    for k, kind in enumerate(shares.kinds):
+        above, below = panels[0][k], panels[1][k]
+        share, matched = shares.share[k].ravel(), shares.matched[k].ravel()
+        above.axvline(shares.uniform[k], color=INK, linestyle=(0, (2, 2)), linewidth=1.2, label="uniform")
+        above.hlines(places, share, matched, color="#b9b9b9", linewidth=1.2, zorder=1)
+        above.plot(
+            matched,
+            places,
+            "s",
+            color=INK,
+            markerfacecolor="white",
+            markersize=5,
+            label="lag alone",
+            zorder=2,
+        )
+        above.plot(share, places, "o", color=COLOURS[0], markersize=5.5, label="attention", zorder=3)
+        above.set_xlim(
+            0, 1.12 * max(1e-3, float(share.max()), float(matched.max()), float(shares.uniform[k]))
+        )
+        above.xaxis.set_major_locator(MaxNLocator(4))
+        above.xaxis.set_major_formatter(FuncFormatter(lambda x, place: f"{100 * x:.3g} %"))
+        above.set_title(_TITLES.get(kind, kind))
+        above.set_xlabel("share of attention")
+        _ratios(below, places, *(x[k].ravel() for x in (shares.ratio, shares.low, shares.high)))
+    for axes in panels.ravel():
+        axes.grid(axis="y", visible=False)
+        for row in range(1, n_layer):
+            axes.axhline(-row * n_head + 0.5, color="#d0d0d0", linewidth=0.8)
+    for row in panels:
+        row[0].set_yticks(places, names)
+        row[0].set_ylim(-len(names) + 0.4, 0.6)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside lower left", ncols=3)
+    return figure
+
+
+_TITLES = {
+    "marked": "on marked tokens",
+    "rewarded": "on rewarded tokens",
+    "current episode": "on the current episode",
+    "border": "on border marks",
+}
+
+
+def _ratios(axes: Axes, places: IntArray, ratio: FloatArray, low: FloatArray, high: FloatArray) -> None:
+    axes.axvline(1, color=INK, linewidth=1)
+    for y, middle, *ends in zip(places, ratio, low, high, strict=True):
+        if not np.isfinite([middle, *ends]).all() or middle <= 0:
+            continue
+        clear = ends[0] > 1 or ends[1] < 1
+        axes.hlines(y, *ends, color=COLOURS[0], linewidth=2)
+        axes.plot(
+            middle, y, "o", color=COLOURS[0], markerfacecolor=COLOURS[0] if clear else "white", markersize=5.5
+        )
+    known = np.concatenate([ratio, low, high])
+    known = known[np.isfinite(known) & (known > 0)]
+    reach = 1.1 * max(1.5, *(float(max(x, 1 / x)) for x in known)) if len(known) else 2.0
+    axes.set_xscale("log")
+    axes.set_xlim(1 / reach, reach)
+    ticks = [0.5, 0.7, 1, 1.4, 2] if reach < 3 else [0.01, 0.1, 0.3, 1, 3, 10, 100]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
+    axes.set_xlabel("attention / lag alone")
+
+
+@styled
+def attention_map(context: Context, title: str) -> Figure:
+    """Where every head looks in one context: query downwards, token to the right, darker for more.
+
+    Beside both axes: marked segments (bars), rewarded steps (dots), episode starts (ticks across both).
+    """
+    n_layer, n_head, length, _ = context.maps.shape
+    side = min(3.1, 12.5 / n_head)
+    figure = Figure(figsize=(side * n_head + 1.0, side * n_layer + 1.0))
+    panels = figure.subplots(n_layer, n_head, sharex=True, sharey=True, squeeze=False)
+    shown = np.ma.masked_array(context.maps, np.broadcast_to(~np.tri(length, dtype=bool), context.maps.shape))
+    # Near the top there is little to look at, and much attention on it; later rows decide on the scale.
+    top = float(np.quantile(context.maps[:, :, length // 4 :].max(axis=-1), 0.9))
+    norm = PowerNorm(0.5, vmin=0, vmax=max(top, 1e-6))
+    for layer, head in np.ndindex(n_layer, n_head):
+        axes: Axes = panels[layer][head]  # type: ignore[assignment]
+        image = axes.imshow(shown[layer, head], cmap="Greys", norm=norm, interpolation="nearest")
+        axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=10)
+        axes.grid(visible=False)
+        _beside_both(axes, context, length)
+    for axes in panels[-1]:
+        axes.set_xlabel("token")
+    for row in panels:
+        row[0].set_ylabel("query")
+    figure.colorbar(image, ax=panels, label="attention", shrink=0.6, aspect=30, extend="max")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    handles = panels[0][0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower left", ncols=3)
+    return figure
+
+
+def _beside_both(axes: Axes, context: Context, length: int) -> None:
+    """The strips above and left of a map, outside of it."""
+    unit = length / 100
+    starts = np.flatnonzero(context.episode_start) - 0.5
+    axes.vlines(starts, -9.5 * unit, -0.5, color=MUTED, linewidth=0.7, label="episode start")
+    axes.hlines(starts, -9.5 * unit, -0.5, color=MUTED, linewidth=0.7)
+    for k, (begin, end) in enumerate(_runs(context.marked)):
+        line: dict[str, Any] = {"color": COLOURS[1], "linewidth": 3.2, "solid_capstyle": "butt"}
+        axes.plot([begin - 0.5, end - 0.5], [-3 * unit] * 2, **line, label="marked" if k == 0 else None)
+        axes.plot([-3 * unit] * 2, [begin - 0.5, end - 0.5], **line)
+    rewarded = np.flatnonzero(context.rewarded)
+    dot: dict[str, Any] = {"marker": ".", "linestyle": "none", "color": INK, "markersize": 2.2}
+    axes.plot(rewarded, np.full(len(rewarded), -7 * unit), **dot, label="rewarded")
+    axes.plot(np.full(len(rewarded), -7 * unit), rewarded, **dot)
+    axes.set_xlim(-10 * unit, length - 0.5)
+    axes.set_ylim(length - 0.5, -10 * unit)
+    for edge in ("left", "bottom"):
+        axes.spines[edge].set_visible(False)
+
+
+def _runs(mask: BoolArray) -> IntArray:
+    """(n, 2) first and one after the last of each run of True."""
+    return np.flatnonzero(np.diff(np.concatenate([[0], mask, [0]]))).reshape(-1, 2)
+
+
+@styled
+def border_embeddings(geometries: Sequence[Geometry], effects: Effects, title: str) -> Figure:
+    """The border embeddings: size over training, direction, and what taking or changing marks does."""
+    figure = Figure(figsize=(12.4, 4.6))
+    sizes, directions, divergence, loss = figure.subplots(1, 4, width_ratios=[1, 1.15, 1, 1])
+    steps = [g.step for g in geometries]
+    last = geometries[-1]
+    for k, (name, norms) in enumerate(
+        {
+            "<compress>": [g.norm_start / g.norm_token for g in geometries],
+            "\\compress>": [g.norm_end / g.norm_token for g in geometries],
+        }.items()
+    ):
+        sizes.plot(steps, norms, linestyle=LINES[k], label=name, **_token_style(k))
+    sizes.set(xlabel="gradient step", ylabel="norm / median norm of a token", ylim=(0, None))
+    sizes.margins(x=0.1)
+    sizes.set_title("Size")
+    names = [*last.cosine_start]
+    places = -np.arange(len(names))
+    directions.axvline(0, color=INK, linewidth=1)
+    for k, cosines in enumerate((last.cosine_start, last.cosine_end)):
+        directions.plot(list(cosines.values()), places, linestyle="none", **_token_style(k))
+    directions.set_yticks(places, names)
+    directions.set(xlim=(-1.05, 1.05), xlabel="cosine")
+    directions.grid(axis="y", visible=False)
+    directions.set_title(f"Direction; with each other {last.cosine:.2f}")
+    _changes(divergence, effects, effects.divergence, "KL divergence (nats)", "Change of the prediction")
+    _changes(loss, effects, effects.cross_entropy, "added cross-entropy (nats)", "Change of the loss")
+    loss.set_yticklabels([])
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.legend(*sizes.get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    figure.legend(*divergence.get_legend_handles_labels(), loc="outside lower right", ncols=3)
+    return figure
+
+
+def _token_style(k: int) -> dict[str, Any]:
+    """Of the first and the second embedding; they differ in print without colour, too."""
+    return {"color": COLOURS[k], "marker": "os"[k], "fillstyle": ("full", "none")[k], "markersize": 5}
+
+
+def _changes(axes: Axes, effects: Effects, values: FloatArray, label: str, title: str) -> None:
+    axes.axvline(0, color=INK, linewidth=1)
+    places = -np.arange(len(effects.changes), dtype=float)
+    for k, place in enumerate(effects.places):
+        middle, low, high = values[:, k].T
+        shifted = places + 0.22 * (1 - k)
+        axes.hlines(shifted, low, high, color=COLOURS[k], linewidth=1.8)
+        axes.plot(middle, shifted, "osD"[k], color=COLOURS[k], markersize=5, label=_PLACE[place])
+    axes.set_yticks(places, effects.changes)
+    axes.set_ylim(places[-1] - 0.6, 0.6)
+    axes.grid(axis="y", visible=False)
+    axes.margins(x=0.12)
+    axes.set_xlabel(label)
+    axes.set_title(title)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+
+
+_PLACE = {"inside": "query in a segment", "outside": "query outside", "all": "all queries"}

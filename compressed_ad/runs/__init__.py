@@ -1,0 +1,1 @@
+"""Configurations, run directories, and the stages from histories to a report."""

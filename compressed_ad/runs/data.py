@@ -1,0 +1,164 @@
+"""What the runs on one history file read from it: windows, scales of returns, validation."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compressed_ad.evaluation import intervals
+from compressed_ad.histories.file import HistoryFile
+from compressed_ad.marking.apply import mark_all
+from compressed_ad.marking.settings import MarkerSettings
+from compressed_ad.report.results import episode_returns
+from compressed_ad.runs.config import marker_params, transform_pairs
+from compressed_ad.runs.job import Job, device, playing, silent
+from compressed_ad.seeding import seed64
+from compressed_ad.tasks.select import make_family
+from compressed_ad.training.sequences import Sequences, from_histories
+from compressed_ad.training.transforms import apply_transforms
+from compressed_ad.types import FloatArray, IntArray
+from compressed_ad.workers import Report
+
+if TYPE_CHECKING:
+    from compressed_ad.models.ad import AD
+    from compressed_ad.training.windows import WindowSampler
+
+_VALIDATION_WINDOWS = 128
+_IMITATION_BATCH = 32
+
+
+@lru_cache(maxsize=2)
+def _sequences(path: Path, digest: str, task_ids: tuple[int, ...], marking: str | None) -> Sequences:
+    """Raw sequences of some tasks; runs of one process share them. The digest tells files apart."""
+    file = HistoryFile(path, verify=False)
+    histories = file.load(task_ids)
+    if marking is not None:
+        settings = MarkerSettings.model_validate_json(marking)
+        histories = mark_all(settings.marker, histories, seed=file.info.seed, **marker_params(settings))
+    return from_histories(histories)
+
+
+class RunData:
+    """What the runs on one history file read from it."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.config, self.file = job, job.config, HistoryFile(job.history)
+        self.family = make_family(self.file.info.family, self.file.info.family_kwargs)
+        self._judged: dict[tuple[int, ...], tuple[WindowSampler, Sequences]] = {}
+
+    def raw(self, task_ids: IntArray) -> Sequences:
+        """The histories of ``task_ids`` as sequences, marked, before any transform."""
+        marking = self.config.marker.model_dump_json() if self.job.remark else None
+        return _sequences(self.file.path, self.file.digest(), tuple(int(i) for i in task_ids), marking)
+
+    def sampler(
+        self, task_ids: IntArray, seed: int, batch_size: int, **options: Any
+    ) -> tuple[WindowSampler, Sequences]:
+        """Windows of the histories of ``task_ids``, transformed as the configuration says."""
+        from compressed_ad.training.windows import WindowSampler
+
+        model = self.config.model
+        sequences = apply_transforms(
+            self.raw(task_ids),
+            transform_pairs(model),
+            seed=seed,
+            family=self.family,
+            tasks=self.file.tasks,
+        )
+        sampler = WindowSampler(
+            sequences,
+            model.n_transit,
+            batch_size,
+            seed=seed,
+            first_window=model.first_window,
+            device=device(self.config),
+            **options,
+        )
+        return sampler, sequences
+
+    def training_tasks(self) -> IntArray:
+        """Training tasks of the stored split, or those of them that the configuration chooses."""
+        chosen = self.config.env.training_tasks
+        ids = self.file.split.train if chosen is None else np.array(chosen, np.int64)
+        self.file.split.check_training(ids)
+        return ids
+
+    def scale(self, task_ids: IntArray) -> tuple[FloatArray, FloatArray]:
+        """Random and optimal return (N,) of ``task_ids``.
+
+        Where the optimum is unknown, the source's best episode (mean over streams) stands for it.
+        """
+        optimal = self.optimal(task_ids)
+        for k in np.flatnonzero(np.isnan(optimal)):
+            task = int(task_ids[k])
+            episodes = episode_returns(self.file.load([task])[task]).mean(axis=0)
+            # Without a complete episode nothing is known; max(initial=nan) would be NaN in any case.
+            optimal[k] = episodes.max() if episodes.size else np.nan
+        return self.file.random_return[task_ids], optimal
+
+    def optimal(self, task_ids: IntArray) -> FloatArray:
+        """Optimal return (N,) of ``task_ids``, NaN where unknown."""
+        known = self.file.optimal_return
+        return np.full(len(task_ids), np.nan) if known is None else np.array(known[task_ids], np.float64)
+
+    def imitation(self, model: AD, task_ids: IntArray, windows: int) -> dict[str, float]:
+        """Accuracy, cross-entropy and behaviour entropy on the histories of ``task_ids``; NaN: not defined.
+
+        The windows depend on the data alone, not on the run. The entropy is that of the source's policy,
+        over exactly the supervised steps: no model can have a lower cross-entropy in expectation. It is NaN
+        where it is not recorded, and for continuous actions: theirs is a density's entropy, in other units
+        than the loss and of the action before it was clipped.
+        """
+        from compressed_ad.evaluation.evaluate import evaluate_imitation
+
+        size, key = min(_IMITATION_BATCH, windows), tuple(task_ids.tolist())
+        if key not in self._judged:
+            self._judged[key] = self.sampler(task_ids, self.file.info.seed, size)
+        sampler, sequences = self._judged[key]
+        batches = -(-windows // size)
+        judged = evaluate_imitation(model, sampler, batches)
+        entropy = float("nan")
+        if sequences.entropy is not None and self.file.info.spaces["action"]["kind"] != "box":
+            steps = [sampler.indices(k) for k in range(batches)]
+            entropy = float(np.mean([sequences.entropy[index[valid]].mean() for index, valid in steps]))
+        return {
+            "accuracy": judged.accuracy,
+            "cross_entropy": judged.cross_entropy,
+            "behaviour_entropy": entropy,
+        }
+
+    def play(
+        self, model: AD, task_ids: IntArray, rollouts: int, episodes: int, seed: int, report: Report
+    ) -> FloatArray:
+        """In-context returns (N, M, E)."""
+        from compressed_ad.evaluation.evaluate import evaluate_tasks
+
+        return evaluate_tasks(
+            model,
+            self.family,
+            self.file.tasks[task_ids],
+            rollouts=rollouts,
+            episodes=episodes,
+            seed=seed,
+            progress=lambda done, total: report(done, total, "in-context steps"),
+            **playing(self.config),
+        )
+
+    def validate(self, model: AD) -> dict[str, float]:
+        """In-context return and imitation on the validation tasks."""
+        settings, ids = self.config.model, self.file.split.validation
+        seed = seed64(self.config.seed, "validation")
+        returns = self.play(
+            model, ids, settings.validation_rollouts, settings.validation_episodes, seed, silent
+        )
+        curves = intervals.normalise(returns, *self.scale(ids)).mean(axis=1)
+        imitation = self.imitation(model, ids, _VALIDATION_WINDOWS)
+        return {
+            "validation_return": float(intervals.mean(intervals.final_return(curves))),
+            "validation_auc": float(intervals.mean(intervals.area_under_curve(curves))),
+            "validation_accuracy": imitation["accuracy"],
+            "validation_excess_cross_entropy": imitation["cross_entropy"] - imitation["behaviour_entropy"],
+        }

@@ -1,0 +1,53 @@
+"""The configuration of a run: every section together. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import MinLen
+from pydantic import Field, model_validator
+
+from compressed_ad.evaluation.settings import EvaluationSettings
+from compressed_ad.learners.settings import AlgorithmSettings
+from compressed_ad.marking.settings import MarkerSettings
+from compressed_ad.models.settings import ModelConfig
+from compressed_ad.settings import Count, Seed, Settings
+from compressed_ad.tasks.settings import EnvSettings
+
+
+class ComparisonSettings(Settings):
+    """Which methods are compared, and on how many training runs each."""
+
+    methods: Annotated[tuple[str, ...], MinLen(1)] = Field(
+        ("AD", "CompressedAD"), description="models; all are compared with the first"
+    )
+    runs: Count = Field(3, description="training seeds per method: seed, seed + 1, ...")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> ComparisonSettings:
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"methods {list(self.methods)} names a model twice")
+        return self
+
+
+class Config(Settings):
+    """Everything that determines a run."""
+
+    env: EnvSettings = EnvSettings()
+    algorithm: AlgorithmSettings = AlgorithmSettings()
+    marker: MarkerSettings = MarkerSettings()
+    model: ModelConfig = ModelConfig()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    comparison: ComparisonSettings = ComparisonSettings()
+    seed: Seed = Field(0, description="seed of the histories, the split and the first run")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models are trained")
+
+    @property
+    def split_seed(self) -> int:
+        """The seed of the split."""
+        return self.seed if self.env.split_seed is None else self.env.split_seed
+
+    @property
+    def seeds(self) -> range:
+        """Training seeds of the runs of each method."""
+        return range(self.seed, self.seed + self.comparison.runs)

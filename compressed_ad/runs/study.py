@@ -1,0 +1,349 @@
+"""A study file: variants x runs x families, the comparisons that are asked for, and every cell's settings.
+
+    question: Does marking help?
+    baseline: AD
+    runs: 10                       # or a number for each family
+    families:
+      darkroom: {env: darkroom}    # a shipped section by name, or settings
+    variants:
+      AD: {model: {model: AD}}
+      CompressedAD: {}
+      prompted: {weights: CompressedAD, evaluation: {marks: prompt}}
+
+A cell's settings come in layers: the preset, ``settings``, the family, the variant, what the variant says
+``in`` this family, and the command line. Every run has its own learning histories and its own split; the
+variants of a run share both. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compressed_ad.errors import ConfigError, nearest
+from compressed_ad.runs import yaml_file
+from compressed_ad.runs.config import semantic_problems, validate, with_marker_defaults
+from compressed_ad.runs.job import playing
+from compressed_ad.runs.layers import (
+    Request,
+    config_folder,
+    merge,
+    override_leaves,
+    read_file,
+    request_leaves,
+    resolve_sections,
+)
+from compressed_ad.runs.settings import Config
+from compressed_ad.runs.yaml_file import Leaves
+
+KEYS = {
+    "question": "what the study asks",
+    "preset": "the preset below everything (default: default)",
+    "settings": "settings of every cell",
+    "families": "task families: a name of your choice and its settings",
+    "variants": "what is compared: a name of your choice and its settings",
+    "baseline": "the variant that the others are compared with (default: the first)",
+    "compare": "further comparisons, pairs [one, other]: other minus one",
+    "curves": "cost curves: a name of your choice and variants that differ in their model's size or context",
+    "runs": "runs of each variant, a number or one for each family",
+    "first_seed": "seed of the first run (default: 0)",
+    "metric": "what the verdicts rest on: final, auc or validation_return (default: final)",
+    "spread": "standard deviation of a paired difference between runs that was assumed when planning",
+}
+METRICS = ("final", "auc", "validation_return")
+SMALL = "study_small.yaml"
+SMALL_RUNS = 2
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One variant, one run, one family."""
+
+    family: str
+    variant: str
+    run: int
+    data: Config  # what is collected: its seed is that of the histories and the split
+    trained: Config  # the run whose weights play
+    played: Config  # how they play: ``trained`` but for the evaluation, unless ``weights`` names another
+
+    @property
+    def data_key(self) -> str:
+        """Names the histories: the same for cells that share them."""
+        content = self.data.model_dump(mode="json", include={"env", "algorithm", "seed"})
+        for section, key in (("env", "training_tasks"), ("env", "name"), ("algorithm", "n_process")):
+            content[section].pop(key)
+        return _digest({**content, "split_seed": self.data.split_seed})
+
+    @property
+    def training_key(self) -> str:
+        """Names the trained run: the same for cells that play the same weights."""
+        content = self.trained.model_dump(mode="json", include={"marker", "model", "seed"})
+        tasks = self.trained.env.training_tasks
+        return _digest({**content, "data": self.data_key, "tasks": tasks, "playing": playing(self.trained)})
+
+    @property
+    def playing_key(self) -> str:
+        """Names the evaluation of the trained run."""
+        return _digest({**self.played.evaluation.model_dump(mode="json"), **playing(self.played)})
+
+
+@dataclass(frozen=True)
+class Study:
+    """A validated study file."""
+
+    name: str
+    path: Path
+    question: str
+    baseline: str
+    comparisons: tuple[tuple[str, str], ...]  # (one, other): other minus one
+    metric: str
+    spread: float | None
+    families: tuple[str, ...]
+    variants: tuple[str, ...]
+    curves: Mapping[str, tuple[str, ...]]  # what cost is compared with result along: variants by curve
+    runs: Mapping[str, int]  # by family
+    cells: tuple[Cell, ...]  # runs outermost, so that every comparison fills evenly
+
+
+def load_study(
+    path: Path,
+    *,
+    runs: int | None = None,
+    families: Sequence[str] = (),
+    variants: Sequence[str] = (),
+    overrides: Sequence[tuple[str, str]] = (),
+    small: bool = False,
+) -> Study:
+    """The study of ``path``; ``ConfigError`` lists every mistake with its place.
+
+    ``runs``, ``families`` and ``variants`` leave out part of it; the baseline and the variants whose weights
+    are played stay. ``overrides`` are (dotted key, YAML text) pairs over all cells. ``small`` shrinks
+    histories, models and evaluations to a fraction: it shows that everything works, not what is true.
+    """
+    leaves = yaml_file.read(path)
+    tree = _Tree(path, leaves)
+    known = {"families": tree.names("families"), "variants": tree.names("variants")}
+    baseline = tree.value("baseline", known["variants"][0])
+    _among(tree, "baseline", baseline, known["variants"])
+    weights = {name: _weights(tree, name, known["variants"]) for name in known["variants"]}
+    chosen_families = _chosen("--families", families, known["families"])
+    wanted = {*_chosen("--variants", variants, known["variants"]), baseline}
+    wanted |= {weights[name] for name in wanted}
+    chosen = [name for name in known["variants"] if name in wanted]
+    counts = _runs(tree, known["families"])
+    if small:
+        counts = dict.fromkeys(counts, SMALL_RUNS)
+    if runs is not None:
+        counts = dict.fromkeys(counts, runs)
+    first_seed = tree.value("first_seed", 0)
+    if not _whole(first_seed, 0):
+        raise ConfigError(f"{tree.where('first_seed')}: first_seed must be a whole number: {first_seed!r}")
+    bottom = request_leaves(Request(preset=str(tree.value("preset", "default"))))
+    if small:
+        merge(bottom, read_file(config_folder() / SMALL))
+    top = override_leaves(overrides)
+    configs: dict[tuple[str, str], Config] = {}
+    problems: list[str] = []
+    for family in chosen_families:
+        for variant in chosen:
+            layers = [
+                tree.settings("settings"),
+                tree.settings("families", family),
+                tree.settings("variants", variant),
+                tree.settings("variants", variant, "in", family),
+            ]
+            try:
+                configs[family, variant] = _config(bottom, layers, top, small)
+            except ConfigError as error:
+                problems += error.problems
+    if problems:
+        raise ConfigError(dict.fromkeys(problems))
+    cells = [
+        _cell(configs, family, variant, weights[variant], run, int(first_seed) + run)
+        for run in range(max(counts[family] for family in chosen_families))
+        for family in chosen_families
+        if run < counts[family]
+        for variant in chosen
+    ]
+    metric = str(tree.value("metric", "final"))
+    _among(tree, "metric", metric, METRICS)
+    return Study(
+        name=path.stem,
+        path=path,
+        question=str(tree.value("question", "")).strip(),
+        baseline=baseline,
+        comparisons=_comparisons(tree, baseline, known["variants"], chosen),
+        metric=metric,
+        spread=_spread(tree),
+        families=tuple(chosen_families),
+        variants=tuple(chosen),
+        curves=_curves(tree, known["variants"], chosen),
+        runs={family: counts[family] for family in chosen_families},
+        cells=tuple(cells),
+    )
+
+
+class _Tree:
+    """Reads parts of a study file, and knows where each was written."""
+
+    def __init__(self, path: Path, leaves: Leaves) -> None:
+        self.path, self.leaves = path, leaves
+        unknown = dict.fromkeys(p[0] for p in leaves if p[0] not in KEYS)
+        problems = [f"{self.where(key)}: unknown key {key!r}{nearest(key, KEYS)}" for key in unknown]
+        if not leaves:
+            problems = [f"{path}: an empty study; it needs families and variants"]
+        if problems:
+            raise ConfigError(problems)
+
+    def where(self, *key: str) -> str:
+        return next((where for p, (_, where) in self.leaves.items() if p[: len(key)] == key), str(self.path))
+
+    def value(self, key: str, default: Any) -> Any:
+        nested = next((p for p in self.leaves if p[0] == key and len(p) > 1), None)
+        if nested is not None:
+            raise ConfigError(f"{self.where(key)}: {key} must be one value, got keys ({nested[1]}, ...)")
+        found = self.leaves.get((key,), (default, ""))[0]
+        return default if found is None else found
+
+    def names(self, section: str) -> list[str]:
+        found = list(dict.fromkeys(p[1] for p in self.leaves if p[0] == section and len(p) > 1))
+        if not found:
+            raise ConfigError(f"{self.where(section)}: {section} must name at least one, with its settings")
+        return found
+
+    def settings(self, *key: str) -> Leaves:
+        """The settings under ``key``, without what is not a setting."""
+        own = {p[len(key) :]: leaf for p, leaf in self.leaves.items() if p[: len(key)] == key}
+        return {p: leaf for p, leaf in own.items() if p and p[0] not in ("weights", "in")}
+
+
+def _chosen(option: str, wanted: Sequence[str], known: Sequence[str]) -> list[str]:
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(f"{option}: unknown {name!r}{nearest(name, known)}; one of {', '.join(known)}")
+    return [name for name in known if not wanted or name in wanted]
+
+
+def _among(tree: _Tree, key: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise ConfigError(
+            f"{tree.where(key)}: {key}: unknown {name!r}{nearest(str(name), known)};"
+            f" one of {', '.join(known)}"
+        )
+
+
+def _weights(tree: _Tree, variant: str, known: Sequence[str]) -> str:
+    where, leaf = tree.where("variants", variant, "weights"), ("variants", variant, "weights")
+    if leaf not in tree.leaves:
+        return variant
+    name = str(tree.leaves[leaf][0])
+    _among(tree, "variants", name, known)
+    strange = [p[0] for p in tree.settings("variants", variant) if p[0] != "evaluation"]
+    if strange:
+        raise ConfigError(
+            f"{where}: {variant} plays the weights of {name}, so it can only set evaluation, not {strange[0]}"
+        )
+    if ("variants", name, "weights") in tree.leaves:
+        raise ConfigError(f"{where}: {name} has no weights of its own")
+    return name
+
+
+def _runs(tree: _Tree, families: Sequence[str]) -> dict[str, int]:
+    given = {p[1]: value for p, (value, _) in tree.leaves.items() if p[0] == "runs" and len(p) == 2}
+    if not given:
+        given = dict.fromkeys(families, tree.value("runs", 3))
+    for family, count in given.items():
+        _among(tree, "runs", family, families)
+        if not _whole(count, 1):
+            raise ConfigError(f"{tree.where('runs')}: runs must be whole numbers from 1 on: {count!r}")
+    missing = [family for family in families if family not in given]
+    if missing:
+        raise ConfigError(f"{tree.where('runs')}: runs does not say how many for {missing[0]}")
+    return {family: int(given[family]) for family in families}
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _spread(tree: _Tree) -> float | None:
+    value = tree.value("spread", None)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ConfigError(f"{tree.where('spread')}: spread must be a number above 0, got {value!r}")
+    return float(value)
+
+
+def _comparisons(
+    tree: _Tree, baseline: str, known: Sequence[str], chosen: Sequence[str]
+) -> tuple[tuple[str, str], ...]:
+    pairs = [(baseline, name) for name in known if name != baseline]
+    more = tree.value("compare", [])
+    for pair in more if isinstance(more, list) else [more]:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise ConfigError(f"{tree.where('compare')}: compare must be pairs [one, other], got {pair!r}")
+        for name in pair:
+            _among(tree, "compare", name, known)
+        pairs.append((pair[0], pair[1]))
+    return tuple(p for p in dict.fromkeys(pairs) if set(p) <= set(chosen) and p[0] != p[1])
+
+
+def _curves(tree: _Tree, known: Sequence[str], chosen: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    given = {p[1:]: value for p, (value, _) in tree.leaves.items() if p[0] == "curves"}
+    found = {}
+    for name, names in given.items():
+        if len(name) != 1 or not isinstance(names, list):
+            raise ConfigError(f"{tree.where('curves')}: curves must be a list of variants by name")
+        for variant in names:
+            _among(tree, "curves", variant, known)
+        found[name[0]] = tuple(variant for variant in chosen if variant in names)
+    return {name: names for name, names in found.items() if names}
+
+
+def _config(bottom: Leaves, layers: Sequence[Leaves], top: Leaves, small: bool) -> Config:
+    leaves = dict(bottom)
+    for layer in layers:
+        if small:  # what makes a study small goes over what makes it big
+            layer = {p: leaf for p, leaf in layer.items() if p not in _SIZES}
+        merge(leaves, resolve_sections(leaves, layer))
+        if small:
+            merge(leaves, {p: leaf for p, leaf in bottom.items() if p in _SIZES})
+    merge(leaves, top)
+    config, problems = validate(leaves)
+    problems += semantic_problems(leaves)
+    if config is None or problems:
+        raise ConfigError(problems)
+    return with_marker_defaults(config)
+
+
+_SIZES = {
+    ("env", "n_task"),
+    ("env", "validation"),
+    ("env", "heldout"),
+    ("algorithm", "n_stream"),
+    ("algorithm", "n_timesteps"),
+    *(("model", key) for key in ("tf_n_embd", "tf_n_layer", "steps", "validations", "n_transit")),
+    *(("model", key) for key in ("validation_episodes", "validation_rollouts")),
+    *(("evaluation", key) for key in ("episodes", "rollouts", "training_tasks", "imitation_windows")),
+}
+"""What ``small`` decides, whatever the study says."""
+
+
+def _cell(
+    configs: Mapping[tuple[str, str], Config], family: str, variant: str, weights: str, run: int, seed: int
+) -> Cell:
+    trained = configs[family, weights].model_copy(update={"seed": seed})
+    played = trained.model_copy(update={"evaluation": configs[family, variant].evaluation})
+    env = trained.env.model_copy(update={"training_tasks": None, "name": trained.env.short_name})
+    data = trained.model_copy(update={"env": env})
+    return Cell(family, variant, run, data, trained, played)
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

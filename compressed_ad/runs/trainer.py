@@ -1,0 +1,80 @@
+"""A run is trained: its windows from the history file, its validation on the validation tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from compressed_ad.histories.file import HistoryFile
+from compressed_ad.models.settings import ModelConfig
+from compressed_ad.runs.data import RunData
+from compressed_ad.runs.directory import claimed
+from compressed_ad.runs.job import TRAINING_KEYS, Job, device, never, provenance_of, silent
+from compressed_ad.settings import validated
+from compressed_ad.types import check_same
+from compressed_ad.workers import Report, Stop
+
+
+def train_run(job: Job, *, report: Report = silent, should_stop: Stop = never) -> list[str]:
+    """Train one run, or go on where it stopped; notes for the user, one line each.
+
+    Training histories are read only through the stored split. The best checkpoint is chosen on the
+    validation tasks, by in-context return.
+    """
+    from compressed_ad.training.loop import train
+
+    data, notes, where = RunData(job), list[str](), device(job.config)
+    task_ids = data.training_tasks()
+    config = job.config.model
+    for kind in ("observation", "action"):
+        asked = getattr(config, f"{kind}_space")
+        if asked is not None:
+            check_same(f"model.{kind}_space", data.file.info.spaces[kind], asked)
+    filled = validated(ModelConfig, {**config.model_dump(), **_from_history(data.file)}, "model")
+    provenance = provenance_of(job, data.file)
+    with claimed(job.path, job.config, keys=TRAINING_KEYS, history=provenance):
+        if job.trained:
+            return notes
+        unproven = config.loss_weight_unproven
+        sampler, sequences = data.sampler(
+            task_ids,
+            job.config.seed,
+            config.batch_size,
+            marker_dropout=config.marker_dropout,
+            weight_marked=config.loss_weight_marked,
+            weight_unproven=config.loss_weight_marked if unproven is None else unproven,
+        )
+        longest = int(sequences.lengths.max())
+        if longest < config.n_transit:
+            notes.append(
+                f"{job.name}: the longest history has {longest} steps after its transforms, fewer than"
+                f" n_transit {config.n_transit}: the model never sees a full context while it is trained"
+            )
+        judged: dict[str, float] = {}
+
+        def progress(step: int, metrics: Mapping[str, float]) -> None:
+            judged.update({k: v for k, v in metrics.items() if k == "validation_return"})
+            shown = f"loss {metrics['loss']:.3f}"
+            shown += f", validation {judged['validation_return']:.3f}" if judged else ""
+            report(step, config.steps, shown)
+
+        trained = train(
+            filled,
+            sampler,
+            job.path,
+            seed=job.config.seed,
+            validate=data.validate if len(data.file.split.validation) and config.validations else None,
+            device=where,
+            progress=progress,
+            should_stop=should_stop,
+        )
+        return notes + trained.messages
+
+
+def _from_history(file: HistoryFile) -> dict[str, Any]:
+    """What a model takes from the history file that it is trained on."""
+    scales = file.training_scales()
+    found: dict[str, Any] = {f"{kind}_space": spec for kind, spec in file.info.spaces.items()}
+    for name, values in (("mean", scales.observation_mean), ("std", scales.observation_std)):
+        found[f"observation_{name}"] = None if values is None else values.tolist()
+    return {**found, "reward_scale": scales.reward, "one_step": file.info.horizon == 1}

@@ -1,0 +1,391 @@
+"""Any gymnasium environment as a task family: its parameters make the tasks.
+
+``GymnasiumFamily("CartPole-v1", {"length": "0.25:1.0", "gravity": "5:15"}, n_task=64)``, by name
+``gymnasium:CartPole-v1``. A parameter is an argument of the environment's constructor, or else a number that
+the constructed environment holds (``env.unwrapped.length``), which is then set.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+
+from compressed_ad.errors import ConfigError, SpaceError, UsageError, nearest
+from compressed_ad.registry import import_attribute
+from compressed_ad.seeding import rng
+from compressed_ad.tasks.base import TaskFamily, check_number, check_whole, family_specs, is_number
+from compressed_ad.types import AnyArray, FloatArray, IntArray, Step
+
+Env = gymnasium.Env[Any, Any]
+
+_DRAWS = 100
+"""Times as many rows are drawn as are asked for before equal ones are blamed on the parameters."""
+
+
+DERIVED: Mapping[str, Mapping[str, Callable[[Any], float]]] = {
+    "CartPoleEnv": {
+        "total_mass": lambda env: env.masspole + env.masscart,
+        "polemass_length": lambda env: env.masspole * env.length,
+    }
+}
+"""By class name: what an environment derived from its numbers when it was constructed, to be recomputed."""
+
+
+class Parameter:
+    """What one parameter of the tasks may be: a range, or a choice from a list.
+
+    ``"low:high"`` and ``{low: ..., high: ...}`` are ranges, drawn uniformly (whole numbers where ``whole``);
+    a list, or ``"a,b,c"``, is a choice. Values that are no numbers stand in task rows as their index.
+    """
+
+    def __init__(self, key: str, given: Any) -> None:
+        self.low: float = math.nan
+        self.high: float = math.nan
+        self.choices: list[Any] = []
+        if isinstance(given, str):
+            given = _parsed(given)
+        if isinstance(given, Mapping) and set(given) == {"low", "high"}:
+            ends = [given["low"], given["high"]]
+            if not all(is_number(end) for end in ends) or not ends[0] < ends[1]:
+                raise UsageError(
+                    f"task parameter {key!r}: a range needs two numbers, low < high; got {given!r}"
+                )
+            self.low, self.high = ends
+        elif isinstance(given, Sequence) and not isinstance(given, str) and len(given):
+            self.choices = [choice for k, choice in enumerate(given) if choice not in given[:k]]
+        else:
+            raise UsageError(
+                f"task parameter {key!r}: expected a range low:high or a list of values, got {given!r}"
+            )
+        self.numeric = all(is_number(choice) for choice in self.choices)
+
+    def __repr__(self) -> str:
+        return repr(self.choices) if self.choices else f"{self.low:g}:{self.high:g}"
+
+    def whole(self, default: Any) -> bool:
+        """Whether values are whole numbers: given as such, for what is one (or not a number) by default."""
+        given = self.choices or [self.low, self.high]
+        if not self.numeric or any(value != int(value) for value in given):
+            return False
+        if is_number(default):
+            return isinstance(default, int | np.integer)
+        return all(isinstance(value, int) for value in given)
+
+    def probes(self, whole: bool) -> list[Any]:
+        """The choices, or both ends of the range."""
+        return self.choices or [self.value(end, whole) for end in (self.low, self.high)]
+
+    def draw(self, random: np.random.Generator, n: int, whole: bool) -> FloatArray:
+        """(n,) values as they stand in task rows."""
+        if not self.choices:
+            if whole:
+                return random.integers(int(self.low), int(self.high) + 1, n).astype(np.float64)
+            return random.uniform(self.low, self.high, n)
+        index = random.integers(len(self.choices), size=n)
+        return np.array(self.choices, np.float64)[index] if self.numeric else index.astype(np.float64)
+
+    def value(self, entry: float, whole: bool) -> Any:
+        """What the environment gets for an entry of a task row."""
+        if self.choices and not self.numeric:
+            return self.choices[int(entry)]
+        return int(entry) if whole else float(entry)
+
+
+def _parsed(text: str) -> Any:
+    ends = [_word(part) for part in text.split(":")]
+    if len(ends) == 2 and all(map(is_number, ends)):
+        return {"low": ends[0], "high": ends[1]}
+    words = [_word(part) for part in text.split(",")]
+    return words if len(words) > 1 or is_number(words[0]) else text
+
+
+def _word(text: str) -> Any:
+    """A word of the command line as a number or a truth value, if it is one."""
+    text = text.strip()
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+class GymnasiumFamily:
+    """A gymnasium environment whose constructor arguments and numbers make tasks.
+
+    ``params`` names what varies: ``{"length": "0.25:1.0", "gravity": [5, 10]}``; ``n_task`` tasks (64)
+    are drawn with ``task_seed``. Without ``params`` there is one task, the environment as it is.
+    ``kwargs`` are fixed arguments of the constructor. ``horizon`` replaces the environment's own time
+    limit, which truncates. ``setup`` (``module:function``) is called with each environment once its
+    numbers are set, to recompute what it derives from them. ``best_return`` is the return that counts as
+    optimal (500 for CartPole-v1); without it returns are compared with the source's. The random policy's
+    return is measured, over ``random_episodes`` seeded episodes of each task.
+
+    Raises ``UsageError`` for unknown environments and parameters, ``SpaceError`` for unsupported spaces.
+    """
+
+    prefix: ClassVar[str] = "gymnasium"
+    by_parameters: ClassVar[bool] = True
+    """Whether tasks differ in ``params``, without which there is one."""
+
+    def __init__(
+        self,
+        env_id: str,
+        params: Mapping[str, Any] | None = None,
+        n_task: int | None = None,
+        task_seed: int = 0,
+        kwargs: Mapping[str, Any] | None = None,
+        horizon: int | None = None,
+        best_return: float | None = None,
+        random_episodes: int = 20,
+        setup: str | None = None,
+    ) -> None:
+        self.name = f"{self.prefix}:{env_id}"
+        self.env_id, self.task_seed = env_id, task_seed
+        for key, given in (("params", params), ("kwargs", kwargs)):
+            if given is not None and not isinstance(given, Mapping):
+                raise UsageError(f"{self.name}: {key} must map names to values, got {given!r}")
+        self.params = {key: Parameter(key, given) for key, given in (params or {}).items()}
+        self.kwargs, self.best_return, self.setup = dict(kwargs or {}), best_return, setup
+        self.n_task = n_task if n_task is not None else 64 if self.params else 1
+        self.random_episodes = random_episodes
+        self._horizon = horizon
+        self._random_return: dict[bytes, float] = {}
+        check_whole(self.name, "n_task", self.n_task, 1)
+        check_whole(self.name, "task_seed", task_seed, 0)
+        check_whole(self.name, "random_episodes", random_episodes, 1)
+        if horizon is not None:
+            check_whole(self.name, "horizon", horizon, 1)
+        if best_return is not None:
+            check_number(self.name, "best_return", best_return)
+        twice = self.params.keys() & self.kwargs.keys()
+        if twice:
+            raise UsageError(f"{self.name}: {', '.join(sorted(twice))} stands in params and in kwargs")
+        self._look()
+        self.environment(self._tasks[0]).close()
+
+    def _look(self) -> None:
+        """Construct one environment: spaces, time limit, which parameters it has, whether they may vary."""
+        spec = self._spec()
+        required = {key: self.params[key] for key in _required(spec) if key in self.params}
+        first = {key: parameter.probes(parameter.whole(None))[0] for key, parameter in required.items()}
+        env = self._construct(first)
+        derived = DERIVED.get(type(env.unwrapped).__name__, {})
+        held = {key: value for key, value in _numbers(env).items() if key not in derived}
+        arguments = {**_arguments(type(env.unwrapped)), **first, **spec.kwargs}
+        unknown = [key for key in self.params if key not in arguments and key not in held]
+        known = sorted({*arguments, *held} - {"render_mode"})
+        if self.by_parameters and not self.params and self.n_task > 1:
+            raise UsageError(
+                f"{self.name}: {self.n_task} tasks, but nothing is said of what they differ in; say it with"
+                f" --task-param KEY=LOW:HIGH or params (it has {', '.join(known)})"
+            )
+        if unknown:
+            raise ConfigError(
+                f"{self.name}: no parameter {key!r}{nearest(key, known)}; it has {', '.join(known)}"
+                for key in unknown
+            )
+        self.constructed = [key for key in self.params if key in arguments]
+        for key in self.params.keys() - set(self.constructed):
+            if not self.params[key].numeric:
+                raise UsageError(f"{self.name}: task parameter {key!r} is a number, not {self.params[key]}")
+        now = {**held, **arguments}
+        self.whole = {key: parameter.whole(now[key]) for key, parameter in self.params.items()}
+        limit = self._horizon or spec.max_episode_steps or self._own_limit(env)
+        if limit is None:
+            raise UsageError(f"{self.name}: has no time limit of its own; say which with horizon")
+        self.horizon = int(limit)
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        family_specs(self)
+        env.close()
+        for key in self.constructed:
+            self._check_spaces(key, first)
+
+    def _check_spaces(self, key: str, others: Mapping[str, Any]) -> None:
+        """Tasks share their spaces: what a constructor's argument may be must not change them."""
+        for value in self.params[key].probes(self.whole[key]):
+            env = self._construct({**others, key: value})
+            for kind in ("observation_space", "action_space"):
+                ours, theirs = getattr(self, kind), getattr(env, kind)
+                if ours != theirs:
+                    raise SpaceError(
+                        f"{self.name}: task parameter {key!r} changes the {kind}: {_line(theirs)} for"
+                        f" {value!r}, else {_line(ours)}; all tasks must share it (fix it with kwargs)"
+                    )
+            env.close()
+
+    def _spec(self) -> EnvSpec:
+        """The registered specification; ``module:EnvId`` imports the module first, as gymnasium.make does."""
+        module, _, env_id = self.env_id.rpartition(":")
+        try:
+            if module:
+                importlib.import_module(module)
+            return gymnasium.spec(env_id)
+        except gymnasium.error.Error as error:
+            said = _line(error).partition(" Did you mean")[0]
+            raise UsageError(f"{self.name}: {said}{nearest(env_id, gymnasium.registry)}") from None
+        except ImportError as error:
+            raise UsageError(f"{self.name}: cannot import {module} ({_line(error)})") from None
+
+    def _own_limit(self, env: Env) -> int | None:
+        """The time limit that ``env`` keeps itself, where gymnasium keeps none."""
+        return None
+
+    def _construct(self, arguments: Mapping[str, Any]) -> Env:
+        try:
+            return gymnasium.make(
+                self.env_id,
+                max_episode_steps=self._horizon,
+                disable_env_checker=True,
+                **{**self.kwargs, **arguments},
+            )
+        except Exception as error:  # a constructor can raise anything
+            given = f" with {dict(arguments)}" if arguments else ""
+            raise UsageError(
+                f"{self.name}: cannot be made{given} ({type(error).__name__}: {_line(error)})"
+            ) from None
+
+    @cached_property
+    def _tasks(self) -> FloatArray:
+        if not self.params:
+            return np.zeros((1, 1))
+        drawn = [
+            parameter.draw(
+                rng(self.task_seed, "gymnasium tasks", self.env_id, key),
+                _DRAWS * self.n_task,
+                self.whole[key],
+            )
+            for key, parameter in self.params.items()
+        ]
+        rows = np.stack(drawn, axis=1)
+        first = np.sort(np.unique(rows, axis=0, return_index=True)[1])
+        if len(first) < self.n_task:
+            raise UsageError(
+                f"{self.name}: its task parameters make only {len(first)} different tasks, "
+                f"fewer than n_task {self.n_task}"
+            )
+        return rows[first[: self.n_task]]
+
+    def tasks(self) -> FloatArray:
+        """(n_task, P): the drawn parameters, in the order in which they were named."""
+        return self._tasks.copy()
+
+    def environment(self, task: AnyArray) -> Env:
+        """The environment of one row of ``tasks()``."""
+        values = {
+            key: parameter.value(float(entry), self.whole[key])
+            for (key, parameter), entry in zip(self.params.items(), task, strict=False)
+        }
+        env = self._construct({key: values[key] for key in self.constructed})
+        bare = env.unwrapped
+        for key in self.params.keys() - set(self.constructed):
+            setattr(bare, key, values[key])
+        for key, derive in DERIVED.get(type(bare).__name__, {}).items():
+            setattr(bare, key, derive(bare))
+        if self.setup:
+            setup = import_attribute("setup", self.setup)
+            try:
+                setup(bare)
+            except Exception as error:  # a user's function can raise anything
+                said = f"{type(error).__name__}: {_line(error)}"
+                raise UsageError(f"{self.name}: setup {self.setup} failed ({said})") from error
+        return env
+
+    def make(self, tasks: AnyArray, seeds: IntArray) -> GymnasiumSlots:
+        """One environment per row of ``tasks``, each with its own seed."""
+        return GymnasiumSlots(self, [self.environment(task) for task in tasks], seeds)
+
+    def optimal_return(self, tasks: AnyArray) -> FloatArray | None:
+        """(N,) ``best_return`` for every task, or None if it was not given."""
+        return None if self.best_return is None else np.full(len(tasks), float(self.best_return))
+
+    def random_return(self, tasks: AnyArray) -> FloatArray:
+        """(N,) mean return of ``random_episodes`` episodes of uniformly random actions, measured once."""
+        rows = np.asarray(tasks, np.float64)
+        for row in rows:
+            if row.tobytes() not in self._random_return:
+                self._random_return[row.tobytes()] = self._play_randomly(row)
+        return np.array([self._random_return[row.tobytes()] for row in rows])
+
+    def _play_randomly(self, row: FloatArray) -> float:
+        random = rng(self.task_seed, "random return", self.env_id, *(repr(float(x)) for x in row))
+        env, total = self.environment(row), 0.0
+        env.action_space.seed(int(random.integers(2**31)))
+        for _ in range(self.random_episodes):
+            env.reset(seed=int(random.integers(2**31)))
+            ended = False
+            while not ended:
+                _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+                total += float(reward)
+                ended = terminated or truncated
+        env.close()
+        return total / self.random_episodes
+
+
+class GymnasiumSlots:
+    """Single environments stepped one after another as a ``BatchedEnv``."""
+
+    def __init__(self, family: TaskFamily, envs: Sequence[Env], seeds: IntArray) -> None:
+        self.num_envs, self._envs = len(envs), list(envs)
+        self._seeds: list[int | None] = [int(seed) for seed in seeds]
+        self._dtype = family.observation_space.dtype
+        discrete = isinstance(family.action_space, spaces.Discrete)
+        self._as_action: Callable[[Any], Any] = int if discrete else np.asarray
+
+    def reset(self) -> AnyArray:
+        """Start an episode in every slot: the first with the slot's seed, later ones where it went on."""
+        first = [env.reset(seed=seed)[0] for env, seed in zip(self._envs, self._seeds, strict=True)]
+        self._seeds = [None] * self.num_envs
+        return np.array(first, self._dtype)
+
+    def step(self, actions: AnyArray) -> Step:
+        """Advance every slot by one action; slots whose episode ends are reset at once."""
+        reward = np.zeros(self.num_envs, np.float32)
+        terminated, truncated = np.zeros((2, self.num_envs), bool)
+        following = []
+        for i, (env, action) in enumerate(zip(self._envs, actions, strict=True)):
+            obs, reward[i], terminated[i], truncated[i], _ = env.step(self._as_action(action))
+            following.append(np.array(obs, self._dtype))
+        next_obs = np.stack(following)
+        obs = next_obs
+        ended = np.flatnonzero(terminated | truncated)
+        if len(ended):
+            obs = next_obs.copy()
+            for i in ended.tolist():
+                obs[i] = self._envs[i].reset()[0]
+        return Step(next_obs, reward, terminated, truncated & ~terminated, obs)
+
+
+def _required(spec: EnvSpec) -> list[str]:
+    """Arguments without a default of what makes the environment."""
+    maker = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    found = _arguments(maker) if callable(maker) else {}
+    return [name for name, default in found.items() if default is inspect.Parameter.empty]
+
+
+def _arguments(maker: Callable[..., Any]) -> dict[str, Any]:
+    """Names and defaults of the arguments."""
+    parameters = inspect.signature(maker).parameters.values()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {p.name: p.default for p in parameters if p.kind in named}
+
+
+def _numbers(env: Env) -> dict[str, Any]:
+    """The public numbers that an environment holds, its class's included."""
+    bare = env.unwrapped
+    names = [name for name in dir(bare) if not name.startswith("_") and name != "np_random_seed"]
+    held = {name: inspect.getattr_static(bare, name) for name in names}
+    return {name: value for name, value in held.items() if is_number(value)}
+
+
+def _line(what: object) -> str:
+    return " ".join(str(what).split())

@@ -1,0 +1,1 @@
+"""From history files to trained weights: sequences, transforms, windows, checkpoints, the loop."""

@@ -1,0 +1,35 @@
+"""What a model costs, in floating-point operations: the axis that context lengths are compared on.
+
+Counted are the matrix products (2 operations per multiply-add) of the transformer's layers, 12 D^2 weights
+each, and of attention; embeddings, norms and heads are left out: at width 64 and two layers they are below a
+twentieth. The backward pass counts twice the forward one (Kaplan et al. 2020, section 2.1).
+"""
+
+from __future__ import annotations
+
+from compressed_ad.models.settings import Architecture, ModelConfig
+
+
+def _weights(model: Architecture) -> int:
+    return 12 * model.tf_n_embd**2 * model.tf_n_layer
+
+
+def _attention(model: Architecture, length: float) -> float:
+    """Scores and weighted values of one query over ``length`` tokens in all layers."""
+    return 4 * model.tf_n_embd * model.tf_n_layer * length
+
+
+def training_flops(config: ModelConfig) -> float:
+    """FLOPs of all gradient steps: every token forward and backward, causal attention at its mean length."""
+    token = 2 * _weights(config) + _attention(config, config.n_transit / 2)
+    return 3 * token * config.steps * config.batch_size * config.n_transit
+
+
+def action_flops(model: Architecture) -> float:
+    """FLOPs of one in-context step with a cache, on average over a long evaluation.
+
+    A context fills up to ``n_transit`` steps, then its older half is dropped and the rest computed anew: two
+    passes of the weights for each step, attention over 3/4 of ``n_transit`` for the step itself and 1/4 for
+    its share of the recomputation.
+    """
+    return 4 * _weights(model) + _attention(model, model.n_transit)

@@ -1,0 +1,159 @@
+"""Sequences composed of episodes of several streams: what the transforms ``stitch`` and ``prolong`` do.
+
+Everything is vectorised over sequences and candidate episodes; a loop runs over the places in a sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from compressed_ad.errors import UsageError
+from compressed_ad.tasks.base import RewardFunction
+from compressed_ad.training.sequences import Sequences, expand
+from compressed_ad.types import AnyArray, BoolArray, IntArray
+
+
+class Composer:
+    """Chooses, for many sequences at once, the drawn episode that shows most that is new."""
+
+    def __init__(self, sequences: Sequences, random: np.random.Generator, pool: IntArray) -> None:
+        self.sequences, self.random, self.pool = sequences, random, pool
+        if sequences.next_states.dtype.kind == "f" or sequences.next_states.ndim > 2:
+            raise UsageError("stitch and prolong need Discrete or MultiDiscrete observations")
+        flat = sequences.next_states.reshape(len(sequences.next_states), -1).astype(np.int64)
+        self.place: IntArray = np.asarray(np.ravel_multi_index(tuple(flat.T), tuple(flat.max(axis=0) + 1)))
+        self.seen = np.zeros((len(sequences), self.place.max() + 1), bool)
+        self.rows: list[IntArray] = []
+        self.owner: list[IntArray] = []
+
+    def add(self, active: IntArray, drawn: IntArray) -> tuple[IntArray, IntArray]:
+        """Append to each of the sequences ``active`` (A,) the most novel of its ``drawn`` (A, C) episodes.
+
+        Returns the flat transitions of the chosen episodes, and of which of ``active`` each is.
+        """
+        row = self._most_novel(drawn, active)
+        steps, of = self.steps(row)
+        self.seen[active[of], self.place[steps]] = True
+        self.rows.append(row)
+        self.owner.append(active)
+        return steps, of
+
+    def _most_novel(self, drawn: IntArray, active: IntArray) -> IntArray:
+        n_active, candidates = drawn.shape
+        steps, of = self.steps(drawn.ravel())
+        fresh = ~self.seen[active[of // candidates], self.place[steps]]
+        key = of[fresh] * self.seen.shape[1] + self.place[steps[fresh]]
+        new = np.bincount(np.unique(key) // self.seen.shape[1], minlength=drawn.size).reshape(drawn.shape)
+        chosen: IntArray = drawn[np.arange(n_active), new.argmax(axis=1)]
+        return chosen
+
+    def steps(self, rows: IntArray) -> tuple[IntArray, IntArray]:
+        """Flat transitions of the episodes ``rows``, and to which of them each belongs."""
+        episodes = self.sequences.episodes
+        length = episodes.length[rows]
+        return expand(episodes.start[rows], length), np.repeat(np.arange(len(rows)), length)
+
+    def finish(self, own: IntArray) -> tuple[Sequences, IntArray]:
+        """What was added, then the sequences' ``own`` episodes; and in which order that takes the rows."""
+        episodes, n = self.sequences.episodes, len(self.sequences)
+        rows = np.concatenate([*self.rows, own])
+        owner = np.concatenate([*self.owner, episodes.sequence[own]])
+        order = np.argsort(owner, kind="stable")
+        return self.sequences.take_episodes(rows[order], owner[order], n, np.arange(n)), order
+
+
+class Stitcher(Composer):
+    """``stitch``: episodes of other tasks until a reward is met, then the sequence's own competent ones."""
+
+    def __init__(
+        self,
+        sequences: Sequences,
+        random: np.random.Generator,
+        family: RewardFunction,
+        tasks: AnyArray,
+        late: float,
+    ) -> None:
+        self.family, self.tasks = family, tasks
+        episodes = sequences.episodes
+        count = np.bincount(episodes.sequence, minlength=len(sequences))
+        recent = episodes.ordinal >= (1 - late) * count[episodes.sequence]
+        super().__init__(sequences, random, np.flatnonzero(recent & episodes.complete))
+        if len(np.unique(sequences.task[episodes.sequence[self.pool]])) < 2:
+            raise UsageError("stitch needs episodes of at least two training tasks")
+
+    def run(self, candidates: int, longest: int, skill: float) -> Sequences:
+        """The stitched sequences."""
+        sequences, episodes = self.sequences, self.sequences.episodes
+        n = len(sequences)
+        active = np.arange(n)
+        found = np.zeros(n, bool)
+        rewards: list[AnyArray] = []
+        for _ in range(longest):
+            steps, of = self.add(active, self._draw(active, candidates))
+            reward = self._rewards(active[of], steps)
+            rewards.append(reward)
+            met = np.bincount(of, weights=reward > 0, minlength=len(active)) > 0
+            found[active[met]] = True
+            active = active[~met]
+            if len(active) == 0:
+                break
+        own = np.flatnonzero(found[episodes.sequence] & episodes.complete & self._after_learning(skill))
+        rewards.append(sequences.rewards[expand(episodes.start[own], episodes.length[own])])
+        length = episodes.length[np.concatenate([*self.rows, own])]
+        result, order = self.finish(own)
+        steps = expand((np.cumsum(length) - length)[order], length[order])
+        return replace(result, rewards=np.concatenate(rewards)[steps].astype(np.float32))
+
+    def _draw(self, active: IntArray, candidates: int) -> IntArray:
+        """(A, candidates) episodes of other tasks; a few redraws, then any other task's episode."""
+        task = self.sequences.task
+        of = self.sequences.episodes.sequence
+        drawn: IntArray = np.asarray(self.random.choice(self.pool, size=(len(active), candidates)))
+        for _ in range(100):
+            same = task[of[drawn]] == task[active][:, None]
+            if not same.any():
+                return drawn
+            drawn[same] = self.random.choice(self.pool, size=int(same.sum()))
+        raise UsageError("stitch: too few episodes of other training tasks to draw from")
+
+    def _rewards(self, owner: IntArray, steps: IntArray) -> AnyArray:
+        """Rewards of the transitions ``steps`` under the task of the sequence ``owner``, both (T,)."""
+        s = self.sequences
+        start = np.concatenate([[True], s.ended[steps[:-1]]])
+        task = self.tasks[s.task[owner]]
+        return np.asarray(
+            self.family.reward(task, s.states[steps], s.actions[steps], s.next_states[steps], start)
+        )
+
+    def _after_learning(self, skill: float) -> BoolArray:
+        """(K,) episodes from the sequence's own first one on that earns ``skill`` of its best."""
+        sequences, episodes = self.sequences, self.sequences.episodes
+        earned = np.add.reduceat(sequences.rewards, episodes.start)
+        best = np.zeros(len(sequences))
+        np.maximum.at(best, episodes.sequence, earned)
+        able = episodes.rewarded & (earned >= skill * best[episodes.sequence])
+        first = np.full(len(sequences), np.iinfo(np.int64).max)
+        np.minimum.at(first, episodes.sequence[able], episodes.ordinal[able])
+        return np.asarray(episodes.ordinal >= first[episodes.sequence])
+
+
+class Prolonger(Composer):
+    """``prolong``: episodes of the same task, from the pool, before the sequence's own ones."""
+
+    def run(self, candidates: int, longest: int) -> Sequences:
+        """The prolonged sequences; those of a task without an episode in the pool stay as they are."""
+        episodes, task = self.sequences.episodes, self.sequences.task
+        by_task = self.pool[np.argsort(task[episodes.sequence[self.pool]], kind="stable")]
+        sorted_tasks = task[episodes.sequence[by_task]]
+        first = np.searchsorted(sorted_tasks, task)
+        count = np.searchsorted(sorted_tasks, task, side="right") - first
+        wanted = self.random.integers(longest + 1, size=len(task)) * (count > 0)
+        for k in range(longest):
+            active = np.flatnonzero(wanted > k)
+            if len(active) == 0:
+                break
+            pick = self.random.random((len(active), candidates)) * count[active][:, None]
+            self.add(active, by_task[first[active][:, None] + pick.astype(np.int64)])
+        return self.finish(np.arange(len(episodes.start)))[0]

@@ -1,0 +1,299 @@
+"""History -> history: composable, named, pure transforms between the stored histories and the windows.
+
+A transform takes ``Sequences`` and a ``Context`` and returns ``Sequences``. Whatever is random in it comes
+from the context's generator; masks and update numbers travel with their steps. ``DEPARTURES`` says, in words
+for the report, where a transform departs from pure Algorithm Distillation.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from compressed_ad.errors import ConfigError, HistoryError, UsageError, nearest
+from compressed_ad.registry import Registry
+from compressed_ad.seeding import rng
+from compressed_ad.tasks.base import RewardFunction, TaskFamily
+from compressed_ad.training.sequences import Episodes, Sequences
+from compressed_ad.training.stitching import Prolonger, Stitcher
+from compressed_ad.types import AnyArray, BoolArray, IntArray
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a transform may use besides the histories."""
+
+    random: np.random.Generator
+    family: TaskFamily | None = None
+    tasks: AnyArray | None = None  # (N, P) parameters of the tasks by index in the history file
+
+
+Transform = Callable[..., Sequences]
+TRANSFORM: Registry[Transform] = Registry("history transform")
+DEPARTURES = {
+    "stitch": "uses the training tasks' reward function: before a task's goal is first met, its context shows"
+    " episodes of other training tasks' learners with rewards recomputed for the task",
+    "prolong": "puts fruitless episodes of other streams of the same task before each sequence",
+}
+
+
+Positive: TypeAlias = int
+Whole: TypeAlias = int
+Positives: TypeAlias = int | Sequence[int]
+Share: TypeAlias = float
+
+
+def _number(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _positive(value: Any) -> bool:
+    return _number(value, int) and value >= 1
+
+
+def _positives(value: Any) -> bool:
+    return all(map(_positive, value)) if isinstance(value, list | tuple) and value else _positive(value)
+
+
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "Positive": (_positive, "a whole number of at least 1"),
+    "Whole": (lambda value: _number(value, int) and value >= 0, "a whole number of at least 0"),
+    "Positives": (_positives, "a whole number of at least 1, or a list of them"),
+    "Share": (lambda value: _number(value, int | float) and 0 <= value <= 1, "a number from 0 to 1"),
+    "bool": (lambda value: isinstance(value, bool), "true or false"),
+}
+"""What the parameters of the built-in transforms may be, by the names of their types."""
+
+
+@TRANSFORM.register("first_updates")
+def first_updates(sequences: Sequences, context: Context, *, n: Positive) -> Sequences:
+    """Keep the steps taken by the first ``n`` versions of each source policy."""
+    return _keep_steps(sequences, sequences.update < n)
+
+
+@TRANSFORM.register("streams")
+def streams(sequences: Sequences, context: Context, *, n: Positive) -> Sequences:
+    """Keep the first ``n`` streams of each learner."""
+    key = sequences.task * (sequences.learner.max() + 1) + sequences.learner
+    order = np.argsort(key, kind="stable")
+    first = np.searchsorted(key[order], key[order])
+    rank = np.empty(len(key), np.int64)
+    rank[order] = np.arange(len(key)) - first
+    keep = np.repeat(rank < n, sequences.lengths)
+    return _keep_steps(sequences, keep)
+
+
+@TRANSFORM.register("tasks")
+def tasks(sequences: Sequences, context: Context, *, share: Share) -> Sequences:
+    """Keep the histories of a random ``share`` of the tasks, at least one."""
+    known = np.unique(sequences.task)
+    chosen = context.random.permutation(known)[: max(1, round(share * len(known)))]
+    return _keep_steps(sequences, np.repeat(np.isin(sequences.task, chosen), sequences.lengths))
+
+
+@TRANSFORM.register("subsample")
+def subsample(
+    sequences: Sequences,
+    context: Context,
+    *,
+    every: Positives,
+    copies: Positive = 1,
+    keep_first_reward: bool = True,
+) -> Sequences:
+    """Keep one episode, drawn at random, out of every ``every`` consecutive ones.
+
+    A context of a given length then spans ``every`` times as much of the source's learning (Laskin et al.
+    2022, section 4.3). With ``keep_first_reward`` the episode in which a stream first met a reward is the one
+    kept of its group, so that a context does not show a policy that improves without the evidence that
+    made it improve. ``copies`` draws are made of each sequence, for each of several ``every`` if it is a
+    list: the model then cannot tell from its position alone how far a history has come, only from what it
+    sees. Incomplete last episodes are dropped.
+    """
+    strides = [every] if isinstance(every, int) else list(every)
+    episodes, n_seq = sequences.episodes, len(sequences)
+    first = _first_rewarded(episodes) if keep_first_reward else np.zeros(len(episodes.start), bool)
+
+    def groups() -> Iterator[IntArray]:
+        for every in strides * copies:
+            phase = context.random.integers(every, size=n_seq)
+            yield (episodes.ordinal + phase[episodes.sequence]) // every
+
+    return _one_of_each(sequences, groups(), first, context.random)
+
+
+@TRANSFORM.register("thin")
+def thin(
+    sequences: Sequences,
+    context: Context,
+    *,
+    marked_every: Whole,
+    unmarked_every: Whole,
+    copies: Positive = 1,
+    least: Share = 0.5,
+    keep_first_reward: bool = True,
+) -> Sequences:
+    """``subsample`` with one stride for marked episodes and another one for the rest.
+
+    An episode is marked if at least the share ``least`` of its steps is. One episode is kept of every
+    ``marked_every`` marked or ``unmarked_every`` unmarked ones, in proportion where they alternate; a stride
+    of 0 drops all of that kind. With marks of a source that is sure of itself, the context then spends its
+    length on the phases that are asked for instead of on equal parts of the source's time. ``copies`` and
+    ``keep_first_reward`` as in ``subsample``: the first rewarded episode is kept whatever its kind.
+    """
+    if marked_every == unmarked_every == 0:
+        raise UsageError("thin: marked_every and unmarked_every are both 0, so nothing would be left")
+    episodes, n_seq = sequences.episodes, len(sequences)
+    first = _first_rewarded(episodes) if keep_first_reward else np.zeros(len(episodes.start), bool)
+    marked = np.add.reduceat(sequences.mask.astype(np.int64), episodes.start) >= least * episodes.length
+    stride = np.where(marked, marked_every, unmarked_every)
+    dropped = (stride == 0) & ~first
+    rate = np.where(stride == 0, 0.0, 1 / np.maximum(stride, 1))
+    passed = np.cumsum(rate) - rate
+    at_start = passed[np.searchsorted(episodes.sequence, np.arange(n_seq))]
+    since = passed - at_start[episodes.sequence]
+
+    def groups() -> Iterator[IntArray]:
+        for _ in range(copies):
+            group = np.floor(since + context.random.random(n_seq)[episodes.sequence]).astype(np.int64)
+            yield np.where(dropped, -1, group)
+
+    return _one_of_each(sequences, groups(), first, context.random)
+
+
+def _first_rewarded(episodes: Episodes) -> BoolArray:
+    """(K,) episodes in which their sequence first met a reward."""
+    first = np.zeros(len(episodes.start), bool)
+    rows = np.flatnonzero(episodes.rewarded)
+    _, where = np.unique(episodes.sequence[rows], return_index=True)
+    first[rows[where]] = True
+    return first
+
+
+def _one_of_each(
+    sequences: Sequences, groups: Iterable[IntArray], preferred: BoolArray, random: np.random.Generator
+) -> Sequences:
+    """For each grouping of the episodes (K,), new sequences of one complete episode per group.
+
+    A preferred episode is taken if there is one, else a random one; episodes in group -1 are left out.
+    """
+    n_seq = len(sequences)
+    draws = [_draw(sequences.episodes, group, preferred, random) for group in groups]
+    group = [sequences.episodes.sequence[rows] + k * n_seq for k, rows in enumerate(draws)]
+    source = np.tile(np.arange(n_seq), len(draws))
+    return sequences.take_episodes(np.concatenate(draws), np.concatenate(group), len(source), source)
+
+
+def _draw(episodes: Episodes, group: IntArray, preferred: BoolArray, random: np.random.Generator) -> IntArray:
+    """Rows of ``episodes``, in order: one of each group of each sequence."""
+    priority = random.random(len(group)) + 2.0 * preferred
+    order = np.lexsort((-priority, group, episodes.sequence))
+    order = order[episodes.complete[order] & (group[order] >= 0)]
+    key = episodes.sequence[order] * (group.max(initial=0) + 1) + group[order]
+    rows: IntArray = order[np.unique(key, return_index=True)[1]]
+    return rows
+
+
+@TRANSFORM.register("stitch")
+def stitch(
+    sequences: Sequences,
+    context: Context,
+    *,
+    candidates: Positive = 16,
+    longest: Positive = 20,
+    late: Share = 1.0,
+    skill: Share = 0.7,
+) -> Sequences:
+    """Before the task's goal is first met, show episodes of other training tasks' learners instead.
+
+    For each sequence, episodes are drawn from the last ``late`` share of sequences of other tasks, their
+    rewards recomputed for the sequence's own task, until one of them meets a reward; the sequence then
+    continues with its own episodes, from the first that earns the share ``skill`` of its best. Of
+    ``candidates`` drawn episodes the one that visits most observations not yet seen is shown. Sequences that
+    find nothing within ``longest`` episodes, or that never met a reward themselves, end there. Needs the
+    family's reward function and Discrete or MultiDiscrete observations: a declared departure from pure
+    Algorithm Distillation.
+    """
+    family, tasks = context.family, context.tasks
+    if not isinstance(family, RewardFunction) or tasks is None:
+        raise UsageError("stitch needs a task family with a reward function (`reward`)")
+    return Stitcher(sequences, context.random, family, tasks, late).run(candidates, longest, skill)
+
+
+@TRANSFORM.register("prolong")
+def prolong(
+    sequences: Sequences,
+    context: Context,
+    *,
+    longest: Whole = 10,
+    candidates: Positive = 16,
+    rewarded: bool = False,
+) -> Sequences:
+    """Put up to ``longest`` fruitless episodes of the same task before each sequence.
+
+    Streams that share a policy meet the reward within a few episodes of each other, so a model never sees a
+    long search and does not know how to go on with one. For each sequence a number from 0 to ``longest`` is
+    drawn, and that many unmarked episodes without reward of any stream of its task are put before its first
+    episode: of ``candidates`` drawn ones always the one that visits most observations not yet seen, so that
+    the search is a directed one. No reward is recomputed and no other task is shown. With ``rewarded``,
+    episodes are drawn whether they are rewarded or not: a control. Needs Discrete or MultiDiscrete
+    observations. A declared departure: a sequence then holds episodes of several streams.
+    """
+    episodes = sequences.episodes
+    marked = np.maximum.reduceat(sequences.mask, episodes.start)
+    pool = np.flatnonzero(episodes.complete & (rewarded | ~(episodes.rewarded | marked)))
+    return Prolonger(sequences, context.random, pool).run(candidates, longest)
+
+
+def apply_transforms(
+    sequences: Sequences,
+    transforms: Sequence[tuple[str, Mapping[str, Any]]],
+    *,
+    seed: int,
+    family: TaskFamily | None = None,
+    tasks: AnyArray | None = None,
+) -> Sequences:
+    """Apply named transforms in order; the k-th draws from ``rng(seed, "transform", k)``."""
+    check_transforms(transforms)
+    for k, (name, params) in enumerate(transforms):
+        sequences = TRANSFORM[name](sequences, Context(rng(seed, "transform", k), family, tasks), **params)
+        if len(sequences) == 0:
+            raise HistoryError(f"the history transform {name!r} left no transition")
+    return sequences
+
+
+def check_transforms(transforms: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Raise ``ConfigError`` listing every unknown, missing or wrong parameter of ``transforms``."""
+    problems = []
+    for name, params in transforms:
+        known = [
+            p for p in inspect.signature(TRANSFORM[name]).parameters.values() if p.kind == p.KEYWORD_ONLY
+        ]
+        names = [p.name for p in known]
+        problems += [
+            f"transform {name}: unknown parameter {k!r}{nearest(k, names)}" for k in params if k not in names
+        ]
+        problems += [
+            f"transform {name}: parameter {p.name!r} is missing"
+            for p in known
+            if p.default is p.empty and p.name not in params
+        ]
+        for p in known:
+            fits, words = _KINDS.get(p.annotation, (lambda value: True, ""))
+            if name in TRANSFORM and p.name in params and not fits(params[p.name]):
+                problems.append(f"transform {name}: {p.name} must be {words}, got {params[p.name]!r}")
+    if problems:
+        raise ConfigError(problems)
+
+
+def departures(names: Sequence[str]) -> list[str]:
+    """In words: where these transforms depart from pure Algorithm Distillation."""
+    return [f"{name} {DEPARTURES[name]}" for name in names if name in DEPARTURES]
+
+
+def _keep_steps(sequences: Sequences, keep: BoolArray) -> Sequences:
+    lengths = np.add.reduceat(keep.astype(np.int64), sequences.offsets[:-1])
+    return sequences.take(np.flatnonzero(keep), lengths, sequences.task, sequences.learner)

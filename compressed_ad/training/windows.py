@@ -1,0 +1,166 @@
+"""Sequences -> batches of windows: a pure function of (seed, step, rank), gathered by index.
+
+Nothing is iterated per item and the sampler has no state, so an exact resume needs nothing but the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compressed_ad.errors import HistoryError
+from compressed_ad.histories.file import HistoryFile
+from compressed_ad.models.tokens import Batch, shift
+from compressed_ad.seeding import rng
+from compressed_ad.tasks.select import make_family
+from compressed_ad.training.sequences import Sequences, from_histories
+from compressed_ad.training.transforms import apply_transforms
+from compressed_ad.types import AnyArray, BoolArray, IntArray
+
+
+class WindowSampler:
+    """Draws batches of windows from sequences.
+
+    A share ``first_window`` of the windows starts with its sequence's first step, as every evaluation does;
+    the others start at an episode start that is drawn uniformly among those that leave a full window.
+    Windows never cross a sequence. ``batch(step)`` is a pure function of (seed, step, rank).
+
+    ``weight_marked`` weighs the marked steps in the loss. ``weight_unproven``, if not None, does so for those
+    marked steps that stand before the first reward of their own sequence: the source was sure of itself there
+    for reasons that the context does not show, since streams share one policy.
+    """
+
+    def __init__(
+        self,
+        sequences: Sequences,
+        n_transit: int,
+        batch_size: int,
+        *,
+        seed: int,
+        first_window: float = 0.5,
+        marker_dropout: float = 0.0,
+        weight_marked: float = 1.0,
+        weight_unproven: float | None = None,
+        rank: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if len(sequences) == 0:
+            raise HistoryError("no sequences to draw windows from")
+        self.n_transit, self.batch_size, self.seed, self.rank = n_transit, batch_size, seed, rank
+        self.first_window, self.marker_dropout = first_window, marker_dropout
+        self.begin = sequences.offsets[:-1]
+        episodes = sequences.episodes
+        full = episodes.start + n_transit <= sequences.offsets[episodes.sequence + 1]
+        self.inner = episodes.start[full & (episodes.ordinal > 0)]
+        self.inner_end = sequences.offsets[episodes.sequence[full & (episodes.ordinal > 0)] + 1]
+        self.end = sequences.offsets[1:]
+        self.data = {
+            "states": _tensor(sequences.states, device),
+            "actions": _tensor(sequences.actions, device),
+            "rewards": _tensor(sequences.rewards.astype(np.float32), device),
+            "next_states": _tensor(sequences.next_states, device),
+            "ended": _tensor(sequences.ended, device),
+            "mask": _tensor(sequences.mask, device),
+        }
+        unproven = weight_marked if weight_unproven is None else weight_unproven
+        if (weight_marked, unproven) != (1.0, 1.0):
+            weight = np.where(sequences.mask, np.where(sequences.proven, weight_marked, unproven), 1.0)
+            self.data["weight"] = _tensor(weight.astype(np.float32), device)
+        self.device = torch.device(device)
+
+    def starts(self, step: int) -> tuple[IntArray, IntArray]:
+        """First transition of each window of this step, and the end of its sequence: both (B,)."""
+        random = rng(self.seed, "windows", self.rank, step)
+        at_begin = random.random(self.batch_size) < self.first_window
+        outer = random.integers(len(self.begin), size=self.batch_size)
+        if len(self.inner) == 0:
+            return self.begin[outer], self.end[outer]
+        inner = random.integers(len(self.inner), size=self.batch_size)
+        start = np.where(at_begin, self.begin[outer], self.inner[inner])
+        return start, np.where(at_begin, self.end[outer], self.inner_end[inner])
+
+    def indices(self, step: int) -> tuple[IntArray, BoolArray]:
+        """Transition of each place in the windows of this step, and whether it is valid: both (B, L)."""
+        start, end = self.starts(step)
+        index = start[:, None] + np.arange(self.n_transit)
+        return np.minimum(index, end[:, None] - 1), index < end[:, None]
+
+    def batch(self, step: int) -> Batch:
+        """The windows of gradient step ``step``."""
+        index, valid = self.indices(step)
+        at = torch.from_numpy(index).to(self.device)
+        window = {name: array[at] for name, array in self.data.items()}
+        for name in ("states", "actions", "next_states"):
+            # Images stay in bytes until the model looks at them.
+            if not window[name].is_floating_point() and window[name].dim() <= 3:
+                window[name] = window[name].long()
+        if self.marker_dropout > 0:
+            drop = (
+                rng(self.seed, "marker_dropout", self.rank, step).random(self.batch_size)
+                < self.marker_dropout
+            )
+            window["mask"] &= ~torch.from_numpy(drop).to(self.device)[:, None]
+        weight = window.pop("weight", None)
+        return Batch(shift(**window), window["actions"], torch.from_numpy(valid).to(self.device), weight)
+
+
+def _tensor(array: AnyArray, device: torch.device | str) -> Tensor:
+    """As stored (integers stay small; torch has few unsigned types), on ``device``."""
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype(np.int64)
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+
+class CompressedADDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """The windows as a PyTorch dataset, for looking and for own training loops.
+
+    Item i is the window of ``n_transit`` transitions that starts at the i-th episode start that leaves a full
+    window: arrays by name, ``compression_mask`` (L,), and ``segments``, (start, end) pairs inside the window.
+    """
+
+    def __init__(self, sequences: Sequences, n_transit: int) -> None:
+        episodes = sequences.episodes
+        full = episodes.start + n_transit <= sequences.offsets[episodes.sequence + 1]
+        if not full.any():
+            raise HistoryError(f"every history is shorter than n_transit {n_transit}")
+        self.sequences, self.n_transit = sequences, n_transit
+        self.start = episodes.start[full]
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | Path,
+        n_transit: int,
+        transforms: Iterable[tuple[str, Mapping[str, Any]]] = (),
+        *,
+        seed: int = 0,
+    ) -> CompressedADDataset:
+        """The windows of the training tasks of a history file; those of the others are not read.
+
+        ``transforms`` are (name, parameters) pairs as for ``apply_transforms``, which ``seed`` is for.
+        """
+        file, chosen = HistoryFile(path), list(transforms)
+        sequences = from_histories(file.load(file.split.train.tolist()))
+        if chosen:
+            family = make_family(file.info.family, file.info.family_kwargs)
+            sequences = apply_transforms(sequences, chosen, seed=seed, family=family, tasks=file.tasks)
+        return cls(sequences, n_transit)
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        steps = slice(self.start[i], self.start[i] + self.n_transit)
+        names = ("states", "actions", "rewards", "next_states", "ended", "update")
+        mask = self.sequences.mask[steps]
+        edge = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+        return {
+            **{name: torch.from_numpy(getattr(self.sequences, name)[steps].copy()) for name in names},
+            "compression_mask": torch.from_numpy(mask.copy()),
+            "segments": edge.reshape(-1, 2),
+        }

@@ -1,0 +1,569 @@
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compressed_ad.cli.main import COMMANDS, Stop, main
+from compressed_ad.histories.file import HistoryFile
+from compressed_ad.learners.ppo import BatchedPPO
+from compressed_ad.runs.layers import SECTIONS
+from compressed_ad.types import History
+from tests.conftest import SmokeRun, cad
+
+SMALL = [
+    "--preset", "smoke",
+    "--env.kwargs", "{size: 3, horizon: 5}", "--env.validation", "1", "--env.heldout", "2",
+    "--algorithm.n_learner", "1", "--algorithm.n_timesteps=60", "--algorithm.n_process", "1",
+    "--algorithm.learner_kwargs", "{n_steps: 20, batch_size: 20, n_epochs: 2}",
+]  # fmt: skip
+MODEL = [
+    "--preset", "smoke",
+    "--model.steps", "4", "--model.n_transit", "20", "--model.validation_episodes", "2",
+    "--evaluation.episodes", "3",
+]  # fmt: skip
+NAME = "history_darkroom_PPO_alg-seed0_compressed.hdf5"
+
+
+class Blind(BatchedPPO):
+    """A learner that does not know its own probabilities."""
+
+    name = "Blind"
+
+    def learn(self, *args: object, **kwargs: object) -> list[History]:
+        histories = super().learn(*args, **kwargs)  # type: ignore[arg-type]
+        return [replace(h, action_probs=np.full_like(h.action_probs, np.nan)) for h in histories]
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """``cad`` in an empty folder: (exit code, standard output, lines of the standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> tuple[int, str, list[str]]:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err.splitlines()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A folder with a small history file, a training run of AD, and its evaluation."""
+    folder = tmp_path_factory.mktemp("made")
+    assert main(["collect", *SMALL, "--out", str(folder)]) == 0
+    assert (
+        main(["train", *MODEL, "--model", "AD", "--history", str(folder / NAME), "--out", str(folder)]) == 0
+    )
+    assert main(["evaluate", str(folder / "AD-darkroom-seed0")]) == 0
+    return folder
+
+
+def errors(lines: list[str]) -> list[str]:
+    """Error lines, which are all there may be besides progress."""
+    assert not any(line.startswith("Traceback") for line in lines)
+    return [line.removeprefix("cad: error: ") for line in lines if line.startswith("cad: error: ")]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# ---------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_every_option_and_setting_with_its_default(run, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    for section in COMMANDS[command].sections:
+        assert f"--{section}." in out
+    if "model" in COMMANDS[command].sections:
+        assert "--model.tf_n_embd [96]\n        embedding dimension" in out
+    if COMMANDS[command].sections:
+        assert "--print-config" in out
+
+
+def test_help_lists_the_commands(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert all(re.search(rf"^    {name}\b", out, re.MULTILINE) for name in COMMANDS)
+    assert {"attention", "rollouts", "study"} <= set(COMMANDS)
+    assert run()[0] == 2
+    assert run("--version")[1].startswith("cad ")
+
+
+def test_help_and_config_errors_import_no_torch():
+    code = (
+        "import sys; from compressed_ad.cli.main import main;"
+        " codes = [main(['--help']), main(['run', '--help']),"
+        " main(['run', '--model.lr', '-1']), main(['run', '--dry-run']), main(['list', 'markers'])];"
+        " assert codes == [0, 0, 2, 0, 0], codes; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+# ---------------------------------------------------------------- usage: exit code 2, nothing started
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        (["run", "--env", "darkrom"], "unknown task family 'darkrom' (did you mean 'darkroom'?)"),
+        (["collect", "--marker", "treshold"], "unknown marker 'treshold' (did you mean 'threshold'?)"),
+        (["train", "--model", "CompresedAD"], "unknown model 'CompresedAD' (did you mean 'CompressedAD'?)"),
+        (["train", "--model.tf_n_emb", "3"], "unknown key 'model.tf_n_emb' (did you mean 'tf_n_embd'?)"),
+        (["run", "--modle.lr", "3"], "unknown key 'modle' (did you mean 'model'?)"),
+        (["run", "--lr", "3"], "unknown option --lr (did you mean --model.lr?)"),
+        (["run", "--presett", "smoke"], "unknown option --presett"),
+        (["run", "--preset", "tiny"], "unknown preset 'tiny'"),
+        (["run", "--model.lr"], "--model.lr needs a value"),
+        (["run", "--model.lr", "fast"], "valid number"),
+        (["run", "--seed", "-1"], "greater than or equal to 0"),
+        (["run", "--seed", "one"], "valid integer"),
+        (["run", "--device", "gpu"], "'auto', 'cpu' or 'cuda'"),
+        (["run", "extra"], "unexpected argument 'extra'"),
+        (["run", "--config", "none.yaml"], "none.yaml: no such file"),
+        (["mark", "x.hdf5", "--model.lr", "1"], "cad mark does not use the section model"),
+        (
+            ["inspect", "x.hdf5", "--seed.x", "1"],
+            "cad inspect does not use the section seed (it uses no settings)",
+        ),
+        (["inspect"], "the following arguments are required: FILE"),
+        (["trian"], "unknown command 'trian' (did you mean 'train'?)"),
+        (["list", "marker"], "unknown list 'marker' (did you mean 'markers'?)"),
+        (["collect", "--env.heldout", "90"], "cannot be made of 81 tasks"),
+        (["collect", "--algorithm", "sb3:PPOO"], "PPOO"),
+        (["run", "--model.transforms", "[subsampel]"], "unknown history transform 'subsampel'"),
+        (["run", "--model.transforms", "[{name: subsample, every: -3}]"], "every must be a whole number"),
+        (["run", "--marker.params", "{within_episode: maybe}"], "within_episode: expected true or false"),
+        (["mark", "x", "--marker", "low_entropy", "--marker.params.max_entropy", "nan"], "expected a number"),
+        (["mark", "x", "--marker", "low_entropy", "--marker.params.max_entropy", ".nan"], "must be finite"),
+        (["run", "--evaluation.episodes", "true"], "evaluation.episodes: must not be true or false"),
+        (["run", "--model.steps", "99999999999999999999"], "less than or equal to 2147483647"),
+        (["run", "--seed", "99999999999999999999"], "less than or equal to 9223372036854775807"),
+        (["run", "--env.training_tasks", "[]"], "at least 1 item"),
+        (["run", "--env.training_tasks", "[500]"], "only training tasks may be trained on; asked for [500]"),
+        (["run", "--comparison.methods", "[AD, 'os:path']"], "model 'os:path' is not a class"),
+        (["run", "--env", "os:path"], "task family 'os:path' is a module, not a class or function"),
+        (["run", "--algorithm", "os:getcwd"], "learner 'os:getcwd' makes a str, which has no 'learn'"),
+        (["run", "--model", ":"], "cannot import ''"),
+        (["mark", "x.hdf5", "--device", "cpu"], "cad mark does not take --device"),
+    ],
+)
+def test_usage_errors_are_one_line_and_start_nothing(run, tmp_path, words, cause):
+    code, out, lines = run(*words)
+    assert (code, out) == (2, "")
+    (line,) = errors(lines)
+    assert cause in line
+    assert len(lines) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_mistakes_are_reported_together(run, tmp_path):
+    (tmp_path / "mine.yaml").write_text("model:\n  tf_n_layers: 2\n  dropout: 1.5\nenvironment: {}\n")
+    code, _, lines = run(
+        "run", "--config", "mine.yaml", "--marker.compression_window", "0", "--env", "drakroom"
+    )
+    assert code == 2
+    assert len(errors(lines)) == len(lines) == 5
+    for part in (
+        "mine.yaml:2: unknown key 'model.tf_n_layers' (did you mean 'tf_n_layer'?)",
+        "mine.yaml:3: model.dropout: Input should be less than 1, got 1.5",
+        "mine.yaml:4: unknown key 'environment'",
+        "--marker.compression_window: ",
+        "--env: env: unknown task family 'drakroom'",
+    ):
+        assert any(part in line for line in lines), part
+
+
+def test_hostile_yaml_runs_nothing(run, tmp_path):
+    (tmp_path / "x.yaml").write_text(f"seed: !!python/object/apply:os.mkdir ['{tmp_path}/made']\n")
+    code, _, lines = run("run", "--config", "x.yaml")
+    assert code == 2
+    assert "x.yaml:1: the tag" in errors(lines)[0]
+    assert not (tmp_path / "made").exists()
+
+
+def test_cuda_without_cuda_is_refused_before_anything_starts(run, tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, _, lines = run("run", "--preset", "smoke", "--device", "cuda")
+    assert (code, errors(lines)) == (2, ["device cuda: no CUDA device was found; use --device cpu"])
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- showing without doing
+
+
+def test_print_config_reads_back(run, tmp_path):
+    code, out, _ = run("run", "--preset", "smoke", "--model.lr", "3e-5", "--print-config")
+    assert code == 0
+    (tmp_path / "c.yaml").write_text(out)
+    assert "lr: 3.0e-05" in out
+    assert run("run", "--config", "c.yaml", "--print-config")[1] == out
+
+
+def test_dry_runs_do_nothing(run, tmp_path, made):
+    code, out, _ = run("run", "--preset", "smoke", "--dry-run")
+    assert code == 0
+    assert "Would make runs/smoke" in out
+    assert "64,800 steps of ppo on darkroom" in out
+    assert "roughly" in out
+    assert "Would collect" in run("collect", "--dry-run")[1]
+    assert "Would train" in run("train", "--dry-run", *MODEL, "--history", made / NAME)[1]
+    assert "Would mark 9 tasks" in run("mark", made / NAME, "--dry-run")[1]
+    assert "already evaluated" in run("evaluate", made / "AD-darkroom-seed0", "--dry-run")[1]
+    assert "Would write" in run("report", made / "AD-darkroom-seed0", "--dry-run")[1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_list_and_doctor(run):
+    code, out, _ = run("list")
+    assert code == 0
+    for word in (
+        "darkroom_permuted",
+        "sb3:RecurrentPPO",
+        "on_policy_threshold=0.7",
+        "CompressedADv2",
+        "stitch",
+    ):
+        assert word in out
+    code, out, _ = run("list", "families")
+    assert "key_to_door" in out
+    assert "threshold" not in out
+    code, out, _ = run("doctor")
+    assert code == 0
+    assert "all well" in out
+    for word in ("torch", "core(s)", "kernels", "sb3", "writable"):
+        assert word in out
+
+
+# ---------------------------------------------------------------- the single commands
+
+
+def test_collect_prints_the_statistics_and_refuses_to_overwrite(run, tmp_path):
+    code, out, _ = run("collect", *SMALL)
+    assert code == 0
+    assert out.startswith(f"datasets/{NAME}\nCompression Statistics:\n  Total steps: 540\n")
+    before = tree(tmp_path)
+    code, _, lines = run("collect", *SMALL)
+    assert code == 1
+    assert "exists; resume it, overwrite it" in errors(lines)[0]
+    code, _, lines = run("collect", *SMALL, "--resume", "--algorithm.n_timesteps", "80")
+    assert code == 1
+    assert "config.n_timesteps: 60 there, 80 asked for" in errors(lines)[0]
+    assert run("collect", *SMALL, "--resume")[0] == 0
+    assert tree(tmp_path) == before
+    assert run("collect", *SMALL, "--overwrite", "--algorithm.n_timesteps", "80")[0] == 0
+    assert HistoryFile(tmp_path / "datasets" / NAME).n_step == 80
+
+
+def test_mark_prints_the_statistics_of_the_guide(run, tmp_path, made):
+    shutil.copy(made / NAME, "h.hdf5")
+    code, out, _ = run("mark", "h.hdf5", "--marker", "all")
+    assert code == 0
+    assert "  Compressed steps: 540\n  Compression ratio: 100.0%" in out
+    assert "raise on_policy_threshold (try 0.8-0.9)" in out
+    assert HistoryFile("h.hdf5").marking["marker"] == "all"
+    code, _, _ = run("mark", "h.hdf5", "--on", "x")
+    assert code == 2
+    code, out, _ = run("mark", "h.hdf5", "--marker.on_policy_threshold", "0.99", "--output", "copy.hdf5")
+    assert (code, HistoryFile("h.hdf5").marking["marker"]) == (0, "all")
+    assert "  Compressed steps: 0\n" in out
+    assert HistoryFile("copy.hdf5").marking["parameters"]["on_policy_threshold"] == 0.99
+    before = tree(tmp_path)
+    code, _, lines = run("mark", "h.hdf5", "--output", "copy.hdf5")
+    assert (code, errors(lines)) == (1, ["copy.hdf5 exists; choose another path"])
+    assert tree(tmp_path) == before
+
+
+def test_a_history_without_probabilities(run, tmp_path):
+    learner = ["--algorithm.learner", "tests.cli.test_main:Blind"]
+    code, _, lines = run("collect", *SMALL, *learner)
+    assert code == 1
+    assert "NaN" in errors(lines)[0]
+    assert run("collect", *SMALL, *learner, "--marker", "none", "--out", "ok")[0] == 0
+    file = next((tmp_path / "ok").glob("*.hdf5"))
+    before = file.read_bytes()
+    code, _, lines = run("mark", file, "--marker", "threshold")
+    assert code == 1
+    assert "marker 'threshold'" in errors(lines)[0]
+    assert "NaN" in errors(lines)[0]
+    assert file.read_bytes() == before
+
+
+def test_inspect_and_its_plot(run, tmp_path, made):
+    code, out, _ = run("inspect", made / NAME, "--plot", "figures/p.png", "--task", "3", "--steps", "30")
+    assert code == 0
+    assert "Tasks: 9 (6 train, 1 validation, 2 heldout)" in out
+    assert (tmp_path / "figures" / "p.png").read_bytes()[:4] == b"\x89PNG"
+    for words, cause in (
+        (["--task", "99"], "has no task"),
+        (["--stream", "4"], "--stream must lie in 0..0"),
+        (["--first", "60"], "--first must lie in 0..59"),
+        (["--plot", "p.txt"], "must end with .png or .svg"),
+    ):
+        code, out, lines = run("inspect", made / NAME, "--plot", "q.png", *words)
+        assert code in (1, 2)
+        assert out == ""
+        assert cause in errors(lines)[0]
+    assert not (tmp_path / "q.png").exists()
+
+
+@pytest.mark.parametrize("damage", ["foreign", "empty", "truncated", "flipped", "missing", "folder"])
+def test_damaged_histories_are_named(run, tmp_path, made, damage):
+    content = (made / NAME).read_bytes()
+    middle = len(content) // 2
+    path = tmp_path / "h.hdf5"
+    if damage == "folder":
+        path.mkdir()
+    elif damage != "missing":
+        path.write_bytes(
+            {
+                "foreign": b"PK\x03\x04 not a history",
+                "empty": b"",
+                "truncated": content[:middle],
+                "flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+            }[damage]
+        )
+    before = tree(tmp_path)
+    for words in (["inspect", path], ["mark", path], ["train", *MODEL, "--history", path]):
+        code, out, lines = run(*words)
+        assert (code, out) == (1, "")
+        (line,) = errors(lines)
+        assert "h.hdf5" in line
+    assert tree(tmp_path) == before
+
+
+def test_train_evaluate_compare_report(run, tmp_path, made):
+    one = made / "AD-darkroom-seed0"
+    code, out, _ = run("evaluate", one)
+    assert code == 0
+    assert out.startswith(f"{one}: final normalised return ")
+    code, _, lines = run("evaluate", one, "--evaluation.temperature", "0.5")
+    assert code == 1
+    assert "was made with other settings; replace it with --overwrite" in errors(lines)[0]
+    code, out, _ = run("compare", one)
+    assert code == 0
+    assert "Only one method was evaluated" in out
+    code, out, _ = run("report", one)
+    assert code == 0
+    assert "Report: report/index.html" in out
+    assert json.loads((tmp_path / "report" / "summary.json").read_text())["protocol"]["episodes"] == 3
+    (tmp_path / "report" / "index.html").unlink()
+    code, _, lines = run("report", one)
+    assert (code, errors(lines)) == (1, ["report: exists and is not a report; choose another --out"])
+
+
+def test_train_refuses_what_is_there(run, tmp_path, made):
+    words = ["train", *MODEL, "--history", made / NAME, "--model", "AD", "--out", "out"]
+    assert run(*words)[0] == 0
+    before = tree(tmp_path)
+    code, _, lines = run(*words)
+    assert code == 1
+    assert "exists; continue it with --resume" in errors(lines)[0]
+    code, _, lines = run(*words, "--resume", "--model.lr", "0.25")
+    assert code == 1
+    assert (
+        "belongs to another configuration and is left alone (model.lr: 0.003 there, 0.25" in errors(lines)[0]
+    )
+    assert run(*words, "--resume")[0] == 0
+    assert tree(tmp_path) == before
+    heldout = HistoryFile(made / NAME).split.heldout.tolist()
+    code, _, lines = run(*words, "--seed", "1", "--env.training_tasks", heldout)
+    assert (code, errors(lines)) == (
+        2, [f"only training tasks may be trained on; asked for heldout tasks {heldout}"]
+    )  # fmt: skip
+    code, _, lines = run(*words, "--seed", "1", "--env.family", "key_to_door")
+    assert code == 2
+    assert "was collected on darkroom, not on key_to_door" in errors(lines)[0]
+    assert tree(tmp_path) == before
+
+
+def test_train_says_which_histories_there_are(run, tmp_path, made):
+    code, _, lines = run("train", *MODEL)
+    assert code == 1
+    assert errors(lines) == [f"datasets/{NAME}: no such history file; collect one with: cad collect"]
+    (tmp_path / "datasets").mkdir()
+    shutil.copy(made / NAME, tmp_path / "datasets" / NAME)
+    code, _, lines = run("train", *MODEL, "--seed", "7")
+    assert code == 1
+    assert f"there is --history datasets/{NAME}" in errors(lines)[0]
+
+
+def test_a_history_shorter_than_the_context_is_told_and_works(run, made):
+    code, _, lines = run("train", *MODEL, "--model.n_transit", "90", "--history", made / NAME, "--out", "o")
+    assert code == 0
+    assert any(
+        line.startswith("note: ") and "60 steps after its transforms, fewer than n_transit 90" in line
+        for line in lines
+    )
+
+
+def test_a_model_on_a_family_with_other_spaces(run, made):
+    assert run("collect", *SMALL, "--env.kwargs.size", "4", "--out", "other")[0] == 0
+    before = tree(made)
+    code, _, lines = run("evaluate", made / "AD-darkroom-seed0", "--history", f"other/{NAME}", "--overwrite")
+    assert code == 1
+    assert "observation space of darkroom: expected" in errors(lines)[0]
+    assert tree(made) == before
+
+
+def test_what_is_not_a_run_directory(run, tmp_path, made):
+    (tmp_path / "x").mkdir()
+    for command in ("evaluate", "compare", "report"):
+        for path in (tmp_path / "x", made / NAME, tmp_path / "none"):
+            code, _, lines = run(command, path)
+            assert code == 1
+            assert "is not a run directory" in errors(lines)[0]
+
+
+def test_damaged_checkpoints_are_named(run, tmp_path, made):
+    path = tmp_path / "AD-darkroom-seed0"
+    shutil.copytree(made / path.name, path)
+    (path / "evaluation.npz").unlink()
+    content = (path / "best_model.pt").read_bytes()
+    (path / "best_model.pt").write_bytes(content[: len(content) // 2])
+    code, _, lines = run("evaluate", path)
+    assert code == 1
+    assert "best_model.pt: damaged" in errors(lines)[0]
+    assert not (path / "evaluation.npz").exists()
+
+
+# ---------------------------------------------------------------- the main job
+
+
+def test_run_again_says_the_same_and_changes_nothing_that_took_time(run, smoke: SmokeRun):
+    watched = [p for p in smoke.out.rglob("*") if p.suffix in (".hdf5", ".pt", ".npz", ".jsonl", ".yaml")]
+    before = {path: path.stat().st_mtime_ns for path in watched}
+    code, out, _ = run("run", "--preset", "smoke", "--out", smoke.out)
+    assert (code, out) == (0, smoke.stdout)
+    assert {path: path.stat().st_mtime_ns for path in watched} == before
+    assert "4 of 4 finished" in run("run", "--preset", "smoke", "--out", smoke.out, "--dry-run")[1]
+
+
+def test_run_in_a_folder_of_another_configuration(run, tmp_path, smoke: SmokeRun):
+    before = tree(smoke.out)
+    code, out, lines = run(
+        "run", "--preset", "smoke", "--out", smoke.out, "--model.lr", "1", "--env", "key_to_door"
+    )
+    assert (code, out) == (1, "")
+    (line,) = errors(lines)
+    assert "env.family: 'darkroom' there, 'key_to_door' asked for" in line
+    assert "model.lr: 0.003 there, 1.0 asked for" in line
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("words")
+    code, _, lines = run("run", "--preset", "smoke", "--out", "thesis")
+    assert code == 1
+    assert "is not a run directory (it has chapter.tex, but no config.yaml)" in errors(lines)[0]
+    assert tree(smoke.out) == before
+    assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+
+
+def test_comparing_and_reporting_the_runs_of_a_job(run, smoke: SmokeRun):
+    paths = sorted(smoke.out.glob("*-darkroom-seed*"))
+    code, out, _ = run("compare", *paths)
+    assert code == 0
+    assert "Too few runs to compare CompressedAD with AD" in out
+    code, out, _ = run("report", *paths, "--out", "mine")
+    assert code == 0
+    theirs = json.loads((smoke.out / "report" / "summary.json").read_text())
+    ours = json.loads(Path("mine/summary.json").read_text())
+    assert ours["methods"] == theirs["methods"]
+
+
+# ---------------------------------------------------------------- the process
+
+
+def test_internal_errors_are_one_line_unless_asked(run, monkeypatch):
+    def broken(call: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("compressed_ad.cli.doctor.doctor", broken)
+    code, _, lines = run("doctor")
+    assert (code, lines) == (1, ["cad: error: internal error: ZeroDivisionError: oops (--debug shows more)"])
+    code, _, lines = run("doctor", "--debug")
+    assert code == 1
+    assert lines[0].startswith("Traceback")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("Unable to allocate 7 PiB"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+)
+def test_too_little_memory_is_one_line(run, monkeypatch, error):
+    def greedy(call: object) -> None:
+        raise error
+
+    monkeypatch.setattr("compressed_ad.cli.doctor.doctor", greedy)
+    code, _, (line,) = run("doctor")
+    assert code == 1
+    assert line.startswith("cad: error: not enough memory, choose something smaller: ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(("target", "cause"), [("/dev/full", "cannot be written"), ("&-", "is closed")])
+def test_an_unusable_standard_output_is_one_line(target, cause):
+    done = subprocess.run(
+        f"{sys.executable} -m compressed_ad list markers >{target}",
+        shell=True, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("cad: error: the standard output ")
+    assert cause in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_have_their_exit_codes(run, monkeypatch, number, code):
+    def stopped(call: object) -> None:
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("compressed_ad.cli.doctor.doctor", stopped)
+    before = signal.getsignal(number)
+    found, _, lines = run("doctor")
+    assert (found, lines) == (code, ["cad: stopped; what was finished is kept"])
+    assert signal.getsignal(number) is before
+
+
+def test_a_polite_stop_waits_for_the_work_and_a_second_signal_does_not():
+    stop, done = Stop(), []
+    with stop.listening():
+        with pytest.raises(KeyboardInterrupt), stop.politely():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("saved")
+            assert stop()
+        assert done == ["saved"]
+        with pytest.raises(KeyboardInterrupt), stop.politely():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("not reached")
+    assert done == ["saved"]
+
+
+def test_a_closed_pipe_is_no_error():
+    process = subprocess.run(
+        f"{sys.executable} -m compressed_ad run --print-config | head -1",
+        shell=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert process.stderr == ""
+
+
+def test_the_real_command_line_fails_with_the_right_code():
+    done = cad("run", "--model.lr", "-1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "cad: error: --model.lr: model.lr: Input should be greater than 0, got -1\n"
+
+
+def test_every_section_is_used_by_some_command():
+    assert {section for command in COMMANDS.values() for section in command.sections} == set(SECTIONS)

@@ -1,0 +1,481 @@
+"""The report on simulated runs: what it says, what it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from rich.console import Console
+
+from compressed_ad.errors import RunDirectoryError, UsageError
+from compressed_ad.evaluation import intervals
+from compressed_ad.histories.file import HistoryFile, HistoryWriter, remark
+from compressed_ad.histories.header import HistoryInfo
+from compressed_ad.marking.apply import marking_statistics
+from compressed_ad.report.comparison import METRICS, Analysis, analyse, convergence
+from compressed_ad.report.figures import style
+from compressed_ad.report.results import (
+    MethodRuns,
+    SourceSummary,
+    Trace,
+    episode_returns,
+    load_runs,
+    summarise_source,
+)
+from compressed_ad.report.run_report import Protocol, Report, build_report, terminal_table
+from compressed_ad.types import History, Split
+
+GRID = np.array([(x, y) for x in range(4) for y in range(4)])
+HELD = np.array([3, 5, 10])
+OPTIMAL = np.linspace(10, 14, 16)
+RANDOM = np.full(16, 0.25)
+PROTOCOL = Protocol(
+    family="Darkroom 4x4",
+    split={"train": list(range(11, 16)), "validation": [0], "heldout": HELD.tolist()},
+    transforms=["subsample(every=8)"],
+    budget={"steps": 100, "batch_size": np.int64(16)},
+)
+
+
+def metrics(level: float = 0.6) -> list[dict[str, float]]:
+    rows: list[dict[str, float]] = [{"step": s, "loss": 1 / s, "lr": 0.1} for s in (10, 20, 30)]
+    validation = {"validation_return": level, "validation_excess_cross_entropy": 0.2 - level / 10}
+    return [*rows, {"step": 15, **{k: v / 2 for k, v in validation.items()}}, {"step": 30, **validation}]
+
+
+def method(name: str = "AD", level: float = 0.6, n_run: int = 3, seed: int = 0) -> MethodRuns:
+    generator = np.random.default_rng(seed)
+    learned = np.minimum(np.arange(20) / 8, 1) * level
+    noise = 0.02 * generator.normal(size=(n_run, 3, 4, 20))
+    return MethodRuns(
+        name=name,
+        seeds=tuple(range(n_run)),
+        task_ids=HELD,
+        returns=((learned + noise) * OPTIMAL[HELD, None, None]).astype(np.float32),
+        random=RANDOM[HELD],
+        optimal=OPTIMAL[HELD],
+        accuracy=np.full(n_run, 0.7) + 0.01 * generator.normal(size=n_run),
+        cross_entropy=np.full(n_run, 0.6),
+        behaviour_entropy=np.full(n_run, 0.55),
+        metrics=[metrics(level) for _ in range(n_run)],
+    )
+
+
+def source() -> SourceSummary:
+    mask = np.random.default_rng(0).random((16, 2, 100)) < np.linspace(0, 1, 100)
+    return SourceSummary(
+        name="PPO",
+        task_ids=np.arange(16),
+        tasks=GRID,
+        kinds=tuple("heldout" if i in HELD else "validation" if i == 0 else "train" for i in range(16)),
+        random=RANDOM,
+        optimal=OPTIMAL,
+        returns=OPTIMAL[:, None] * np.linspace(0, 0.9, 25),
+        marking=marking_statistics([mask]),
+        marked_by_phase=np.array([marking_statistics([m]).ratio_by_phase for m in mask]),
+        trace=Trace("PPO, task 1", 40, np.linspace(0.2, 1, 60), np.arange(60) > 40, np.arange(60) % 20 == 19),
+        threshold=0.7,
+    )
+
+
+class Page(HTMLParser):
+    """Collects what a page would load, and the text it shows."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "data", "action")]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.words))
+
+
+@pytest.fixture(scope="module", params=[3, 1], ids=["three runs", "one run"])
+def report(request, tmp_path_factory) -> Report:
+    n_run = request.param
+    return build_report(
+        tmp_path_factory.mktemp("out") / "report",
+        [method(n_run=n_run), method("CompressedAD", 0.9, n_run, seed=1)],
+        protocol=PROTOCOL,
+        source=source(),
+        seconds={"collect": 2.0, "train": 3.5},
+        commands=["cad run --preset smoke"],
+        provenance={"python": "3.11"},
+        notes=["A further note."],
+    )
+
+
+def test_report_is_complete_and_self_contained(report: Report) -> None:
+    page = Page(report.index.read_text("utf-8"))
+    n_run = report.analysis.comparisons[0].n_run
+    begins = "CompressedAD is better than AD." if n_run == 3 else "Too few runs to compare"
+    assert report.summary["verdict"].startswith(begins)
+    assert page.text.index(begins) < page.text.index("Final normalised return")
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert page.loads and all(load.startswith("data:image/svg+xml;base64,") for load in page.loads)
+    for load in page.loads:
+        assert b"</svg>" in base64.b64decode(load.split(",")[1])
+    folder = report.index.parent
+    assert {path.stem for path in (folder / "figures").glob("*.png")} == {
+        *("in_context", "difference_CompressedAD", "per_task", "goal_map", "performance_profile"),
+        *("training", "source_learning", "probability_trace", "marked_fraction"),
+    }
+    assert len(page.loads) == 9
+    for phrase in ("cad run --preset smoke", "not on-policyness", "A further note.", "subsample(every=8)"):
+        assert phrase in page.text
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_summary_has_the_promised_keys(report: Report) -> None:
+    folder = report.index.parent
+    summary = json.loads((folder / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert summary == report.summary
+    keys = {"verdict", "methods", "differences", "regret", "references", "marking", "seconds", "protocol"}
+    assert set(summary) == keys
+    metrics = {
+        "final",
+        "auc",
+        "accuracy",
+        "excess_cross_entropy",
+        "found_by_10",
+        "found",
+        "success_given_found",
+    }
+    for table in (*summary["methods"].values(), *summary["differences"].values()):
+        assert set(table) == metrics == set(METRICS)
+        assert all(set(interval) == {"iqm", "low", "high"} for interval in table.values())
+    assert set(summary["methods"]) == {"AD", "CompressedAD"}
+    assert set(summary["differences"]) == {"CompressedAD-AD"}
+    assert summary["differences"]["CompressedAD-AD"]["final"]["iqm"] == pytest.approx(0.3, abs=0.03)
+    assert summary["methods"]["AD"]["excess_cross_entropy"]["iqm"] == pytest.approx(0.05)
+    assert set(summary["marking"]) == {"total_steps", "compressed_steps", "compression_ratio"}
+    assert set(summary["seconds"]) == {"collect", "mark", "train", "evaluate", "report", "total"}
+    assert summary["seconds"]["mark"] is None
+    assert summary["seconds"]["total"] == pytest.approx(5.5 + summary["seconds"]["report"])
+    seeds = list(range(report.analysis.comparisons[0].n_run))
+    assert summary["protocol"]["seeds"] == {"AD": seeds, "CompressedAD": seeds}
+    assert summary["protocol"]["episodes"] == 20
+    assert summary["protocol"]["budget"] == {"steps": 100, "batch_size": 16}
+
+    rows = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
+    assert len(rows) == 3 * len(METRICS)
+    final = next(r for r in rows if r["kind"] == "difference" and r["metric"] == "final")
+    assert float(final["iqm"]) == summary["differences"]["CompressedAD-AD"]["final"]["iqm"]
+
+
+def test_a_worse_method_is_called_worse() -> None:
+    assert analyse([method(), method("B", 0.3, seed=1)]).verdict.startswith("AD is better than B.")
+
+
+def test_what_is_unknown_is_null_and_the_rest_stands(tmp_path: Path) -> None:
+    """No optimum, no source, no imitation figures, no metrics, one method, one rollout, one episode."""
+    bare = method()
+    bare = replace(
+        bare,
+        returns=bare.returns[:1, :, :1, :1] * 0,
+        seeds=(4,),
+        optimal=np.full(3, np.nan),
+        accuracy=np.array([np.nan]),
+        cross_entropy=np.array([np.nan]),
+        behaviour_entropy=np.array([np.nan]),
+        metrics=[[]],
+    )
+    summary = build_report(tmp_path, [bare], protocol=PROTOCOL).summary
+    nothing = {"iqm": None, "low": None, "high": None}
+    assert summary["methods"]["AD"]["final"] == nothing
+    assert summary["methods"]["AD"]["accuracy"] == nothing
+    assert summary["methods"]["AD"]["found"] == {"iqm": 0.0, "low": 0.0, "high": 0.0}
+    assert summary["differences"] == {}
+    assert summary["marking"] is None
+    assert "nothing to compare" in summary["verdict"]
+
+
+def test_without_an_optimum_the_source_sets_the_scale() -> None:
+    unknown = replace(method(), optimal=np.full(3, np.nan))
+    analysis = analyse([unknown], source())
+    assert np.allclose(analysis.optimal, 0.9 * OPTIMAL[HELD])
+    assert "source" in analysis.scale
+    assert analysis.methods["AD"]["final"].iqm > analyse([method()]).methods["AD"]["final"].iqm
+    said = "1 is the best episode of the source algorithm (the optimal return is unknown)."
+    assert said in in_terminal(analysis)
+    assert "the best episode" not in in_terminal(analyse([method()], source()))
+
+
+@pytest.mark.parametrize(
+    ("change", "searches"),
+    [({"horizon": 1}, False), ({"paying": 1.0}, False), ({"paying": 0.02, "horizon": 20}, True), ({}, True)],
+)
+def test_where_every_step_pays_nothing_is_said_of_meeting_the_reward(
+    change: dict[str, float], searches: bool
+) -> None:
+    analysis = analyse([replace(method(), **change), replace(method("B", seed=1), **change)])
+    shown = in_terminal(analysis)
+    for key in ("found", "found_by_10", "success_given_found"):
+        assert (METRICS[key] in shown) == searches
+        assert np.isfinite(analysis.methods["AD"][key].iqm) == searches
+    assert METRICS["final"] in shown and np.isfinite(analysis.differences["B-AD"]["final"].iqm)
+
+
+def test_the_page_says_that_no_reward_has_to_be_met(tmp_path: Path) -> None:
+    methods = [replace(method(), paying=1.0), replace(method("B", seed=1), paying=1.0)]
+    report = build_report(tmp_path, methods, protocol=PROTOCOL)
+    page = Page(report.index.read_text("utf-8")).text
+    assert METRICS["found"] not in page and METRICS["success_given_found"] not in page
+    assert "rewards need not be searched for" in page
+    assert report.summary["methods"]["AD"]["found"] == {"iqm": None, "low": None, "high": None}
+
+
+def in_terminal(analysis: Analysis) -> str:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(terminal_table(analysis))
+    return " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+
+
+HOSTILE = '<script>alert(1)</script>"$^{_[red]x/../../y'
+
+
+def test_hostile_names_are_shown_not_obeyed(tmp_path: Path) -> None:
+    methods = [method("AD"), method(HOSTILE, seed=1)]
+    shown = replace(source(), name=HOSTILE)
+    report = build_report(
+        tmp_path / "r",
+        methods,
+        protocol=replace(PROTOCOL, family=HOSTILE),
+        source=shown,
+        commands=[HOSTILE],
+        provenance={HOSTILE: HOSTILE},
+        title=HOSTILE,
+    )
+    text = report.index.read_text("utf-8")
+    assert "<script>" not in text
+    assert HOSTILE in Page(text).text
+    assert {path.name for path in tmp_path.iterdir()} == {"r"}
+    console = Console(file=io.StringIO(), width=300)
+    console.print(terminal_table(report.analysis))
+    assert "[red]" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_terminal_table_names_everything() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    analysis = analyse([method(), method("CompressedAD", 0.9, seed=1)])
+    console.print(terminal_table(analysis))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for word in ("AD", "CompressedAD", "Accuracy", "Area under the curve", "CompressedAD is better than AD"):
+        assert word in text
+    assert f"{analysis.methods['AD']['final'].iqm:.3f}" in text
+
+
+def test_methods_are_paired_by_seed() -> None:
+    """Swapped seeds of one method must not change the paired difference."""
+    a, b = method(), method("B", 0.9, seed=1)
+    turned = replace(b, seeds=b.seeds[::-1], returns=b.returns[::-1], accuracy=b.accuracy[::-1])
+    assert analyse([a, b]).differences["B-AD"] == analyse([a, turned]).differences["B-AD"]
+    fewer = replace(b, seeds=(1, 2, 7))
+    assert analyse([a, fewer]).comparisons[0].n_run == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"task_ids": HELD + 1}, "different tasks"),
+        ({"seeds": (7, 8, 9)}, "share no training seed"),
+        ({"name": "AD"}, "same name"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(change, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        analyse([method(), replace(method("B"), **change)])
+    with pytest.raises(UsageError, match="at least one"):
+        analyse([])
+
+
+def test_convergence_counts_the_runs_that_get_there() -> None:
+    slow = replace(method("B", 0.5), metrics=[metrics(0.5), metrics(0.6), metrics(2.0)])
+    rows = convergence([method(), slow])
+    assert ["validation return", "0.600", "AD", "30", "3 of 3 runs"] in rows
+    assert ["validation return", "0.600", "B", "22", "2 of 3 runs"] in rows
+    never = replace(method("B"), metrics=[metrics(0.1)] * 3)
+    assert ["validation return", "0.600", "B", "never", "0 of 3 runs"] in convergence([method(), never])
+
+
+# ---------------------------------------------------------------- reading
+
+
+def save_run(folder: Path, seed: int, **change: object) -> Path:
+    run = folder / f"CompressedAD-darkroom-seed{seed}"
+    run.mkdir(parents=True)
+    whole = method(seed=seed)
+    arrays = {
+        "returns": whole.returns[0],
+        "task_ids": HELD,
+        "optimal": OPTIMAL[HELD],
+        "random": RANDOM[HELD],
+        "accuracy": 0.7 + seed / 100,
+        "cross_entropy": 0.6,
+        "behaviour_entropy": 0.55,
+    }
+    arrays = {key: value for key, value in {**arrays, **change}.items() if value is not None}
+    np.savez(run / "evaluation.npz", **arrays)  # type: ignore[arg-type]
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": 0.5}\n{"step": 3, "lo')
+    return run
+
+
+def test_load_runs_orders_by_seed(tmp_path: Path) -> None:
+    runs = load_runs([save_run(tmp_path, 10), save_run(tmp_path, 2)])
+    assert runs.name == "CompressedAD"
+    assert runs.seeds == (2, 10)
+    assert runs.accuracy.tolist() == pytest.approx([0.72, 0.8])
+    assert runs.returns.shape == (2, 3, 4, 20)
+    assert [row["step"] for row in runs.metrics[0]] == [1, 2]
+    assert load_runs([tmp_path / "CompressedAD-darkroom-seed2"], name="other").name == "other"
+
+
+def test_load_runs_names_what_is_wrong(tmp_path: Path) -> None:
+    good = save_run(tmp_path / "good", 0)
+
+    def refused(words: str, *runs: Path) -> None:
+        with pytest.raises(RunDirectoryError, match=words):
+            load_runs([good, *runs])
+
+    refused("evaluation.npz: not found", tmp_path / "nowhere-seed1")
+    refused("has no optimal, accuracy", save_run(tmp_path / "a", 1, optimal=None, accuracy=None))
+    refused("task_ids differs", save_run(tmp_path / "b", 1, task_ids=HELD + 1))
+    refused("returns: expected", save_run(tmp_path / "c", 1, returns=np.zeros((3, 4))))
+    refused("random: expected", save_run(tmp_path / "d", 1, random=np.zeros(2)))
+    refused("accuracy: expected one number", save_run(tmp_path / "e", 1, accuracy=np.zeros(2)))
+    refused("NaN", save_run(tmp_path / "f", 1, returns=np.full((3, 4, 20), np.nan)))
+    refused("random must be numbers", save_run(tmp_path / "g", 1, random=np.array(["a", "b", "c"])))
+    refused("damaged", save_run(tmp_path / "h", 1, returns=np.array([object()])))  # a pickle: never opened
+    cut = save_run(tmp_path / "i", 1)
+    whole = (cut / "evaluation.npz").read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"text"):
+        (cut / "evaluation.npz").write_bytes(content)
+        refused("damaged", cut)
+    with (cut / "evaluation.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    refused("single array", cut)
+    bad = save_run(tmp_path / "j", 1)
+    (bad / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n')
+    refused("line 2 is not JSON", bad)
+    (bad / "metrics.jsonl").write_text("[1]\n")
+    refused("line 1 is not a JSON object", bad)
+    (bad / "metrics.jsonl").unlink()
+    refused("metrics.jsonl: not found", bad)
+    with pytest.raises(UsageError, match="two run directories of one seed"):
+        load_runs([good, good])
+    with pytest.raises(UsageError, match="no run directory"):
+        load_runs([])
+
+
+@settings(max_examples=50)
+@given(st.data())
+def test_episode_returns_against_a_loop(data: st.DataObject) -> None:
+    n_stream, n_step = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 30))
+    generator = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    record = history(n_stream, n_step, generator)
+    wanted = []
+    for rewards, ends in zip(record.rewards, record.episode_end, strict=True):
+        totals, running = [], 0.0
+        for reward, end in zip(rewards, ends, strict=True):
+            running += float(reward)
+            if end:
+                totals.append(running)
+                running = 0.0
+        wanted.append(totals)
+    shortest = min(map(len, wanted))
+    got = episode_returns(record)
+    assert got.shape == (n_stream, shortest)
+    assert np.allclose(got, np.array([totals[:shortest] for totals in wanted]).reshape(got.shape), atol=1e-5)
+
+
+def history(n_stream: int, n_step: int, generator: np.random.Generator) -> History:
+    shape = (n_stream, n_step)
+    return History(
+        states=np.zeros((*shape, 2), np.int64),
+        actions=np.zeros(shape, np.int64),
+        rewards=generator.random(shape).astype(np.float32),
+        next_states=np.zeros((*shape, 2), np.int64),
+        terminated=generator.random(shape) < 0.1,
+        truncated=generator.random(shape) < 0.2,
+        action_probs=generator.random(shape).astype(np.float32),
+        update=np.zeros(shape, np.int32),
+        learner=np.zeros(n_stream, np.int32),
+    )
+
+
+def history_file(path: Path, marked: bool, optimal: np.ndarray | None = OPTIMAL) -> HistoryFile:
+    """Histories of four of the sixteen tasks of a family."""
+    spaces = {
+        "observation": {"kind": "multidiscrete", "nvec": [4, 4]},
+        "action": {"kind": "discrete", "n": 5},
+    }
+    info = HistoryInfo("darkroom", {}, spaces, 20, "PPO", {}, 0)
+    split = Split(train=np.array([1, 7]), validation=np.array([2]), heldout=np.array([4]))
+    writer = HistoryWriter(path, info, split, GRID, optimal, np.arange(16.0))
+    for task in (1, 2, 4, 7):
+        writer.append(task, history(3, 300, np.random.default_rng(task)))
+    writer.finish()
+    if marked:
+        remark(path, "threshold", {"on_policy_threshold": 0.4, "compression_window": 3})
+    return HistoryFile(path)
+
+
+def test_summarise_source_reads_what_the_report_shows(tmp_path: Path) -> None:
+    file = history_file(tmp_path / "a.hdf5", marked=True)
+    summary = summarise_source(file)
+    content = file.load().values()
+    assert summary.name == "PPO"
+    assert summary.task_ids.tolist() == [1, 2, 4, 7]
+    assert summary.kinds == ("train", "validation", "heldout", "train")
+    assert summary.tasks.tolist() == GRID[[1, 2, 4, 7]].tolist()
+    assert summary.random.tolist() == [1.0, 2.0, 4.0, 7.0]
+    assert summary.optimal.tolist() == OPTIMAL[[1, 2, 4, 7]].tolist()
+    assert summary.returns.shape == (4, min(episode_returns(h).shape[1] for h in content))
+    assert summary.returns[1, 0] == pytest.approx(episode_returns(file.load([2])[2])[:, 0].mean())
+    assert summary.marking == file.statistics()
+    assert summary.marked_by_phase is not None and summary.marked_by_phase.shape == (4, 10)
+    assert summary.threshold == 0.4
+    assert summary.trace is not None and len(summary.trace.probs) == 200
+    assert 0 < summary.trace.mask.mean() < 1
+
+
+def test_summarise_source_without_marks_and_optimum(tmp_path: Path) -> None:
+    summary = summarise_source(history_file(tmp_path / "b.hdf5", marked=False, optimal=None))
+    assert (summary.marking, summary.trace, summary.threshold) == (None, None, None)
+    assert np.isnan(summary.optimal).all()
+
+
+def test_figures_do_not_depend_on_global_state_and_are_reproducible() -> None:
+    curves = np.random.default_rng(0).random((3, 5))
+    first, second = (style.figure_to_svg(style.learning_curves(curves, name="PPO")) for _ in "ab")
+    assert first == second
+    assert style.figure_to_png(style.learning_curves(curves, name="PPO")).startswith(b"\x89PNG")
+
+
+def test_a_trace_without_marks_and_all_marked_can_be_drawn() -> None:
+    for mask in (np.zeros(5, bool), np.ones(5, bool)):
+        assert style.figure_to_svg(style.probability_trace(np.full(5, 0.5), mask))
+
+
+def test_an_undefined_interval_is_drawn_as_such() -> None:
+    rows = [("a", intervals.Interval(0.1, np.nan, np.nan)), ("b", intervals.Interval(np.nan, np.nan, np.nan))]
+    assert style.figure_to_svg(style.difference_intervals(rows, title="none"))

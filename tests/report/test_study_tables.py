@@ -1,0 +1,192 @@
+"""What a study concludes, against arithmetic done another way."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from scipy import stats as scipy_stats
+from scipy.stats import nct
+
+from compressed_ad.errors import UsageError
+from compressed_ad.report.study_rows import Point, Row, read_points, read_rows, write_points, write_rows
+from compressed_ad.report.study_tables import (
+    POOLED,
+    convergence,
+    detectable,
+    difference_table,
+    differences,
+    markdown,
+    mean_of,
+    means_table,
+    plain,
+)
+
+NAN = math.nan
+
+
+def row(variant: str, run: int, final: float, family: str = "room", **values: float) -> Row:
+    rest = dict.fromkeys(
+        ("auc", "found_by_10", "found", "success_given_found", "accuracy", "excess_cross_entropy"), 0.5
+    )
+    rest |= dict.fromkeys(("final_last", "validation_return", "marked", "seconds"), 0.25)
+    rest |= dict.fromkeys(("training_final", "generalisation"), NAN)
+    return Row(
+        family=family,
+        variant=variant,
+        run=run,
+        seed=run,
+        final=final,
+        **(rest | values),
+        parameters="a/b/c",
+        marked_by_tenth=tuple(k / 10 for k in range(10)),
+    )
+
+
+def rows(a: list[float], b: list[float], family: str = "room") -> list[Row]:
+    return [row("a", k, x, family) for k, x in enumerate(a)] + [
+        row("b", k, x, family) for k, x in enumerate(b)
+    ]
+
+
+@given(st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=3, max_size=12))
+def test_differences_are_the_paired_t_test(pairs: list[tuple[float, float]]) -> None:
+    a, b = (list(side) for side in zip(*pairs, strict=True))
+    gaps = np.subtract(b, a)
+    if gaps.std() < 1e-6:
+        return
+    (found,) = differences(rows(a, b), [("a", "b")], "final")
+    reference = scipy_stats.ttest_rel(b, a)
+    interval = reference.confidence_interval(0.95)
+    assert found.estimate.mean == pytest.approx(gaps.mean(), abs=1e-12)
+    assert (found.estimate.low, found.estimate.high) == pytest.approx((interval.low, interval.high), abs=1e-9)
+    assert found.p == pytest.approx(reference.pvalue, abs=1e-9)
+    assert found.p_holm == found.p  # one comparison only
+    assert found.verdict == (
+        "better" if interval.low > 0 else "worse" if interval.high < 0 else "no difference found"
+    )
+
+
+def test_a_verdict_says_when_it_does_not_survive_the_adjustment() -> None:
+    noise = np.array([0.1, -0.1, 0.05, -0.05, 0.02, -0.02])
+    table = rows([0.0] * 6, list(noise + 0.08))
+    for name in "cdefgh":
+        table += [row(name, k, x) for k, x in enumerate(noise)]
+    alone = differences(table, [("a", "b")], "final")
+    among = differences(table, [("a", name) for name in "bcdefgh"], "final")
+    assert alone[0].verdict == "better" and among[0].verdict == "better before adjustment"
+    assert alone[0].estimate == among[0].estimate
+
+
+def test_holm_against_the_textbook() -> None:
+    """Three comparisons with known p: the smallest counts three times, never below one before it."""
+    base = [0.0] * 6
+    noise = np.array([0.1, -0.1, 0.05, -0.05, 0.02, -0.02])
+    table = rows(base, list(noise + 0.15))
+    table += [row("c", k, x) for k, x in enumerate(noise + 0.08)]
+    table += [row("d", k, x) for k, x in enumerate(noise)]
+    found = differences(table, [("a", "b"), ("a", "c"), ("a", "d")], "final")
+    p = [d.p for d in found]
+    assert p[0] < p[1] < p[2]
+    expected = [3 * p[0], max(3 * p[0], 2 * p[1]), max(2 * p[1], p[2])]
+    assert [d.p_holm for d in found] == pytest.approx(np.minimum(expected, 1.0))
+
+
+def test_runs_without_a_partner_are_left_out_and_few_runs_give_no_verdict() -> None:
+    table = rows([0.0, 0.0, 0.0], [0.5, 0.5])
+    (found,) = differences(table, [("a", "b")], "final")
+    assert found.estimate.n == 2 and found.verdict == "too few runs"
+    assert differences(table, [("a", "x")], "final") == []
+
+
+def test_families_count_the_same_however_many_runs_they_have() -> None:
+    one = rows([0.0] * 4, [0.1, 0.2, 0.3, 0.4], "one")
+    two = rows([0.0] * 8, [0.8, 0.9, 1.0, 1.1, 0.8, 0.9, 1.0, 1.1], "two")
+    found = differences(one + two, [("a", "b")], "final")
+    assert [d.family for d in found] == ["one", "two", POOLED]
+    assert found[-1].estimate.mean == pytest.approx((0.25 + 0.95) / 2)
+    # Welch: the standard error of the mean of two independent means, halved.
+    expected = 0.5 * math.sqrt(sum(d.estimate.spread**2 / d.estimate.n for d in found[:2]))
+    half = found[-1].estimate.high - found[-1].estimate.mean
+    quantile = scipy_stats.t.ppf(0.975, found[-1].estimate.n - 1)
+    assert half / quantile == pytest.approx(expected)
+    assert found[-1].verdict == "better" and math.isnan(found[-1].p_holm)
+    few = differences(rows([0.0] * 2, [0.1, 0.2], "few") + two, [("a", "b")], "final")
+    assert few[-1].verdict == "too few runs"
+
+
+@pytest.mark.parametrize("n", [5, 8, 20, 60])
+def test_the_detectable_difference_is_detected_in_four_of_five_studies(n: int) -> None:
+    """Exact power of the t-test (noncentral t) at the difference that is called detectable."""
+    effect = detectable(1.0, n) * math.sqrt(n)
+    critical = scipy_stats.t.ppf(0.975, n - 1)
+    power = nct.sf(critical, n - 1, effect)
+    assert power == pytest.approx(0.8, abs=0.02)
+
+
+def test_a_mean_of_one_run_has_no_interval() -> None:
+    assert mean_of([0.5]).mean == 0.5 and math.isnan(mean_of([0.5]).low)
+    assert mean_of([0.5, NAN]).n == 1 and mean_of([]).n == 0
+
+
+def test_convergence_is_interpolated_to_the_level_of_the_paired_baseline() -> None:
+    def curve(variant: str, run: int, values: list[float]) -> list[Point]:
+        steps = [(100 * (k + 1), x) for k, x in enumerate(values)]
+        return [Point("room", variant, run, step, x, x / 2, 0.1) for step, x in steps]
+
+    points = curve("a", 0, [0.1, 0.3, 0.5]) + curve("b", 0, [0.2, 0.6, 0.7])
+    points += curve("a", 1, [0.1, 0.2, 0.9]) + curve("b", 1, [0.2, 0.6, 0.7])
+    found = {(c.variant, c.measure): c for c in convergence(points, "a")}
+    base, other = found["a", "validation_return"], found["b", "validation_return"]
+    assert base.steps.mean == 300 and base.reached == 2 and base.level == pytest.approx(0.7)
+    assert other.reached == 1 and other.steps.mean == pytest.approx(100 + 100 * (0.5 - 0.2) / 0.4)
+
+
+finite = st.floats(-2, 2).map(lambda x: float(f"{x:.6g}"))
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 50), finite), unique_by=lambda t: t[:2]))
+def test_rows_read_back_as_they_were_written(tmp_path_factory: pytest.TempPathFactory, cells: list) -> None:
+    path = tmp_path_factory.mktemp("rows") / "table.csv"
+    table = [row(variant, run, x) for variant, run, x in cells]
+    write_rows(path, table)
+    back = read_rows(path)
+    assert sorted(r.key for r in table) == [r.key for r in back]
+    for r in back:
+        original = next(x for x in table if x.key == r.key)
+        assert math.isnan(r.generalisation)
+        assert replace(r, training_final=0, generalisation=0) == replace(
+            original, training_final=0, generalisation=0
+        )
+    points = [Point("room", variant, run, run, x, x, x) for variant, run, x in cells]
+    write_points(path, points)
+    assert read_points(path) == points
+
+
+def test_a_damaged_table_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    write_rows(path, [row("a", 0, 0.5), row("b", 0, 0.5)])
+    whole = path.read_text()
+    for text, message in [
+        (whole.replace("a,0,0,0.5", "a,0,0,half"), r"table.csv:2: final: not a number: 'half'"),
+        (whole.replace("room,b", "room,a"), "two lines of one cell"),
+        ("x,y\n", "its first line must be family"),
+        (whole + "room\n", "table.csv:4: expected 28 values, got 1"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(UsageError, match=message):
+            read_rows(path)
+
+
+def test_tables_say_what_they_found() -> None:
+    table = rows([0.5, 0.6, 0.55, 0.52], [0.7, 0.8, 0.74, 0.73])
+    text = markdown(difference_table(differences(table, [("a", "b")], "final")))
+    assert "| room | b − a | 4 | +0.200 |" in text and "| better |" in text
+    head, line, *_ = means_table(table, ["a", "b"])
+    assert dict(zip(head, line, strict=True))["Final return"] == "0.542"
+    assert "Held-out − training" not in head  # nothing measured, no column
+    lines = plain([head, line]).splitlines()
+    assert len(lines) == 3 and set(lines[1]) == {"-", " "}

@@ -1,0 +1,348 @@
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, strategies as st
+
+from compressed_ad.errors import ConfigError
+from compressed_ad.learners.base import LEARNER
+from compressed_ad.marking.settings import MarkerSettings
+from compressed_ad.models import MODEL
+from compressed_ad.models.settings import ModelConfig
+from compressed_ad.runs import yaml_file
+from compressed_ad.runs.config import explicit_keys, load_config, marker_params
+from compressed_ad.runs.config_text import describe, dump, dump_plain, suggest
+from compressed_ad.runs.directory import extras
+from compressed_ad.runs.layers import PRESETS, SECTIONS, Request, config_folder
+from compressed_ad.runs.settings import Config
+from compressed_ad.tasks.base import TASK_FAMILY
+
+
+def asked(
+    *overrides: tuple[str, str], preset: str = "default", files: tuple[Path, ...] = (), **sections: str
+):
+    return load_config(Request(preset, files, sections, overrides))
+
+
+def mistakes(*overrides: tuple[str, str], **options) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        asked(*overrides, **options)
+    return caught.value.problems
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+# ---------------------------------------------------------------- shipped files
+
+
+@pytest.mark.parametrize("path", sorted(config_folder().glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_whole_run_is_valid(path):
+    assert load_config(Request(files=(path,))).comparison.runs >= 1
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_valid_and_reads_back(preset, tmp_path):
+    config = load_config(Request(preset))
+    path = write(tmp_path, "config.yaml", dump(config))
+    others = [name for name in PRESETS if name != preset]
+    for other in others:
+        assert load_config(Request(other, (path,))) == config
+
+
+@pytest.mark.parametrize(
+    "path", sorted(config_folder().glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}"
+)
+def test_every_shipped_section_is_valid(path):
+    section, stored = path.parent.name, yaml.safe_load(path.read_text())
+    prefix = str(stored.get("family")).partition(":")[0]
+    if not extras().get(prefix, True):
+        pytest.skip(f"the extra {prefix} is not installed")
+    continuous = {"env": "point_mass", "algorithm": "sb3_sac"}
+    needed = "sb3:SAC" in stored.values() or path.stem in ("point_mass", "metaworld")
+    fits = continuous if needed else {}
+    config = asked(**{**fits, section: path.stem})
+    for key in stored.keys() & {"family", "learner", "tf_n_embd", "n_task"}:
+        assert getattr(getattr(config, section), key) == stored[key]
+
+
+def test_guide_keys_are_in_the_shipped_model_file():
+    keys = set(yaml.safe_load((config_folder() / "model" / "ad_dr.yaml").read_text()))
+    assert {"tf_n_embd", "tf_n_head", "tf_n_layer", "n_transit", "batch_size", "lr"} <= keys
+
+
+def test_default_split_of_darkroom_is_65_8_8():
+    env = load_config(Request()).env
+    assert (env.train, env.validation, env.heldout) == (None, 8, 8)
+
+
+def test_what_a_registry_imports_later_is_there():
+    assert {"CompressedAD", "CompressedADv2"} <= set(MODEL)
+    for registry in (MODEL, TASK_FAMILY, LEARNER):
+        for name, found in registry.items():
+            assert callable(found), name
+
+
+def test_every_setting_has_a_description():
+    bare = [key for section in ("", *SECTIONS) for key, _, words in describe(section) if not words]
+    assert not bare
+
+
+# ---------------------------------------------------------------- layers
+
+
+def test_layers_go_over_each_other(tmp_path):
+    one = write(tmp_path, "one.yaml", "model: {lr: 1e-4, steps: 7}\nseed: 3\n")
+    two = write(tmp_path, "two.yaml", "model: {steps: 8}\n")
+    config = asked(("model.steps", "9"), files=(one, two))
+    assert (config.model.lr, config.model.steps, config.seed) == (1e-4, 9, 3)
+    assert config.model.tf_n_embd == load_config(Request()).model.tf_n_embd
+
+
+def test_include_is_relative_to_the_file_then_to_the_shipped_folder(tmp_path):
+    write(tmp_path, "sub/mine.yaml", "lr: 5e-4\n")
+    path = write(
+        tmp_path, "sub/all.yaml", "include: {model: mine.yaml, env: env/key_to_door.yaml}\nseed: 1\n"
+    )
+    outer = write(tmp_path, "outer.yaml", "include: sub/all.yaml\nmodel: {steps: 11}\n")
+    config = asked(files=(outer,))
+    assert (config.model.lr, config.model.steps, config.env.family, config.seed) == (
+        5e-4,
+        11,
+        "key_to_door",
+        1,
+    )
+    assert asked(files=(path,)).env.family == "key_to_door"
+
+
+def test_an_included_section_begins_anew_as_with_its_option(tmp_path):
+    write(tmp_path, "small.yaml", "tf_n_embd: 32\n")
+    path = write(tmp_path, "all.yaml", "include: {model: small.yaml}\nmodel: {steps: 11}\n")
+    assert load_config(Request()).model.transforms  # of the preset
+    config = asked(files=(path,))
+    assert (config.model.transforms, config.model.tf_n_embd, config.model.steps) == ((), 32, 11)
+    assert config.model == asked(("model.steps", "11"), model=str(tmp_path / "small.yaml")).model
+    assert config.algorithm == load_config(Request()).algorithm
+    # Through a file that is included as a whole, and over files before; what comes later counts again.
+    outer = write(tmp_path, "outer.yaml", "include: [before.yaml, all.yaml]\nmodel: {lr: 1e-4}\n")
+    write(tmp_path, "before.yaml", "model: {batch_size: 3}\nseed: 5\n")
+    config = asked(files=(outer,))
+    assert (config.model.batch_size, config.model.lr, config.seed) == (ModelConfig().batch_size, 1e-4, 5)
+    # A file that cannot be read changes nothing.
+    wrong = write(tmp_path, "wrong.yaml", "include: [all.yaml, gone.yaml]\n")
+    assert len(mistakes(files=(wrong,))) == 1
+
+
+def test_include_cycle_and_missing_file_are_named(tmp_path):
+    path = write(tmp_path, "a.yaml", "include: a.yaml\n")
+    assert "includes itself" in mistakes(files=(path,))[0]
+    path = write(tmp_path, "b.yaml", "include: {model: nothing.yaml}\n")
+    assert "b.yaml:1: no such file: nothing.yaml" in mistakes(files=(path,))[0]
+    path = write(tmp_path, "c.yaml", "include: {modle: model/ad_dr.yaml}\n")
+    assert "include must be" in mistakes(files=(path,))[0]
+
+
+def test_another_learner_drops_the_parameters_of_the_old_one():
+    assert "n_epochs" in load_config(Request()).algorithm.learner_kwargs
+    config = asked(
+        ("algorithm.learner_kwargs.n_steps", "40"),
+        ("algorithm.learner", "compressed_ad.learners.ppo:BatchedPPO"),
+    )
+    assert config.algorithm.learner_kwargs == {"n_steps": 40}
+    assert asked(("env.family", "darkroom_hard")).env.kwargs == {}
+    assert asked(env="compressed_ad.tasks.gridworld:DarkroomLarge").env.kwargs == {}
+
+
+def test_sections_by_file_name_and_by_main_key(tmp_path):
+    assert asked(model="AD").model.model == "AD"
+    assert asked(marker="random").marker.marker == "random"
+    path = write(tmp_path, "m.yaml", "tf_n_embd: 8\n")
+    config = asked(model=str(path))
+    assert (config.model.tf_n_embd, config.model.transforms) == (8, ())  # the whole section is replaced
+    assert "no such file" in mistakes(model="nothing.yaml")[0]
+
+
+def test_explicit_keys():
+    request = Request("default", (), {"model": "AD"}, [("seed", "3"), ("evaluation.episodes", "50")])
+    assert explicit_keys(request) == {"seed", "model.model", "evaluation.episodes"}
+
+
+# ---------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3e-4", 3e-4), ("1E3", 1000.0), ("-.5", -0.5), ("7", 7), ("010", 10), ("off", "off"), ("yes", "yes"),
+        ("true", True), ("null", None), ("~", None), ("", None), ("1:30", "1:30"),
+        ("2026-01-01", "2026-01-01"),
+        ("sb3:PPO", "sb3:PPO"), ("'7'", "7"), ("[1, a, 2e0]", [1, "a", 2.0]),
+        ("{a: {b: 1}}", {"a": {"b": 1}}),
+        ("0x10", "0x10"), (".inf", float("inf")),
+    ],
+)  # fmt: skip
+def test_scalars_are_those_of_yaml_1_2(text, value):
+    found = yaml_file.value(text, "here")
+    assert found == value
+    assert type(found) is type(value)
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(min_size=1), plain, max_size=3))
+def test_dumped_values_read_back(values):
+    assert yaml_file.value(dump_plain(values), "here") == values
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("seed: 1\nmodel: {lr: 1}\nseed: 2\n", "x.yaml:3: 'seed' stands here and on line 1"),
+        ("seed: !!python/object/apply:os.system ['true']\n", "x.yaml:1: the tag .* is refused"),
+        ("a: &b [1]\nc: *b\n", "x.yaml:1: anchors and aliases are not supported"),
+        ("model: [1\n", "x.yaml:2: "),
+        ("- 1\n", "expected keys and values, not a sequence"),
+        ("model: {lr: 1, lr: 2}\n", "'lr' stands here and on line 1"),
+        ("[" * 5000, "x.yaml"),
+        ("tf_n_embd: 8\nlr: 1\n", "holds only the section 'model'; give it as --model"),
+        ("? [a]\n: 1\n", "a key must be a word"),
+    ],
+)
+def test_hostile_and_broken_files_are_refused(text, cause, tmp_path):
+    path = write(tmp_path, "x.yaml", text)
+    with pytest.raises(ConfigError, match=cause):
+        asked(files=(path,))
+
+
+def test_unreadable_files_are_refused(tmp_path):
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "cannot be read" in mistakes(files=(tmp_path / "x.yaml",))[0]
+    (tmp_path / "big.yaml").write_text("#" * (1 << 21))
+    assert "larger than" in mistakes(files=(tmp_path / "big.yaml",))[0]
+    assert "no such file" in mistakes(files=(tmp_path / "none.yaml",))[0]
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+def test_all_mistakes_of_all_layers_are_reported_together(tmp_path):
+    path = write(
+        tmp_path,
+        "bad.yaml",
+        "model:\n  tf_n_embed: 3\n  lr: -1\n  transforms: [{name: subsampel}]\nmodle: {lr: 1}\n"
+        "env: {family: darkrom}\n",
+    )
+    lines = mistakes(
+        ("algorithm.learner_kwargs.n_step", "3"),
+        ("model.steps", "many"),
+        ("comparison.methods", "[AD, CompresedAD]"),
+        ("seed", "-1"),
+        files=(path,),
+        marker="thresold",
+    )
+    expected = [
+        "bad.yaml:2: unknown key 'model.tf_n_embed' (did you mean 'tf_n_embd'?)",
+        "bad.yaml:3: model.lr: Input should be greater than 0, got -1",
+        "bad.yaml:4: model: unknown history transform 'subsampel' (did you mean 'subsample'?)",
+        "bad.yaml:5: unknown key 'modle' (did you mean 'model'?)",
+        "bad.yaml:6: env: unknown task family 'darkrom' (did you mean 'darkroom'?)",
+        "--algorithm.learner_kwargs.n_step: algorithm: ppo: unknown key 'n_step' (did you mean 'n_steps'?)",
+        "--model.steps: model.steps: Input should be a valid integer",
+        "--comparison.methods: comparison: unknown model 'CompresedAD' (did you mean 'CompressedAD'?)",
+        "--seed: seed: Input should be greater than or equal to 0, got -1",
+        "--marker: marker: unknown marker 'thresold' (did you mean 'threshold'?)",
+    ]
+    assert len(lines) == len(expected)
+    for part in expected:
+        assert any(part in line for line in lines), part
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "cause"),
+    [
+        ("env.kwargs.siez", "3", "unknown parameter 'siez' (did you mean 'size'?)"),
+        ("env.kwargs.size", "1", "size must be a whole number of at least 2"),
+        ("env.heldout", "100", "cannot be made of 81 tasks"),
+        ("env.n_task", "1000", "n_task must lie in 1..81"),
+        ("env.name", "a/b", "should match pattern"),
+        ("marker.params.windw", "3", "unknown parameter 'windw'"),
+        ("marker.on_policy_threshold", "1.5", "less than or equal to 1"),
+        ("marker.compression_window", "0", "greater than or equal to 1"),
+        ("model.tf_n_embd", "10", "tf_n_embd 10 is not a multiple of tf_n_head 4"),
+        ("model.transforms", "[subsample]", "parameter 'every' is missing"),
+        ("model.transforms", "[{name: subsample, evry: 2, every: 2}]", "unknown parameter 'evry'"),
+        ("model.lr", ".inf", "finite number"),
+        ("model", "5", "valid dictionary"),
+        ("evaluation.marks", "on", "Input should be 'off', 'self', 'prompt' or 'prompt_rewarded'"),
+        ("comparison.methods", "[AD, AD]", "names a model twice"),
+        ("comparison.runs", "0", "greater than or equal to 1"),
+        ("algorithm.learner", "ppoo", "unknown learner 'ppoo'"),
+        ("algorithm.learner", "no_such_module:X", "cannot import 'no_such_module'"),
+        ("device", "gpu", "Input should be 'auto', 'cpu' or 'cuda'"),
+    ],
+)
+def test_each_mistake_is_one_clear_line(key, text, cause):
+    (line,) = mistakes((key, text))
+    assert cause in line
+    assert line.startswith(f"--{key}: ")
+
+
+def test_unknown_preset():
+    with pytest.raises(ConfigError, match=r"unknown preset 'smok' \(did you mean 'smoke'\?\)"):
+        load_config(Request("smok"))
+
+
+def test_suggestions_for_options():
+    assert suggest("lr") == " (did you mean --model.lr?)"
+    assert suggest("n_transt") == " (did you mean --model.n_transit?)"
+    assert suggest("zzzzzz") == ""
+
+
+def test_a_marker_keeps_its_own_default_threshold():
+    assert marker_params(MarkerSettings(marker="high_confidence")) == {}
+    chosen = MarkerSettings(marker="high_confidence", on_policy_threshold=0.8)
+    assert marker_params(chosen) == {"on_policy_threshold": 0.8}
+    # A value that is set is used, also where it equals the guide's default.
+    assert marker_params(MarkerSettings(marker="high_confidence", on_policy_threshold=0.7)) == {
+        "on_policy_threshold": 0.7
+    }
+    assert marker_params(MarkerSettings()) == {}
+    assert marker_params(MarkerSettings(marker="none", on_policy_threshold=0.5)) == {}
+
+
+def test_the_configuration_states_the_call_of_the_marker():
+    def marker(*overrides: tuple[str, str], preset: str = "default") -> MarkerSettings:
+        return load_config(Request(preset, overrides=overrides)).marker
+
+    assert (marker().on_policy_threshold, marker().compression_window) == (0.7, 10)
+    high = marker(("marker.marker", "high_confidence"))
+    assert (high.on_policy_threshold, high.compression_window) == (0.95, None)
+    explicit = marker(("marker.marker", "high_confidence"), ("marker.on_policy_threshold", "0.7"))
+    assert explicit.on_policy_threshold == 0.7
+    assert marker_params(explicit) == {"on_policy_threshold": 0.7}
+    none = marker(("marker.marker", "none"), preset="smoke")  # the preset's 0.2 and 3 are another marker's
+    assert (none.on_policy_threshold, none.compression_window) == (None, None)
+    with pytest.raises(ConfigError, match="marker 'none' has no compression_window"):
+        marker(("marker.marker", "none"), ("marker.compression_window", "5"))
+
+
+def test_configuration_is_immutable_and_hashes_out_no_torch():
+    assert Config.model_config["frozen"]
+    assert dataclasses.is_dataclass(Request)
+    code = (
+        "import sys; from compressed_ad.runs.config import Request, load_config; load_config(Request());"
+        "import compressed_ad.cli.main; assert 'torch' not in sys.modules and 'numba' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

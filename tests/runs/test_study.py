@@ -1,0 +1,271 @@
+"""Studies end to end: what a file asks for, what is run, what is shared, what comes out."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compressed_ad.cli.main import main
+from compressed_ad.errors import ConfigError
+from compressed_ad.report.study_rows import read_rows
+from compressed_ad.runs import study_run as study
+from compressed_ad.runs.job import silent
+from compressed_ad.runs.study import load_study
+from compressed_ad.workers import WorkerPool
+
+STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
+
+TINY = """
+question: Does it work?
+preset: smoke
+runs: {room: 2, permuted: 1}
+spread: 0.1
+settings:
+  env: {n_task: 16, validation: 2, heldout: 3}
+  model: {steps: 10, validations: 2, validation_episodes: 2}
+  evaluation: {episodes: 3, rollouts: 1, training_tasks: 2}
+families:
+  room: {}
+  permuted: {env: {family: darkroom_permuted, kwargs: {size: 5, horizon: 10}}, model: {n_transit: 30}}
+variants:
+  AD: {model: {model: AD}}
+  CompressedAD: {}
+  random: {marker: {marker: random, params: {on_policy_threshold: 0.2, compression_window: 3}}}
+  self: {weights: CompressedAD, evaluation: {marks: self}}
+  short: {model: {model: AD, n_transit: 10}}
+compare:
+  - [random, CompressedAD]
+curves:
+  plain: [short, AD]
+"""
+
+
+def written(folder: Path, text: str, name: str = "tiny.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    file = written(folder, TINY)
+    assert main(["study", str(file), "--out", str(folder / "out"), "--process", "1"]) == 0
+    return folder
+
+
+def test_a_study_leaves_rows_tables_and_a_page(finished: Path) -> None:
+    own = finished / "out" / "tiny"
+    rows = read_rows(own / "table.csv")
+    assert len({row.key for row in rows}) == 3 * 5
+    assert all(np.isfinite(row.final) and np.isfinite(row.generalisation) for row in rows)
+    page = (own / "index.html").read_text()
+    assert "Does it work?" in page and "http://" not in page.replace("http://www.w3.org", "")
+    assert {p.stem for p in (own / "figures").glob("*.png")} >= {
+        "differences",
+        "runs",
+        "convergence",
+        "costs",
+    }
+    text = (own / "table.md").read_text()
+    assert "CompressedAD − AD" in text and "CompressedAD − random" in text
+    contexts = [line.split(" | ")[2:4] for line in text.splitlines() if line.startswith("| room | plain")]
+    assert contexts == [["short", "10"], ["AD", "60"]]
+
+
+def test_weights_are_shared_and_only_how_they_play_differs(finished: Path) -> None:
+    loaded = load_study(finished / "tiny.yaml")
+    parts = study.groups(loaded, finished / "out")
+    assert len(loaded.cells) == 15 and len(parts) == 12
+    runs = sorted(p.name for p in (finished / "out" / "runs").iterdir())
+    assert len(runs) == 12
+    shared = [g for g in parts if len(g.plays) == 2]
+    assert all({c.variant for c, _, _ in g.plays} == {"CompressedAD", "self"} for g in shared)
+    assert len({path for g in shared for _, _, path in g.plays}) == 6
+
+
+def test_variants_of_a_run_share_histories_and_split_and_runs_do_not(finished: Path) -> None:
+    loaded = load_study(finished / "tiny.yaml")
+    keys = {(c.family, c.run): set() for c in loaded.cells}
+    for cell in loaded.cells:
+        keys[cell.family, cell.run].add(cell.data_key)
+    assert all(len(found) == 1 for found in keys.values())
+    assert len(set.union(*keys.values())) == 3
+    splits = set()
+    for folder in (finished / "out" / "runs").glob("AD-darkroom-*"):
+        facts = json.loads((folder / "environment.json").read_text())["history"]
+        splits.add(tuple(facts["split"]["heldout"]))
+    assert len(splits) == 2
+
+
+def test_marks_are_the_variants_own(finished: Path) -> None:
+    found = {}
+    for folder in (finished / "out" / "runs").glob("CompressedAD-darkroom-seed0-*"):
+        history = json.loads((folder / "environment.json").read_text())["history"]
+        found[history["marker"]] = history["marker_parameters"]
+    assert set(found) == {"threshold", "random"}
+
+
+def test_the_same_command_again_trains_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = finished / "out"
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.pt")}
+    table = (out / "tiny" / "table.csv").read_bytes()
+    assert main(["study", str(finished / "tiny.yaml"), "--out", str(out), "--process", "1"]) == 0
+    assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*.pt")}
+    assert (out / "tiny" / "table.csv").read_bytes() == table
+    capsys.readouterr()
+    assert main(["study", str(finished / "tiny.yaml"), "--out", str(out), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "12 runs are finished" in said and "see a paired difference of" in said
+
+
+def test_kept_results_give_the_same_tables(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = finished / "out" / "tiny"
+    assert main(["study", str(finished / "tiny.yaml"), "--tables", str(own / "table.csv")]) == 0
+    shown = capsys.readouterr().out
+    assert "CompressedAD − random" in shown and "Steps to reach it" in shown
+    for line in (own / "table.md").read_text().splitlines():
+        cells = [cell for cell in line.strip("|").split(" | ") if cell.strip("- :")]
+        assert all(cell.strip() in shown for cell in cells)
+
+
+def test_a_lost_evaluation_is_played_again_with_the_same_result(finished: Path, tmp_path: Path) -> None:
+    loaded = load_study(finished / "tiny.yaml", families=["room"], runs=1, variants=["CompressedAD"])
+    (group,) = [
+        g
+        for g in study.groups(loaded, finished / "out")
+        if len(g.plays) == 1 and g.plays[0][0].variant != "AD"
+    ]
+    path = group.plays[0][2]
+    kept = dict(np.load(path))
+    path.unlink()
+    assert not group.finished
+    outcome = study.run_group(group, report=silent, should_stop=lambda: False)
+    assert outcome.failure is None
+    again = dict(np.load(path))
+    for name, value in kept.items():
+        np.testing.assert_array_equal(again[name], value)
+
+
+def test_none_is_plain_ad_bit_for_bit(tmp_path: Path) -> None:
+    """A CompressedAD that sees no marks has AD's weights and returns: both share all else."""
+    text = TINY.replace(
+        "  random: {marker: {marker: random, params: {on_policy_threshold: 0.2, compression_window: 3}}}\n",
+        "  none: {marker: {marker: none}}\n",
+    ).replace("  - [random, CompressedAD]\n", "  - [none, AD]\n")
+    file = written(tmp_path, text)
+    loaded = load_study(file, families=["room"], runs=1, variants=["none"])
+    study.collect_histories(loaded, tmp_path / "out", silent)
+    with WorkerPool(1) as pool:
+        study.run_study(loaded, tmp_path / "out", pool, should_stop=lambda: False)
+    found = {row.variant: row for row in study.rows(study.groups(loaded, tmp_path / "out"))}
+    assert set(found) == {"AD", "none"}
+    assert found["AD"].final == found["none"].final and found["AD"].auc == found["none"].auc
+    assert found["AD"].excess_cross_entropy == found["none"].excess_cross_entropy
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_shipped_study_is_valid_and_can_be_made_small(path: Path) -> None:
+    loaded = load_study(path)
+    assert loaded.question and loaded.spread
+    assert len({c.training_key for c in loaded.cells}) >= len(loaded.variants) - sum(
+        "weights" in line for line in path.read_text().splitlines()
+    )
+    small = load_study(path, small=True)
+    assert all(cell.trained.model.steps <= 60 for cell in small.cells)
+    assert set(small.runs.values()) == {2}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "runs: {room: 2, permuted: 1}",
+            "runs: none",
+            r"tiny.yaml:4: runs must be whole numbers from 1 on: 'none'",
+        ),
+        ("runs: {room: 2, permuted: 1}", "runs: {room: 2}", r"runs does not say how many for permuted"),
+        ("preset: smoke", "preset: smok", r"unknown preset 'smok' \(did you mean 'smoke'\?\)"),
+        ("question:", "qestion:", r"tiny.yaml:2: unknown key 'qestion' \(did you mean 'question'\?\)"),
+        ("{marks: self}", "{marsk: self}", r"tiny.yaml:\d+: unknown key 'evaluation.marsk'"),
+        ("weights: CompressedAD", "weights: Compressed", r"tiny.yaml:\d+: .*unknown 'Compressed'"),
+        ("{weights: CompressedAD, evaluation", "{weights: AD, model", r"can only set evaluation, not model"),
+        ("marker: random", "marker: radnom", r"unknown marker 'radnom' \(did you mean 'random'\?\)"),
+        ("[random, CompressedAD]", "[random]", r"tiny.yaml:\d+: compare must be pairs"),
+        (
+            "plain: [short, AD]",
+            "plain: [shrot, AD]",
+            r"tiny.yaml:\d+: curves: unknown 'shrot' \(did you mean",
+        ),
+        ("plain: [short, AD]", "plain: short", r"tiny.yaml:\d+: curves must be a list of variants"),
+        ("plain: [short, AD]", "[short, AD]", r"tiny.yaml:\d+: curves must be a list of variants"),
+        ("spread: 0.1", "spread: wide", r"tiny.yaml:5: spread must be a number above 0"),
+        ("env: {family: darkroom_permuted", "env: {family: drkroom_permuted", r"unknown task family"),
+        ("heldout: 3", "heldout: 300", r"300"),
+    ],
+)
+def test_each_mistake_is_one_clear_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in TINY
+    with pytest.raises(ConfigError, match=message):
+        load_study(written(tmp_path, TINY.replace(old, new)))
+
+
+def test_parts_of_a_study_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path, TINY)
+    loaded = load_study(file, families=["permuted"], variants=["self"], runs=1)
+    assert {c.family for c in loaded.cells} == {"permuted"}
+    assert loaded.variants == ("AD", "CompressedAD", "self")
+    assert main(["study", str(file), "--families", "romo", "--dry-run"]) == 2
+    assert "unknown 'romo' (did you mean 'room'?)" in capsys.readouterr().err
+    assert main(["study", str(file), "--model.lr", "-1", "--dry-run"]) == 2
+    assert "--model.lr" in capsys.readouterr().err
+    assert main(["study", str(file), "--runs", "0", "--dry-run"]) == 2
+    assert main(["study", str(tmp_path / "none.yaml"), "--dry-run"]) == 2
+
+
+def test_a_failing_cell_is_told_and_the_others_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = TINY.replace("  random:", "  broken: {model: {lr: 1.0e+30}}\n  random:")
+    file = written(tmp_path, text)
+    arguments = ["study", str(file), "--out", str(tmp_path / "out"), "--families", "room", "--runs", "1"]
+    assert main([*arguments, "--variants", "broken", "--process", "1"]) == 1
+    said = capsys.readouterr()
+    assert "loss is nan" in said.err
+    rows = read_rows(tmp_path / "out" / "tiny" / "table.csv")
+    assert {row.variant for row in rows} == {"AD"}
+
+
+def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
+    file = written(tmp_path, TINY.replace("steps: 10", "steps: 4000"))
+    words = ["study", str(file), "--out", str(tmp_path / "out"), "--families", "room", "--process", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"from compressed_ad.cli.main import main; raise SystemExit(main({words!r}))"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "study" in line and "loss" in line:
+            break
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert list((tmp_path / "out" / "runs").glob("AD-*/checkpoints/*"))
+
+
+def test_a_shipped_study_runs_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The one command that reproduces a table in minutes, on a part of it."""
+    file = next(path for path in STUDIES if path.stem == "frontier")
+    words = ["--small", "--runs", "1", "--families", "darkroom", "--variants", "prolong,prolong_random"]
+    assert main(["study", str(file), *words, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "prolong − AD" in said and "prolong_random − AD" in said and "too few runs" in said
+    assert {r.variant for r in read_rows(tmp_path / "out" / "frontier" / "table.csv")} == {
+        "AD",
+        "prolong",
+        "prolong_random",
+    }

@@ -1,0 +1,72 @@
+"""The formulas of cost against operations counted while the product trains and plays."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from compressed_ad.evaluation.agents import InContextAgent
+from compressed_ad.evaluation.evaluate import evaluate_tasks
+from compressed_ad.models.ad import AD
+from compressed_ad.models.settings import ModelConfig
+from compressed_ad.models.tokens import Batch, Tokens
+from compressed_ad.tasks.gridworld import Darkroom
+from compressed_ad.training.flops import action_flops, training_flops
+from compressed_ad.training.loop import build_model, gradient
+from compressed_ad.types import to_spec
+
+FAMILY = Darkroom(size=5, horizon=20)
+
+
+def config(width: int, layers: int, context: int) -> ModelConfig:
+    return ModelConfig(
+        model="AD",
+        tf_n_embd=width,
+        tf_n_layer=layers,
+        n_transit=context,
+        batch_size=4,
+        steps=1,
+        observation_space=to_spec(FAMILY.observation_space),
+        action_space=to_spec(FAMILY.action_space),
+    )
+
+
+def full_attention(c: ModelConfig, length: float) -> float:
+    """Of one token over ``length`` tokens: scores and values, two operations per multiply-add."""
+    return 2 * 2 * c.tf_n_layer * c.tf_n_embd * length
+
+
+def windows(c: ModelConfig) -> Batch:
+    shape = (c.batch_size, c.n_transit)
+    cell = torch.zeros(*shape, 2, dtype=torch.int64)
+    action = torch.zeros(*shape, dtype=torch.int64)
+    no = torch.zeros(*shape, dtype=torch.bool)
+    tokens = Tokens(cell, action, torch.zeros(*shape), cell, no, no, no, no, no)
+    return Batch(tokens, action, ~no)
+
+
+@pytest.mark.parametrize(("width", "layers", "context"), [(64, 2, 50), (64, 2, 200), (96, 3, 100)])
+def test_training_costs_what_is_counted(width: int, layers: int, context: int) -> None:
+    c = config(width, layers, context)
+    model = build_model(c, 0)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        gradient(model, model.loss, windows(c), c)
+    # The counted kernel computes what causality masks as well: the other half of attention.
+    masked = 3 * full_attention(c, context / 2) * c.batch_size * context
+    assert counter.get_total_flops() == pytest.approx(training_flops(c) + masked, rel=0.02)
+
+
+def test_a_step_in_context_costs_what_is_counted() -> None:
+    """Once a context was full: between 60 and 160 steps lie five recomputations of half a context of 40."""
+    c = config(64, 2, 40)
+    model = build_model(c, 0)
+    assert isinstance(model, AD)
+
+    def counted(episodes: int) -> int:
+        agent = InContextAgent(model, seed=0)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            evaluate_tasks(agent, FAMILY, FAMILY.tasks()[:1], rollouts=1, episodes=episodes)
+        return int(counter.get_total_flops())
+
+    masked = full_attention(c, 40 / 4)
+    assert (counted(8) - counted(3)) / 100 == pytest.approx(action_flops(c) + masked, rel=0.02)

@@ -1,0 +1,281 @@
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from compressed_ad.errors import CheckpointError, NumericalError
+from compressed_ad.models.ad import AD
+from compressed_ad.models.settings import ModelConfig
+from compressed_ad.training.checkpoints import CheckpointDirectory, digest, load, save
+from compressed_ad.training.loop import Interrupted, build_model, gradient, learning_rate, train
+from compressed_ad.training.sequences import from_histories
+from compressed_ad.training.windows import WindowSampler
+from tests.models.test_models import SPACES
+from tests.training.test_transforms import history
+
+SMALL = {
+    **SPACES,
+    "model": "CompressedAD",
+    "tf_n_embd": 16,
+    "tf_n_head": 2,
+    "tf_n_layer": 1,
+    "n_transit": 12,
+    "batch_size": 4,
+    "steps": 12,
+    "checkpoint_every": 4,
+    "validations": 3,
+    "dropout": 0.1,
+    "lr": 0.01,
+}
+
+
+def config(**values: object) -> ModelConfig:
+    return ModelConfig.model_validate({**SMALL, **values})
+
+
+def sampler(c: ModelConfig, seed: int = 0) -> WindowSampler:
+    return WindowSampler(from_histories({0: history(6, 40)}), c.n_transit, c.batch_size, seed=seed)
+
+
+def validate(model: AD) -> dict[str, float]:
+    """A number that depends on the weights alone."""
+    return {"validation_return": float(model.head.weight.detach().double().sum())}
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load(run_dir / "last_model.pt")["model_state_dict"]
+
+
+def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
+    c = config()
+    train(c, sampler(c), tmp_path / "whole", validate=validate)
+    for stop_after in (1, 4, 7, 11):
+        run = tmp_path / f"stopped{stop_after}"
+        seen: list[int] = []
+        with pytest.raises(Interrupted):
+            train(
+                c,
+                sampler(c),
+                run,
+                validate=validate,
+                progress=lambda step, _, seen=seen: seen.append(step),
+                should_stop=lambda seen=seen, stop=stop_after: seen[-1] >= stop,
+            )
+        assert seen[-1] == stop_after
+        train(c, sampler(c), run, validate=validate)
+        for name in ("last_model.pt", "best_model.pt"):
+            assert digest(load(run / name)) == digest(load(tmp_path / "whole" / name))
+        steps = [
+            [
+                (line["step"], line.get("loss"), line.get("validation_return"))
+                for line in map(json.loads, text)
+            ]
+            for text in ((d / "metrics.jsonl").read_text().splitlines() for d in (run, tmp_path / "whole"))
+        ]
+        assert steps[0] == steps[1]
+
+
+KILLED = """
+    import os, signal, sys
+    from pathlib import Path
+    from compressed_ad.training.loop import train
+    from tests.training.test_loop import config, sampler, validate
+    c = config(steps=400, checkpoint_every=5, validations=3)
+    train(c, sampler(c), Path(sys.argv[1]), validate=validate)
+"""
+
+
+def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path: Path) -> None:
+    c = config(steps=400, checkpoint_every=5, validations=3)
+    train(c, sampler(c), tmp_path / "whole", validate=validate)
+    run = tmp_path / "killed"
+    for _ in range(2):
+        process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(KILLED), str(run)])
+        before = set((run / "checkpoints").glob("step-*")) if run.exists() else set()
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if run.exists() and len(set((run / "checkpoints").glob("step-*")) - before) > 0:
+                os.kill(process.pid, signal.SIGKILL)
+                break
+            time.sleep(0.01)
+        process.wait()
+    train(c, sampler(c), run, validate=validate)
+    assert digest(weights(run)) == digest(weights(tmp_path / "whole"))
+
+
+def test_the_best_checkpoint_is_the_one_with_the_highest_validation_return(tmp_path: Path) -> None:
+    c = config()
+    values = iter([0.1, 0.9, 0.4])
+    done = train(c, sampler(c), tmp_path, validate=lambda model: {"validation_return": next(values)})
+    assert done.best_step == 8 == load(tmp_path / "best_model.pt")["step"]
+    assert load(tmp_path / "last_model.pt")["step"] == 12
+
+
+def test_a_lost_best_model_is_trained_again_and_comes_out_the_same(tmp_path: Path) -> None:
+    c = config()
+    train(c, sampler(c), tmp_path, validate=validate)
+    lost = tmp_path / "best_model.pt"
+    before = digest(load(lost))
+    lost.unlink()
+    done = train(c, sampler(c), tmp_path, validate=validate)
+    assert digest(load(lost)) == before and "is missing" in done.messages[0]
+
+
+def test_without_validation_the_last_weights_count(tmp_path: Path) -> None:
+    c = config(validations=0)
+    train(c, sampler(c), tmp_path)
+    assert load(tmp_path / "best_model.pt")["step"] == 12
+
+
+def test_model_files_load_with_weights_only_and_rebuild_the_model(tmp_path: Path) -> None:
+    c = config()
+    model = train(c, sampler(c), tmp_path).model
+    checkpoint = torch.load(tmp_path / "best_model.pt", weights_only=True)
+    again = AD if checkpoint["config"]["model"] == "AD" else type(model)
+    loaded = again(checkpoint["config"])
+    loaded.load_state_dict(checkpoint["model_state_dict"])
+    batch = sampler(c).batch(0)
+    torch.testing.assert_close(loaded.eval()(batch.tokens), model.eval()(batch.tokens), rtol=0, atol=0)
+
+
+def test_methods_with_one_seed_share_batches_and_common_initial_weights() -> None:
+    ad, compressed = (build_model(config(model=name), 3) for name in ("AD", "CompressedAD"))
+    theirs = compressed.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in ad.state_dict().items())
+    other = build_model(config(model="AD"), 4).state_dict()
+    assert not torch.equal(other["state.table.weight"], ad.state_dict()["state.table.weight"])
+
+
+def test_learning_rate_schedule() -> None:
+    c = config(steps=100, warmup=0.1, lr=1.0, lr_final=0.1)
+    rates = [learning_rate(c, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0) == max(rates)
+    assert rates[-1] == pytest.approx(0.1) and all(a >= b for a, b in itertools.pairwise(rates[9:]))
+    middle = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 45 / 89))
+    assert rates[55] == pytest.approx(middle)
+
+
+@pytest.mark.parametrize("at", ["every", "query"])
+def test_accumulated_gradients_equal_those_of_the_whole_batch(at: str) -> None:
+    gradients = []
+    for parts in (1, 2, 4):
+        c = config(accumulate=parts, dropout=0.0, loss_at=at, n_transit=60)
+        model = build_model(c, 0)
+        torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
+        gradient(model, model.loss, sampler(c).batch(0), c)
+        gradients.append(model.transformer.blocks[0].up.weight.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+    torch.testing.assert_close(gradients[0], gradients[2])
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_place_named(tmp_path: Path) -> None:
+    c = config(lr=1e30, grad_clip=1e30, dropout=0.0)
+    with pytest.raises(NumericalError, match=r"loss is (nan|inf) at gradient step \d+"):
+        train(c, sampler(c), tmp_path)
+
+
+def test_another_configuration_is_refused(tmp_path: Path) -> None:
+    c = config()
+    train(c, sampler(c), tmp_path)
+    before = digest(weights(tmp_path))
+    with pytest.raises(CheckpointError, match="another configuration"):
+        train(config(lr=0.02), sampler(c), tmp_path)
+    assert digest(weights(tmp_path)) == before
+
+
+def test_a_history_shorter_than_the_context_trains(tmp_path: Path) -> None:
+    c = config(n_transit=64, steps=3)
+    done = train(c, sampler(c), tmp_path)
+    assert math.isfinite(float(done.model.head.weight.detach().sum()))
+
+
+def test_bfloat16_runs(tmp_path: Path) -> None:
+    c = config(precision="bfloat16", steps=3)
+    assert train(c, sampler(c), tmp_path).model.head.weight.dtype == torch.float32
+
+
+def test_training_learns_what_can_be_learned(tmp_path: Path) -> None:
+    """Actions that repeat the previous transition's action: a model must get near zero loss."""
+    h = history(8, 40)
+    h.actions[:, 1:] = h.actions[:, :1]
+    h.truncated[:] = False
+    c = config(steps=150, n_transit=20, batch_size=16, lr=0.01, dropout=0.0, first_window=1.0)
+    losses: list[float] = []
+    windows = WindowSampler(from_histories({0: h}), 20, 16, seed=0)
+    train(c, windows, tmp_path, progress=lambda step, metrics: losses.append(metrics["loss"]))
+    # Only the first action of each window is a guess among five: log(5) / 20 = 0.08 nats.
+    assert losses[0] == pytest.approx(math.log(5), abs=0.01) and losses[-1] < 0.15
+
+
+def test_checkpoints_are_ordered_by_number_and_the_newest_sound_one_counts(tmp_path: Path) -> None:
+    folder = CheckpointDirectory(tmp_path, keep=3)
+    for step in (9, 10, 99, 100, 99_999_999, 100_000_000):
+        folder.save(step, {"step": step, "weight": torch.ones(3)})
+    assert folder.steps() == [100, 99_999_999, 100_000_000]
+    newest = folder.file(100_000_000)
+    newest.write_bytes(newest.read_bytes()[:-40])
+    content, damaged = folder.latest()
+    assert content is not None and content["step"] == 99_999_999
+    assert len(damaged) == 1 and "damaged" in damaged[0] and str(newest) in damaged[0]
+
+
+def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    save(path, {"weight": torch.arange(50.0), "step": 3})
+    sound = path.read_bytes()
+    reference = digest(load(path))
+    for position in range(0, len(sound), 37):
+        path.write_bytes(sound[:position] + bytes([sound[position] ^ 0x40]) + sound[position + 1 :])
+        try:
+            content = load(path)
+        except CheckpointError as error:
+            assert str(path) in str(error)
+        else:
+            assert digest(content) == reference  # a byte of padding
+
+
+def test_foreign_and_hostile_files(tmp_path: Path) -> None:
+    import pickle
+
+    class Hostile:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    cases = {
+        "empty": b"",
+        "text": b"hello",
+        "pickle": pickle.dumps(Hostile()),
+    }
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=name):
+            load(tmp_path / name)
+    torch.save({"weight": torch.ones(1)}, tmp_path / "foreign")
+    with pytest.raises(CheckpointError, match="not a checkpoint of this library"):
+        load(tmp_path / "foreign")
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        load(tmp_path / "missing")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.pt"
+    save(path, {"step": 1})
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(CheckpointError, match=r"model\.pt.*No space left"):
+            save(path, {"step": 2})
+    assert load(path)["step"] == 1 and [p.name for p in tmp_path.iterdir()] == ["model.pt"]
