@@ -1,9 +1,9 @@
-"""Bandits: K arms that pay independently from unknown distributions, and nothing to see.
+"""Bandits: K arms that pay independently from unknown distributions; observations are always 0.
 
 A task is a row (K,) of arm means, drawn once from ``task_seed``. An episode is ``horizon`` pulls, by default
-one: then the in-context episodes are the pulls, and regret adds up over them. An episode that is over has
-nothing after it, so it terminates. What a slot pays depends on its own seed alone; the reward of a pull is
-made from the slot's next random number whatever the arm, so different players meet the same luck.
+one: then every in-context episode is a pull, and regret adds up over them. Episodes terminate: after the last
+pull nothing has value. A slot's rewards depend on its own seed alone, and each pull uses the slot's next
+random number whatever the arm, so different agents meet the same luck.
 
 ``gaussian_bandit`` is by default the bandit of Lee et al. 2023, "Supervised Pretraining Can Learn In-Context
 Reinforcement Learning": means uniform in [0, 1], noise of standard deviation 0.3.
@@ -20,28 +20,26 @@ from typing import ClassVar
 
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
 
 from compressed_ad.errors import SpaceError, UsageError, nearest
 from compressed_ad.seeding import SlotDraws, rng
 from compressed_ad.tasks.bandit_rules import (
     UCB1,
     BetaPosterior,
+    Floats,
     Generators,
     NormalPosterior,
     Posterior,
     Thompson,
     seeded,
 )
-from compressed_ad.tasks.base import ReferencePlayer, check_number, check_whole
-from compressed_ad.types import AnyArray, FloatArray, IntArray, Step
-
-Floats = NDArray[np.float64]
+from compressed_ad.tasks.base import OneLineRepr, check_number, check_whole
+from compressed_ad.types import Agent, AnyArray, FloatArray, IntArray, Step
 
 
-@dataclass(frozen=True)
-class Bandit(ABC):
-    """What bandits have in common: ``n_arm`` arms, ``n_task`` tasks drawn from ``task_seed``."""
+@dataclass(frozen=True, repr=False)
+class Bandit(OneLineRepr, ABC):
+    """``n_arm`` arms, and ``n_task`` tasks drawn with ``task_seed``."""
 
     name: ClassVar[str]
     n_arm: int = 10
@@ -55,12 +53,10 @@ class Bandit(ABC):
 
     @cached_property
     def observation_space(self) -> spaces.Discrete:
-        """There is nothing to see."""
         return spaces.Discrete(1)
 
     @cached_property
     def action_space(self) -> spaces.Discrete:
-        """The arms."""
         return spaces.Discrete(self.n_arm)
 
     @cached_property
@@ -68,7 +64,7 @@ class Bandit(ABC):
         return self.draw(rng(self.task_seed, self.name))
 
     def tasks(self) -> Floats:
-        """(n_task, n_arm) arm means. More tasks of one seed begin with the same ones."""
+        """(n_task, n_arm) arm means. With the same seed, a larger ``n_task`` only appends tasks."""
         return self._means.copy()
 
     @abstractmethod
@@ -77,42 +73,37 @@ class Bandit(ABC):
 
     @abstractmethod
     def make(self, tasks: AnyArray, seeds: IntArray) -> BanditEnv:
-        """One slot per row of ``tasks`` (N, n_arm), each with the random numbers of its own seed."""
+        """One slot for each row of ``tasks`` (N, n_arm), with the random numbers of its own seed."""
 
     @abstractmethod
     def posterior(self, prior: tuple[float, float] | None = None) -> Posterior:
-        """What Thompson sampling starts from, by default the distribution of the arm means."""
+        """The belief that Thompson sampling starts from, by default the distribution of the arm means."""
 
     @property
     @abstractmethod
     def ucb_scale(self) -> float:
-        """The scale of UCB1's bound that its guarantee asks for."""
+        """The scale of UCB1's bound that its guarantee needs."""
 
     def thompson(self, generators: Generators, prior: tuple[float, float] | None = None) -> Thompson:
-        """Thompson sampling on this family."""
         return Thompson(self.posterior(prior), generators)
 
     def ucb1(self, generators: Generators, scale: float | None = None) -> UCB1:
-        """UCB1 on this family."""
         return UCB1(self.n_arm, generators, self.ucb_scale if scale is None else scale)
 
-    def references(self, tasks: AnyArray) -> Mapping[str, Callable[[int], ReferencePlayer]]:
-        """Thompson sampling and UCB1, which know nothing of ``tasks``; see ``ReferencePolicies``."""
+    def references(self, tasks: AnyArray) -> Mapping[str, Callable[[int], Agent]]:
+        """Thompson sampling and UCB1, which know nothing of ``tasks``."""
         return {
             "Thompson sampling": lambda seed: self.thompson(seeded(seed, "reference", "thompson")),
             "UCB1": lambda seed: self.ucb1(seeded(seed, "reference", "ucb1")),
         }
 
     def optimal_return(self, tasks: AnyArray) -> Floats:
-        """(N,) the best arm at every pull."""
         return np.asarray(self.horizon * self.check(tasks).max(axis=1))
 
     def random_return(self, tasks: AnyArray) -> Floats:
-        """(N,) the mean of the arms at every pull."""
         return np.asarray(self.horizon * self.check(tasks).mean(axis=1))
 
     def optimal_action(self, tasks: AnyArray, obs: AnyArray, episode_return: FloatArray) -> IntArray:
-        """(N,) the best arm; see ``OptimalPolicy``."""
         return np.asarray(self.check(tasks).argmax(axis=1))
 
     def check(self, tasks: AnyArray) -> Floats:
@@ -126,7 +117,7 @@ class Bandit(ABC):
 
 
 class BanditEnv:
-    """N bandits pulled together; ``pay`` makes the rewards (N,) of arms with given means (N,)."""
+    """N bandits that step together; ``pay`` draws the rewards (N,) of arms with given means (N,)."""
 
     def __init__(self, family: Bandit, means: Floats, pay: Callable[[Floats], Floats]) -> None:
         self._family, self._means, self._pay, self.num_envs = family, means, pay, len(means)
@@ -134,12 +125,11 @@ class BanditEnv:
         self._pulls = 0
 
     def reset(self) -> IntArray:
-        """Start an episode in every slot; observations (N,)."""
         self._pulls = 0
         return np.zeros(self.num_envs, np.int64)
 
     def step(self, actions: AnyArray) -> Step:
-        """Pull one arm (N,) in every slot. All slots end together."""
+        """Pull one arm (N,) in every slot. All episodes end together."""
         actions = np.asarray(actions)
         if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
             raise SpaceError(
@@ -159,7 +149,7 @@ def _streams(seeds: IntArray) -> list[np.random.Generator]:
     return [rng(int(seed), "bandit") for seed in seeds]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BernoulliBandit(Bandit):
     """Arms that pay 1 with a chance drawn from Beta(``alpha``, ``beta``), by default uniform, and else 0."""
 
@@ -172,11 +162,9 @@ class BernoulliBandit(Bandit):
         _check_above_zero(self, "alpha", "beta")
 
     def draw(self, random: np.random.Generator) -> Floats:
-        """(n_task, n_arm) chances to pay."""
         return random.beta(self.alpha, self.beta, size=(self.n_task, self.n_arm))
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> BanditEnv:
-        """See ``Bandit.make``."""
         uniform = SlotDraws(_streams(seeds))
         return BanditEnv(self, self.check(tasks), lambda chance: (uniform() < chance).astype(np.float64))
 
@@ -189,11 +177,9 @@ class BernoulliBandit(Bandit):
 
     @property
     def ucb_scale(self) -> float:
-        """1: rewards lie in [0, 1]."""
-        return 1.0
+        return 1.0  # rewards lie in [0, 1]
 
     def check(self, tasks: AnyArray) -> Floats:
-        """``tasks`` (N, n_arm) as float64; ``UsageError`` unless they are chances."""
         chances = super().check(tasks)
         if ((chances < 0) | (chances > 1)).any():
             raise UsageError(f"{self.name}: tasks must be chances in [0, 1]")
@@ -210,7 +196,7 @@ _DEVIATION = {"uniform": 1 / math.sqrt(3), "normal": 1.0}
 """Their standard deviations."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GaussianBandit(Bandit):
     """Arms that pay their mean plus normal noise of standard deviation ``sigma``.
 
@@ -235,11 +221,9 @@ class GaussianBandit(Bandit):
         check_number(self.name, "mean", self.mean)
 
     def draw(self, random: np.random.Generator) -> Floats:
-        """(n_task, n_arm) means."""
         return self.mean + self.width * DISTRIBUTION[self.distribution](random, (self.n_task, self.n_arm))
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> BanditEnv:
-        """See ``Bandit.make``."""
         noise = SlotDraws(_streams(seeds), "standard_normal")
         return BanditEnv(self, self.check(tasks), lambda mean: mean + self.sigma * noise())
 
@@ -254,7 +238,6 @@ class GaussianBandit(Bandit):
 
     @property
     def ucb_scale(self) -> float:
-        """Twice the noise."""
         return 2 * self.sigma
 
 

@@ -1,8 +1,8 @@
-"""Any gymnasium environment as a task family: its parameters make the tasks.
+"""Any gymnasium environment as a task family: tasks differ in its parameters.
 
 ``GymnasiumFamily("CartPole-v1", {"length": "0.25:1.0", "gravity": "5:15"}, n_task=64)``, by name
-``gymnasium:CartPole-v1``. A parameter is an argument of the environment's constructor, or else a number that
-the constructed environment holds (``env.unwrapped.length``), which is then set.
+``gymnasium:CartPole-v1``. A parameter is an argument of the environment's constructor, or else a numeric
+attribute of the constructed environment (``env.unwrapped.length``), which is then set.
 """
 
 from __future__ import annotations
@@ -22,14 +22,21 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from compressed_ad.errors import ConfigError, SpaceError, UsageError, nearest
 from compressed_ad.registry import import_attribute
 from compressed_ad.seeding import rng
-from compressed_ad.tasks.base import TaskFamily, check_number, check_whole, family_specs, is_number
+from compressed_ad.tasks.base import (
+    OneLineRepr,
+    TaskFamily,
+    check_number,
+    check_whole,
+    family_specs,
+    is_number,
+)
+from compressed_ad.tasks.random_play import MeasuredReturns
 from compressed_ad.types import AnyArray, FloatArray, IntArray, Step
 
 Env = gymnasium.Env[Any, Any]
 
 _DRAWS = 100
-"""Times as many rows are drawn as are asked for before equal ones are blamed on the parameters."""
-
+"""Rows drawn for each task that is asked for; if too few of them differ, the parameters allow no more."""
 
 DERIVED: Mapping[str, Mapping[str, Callable[[Any], float]]] = {
     "CartPoleEnv": {
@@ -37,14 +44,14 @@ DERIVED: Mapping[str, Mapping[str, Callable[[Any], float]]] = {
         "polemass_length": lambda env: env.masspole * env.length,
     }
 }
-"""By class name: what an environment derived from its numbers when it was constructed, to be recomputed."""
+"""By class name: attributes that a constructor derives from others, and that must be recomputed."""
 
 
 class Parameter:
-    """What one parameter of the tasks may be: a range, or a choice from a list.
+    """The values that one parameter of the tasks can take: a range, or a list of choices.
 
-    ``"low:high"`` and ``{low: ..., high: ...}`` are ranges, drawn uniformly (whole numbers where ``whole``);
-    a list, or ``"a,b,c"``, is a choice. Values that are no numbers stand in task rows as their index.
+    ``"low:high"`` and ``{low: ..., high: ...}`` are ranges, drawn uniformly (as integers if ``whole``); a
+    list, or ``"a,b,c"``, gives the choices. A task row holds the index of a choice that is not a number.
     """
 
     def __init__(self, key: str, given: Any) -> None:
@@ -72,7 +79,7 @@ class Parameter:
         return repr(self.choices) if self.choices else f"{self.low:g}:{self.high:g}"
 
     def whole(self, default: Any) -> bool:
-        """Whether values are whole numbers: given as such, for what is one (or not a number) by default."""
+        """Whether values are integers: they are given as integers, and a numeric default is one."""
         given = self.choices or [self.low, self.high]
         if not self.numeric or any(value != int(value) for value in given):
             return False
@@ -85,7 +92,7 @@ class Parameter:
         return self.choices or [self.value(end, whole) for end in (self.low, self.high)]
 
     def draw(self, random: np.random.Generator, n: int, whole: bool) -> FloatArray:
-        """(n,) values as they stand in task rows."""
+        """(n,) entries of task rows."""
         if not self.choices:
             if whole:
                 return random.integers(int(self.low), int(self.high) + 1, n).astype(np.float64)
@@ -94,7 +101,7 @@ class Parameter:
         return np.array(self.choices, np.float64)[index] if self.numeric else index.astype(np.float64)
 
     def value(self, entry: float, whole: bool) -> Any:
-        """What the environment gets for an entry of a task row."""
+        """The value that an entry of a task row stands for."""
         if self.choices and not self.numeric:
             return self.choices[int(entry)]
         return int(entry) if whole else float(entry)
@@ -109,7 +116,7 @@ def _parsed(text: str) -> Any:
 
 
 def _word(text: str) -> Any:
-    """A word of the command line as a number or a truth value, if it is one."""
+    """A word of the command line, as a number or a truth value where it is one."""
     text = text.strip()
     for kind in (int, float):
         try:
@@ -119,23 +126,23 @@ def _word(text: str) -> Any:
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
-class GymnasiumFamily:
+class GymnasiumFamily(OneLineRepr, MeasuredReturns):
     """A gymnasium environment whose constructor arguments and numbers make tasks.
 
-    ``params`` names what varies: ``{"length": "0.25:1.0", "gravity": [5, 10]}``; ``n_task`` tasks (64)
-    are drawn with ``task_seed``. Without ``params`` there is one task, the environment as it is.
-    ``kwargs`` are fixed arguments of the constructor. ``horizon`` replaces the environment's own time
-    limit, which truncates. ``setup`` (``module:function``) is called with each environment once its
-    numbers are set, to recompute what it derives from them. ``best_return`` is the return that counts as
-    optimal (500 for CartPole-v1); without it returns are compared with the source's. The random policy's
-    return is measured, over ``random_episodes`` seeded episodes of each task.
+    ``params`` names the parameters that vary: ``{"length": "0.25:1.0", "gravity": [5, 10]}``; ``n_task``
+    tasks (64) are drawn with ``task_seed``. Without ``params`` there is one task, the unchanged environment.
+    ``kwargs`` are fixed arguments of the constructor. ``horizon`` replaces the environment's own time limit;
+    both truncate. ``setup`` (``module:function``) is called with each environment after its attributes are
+    set, to recompute attributes that depend on them. ``best_return`` is the return that counts as optimal
+    (500 for CartPole-v1); without it, returns are compared with those of the source. The random policy's
+    return is measured in ``random_episodes`` seeded episodes of each task.
 
     Raises ``UsageError`` for unknown environments and parameters, ``SpaceError`` for unsupported spaces.
     """
 
     prefix: ClassVar[str] = "gymnasium"
     by_parameters: ClassVar[bool] = True
-    """Whether tasks differ in ``params``, without which there is one."""
+    """Whether tasks differ in ``params``; then there is only one task without them."""
 
     def __init__(
         self,
@@ -159,7 +166,6 @@ class GymnasiumFamily:
         self.n_task = n_task if n_task is not None else 64 if self.params else 1
         self.random_episodes = random_episodes
         self._horizon = horizon
-        self._random_return: dict[bytes, float] = {}
         check_whole(self.name, "n_task", self.n_task, 1)
         check_whole(self.name, "task_seed", task_seed, 0)
         check_whole(self.name, "random_episodes", random_episodes, 1)
@@ -170,11 +176,11 @@ class GymnasiumFamily:
         twice = self.params.keys() & self.kwargs.keys()
         if twice:
             raise UsageError(f"{self.name}: {', '.join(sorted(twice))} stands in params and in kwargs")
-        self._look()
+        self._inspect()
         self.environment(self._tasks[0]).close()
 
-    def _look(self) -> None:
-        """Construct one environment: spaces, time limit, which parameters it has, whether they may vary."""
+    def _inspect(self) -> None:
+        """Construct one environment to read its spaces, its time limit and its parameters."""
         spec = self._spec()
         required = {key: self.params[key] for key in _required(spec) if key in self.params}
         first = {key: parameter.probes(parameter.whole(None))[0] for key, parameter in required.items()}
@@ -211,7 +217,7 @@ class GymnasiumFamily:
             self._check_spaces(key, first)
 
     def _check_spaces(self, key: str, others: Mapping[str, Any]) -> None:
-        """Tasks share their spaces: what a constructor's argument may be must not change them."""
+        """Raise ``SpaceError`` if values of the constructor's argument ``key`` change the spaces."""
         for value in self.params[key].probes(self.whole[key]):
             env = self._construct({**others, key: value})
             for kind in ("observation_space", "action_space"):
@@ -224,7 +230,7 @@ class GymnasiumFamily:
             env.close()
 
     def _spec(self) -> EnvSpec:
-        """The registered specification; ``module:EnvId`` imports the module first, as gymnasium.make does."""
+        """The registered specification; as in gymnasium.make, ``module:EnvId`` imports the module first."""
         module, _, env_id = self.env_id.rpartition(":")
         try:
             if module:
@@ -237,7 +243,7 @@ class GymnasiumFamily:
             raise UsageError(f"{self.name}: cannot import {module} ({_line(error)})") from None
 
     def _own_limit(self, env: Env) -> int | None:
-        """The time limit that ``env`` keeps itself, where gymnasium keeps none."""
+        """The time limit that ``env`` enforces itself, if gymnasium enforces none."""
         return None
 
     def _construct(self, arguments: Mapping[str, Any]) -> Env:
@@ -276,7 +282,7 @@ class GymnasiumFamily:
         return rows[first[: self.n_task]]
 
     def tasks(self) -> FloatArray:
-        """(n_task, P): the drawn parameters, in the order in which they were named."""
+        """(n_task, P) the drawn parameters, in the order of ``params``."""
         return self._tasks.copy()
 
     def environment(self, task: AnyArray) -> Env:
@@ -301,22 +307,13 @@ class GymnasiumFamily:
         return env
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> GymnasiumSlots:
-        """One environment per row of ``tasks``, each with its own seed."""
+        """One environment for each row of ``tasks``, with its own seed."""
         return GymnasiumSlots(self, [self.environment(task) for task in tasks], seeds)
 
-    def optimal_return(self, tasks: AnyArray) -> FloatArray | None:
-        """(N,) ``best_return`` for every task, or None if it was not given."""
-        return None if self.best_return is None else np.full(len(tasks), float(self.best_return))
+    def play_randomly(self, tasks: AnyArray) -> FloatArray:
+        return np.array([self._random_return(row) for row in tasks])
 
-    def random_return(self, tasks: AnyArray) -> FloatArray:
-        """(N,) mean return of ``random_episodes`` episodes of uniformly random actions, measured once."""
-        rows = np.asarray(tasks, np.float64)
-        for row in rows:
-            if row.tobytes() not in self._random_return:
-                self._random_return[row.tobytes()] = self._play_randomly(row)
-        return np.array([self._random_return[row.tobytes()] for row in rows])
-
-    def _play_randomly(self, row: FloatArray) -> float:
+    def _random_return(self, row: FloatArray) -> float:
         random = rng(self.task_seed, "random return", self.env_id, *(repr(float(x)) for x in row))
         env, total = self.environment(row), 0.0
         env.action_space.seed(int(random.integers(2**31)))
@@ -332,7 +329,7 @@ class GymnasiumFamily:
 
 
 class GymnasiumSlots:
-    """Single environments stepped one after another as a ``BatchedEnv``."""
+    """Single environments as a ``BatchedEnv``, stepped one after another."""
 
     def __init__(self, family: TaskFamily, envs: Sequence[Env], seeds: IntArray) -> None:
         self.num_envs, self._envs = len(envs), list(envs)
@@ -342,13 +339,12 @@ class GymnasiumSlots:
         self._as_action: Callable[[Any], Any] = int if discrete else np.asarray
 
     def reset(self) -> AnyArray:
-        """Start an episode in every slot: the first with the slot's seed, later ones where it went on."""
+        """Start an episode in every slot; only the first reset uses the slot's seed."""
         first = [env.reset(seed=seed)[0] for env, seed in zip(self._envs, self._seeds, strict=True)]
         self._seeds = [None] * self.num_envs
         return np.array(first, self._dtype)
 
     def step(self, actions: AnyArray) -> Step:
-        """Advance every slot by one action; slots whose episode ends are reset at once."""
         reward = np.zeros(self.num_envs, np.float32)
         terminated, truncated = np.zeros((2, self.num_envs), bool)
         following = []
@@ -366,7 +362,7 @@ class GymnasiumSlots:
 
 
 def _required(spec: EnvSpec) -> list[str]:
-    """Arguments without a default of what makes the environment."""
+    """The constructor's arguments that have no default."""
     maker = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
     found = _arguments(maker) if callable(maker) else {}
     return [name for name, default in found.items() if default is inspect.Parameter.empty]
@@ -380,7 +376,7 @@ def _arguments(maker: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _numbers(env: Env) -> dict[str, Any]:
-    """The public numbers that an environment holds, its class's included."""
+    """The public numeric attributes of an environment and its class."""
     bare = env.unwrapped
     names = [name for name in dir(bare) if not name.startswith("_") and name != "np_random_seed"]
     held = {name: inspect.getattr_static(bare, name) for name in names}

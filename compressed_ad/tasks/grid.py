@@ -1,4 +1,4 @@
-"""What the gridworlds share: cells, moves, the random walk on them, and N slots stepped together.
+"""What the gridworlds share: cells, moves, the random walk, and N slots that step together.
 
 A cell is (x, y) with 0 <= x, y < ``size``; observations are int64 (N, 2). Actions are 0 stay, 1 up (y + 1),
 2 down (y - 1), 3 left (x - 1), 4 right (x + 1); walls stop a move.
@@ -17,7 +17,7 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
 from compressed_ad.errors import SpaceError, UsageError
-from compressed_ad.tasks.base import check_whole
+from compressed_ad.tasks.base import OneLineRepr, check_whole
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray, Step
 
 N_ACTION = 5
@@ -94,9 +94,9 @@ def towards(obs: IntArray, target: IntArray) -> Int64Array:
     return move
 
 
-@dataclass(frozen=True)
-class Grid(ABC):
-    """What the rooms have in common; ``size`` cells a side, episodes of at most ``horizon`` steps."""
+@dataclass(frozen=True, repr=False)
+class Grid(OneLineRepr, ABC):
+    """A square room with ``size`` cells a side and episodes of at most ``horizon`` steps."""
 
     name: ClassVar[str]
     size: int
@@ -108,12 +108,11 @@ class Grid(ABC):
 
     @cached_property
     def observation_space(self) -> spaces.MultiDiscrete:
-        """The agent's own cell, (x, y)."""
+        """The agent's cell, (x, y)."""
         return spaces.MultiDiscrete([self.size, self.size])
 
     @cached_property
     def action_space(self) -> spaces.Discrete:
-        """Stay, up, down, left, right."""
         return spaces.Discrete(N_ACTION)
 
     @property
@@ -122,13 +121,20 @@ class Grid(ABC):
         return self.size // 2, self.size // 2
 
     @abstractmethod
-    def optimal_action(self, tasks: AnyArray, obs: IntArray, episode_return: FloatArray) -> Int64Array:
-        """(N,) an optimal action of each task; see ``OptimalPolicy``."""
+    def optimal_action(self, tasks: AnyArray, obs: IntArray, episode_return: FloatArray) -> Int64Array: ...
 
     def index(self, cells: ArrayLike) -> Int64Array:
         """Number x * size + y of cells (..., 2)."""
         x, y = np.moveaxis(np.asarray(cells, np.int64), -1, 0)
         return np.asarray(x * self.size + y)
+
+    def random_hit(self, cells: ArrayLike) -> Float64Array:
+        """(N,) chance that random actions step onto each of ``cells`` (N, 2) within an episode."""
+        return hit_chance(self.size, self.horizon, int(self.index(self.start)))[self.index(cells)]
+
+    def random_visits(self, cells: ArrayLike) -> Float64Array:
+        """(N,) expected number of steps of an episode of random actions onto each of ``cells`` (N, 2)."""
+        return visits(self.size, self.horizon, int(self.index(self.start)))[self.index(cells)]
 
     def check(self, tasks: AnyArray, width: int) -> Int64Array:
         """``tasks`` (N, ``width``) as int64; ``UsageError`` unless they are coordinates of cells."""
@@ -141,7 +147,7 @@ class Grid(ABC):
 
 
 class GridEnv(ABC):
-    """N slots of one room, stepped together; subclasses judge the cells stepped onto."""
+    """N slots of one room that step together; subclasses judge the cells stepped onto."""
 
     def __init__(self, family: Grid, tasks: Int64Array) -> None:
         self.num_envs = num_envs = len(tasks)
@@ -155,14 +161,12 @@ class GridEnv(ABC):
         self._return = np.zeros(num_envs, np.float32)
 
     def reset(self) -> Int64Array:
-        """Start an episode in every slot; observations (N, 2) int64."""
         self._cell[:] = self._start
         self._time[:] = 0
         self._return[:] = 0
         return self._cells.take(self._cell, axis=0)
 
     def step(self, actions: AnyArray) -> Step:
-        """Advance every slot by one action (N,); slots whose episode ends are reset at once."""
         actions = np.asarray(actions)
         if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
             raise SpaceError(
@@ -187,7 +191,7 @@ class GridEnv(ABC):
         return Step(next_obs, reward, terminated, truncated, obs)
 
     def optimal_actions(self) -> Int64Array:
-        """(N,) an optimal action in the present state of every slot."""
+        """(N,) an optimal action in the current state of every slot."""
         return self._family.optimal_action(self._tasks, self._cells.take(self._cell, axis=0), self._return)
 
     def moves(self, actions: AnyArray) -> AnyArray:

@@ -1,7 +1,7 @@
-"""Dark rooms: gridworlds whose agent sees only its own cell and must find out where the reward is.
+"""Dark rooms: gridworlds whose agent sees only its own cell and must find the reward.
 
-Cells, observations and moves are those of ``grid``. Rewards look at the *successor* of the action: standing
-on a goal and staying pays. The time limit truncates; an episode that terminates on its last step counts as
+Cells, observations and moves are those of ``grid``. The *successor* of an action decides its reward: staying
+on a goal pays. The time limit truncates; an episode that terminates on its last step counts as
 terminated only. Everything is deterministic, so the ``seeds`` of ``make`` have no effect.
 
 Source: Laskin et al., "In-context Reinforcement Learning with Algorithm Distillation", 2022, section 4 and
@@ -11,6 +11,7 @@ appendix (Dark Room, Dark Room Hard, Dark Key-to-Door); the large and the permut
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations
@@ -30,14 +31,12 @@ from compressed_ad.tasks.grid import (
     distance,
     first_hits,
     first_in_episode,
-    hit_chance,
     towards,
-    visits,
 )
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Darkroom(Grid):
     """A room with one invisible goal cell; +1 for every step that ends on it (Laskin et al. 2022).
 
@@ -49,12 +48,15 @@ class Darkroom(Grid):
     size: int = 9
     horizon: int = 20
 
+    @property
+    def n_task(self) -> int:
+        return self.size**2
+
     def tasks(self) -> Int64Array:
-        """(size**2, 2) goal cells, y running fastest."""
+        """(size**2, 2) goal cells; y changes fastest."""
         return all_cells(self.size).copy()
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> _DarkroomEnv:
-        """One slot per row of ``tasks`` (N, 2)."""
         return _DarkroomEnv(self, self.check(tasks, 2))
 
     def goal_distance(self, tasks: AnyArray) -> Int64Array:
@@ -62,31 +64,25 @@ class Darkroom(Grid):
         return distance(self.check(tasks, 2), self.start)
 
     def optimal_return(self, tasks: AnyArray) -> Float64Array:
-        """(N,) walk to the goal and stay; on a goal at distance 0 every step pays."""
+        """(N,) walking to the goal and staying there; at distance 0 every step pays."""
         arrival = np.maximum(self.goal_distance(tasks), 1)
         pay = self.horizon - arrival + 1
         return np.asarray(np.clip(pay, 0, 1 if self.terminates else None), np.float64)
 
     def random_return(self, tasks: AnyArray) -> Float64Array:
-        """(N,) exact, from the occupancy (or first hits, if the goal ends the episode) of a random walk."""
-        start, goal = int(self.index(self.start)), self.index(self.check(tasks, 2))
-        if self.terminates:
-            return np.asarray(hit_chance(self.size, self.horizon, start)[goal])
-        return np.asarray(visits(self.size, self.horizon, start)[goal])
+        """(N,) exact: expected visits of a random walk, or its chance to hit a goal that ends the episode."""
+        goals = self.check(tasks, 2)
+        return self.random_hit(goals) if self.terminates else self.random_visits(goals)
 
     def random_found(self, tasks: AnyArray) -> Float64Array:
-        """(N,) exact chance that the uniformly random policy meets the reward within one episode."""
-        chance = hit_chance(self.size, self.horizon, int(self.index(self.start)))
-        return chance[self.index(self.check(tasks, 2))]
+        return self.random_hit(self.check(tasks, 2))
 
     def optimal_action(self, tasks: AnyArray, obs: IntArray, episode_return: FloatArray) -> Int64Array:
-        """(N,) an optimal action in ``obs`` (N, 2); ``episode_return`` is not needed here."""
         return towards(obs, self.check(tasks, 2))
 
     def reward(
         self, task: AnyArray, states: AnyArray, actions: AnyArray, next_states: AnyArray, start: BoolArray
     ) -> NDArray[np.float32]:
-        """(T,) rewards of recorded transitions had ``task`` (2,) been the goal."""
         on_goal = (np.asarray(next_states) == task).all(-1)
         return (first_in_episode(on_goal, start) if self.terminates else on_goal).astype(np.float32)
 
@@ -102,7 +98,7 @@ class _DarkroomEnv(GridEnv):
         return on_goal.astype(np.float32), on_goal if self._terminates else self._never.copy()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DarkroomLarge(Darkroom):
     """Darkroom with 15x15 cells and 50 steps (Son et al. 2025)."""
 
@@ -111,12 +107,12 @@ class DarkroomLarge(Darkroom):
     horizon: int = 50
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DarkroomHard(Darkroom):
     """Dark Room Hard: 17x17 cells, 20 steps, +1 exactly once, on reaching the goal (Laskin et al. 2022).
 
-    The paper says "r = 1 exactly once"; what follows it cannot pay, so the episode terminates there, which
-    also keeps the cell a sufficient observation. The farthest goals are 16 steps away. A goal on the start
+    The paper says "r = 1 exactly once". No later step could pay, so the episode terminates there; the cell
+    then also remains a sufficient observation. The farthest goals are 16 steps away. A goal on the start
     cell pays on the first step that ends there.
     """
 
@@ -126,7 +122,7 @@ class DarkroomHard(Darkroom):
     horizon: int = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DarkroomPermuted(Grid):
     """From one corner to the opposite one with permuted actions; +1 for every step that ends on the goal.
 
@@ -140,42 +136,38 @@ class DarkroomPermuted(Grid):
 
     @property
     def start(self) -> tuple[int, int]:
-        """The cell where every episode starts: the corner (0, 0)."""
         return 0, 0
 
     @property
     def goal(self) -> tuple[int, int]:
-        """The opposite corner."""
         return self.size - 1, self.size - 1
+
+    @property
+    def n_task(self) -> int:
+        return math.factorial(N_ACTION)
 
     def tasks(self) -> Int64Array:
         """(120, 5) permutations."""
         return np.array(list(permutations(range(N_ACTION))), np.int64)
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> _PermutedEnv:
-        """One slot per row of ``tasks`` (N, 5)."""
         return _PermutedEnv(self, self._permutations(tasks))
 
     def goal_distance(self, tasks: AnyArray) -> Int64Array:
-        """(N,) steps from corner to corner, the same for all tasks."""
         return np.full(len(tasks), 2 * (self.size - 1))
 
     def optimal_return(self, tasks: AnyArray) -> Float64Array:
-        """(N,) walk to the goal and stay; the same for all tasks."""
+        """(N,) walking to the goal and staying there; the same for all tasks."""
         return np.asarray(np.maximum(self.horizon - self.goal_distance(tasks) + 1.0, 0.0))
 
     def random_return(self, tasks: AnyArray) -> Float64Array:
-        """(N,) exact; a uniformly random policy does not notice the permutation."""
-        expected = visits(self.size, self.horizon, int(self.index(self.start)))
-        return np.full(len(tasks), expected[self.index(self.goal)])
+        """(N,) exact; permuting its actions does not change the uniformly random policy."""
+        return np.full(len(tasks), self.random_visits(self.goal))
 
     def random_found(self, tasks: AnyArray) -> Float64Array:
-        """(N,) exact chance that the uniformly random policy meets the reward within one episode."""
-        chance = hit_chance(self.size, self.horizon, int(self.index(self.start)))
-        return np.full(len(tasks), chance[self.index(self.goal)])
+        return np.full(len(tasks), self.random_hit(self.goal))
 
     def optimal_action(self, tasks: AnyArray, obs: IntArray, episode_return: FloatArray) -> Int64Array:
-        """(N,) an optimal action in ``obs`` (N, 2); ``episode_return`` is not needed here."""
         move = towards(obs, np.broadcast_to(self.goal, np.shape(obs)))
         inverse = np.argsort(self._permutations(tasks), axis=1)
         return np.take_along_axis(inverse, move[:, None], 1)[:, 0]
@@ -202,27 +194,30 @@ class _PermutedEnv(GridEnv):
         return (cell == self._goal).astype(np.float32), np.zeros(self.num_envs, bool)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class KeyToDoor(Grid):
     """Dark Key-to-Door: +1 once for stepping onto the key, +1 for then stepping onto the door, which ends
     the episode (Laskin et al. 2022). Neither the cells nor whether the key is held can be seen.
 
-    Tasks are all pairs of key and door cells, rows (key_x, key_y, door_x, door_y). The two coincidences:
-    a key on the start cell is not held at the start, but picked up by any step that ends there; a key on the
-    door opens it at once, so one step pays 2 and ends the episode. Hence the optimum is 2 for every task.
+    Tasks are all pairs of key and door cells, rows (key_x, key_y, door_x, door_y). Two special cases: a key
+    on the start cell is not held at the start, but picked up by any step that ends there; a key on the door
+    opens it at once, so one step pays 2 and ends the episode. Hence the optimum is 2 for every task.
     """
 
     name: ClassVar[str] = "key_to_door"
     size: int = 9
     horizon: int = 50
 
+    @property
+    def n_task(self) -> int:
+        return self.size**4
+
     def tasks(self) -> Int64Array:
-        """(size**4, 4) key and door cells, the door running fastest."""
+        """(size**4, 4) key and door cells; the door changes fastest."""
         cells = all_cells(self.size)
         return np.concatenate([np.repeat(cells, len(cells), 0), np.tile(cells, (len(cells), 1))], 1)
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> _KeyToDoorEnv:
-        """One slot per row of ``tasks`` (N, 4)."""
         return _KeyToDoorEnv(self, self.check(tasks, 4))
 
     def goal_distance(self, tasks: AnyArray) -> Int64Array:
@@ -231,7 +226,7 @@ class KeyToDoor(Grid):
         return distance(tasks[:, :2], self.start) + distance(tasks[:, 2:], tasks[:, :2])
 
     def optimal_return(self, tasks: AnyArray) -> Float64Array:
-        """(N,) 2 where both cells can be reached in time."""
+        """(N,) 1 for the key and 1 for the door, if they can be reached in time."""
         tasks = self.check(tasks, 4)
         key = np.maximum(distance(tasks[:, :2], self.start), 1)
         door = key + distance(tasks[:, 2:], tasks[:, :2])
@@ -244,20 +239,17 @@ class KeyToDoor(Grid):
         return table[self.index(tasks[:, :2]), self.index(tasks[:, 2:])]
 
     def random_found(self, tasks: AnyArray) -> Float64Array:
-        """(N,) exact chance that the uniformly random policy finds the key (which pays) in one episode."""
-        chance = hit_chance(self.size, self.horizon, int(self.index(self.start)))
-        return chance[self.index(self.check(tasks, 4)[:, :2])]
+        """(N,) exact chance that random actions find the key, which pays first."""
+        return self.random_hit(self.check(tasks, 4)[:, :2])
 
     def optimal_action(self, tasks: AnyArray, obs: IntArray, episode_return: FloatArray) -> Int64Array:
-        """(N,) an optimal action; ``episode_return`` (N,) so far tells whether the key is held."""
         tasks = self.check(tasks, 4)
-        held = np.asarray(episode_return)[:, None] > 0
+        held = np.asarray(episode_return)[:, None] > 0  # the key has paid
         return towards(obs, np.where(held, tasks[:, 2:], tasks[:, :2]))
 
     def reward(
         self, task: AnyArray, states: AnyArray, actions: AnyArray, next_states: AnyArray, start: BoolArray
     ) -> NDArray[np.float32]:
-        """(T,) rewards of recorded transitions under ``task`` (4,); an opened door pays nothing more."""
         next_states, task = np.asarray(next_states), np.asarray(task)
         key = first_in_episode((next_states == task[:2]).all(-1), start)
         # Episodes with the key in hand: picked up at or before this step, since the episode began.
