@@ -26,7 +26,7 @@ from compressed_ad.models.settings import ModelConfig
 from compressed_ad.runs.layers import NOWHERE, SECTIONS, Request, nested, origin, request_leaves
 from compressed_ad.runs.settings import ComparisonSettings, Config
 from compressed_ad.runs.yaml_file import Leaves
-from compressed_ad.settings import S, located_problems
+from compressed_ad.settings import S, problems
 from compressed_ad.tasks.base import TaskFamily, family_specs
 from compressed_ad.tasks.select import make_family
 from compressed_ad.tasks.settings import EnvSettings
@@ -62,8 +62,8 @@ def validate(leaves: Leaves) -> tuple[Config | None, list[str]]:
         config, found = (
             None,
             [
-                f"{origin(leaves, path) if path in leaves else _place(leaves, path, text)}: {text}"
-                for path, text in located_problems(Config, error)
+                f"{origin(leaves, p.path) if p.path in leaves else _place(leaves, p.path, p)}: {p}"
+                for p in problems(Config, error)
             ],
         )
     for path, (value, where) in leaves.items():
