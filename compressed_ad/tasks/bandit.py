@@ -16,13 +16,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from annotated_types import Ge
 from gymnasium import spaces
 
-from compressed_ad.errors import SpaceError, UsageError, nearest
+from compressed_ad.errors import SpaceError, UsageError
+from compressed_ad.registry import checked
 from compressed_ad.seeding import SlotDraws, rng
+from compressed_ad.settings import Count, Positive, Seed
 from compressed_ad.tasks.bandit_rules import (
     UCB1,
     BetaPosterior,
@@ -33,7 +36,7 @@ from compressed_ad.tasks.bandit_rules import (
     Thompson,
     seeded,
 )
-from compressed_ad.tasks.base import OneLineRepr, check_number, check_whole
+from compressed_ad.tasks.base import OneLineRepr
 from compressed_ad.types import Agent, AnyArray, FloatArray, IntArray, Step
 
 
@@ -42,14 +45,10 @@ class Bandit(OneLineRepr, ABC):
     """``n_arm`` arms, and ``n_task`` tasks drawn with ``task_seed``."""
 
     name: ClassVar[str]
-    n_arm: int = 10
-    n_task: int = 500
-    task_seed: int = 0
-    horizon: int = 1
-
-    def __post_init__(self) -> None:
-        for key, least in (("n_arm", 2), ("n_task", 1), ("task_seed", 0), ("horizon", 1)):
-            check_whole(self.name, key, getattr(self, key), least)
+    n_arm: Annotated[int, Ge(2)] = 10
+    n_task: Count = 500
+    task_seed: Seed = 0
+    horizon: Count = 1
 
     @cached_property
     def observation_space(self) -> spaces.Discrete:
@@ -149,17 +148,14 @@ def _streams(seeds: IntArray) -> list[np.random.Generator]:
     return [rng(int(seed), "bandit") for seed in seeds]
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class BernoulliBandit(Bandit):
     """Arms that pay 1 with a chance drawn from Beta(``alpha``, ``beta``), by default uniform, and else 0."""
 
     name: ClassVar[str] = "bernoulli_bandit"
-    alpha: float = 1.0
-    beta: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_above_zero(self, "alpha", "beta")
+    alpha: Positive = 1.0
+    beta: Positive = 1.0
 
     def draw(self, random: np.random.Generator) -> Floats:
         return random.beta(self.alpha, self.beta, size=(self.n_task, self.n_arm))
@@ -186,16 +182,7 @@ class BernoulliBandit(Bandit):
         return chances
 
 
-DISTRIBUTION: Mapping[str, Callable[[np.random.Generator, tuple[int, int]], Floats]] = {
-    "uniform": lambda random, shape: random.uniform(-1.0, 1.0, shape),
-    "normal": lambda random, shape: random.standard_normal(shape),
-}
-"""Distributions of arm means, around 0 with width 1: the half width, or the standard deviation."""
-
-_DEVIATION = {"uniform": 1 / math.sqrt(3), "normal": 1.0}
-"""Their standard deviations."""
-
-
+@checked
 @dataclass(frozen=True, repr=False)
 class GaussianBandit(Bandit):
     """Arms that pay their mean plus normal noise of standard deviation ``sigma``.
@@ -205,23 +192,17 @@ class GaussianBandit(Bandit):
     """
 
     name: ClassVar[str] = "gaussian_bandit"
-    sigma: float = 0.3
-    distribution: str = "uniform"
+    sigma: Positive = 0.3
+    distribution: Literal["uniform", "normal"] = "uniform"
     mean: float = 0.5
-    width: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_above_zero(self, "sigma", "width")
-        if self.distribution not in DISTRIBUTION:
-            raise UsageError(
-                f"{self.name}: unknown distribution {self.distribution!r}"
-                f"{nearest(str(self.distribution), DISTRIBUTION)}; one of {', '.join(DISTRIBUTION)}"
-            )
-        check_number(self.name, "mean", self.mean)
+    width: Positive = 0.5
 
     def draw(self, random: np.random.Generator) -> Floats:
-        return self.mean + self.width * DISTRIBUTION[self.distribution](random, (self.n_task, self.n_arm))
+        shape = (self.n_task, self.n_arm)
+        uniform = self.distribution == "uniform"
+        return self.mean + self.width * (
+            random.uniform(-1.0, 1.0, shape) if uniform else random.standard_normal(shape)
+        )
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> BanditEnv:
         noise = SlotDraws(_streams(seeds), "standard_normal")
@@ -229,7 +210,8 @@ class GaussianBandit(Bandit):
 
     def posterior(self, prior: tuple[float, float] | None = None) -> NormalPosterior:
         """``prior`` is (mean, standard deviation); by default those of the arm means."""
-        mean, spread = (self.mean, self.width * _DEVIATION[self.distribution]) if prior is None else prior
+        deviation = 1 / math.sqrt(3) if self.distribution == "uniform" else 1.0
+        mean, spread = (self.mean, self.width * deviation) if prior is None else prior
         if spread <= 0:
             raise UsageError(
                 f"{self.name}: the prior is (mean, standard deviation), the latter above 0; got {prior}"
@@ -239,10 +221,3 @@ class GaussianBandit(Bandit):
     @property
     def ucb_scale(self) -> float:
         return 2 * self.sigma
-
-
-def _check_above_zero(family: Bandit, *keys: str) -> None:
-    for key in keys:
-        value = getattr(family, key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise UsageError(f"{family.name}: {key} must be a number above 0, got {value!r}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,7 +10,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from compressed_ad.errors import SpaceError, UsageError
+from compressed_ad.errors import SpaceError
 from compressed_ad.registry import Registry, call_text
 from compressed_ad.types import Agent, AnyArray, BoolArray, FloatArray, IntArray, SpaceSpec, Step, to_spec
 
@@ -134,7 +133,7 @@ class OneLineRepr:
 
     def __repr__(self) -> str:
         names = [name for name in inspect.signature(type(self)).parameters if name != "n_task"]
-        parameters = {name: getattr(self, name) for name in names if getattr(self, name, None) is not None}
+        parameters = {n: getattr(self, n) for n in names if getattr(self, n, None) not in (None, {})}
         n_task: int = self.n_task  # type: ignore[attr-defined]
         return f"{call_text(type(self).__name__, parameters)}: {n_task:,} task{'s' * (n_task != 1)}"
 
@@ -163,23 +162,3 @@ TASK_FAMILY: Registry[Callable[..., TaskFamily]] = Registry(
         "point_mass": "compressed_ad.tasks.point_mass:PointMass",
     },
 )
-
-
-def is_number(value: Any) -> bool:
-    """Whether ``value`` is a finite number, which a truth value is not."""
-    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    return number and math.isfinite(value)
-
-
-def check_number(family: str, key: str, value: Any) -> None:
-    """Raise ``UsageError`` unless the parameter ``key`` of ``family`` is a finite number."""
-    if not is_number(value):
-        raise UsageError(f"{family}: {key} must be a number, got {value!r}")
-
-
-def check_whole(family: str, key: str, value: Any, least: int, most: int | None = None) -> None:
-    """Raise ``UsageError`` unless the parameter ``key`` of ``family`` is a whole number, least..most."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
-        limit = f"of at least {least}" if most is None else f"in {least}..{most}"
-        raise UsageError(f"{family}: {key} must be a whole number {limit}, got {value!r}")

@@ -77,9 +77,8 @@ def _member_problems(family: TaskFamily) -> Iterator[str]:
         elif heldout.size >= len(tasks):
             yield "heldout_tasks() leaves no task to train on"
     optimal, random = family.optimal_return(tasks), family.random_return(tasks)
-    for key, value in (("random_return", random), ("optimal_return", optimal)):
-        if value is None and key == "optimal_return":
-            continue
+    returns = {"random_return": random, **({} if optimal is None else {"optimal_return": optimal})}
+    for key, value in returns.items():
         if np.shape(value) != (len(tasks),) or not np.isfinite(value).all():
             yield f"{key}(tasks) must be {len(tasks)} finite numbers"
             return

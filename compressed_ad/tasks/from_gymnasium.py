@@ -20,16 +20,10 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from compressed_ad.errors import ConfigError, SpaceError, UsageError, nearest
-from compressed_ad.registry import import_attribute
+from compressed_ad.registry import checked, import_attribute
 from compressed_ad.seeding import rng
-from compressed_ad.tasks.base import (
-    OneLineRepr,
-    TaskFamily,
-    check_number,
-    check_whole,
-    family_specs,
-    is_number,
-)
+from compressed_ad.settings import Count, Seed
+from compressed_ad.tasks.base import OneLineRepr, TaskFamily, family_specs
 from compressed_ad.tasks.random_play import MeasuredReturns
 from compressed_ad.types import AnyArray, FloatArray, IntArray, Step
 
@@ -62,7 +56,7 @@ class Parameter:
             given = _parsed(given)
         if isinstance(given, Mapping) and set(given) == {"low", "high"}:
             ends = [given["low"], given["high"]]
-            if not all(is_number(end) for end in ends) or not ends[0] < ends[1]:
+            if not all(_is_number(end) for end in ends) or not ends[0] < ends[1]:
                 raise UsageError(
                     f"task parameter {key!r}: a range needs two numbers, low < high; got {given!r}"
                 )
@@ -73,7 +67,7 @@ class Parameter:
             raise UsageError(
                 f"task parameter {key!r}: expected a range low:high or a list of values, got {given!r}"
             )
-        self.numeric = all(is_number(choice) for choice in self.choices)
+        self.numeric = all(_is_number(choice) for choice in self.choices)
 
     def __repr__(self) -> str:
         return repr(self.choices) if self.choices else f"{self.low:g}:{self.high:g}"
@@ -83,7 +77,7 @@ class Parameter:
         given = self.choices or [self.low, self.high]
         if not self.numeric or any(value != int(value) for value in given):
             return False
-        if is_number(default):
+        if _is_number(default):
             return isinstance(default, int | np.integer)
         return all(isinstance(value, int) for value in given)
 
@@ -109,10 +103,10 @@ class Parameter:
 
 def _parsed(text: str) -> Any:
     ends = [_word(part) for part in text.split(":")]
-    if len(ends) == 2 and all(map(is_number, ends)):
+    if len(ends) == 2 and all(map(_is_number, ends)):
         return {"low": ends[0], "high": ends[1]}
     words = [_word(part) for part in text.split(",")]
-    return words if len(words) > 1 or is_number(words[0]) else text
+    return words if len(words) > 1 or _is_number(words[0]) else text
 
 
 def _word(text: str) -> Any:
@@ -126,6 +120,7 @@ def _word(text: str) -> Any:
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
+@checked
 class GymnasiumFamily(OneLineRepr, MeasuredReturns):
     """A gymnasium environment whose constructor arguments and numbers make tasks.
 
@@ -148,31 +143,21 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
         self,
         env_id: str,
         params: Mapping[str, Any] | None = None,
-        n_task: int | None = None,
-        task_seed: int = 0,
+        n_task: Count | None = None,
+        task_seed: Seed = 0,
         kwargs: Mapping[str, Any] | None = None,
-        horizon: int | None = None,
+        horizon: Count | None = None,
         best_return: float | None = None,
-        random_episodes: int = 20,
+        random_episodes: Count = 20,
         setup: str | None = None,
     ) -> None:
         self.name = f"{self.prefix}:{env_id}"
         self.env_id, self.task_seed = env_id, task_seed
-        for key, given in (("params", params), ("kwargs", kwargs)):
-            if given is not None and not isinstance(given, Mapping):
-                raise UsageError(f"{self.name}: {key} must map names to values, got {given!r}")
         self.params = {key: Parameter(key, given) for key, given in (params or {}).items()}
         self.kwargs, self.best_return, self.setup = dict(kwargs or {}), best_return, setup
         self.n_task = n_task if n_task is not None else 64 if self.params else 1
         self.random_episodes = random_episodes
         self._horizon = horizon
-        check_whole(self.name, "n_task", self.n_task, 1)
-        check_whole(self.name, "task_seed", task_seed, 0)
-        check_whole(self.name, "random_episodes", random_episodes, 1)
-        if horizon is not None:
-            check_whole(self.name, "horizon", horizon, 1)
-        if best_return is not None:
-            check_number(self.name, "best_return", best_return)
         twice = self.params.keys() & self.kwargs.keys()
         if twice:
             raise UsageError(f"{self.name}: {', '.join(sorted(twice))} stands in params and in kwargs")
@@ -380,7 +365,12 @@ def _numbers(env: Env) -> dict[str, Any]:
     bare = env.unwrapped
     names = [name for name in dir(bare) if not name.startswith("_") and name != "np_random_seed"]
     held = {name: inspect.getattr_static(bare, name) for name in names}
-    return {name: value for name, value in held.items() if is_number(value)}
+    return {name: value for name, value in held.items() if _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return number and math.isfinite(value)
 
 
 def _line(what: object) -> str:

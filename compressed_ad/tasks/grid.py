@@ -10,14 +10,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from annotated_types import Ge
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
 from compressed_ad.errors import SpaceError, UsageError
-from compressed_ad.tasks.base import OneLineRepr, check_whole
+from compressed_ad.settings import Count
+from compressed_ad.tasks.base import OneLineRepr
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray, Step
 
 N_ACTION = 5
@@ -25,6 +27,8 @@ _STEPS = np.array([[0, 0], [0, 1], [0, -1], [-1, 0], [1, 0]])
 
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
+
+Size = Annotated[int, Ge(2)]
 
 
 @lru_cache(maxsize=16)
@@ -99,12 +103,8 @@ class Grid(OneLineRepr, ABC):
     """A square room with ``size`` cells a side and episodes of at most ``horizon`` steps."""
 
     name: ClassVar[str]
-    size: int
-    horizon: int
-
-    def __post_init__(self) -> None:
-        for key, least in (("size", 2), ("horizon", 1)):
-            check_whole(self.name, key, getattr(self, key), least)
+    size: Size
+    horizon: Count
 
     @cached_property
     def observation_space(self) -> spaces.MultiDiscrete:

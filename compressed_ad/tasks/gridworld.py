@@ -21,12 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressed_ad.errors import UsageError
+from compressed_ad.registry import checked
+from compressed_ad.settings import Count
 from compressed_ad.tasks.grid import (
     N_ACTION,
     Float64Array,
     Grid,
     GridEnv,
     Int64Array,
+    Size,
     all_cells,
     distance,
     first_hits,
@@ -36,6 +39,7 @@ from compressed_ad.tasks.grid import (
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class Darkroom(Grid):
     """A room with one invisible goal cell; +1 for every step that ends on it (Laskin et al. 2022).
@@ -45,8 +49,8 @@ class Darkroom(Grid):
 
     name: ClassVar[str] = "darkroom"
     terminates: ClassVar[bool] = False
-    size: int = 9
-    horizon: int = 20
+    size: Size = 9
+    horizon: Count = 20
 
     @property
     def n_task(self) -> int:
@@ -98,15 +102,17 @@ class _DarkroomEnv(GridEnv):
         return on_goal.astype(np.float32), on_goal if self._terminates else self._never.copy()
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class DarkroomLarge(Darkroom):
     """Darkroom with 15x15 cells and 50 steps (Son et al. 2025)."""
 
     name: ClassVar[str] = "darkroom_large"
-    size: int = 15
-    horizon: int = 50
+    size: Size = 15
+    horizon: Count = 50
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class DarkroomHard(Darkroom):
     """Dark Room Hard: 17x17 cells, 20 steps, +1 exactly once, on reaching the goal (Laskin et al. 2022).
@@ -118,10 +124,11 @@ class DarkroomHard(Darkroom):
 
     name: ClassVar[str] = "darkroom_hard"
     terminates: ClassVar[bool] = True
-    size: int = 17
-    horizon: int = 20
+    size: Size = 17
+    horizon: Count = 20
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class DarkroomPermuted(Grid):
     """From one corner to the opposite one with permuted actions; +1 for every step that ends on the goal.
@@ -131,8 +138,8 @@ class DarkroomPermuted(Grid):
     """
 
     name: ClassVar[str] = "darkroom_permuted"
-    size: int = 9
-    horizon: int = 50
+    size: Size = 9
+    horizon: Count = 50
 
     @property
     def start(self) -> tuple[int, int]:
@@ -194,6 +201,7 @@ class _PermutedEnv(GridEnv):
         return (cell == self._goal).astype(np.float32), np.zeros(self.num_envs, bool)
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class KeyToDoor(Grid):
     """Dark Key-to-Door: +1 once for stepping onto the key, +1 for then stepping onto the door, which ends
@@ -205,8 +213,8 @@ class KeyToDoor(Grid):
     """
 
     name: ClassVar[str] = "key_to_door"
-    size: int = 9
-    horizon: int = 50
+    size: Size = 9
+    horizon: Count = 50
 
     @property
     def n_task(self) -> int:

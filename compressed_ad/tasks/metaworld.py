@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import pickle
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import gymnasium
 import numpy as np
+from annotated_types import Ge, Le
 from gymnasium import spaces
 
 from compressed_ad.errors import MissingExtraError, UsageError, nearest
+from compressed_ad.registry import checked
 from compressed_ad.seeding import rng
-from compressed_ad.tasks.base import OneLineRepr, check_number, check_whole
+from compressed_ad.tasks.base import OneLineRepr
 from compressed_ad.tasks.from_gymnasium import GymnasiumSlots
 from compressed_ad.tasks.random_play import MeasuredReturns
 from compressed_ad.types import AnyArray, FloatArray, IntArray
@@ -31,9 +33,8 @@ LIMIT = 500
 N_GOAL = 50
 """Training goals of ML1, and as many test goals."""
 
-REWARDS = ("success", "dense")
 
-
+@checked
 class MetaWorldFamily(OneLineRepr, MeasuredReturns):
     """Meta-World's ML1 of one name: 50 training goals, then its 50 test goals, which are the held-out tasks.
 
@@ -53,11 +54,11 @@ class MetaWorldFamily(OneLineRepr, MeasuredReturns):
     def __init__(
         self,
         env_id: str,
-        reward: str = "success",
-        task_seed: int = 0,
-        horizon: int = LIMIT,
+        reward: Literal["success", "dense"] = "success",
+        task_seed: Annotated[int, Ge(0), Le(2**32 - 2)] = 0,  # ML1 seeds its test goals with one more
+        horizon: Annotated[int, Ge(1), Le(LIMIT)] = LIMIT,
         best_return: float | None = None,
-        random_episodes: int = 10,
+        random_episodes: Annotated[int, Ge(1), Le(N_GOAL)] = 10,
     ) -> None:
         self.name = f"metaworld:{env_id}"
         known = metaworld.ML1.ENV_NAMES
@@ -65,13 +66,6 @@ class MetaWorldFamily(OneLineRepr, MeasuredReturns):
             raise UsageError(
                 f"{self.name}: ML1 has no {env_id!r}{nearest(env_id, known)}; it has {', '.join(known)}"
             )
-        if reward not in REWARDS:
-            raise UsageError(f"{self.name}: reward must be one of {', '.join(REWARDS)}, got {reward!r}")
-        check_whole(self.name, "task_seed", task_seed, 0, 2**32 - 2)  # ML1 seeds its test goals with one more
-        check_whole(self.name, "horizon", horizon, 1, LIMIT)
-        check_whole(self.name, "random_episodes", random_episodes, 1, N_GOAL)
-        if best_return is not None:
-            check_number(self.name, "best_return", best_return)
         self.env_id, self.reward_kind, self.task_seed, self.horizon = env_id, reward, task_seed, horizon
         self.best_return = 1.0 if best_return is None and reward == "success" else best_return
         self.random_episodes = random_episodes

@@ -14,7 +14,9 @@ import numpy as np
 from gymnasium import spaces
 
 from compressed_ad.errors import MissingExtraError, UsageError
+from compressed_ad.registry import checked
 from compressed_ad.seeding import rng
+from compressed_ad.settings import Count, Seed
 from compressed_ad.tasks.from_gymnasium import Env, GymnasiumFamily
 from compressed_ad.types import AnyArray, FloatArray
 
@@ -27,6 +29,7 @@ _TRIES = 10
 """Seeds tried for each layout that is asked for."""
 
 
+@checked
 class MiniGridFamily(GymnasiumFamily):
     """A MiniGrid environment; tasks are seeds that lay it out differently, for every episode.
 
@@ -45,12 +48,12 @@ class MiniGridFamily(GymnasiumFamily):
     def __init__(
         self,
         env_id: str,
-        n_task: int = 64,
-        task_seed: int = 0,
+        n_task: Count = 64,
+        task_seed: Seed = 0,
         kwargs: Mapping[str, Any] | None = None,
-        horizon: int | None = None,
+        horizon: Count | None = None,
         best_return: float | None = None,
-        random_episodes: int = 10,
+        random_episodes: Count = 10,
     ) -> None:
         super().__init__(env_id, None, n_task, task_seed, kwargs, horizon, best_return, random_episodes)
 

@@ -13,23 +13,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from annotated_types import Gt, Le
 from gymnasium import spaces
 from numpy.typing import NDArray
 
 from compressed_ad.errors import SpaceError, UsageError
+from compressed_ad.registry import checked
 from compressed_ad.seeding import rng
-from compressed_ad.tasks.base import OneLineRepr, check_whole
+from compressed_ad.settings import Count, Seed
+from compressed_ad.tasks.base import OneLineRepr
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray, Step
 
 Float32Array = NDArray[np.float32]
+Distance = Annotated[float, Gt(0), Le(2)]
 
 _WALKS = 4000
 """Random episodes over which the random policy's return is measured, the same ones for every goal."""
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class PointMass(OneLineRepr):
     """A point with a hidden goal in the unit disc; it pays minus its distance (dense) or 1 near it (sparse).
@@ -40,21 +45,11 @@ class PointMass(OneLineRepr):
 
     name: ClassVar[str] = "point_mass"
     reward_kind: Literal["dense", "sparse"] = "dense"
-    horizon: int = 20
-    speed: float = 0.15
-    radius: float = 0.2
-    n_task: int = 64
-    task_seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.reward_kind not in REWARDS:
-            raise UsageError(f"{self.name}: reward_kind must be dense or sparse, got {self.reward_kind!r}")
-        for key in ("horizon", "n_task"):
-            check_whole(self.name, key, getattr(self, key), 1)
-        for key in ("speed", "radius"):
-            value = getattr(self, key)
-            if not isinstance(value, int | float) or not 0 < value <= 2:
-                raise UsageError(f"{self.name}: {key} must lie in (0, 2], got {value!r}")
+    horizon: Count = 20
+    speed: Distance = 0.15
+    radius: Distance = 0.2
+    n_task: Count = 64
+    task_seed: Seed = 0
 
     @cached_property
     def observation_space(self) -> spaces.Box:

@@ -10,14 +10,17 @@ import os
 from collections.abc import Callable
 from functools import cached_property, lru_cache
 from itertools import product
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge, Le
 from gymnasium import spaces
 
 from compressed_ad.errors import MissingExtraError, UsageError, nearest
+from compressed_ad.registry import checked
 from compressed_ad.seeding import rng
-from compressed_ad.tasks.base import OneLineRepr, check_number, check_whole
+from compressed_ad.settings import Count, Seed
+from compressed_ad.tasks.base import OneLineRepr
 from compressed_ad.tasks.random_play import MeasuredReturns
 from compressed_ad.types import AnyArray, FloatArray, IntArray, Step
 
@@ -59,6 +62,7 @@ _TRIES = 10
 _MIN_SLOTS = 8
 
 
+@checked
 class XLandFamily(OneLineRepr, MeasuredReturns):
     """XLand-MiniGrid; tasks are rulesets: a hidden goal about objects that lie elsewhere in every episode.
 
@@ -75,13 +79,13 @@ class XLandFamily(OneLineRepr, MeasuredReturns):
     def __init__(
         self,
         env_id: str,
-        n_task: int = 64,
-        task_seed: int = 0,
-        n_object: int = 4,
-        view: int = 5,
-        horizon: int | None = None,
+        n_task: Count = 64,
+        task_seed: Seed = 0,
+        n_object: Annotated[int, Ge(2), Le(MAX_OBJECTS)] = 4,
+        view: Annotated[int, Ge(3)] = 5,
+        horizon: Count | None = None,
         best_return: float | None = None,
-        random_episodes: int = 10,
+        random_episodes: Count = 10,
     ) -> None:
         self.name = f"xland:{env_id}"
         known = [name for name in xminigrid.registered_environments() if name.startswith("XLand")]
@@ -89,17 +93,8 @@ class XLandFamily(OneLineRepr, MeasuredReturns):
             raise UsageError(
                 f"{self.name}: unknown environment{nearest(env_id, known)}; known: {', '.join(known)}"
             )
-        check_whole(self.name, "n_task", n_task, 1)
-        check_whole(self.name, "task_seed", task_seed, 0)
-        check_whole(self.name, "n_object", n_object, 2, MAX_OBJECTS)
-        check_whole(self.name, "view", view, 3)
-        check_whole(self.name, "random_episodes", random_episodes, 1)
         if view % 2 == 0:
             raise UsageError(f"{self.name}: view must be odd, got {view!r}")
-        if horizon is not None:
-            check_whole(self.name, "horizon", horizon, 1)
-        if best_return is not None:
-            check_number(self.name, "best_return", best_return)
         self.env_id, self.n_task, self.task_seed, self.n_object = env_id, n_task, task_seed, n_object
         self.view, self.best_return, self.random_episodes = view, best_return, random_episodes
         self.horizon = horizon or int(xminigrid.make(env_id)[1].max_steps)
