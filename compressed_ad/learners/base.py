@@ -41,7 +41,7 @@ class SourceLearner(Protocol):
 
 @runtime_checkable
 class Checks(Protocol):
-    """What a learner offers if it can tell before any work starts whether ``learn`` can succeed."""
+    """Optional for a learner: it can tell whether ``learn`` will succeed, before any work starts."""
 
     def check(self, family: TaskFamily, *, n_timesteps: int, n_stream: int) -> None:
         """Raise ``SpaceError``, ``ConfigError`` or ``UsageError`` if ``learn`` would."""

@@ -42,7 +42,7 @@ class ScriptedLearner(ABC):
 
     @abstractmethod
     def agents(self, family: TaskFamily, n_timesteps: int) -> MakeAgent:
-        """What makes the agent of histories of ``n_timesteps``; raises if it does not suit ``family``."""
+        """A function that makes the agent; raises an error if the agent cannot play ``family``."""
 
     def learn(
         self,

@@ -1,4 +1,7 @@
-"""What a task family and its batched environment must offer; satisfied by structure, not inheritance."""
+"""The protocols of task families and batched environments, and the built-in families by name.
+
+Any object with the members of a protocol satisfies it, without inheritance.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,7 @@ class TaskFamily(Protocol):
 
 @runtime_checkable
 class RewardFunction(Protocol):
-    """What a family offers if rewards can be recomputed for another task (``stitch``)."""
+    """Optional for a family: rewards can be recomputed for another task (``stitch``)."""
 
     def reward(
         self, tasks: AnyArray, states: AnyArray, actions: AnyArray, next_states: AnyArray, start: BoolArray
@@ -75,7 +78,7 @@ class RewardFunction(Protocol):
 
 @runtime_checkable
 class OptimalPolicy(Protocol):
-    """What a family offers if an optimal policy is known."""
+    """Optional for a family: an optimal policy is known."""
 
     def optimal_action(self, tasks: AnyArray, obs: AnyArray, episode_return: FloatArray) -> AnyArray:
         """Optimal actions (N, ...) of ``tasks`` (N, P) on seeing ``obs`` (N, ...).
@@ -88,7 +91,7 @@ class OptimalPolicy(Protocol):
 
 @runtime_checkable
 class FixedSplit(Protocol):
-    """What a family offers whose held-out tasks are fixed, like the test tasks of a benchmark."""
+    """Optional for a family: its held-out tasks are fixed, like the test tasks of a benchmark."""
 
     def heldout_tasks(self) -> IntArray:
         """Ids into ``tasks()`` of the tasks that may only be held out."""
@@ -96,7 +99,7 @@ class FixedSplit(Protocol):
 
 @runtime_checkable
 class GoalDistance(Protocol):
-    """What a family offers if its tasks have a goal some way off."""
+    """Optional for a family: every task has a goal at a known distance."""
 
     def goal_distance(self, tasks: AnyArray) -> IntArray:
         """(N,) steps from the start to the goal of ``tasks`` (N, P)."""
@@ -104,7 +107,7 @@ class GoalDistance(Protocol):
 
 @runtime_checkable
 class RandomFound(Protocol):
-    """What a family offers if it knows how well random actions explore."""
+    """Optional for a family: it is known how well random actions explore."""
 
     def random_found(self, tasks: AnyArray) -> NDArray[np.float64]:
         """(N,) exact chance that the uniformly random policy meets a reward within one episode.
@@ -115,12 +118,12 @@ class RandomFound(Protocol):
 
 @runtime_checkable
 class ReferencePolicies(Protocol):
-    """What a family offers if models should be compared with known algorithms."""
+    """Optional for a family: models should be compared with known algorithms."""
 
     def references(self, tasks: AnyArray) -> Mapping[str, Callable[[int], Agent]]:
         """By name, as figures label it: makes the agent from a seed.
 
-        ``tasks`` (N, P) are those of the slots; with k slots for each task, slots stand together by task.
+        ``tasks`` (N, P) are those of the slots; with k slots for each task, the slots of a task are adjacent.
         A fair reference learns the tasks from its own rewards, as a model does.
         """
 

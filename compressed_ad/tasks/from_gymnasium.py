@@ -68,37 +68,39 @@ class Parameter:
                 f"task parameter {key!r}: expected a range low:high or a list of values, got {given!r}"
             )
         self.numeric = all(_is_number(choice) for choice in self.choices)
+        self.adopt(None)
 
     def __repr__(self) -> str:
         return repr(self.choices) if self.choices else f"{self.low:g}:{self.high:g}"
 
-    def whole(self, default: Any) -> bool:
-        """Whether values are integers: they are given as integers, and a numeric default is one."""
+    def adopt(self, default: Any) -> None:
+        """Let values be ``whole``, integers, if they are given as such and a numeric ``default`` is one."""
         given = self.choices or [self.low, self.high]
         if not self.numeric or any(value != int(value) for value in given):
-            return False
-        if _is_number(default):
-            return isinstance(default, int | np.integer)
-        return all(isinstance(value, int) for value in given)
+            self.whole = False
+        elif _is_number(default):
+            self.whole = isinstance(default, int | np.integer)
+        else:
+            self.whole = all(isinstance(value, int) for value in given)
 
-    def probes(self, whole: bool) -> list[Any]:
+    def probes(self) -> list[Any]:
         """The choices, or both ends of the range."""
-        return self.choices or [self.value(end, whole) for end in (self.low, self.high)]
+        return self.choices or [self.value(end) for end in (self.low, self.high)]
 
-    def draw(self, random: np.random.Generator, n: int, whole: bool) -> FloatArray:
+    def draw(self, random: np.random.Generator, n: int) -> FloatArray:
         """(n,) entries of task rows."""
         if not self.choices:
-            if whole:
+            if self.whole:
                 return random.integers(int(self.low), int(self.high) + 1, n).astype(np.float64)
             return random.uniform(self.low, self.high, n)
         index = random.integers(len(self.choices), size=n)
         return np.array(self.choices, np.float64)[index] if self.numeric else index.astype(np.float64)
 
-    def value(self, entry: float, whole: bool) -> Any:
+    def value(self, entry: float) -> Any:
         """The value that an entry of a task row stands for."""
         if self.choices and not self.numeric:
             return self.choices[int(entry)]
-        return int(entry) if whole else float(entry)
+        return int(entry) if self.whole else float(entry)
 
 
 def _parsed(text: str) -> Any:
@@ -167,8 +169,7 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
     def _inspect(self) -> None:
         """Construct one environment to read its spaces, its time limit and its parameters."""
         spec = self._spec()
-        required = {key: self.params[key] for key in _required(spec) if key in self.params}
-        first = {key: parameter.probes(parameter.whole(None))[0] for key, parameter in required.items()}
+        first = {key: self.params[key].probes()[0] for key in _required(spec) if key in self.params}
         env = self._construct(first)
         derived = DERIVED.get(type(env.unwrapped).__name__, {})
         held = {key: value for key, value in _numbers(env).items() if key not in derived}
@@ -189,8 +190,8 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
         for key in self.params.keys() - set(self.constructed):
             if not self.params[key].numeric:
                 raise UsageError(f"{self.name}: task parameter {key!r} is a number, not {self.params[key]}")
-        now = {**held, **arguments}
-        self.whole = {key: parameter.whole(now[key]) for key, parameter in self.params.items()}
+        for key, parameter in self.params.items():
+            parameter.adopt({**held, **arguments}[key])
         limit = self._horizon or spec.max_episode_steps or self._own_limit(env)
         if limit is None:
             raise UsageError(f"{self.name}: has no time limit of its own; say which with horizon")
@@ -203,7 +204,7 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
 
     def _check_spaces(self, key: str, others: Mapping[str, Any]) -> None:
         """Raise ``SpaceError`` if values of the constructor's argument ``key`` change the spaces."""
-        for value in self.params[key].probes(self.whole[key]):
+        for value in self.params[key].probes():
             env = self._construct({**others, key: value})
             for kind in ("observation_space", "action_space"):
                 ours, theirs = getattr(self, kind), getattr(env, kind)
@@ -222,13 +223,13 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
                 importlib.import_module(module)
             return gymnasium.spec(env_id)
         except gymnasium.error.Error as error:
-            said = _line(error).partition(" Did you mean")[0]
-            raise UsageError(f"{self.name}: {said}{nearest(env_id, gymnasium.registry)}") from None
+            reason = _line(error).partition(" Did you mean")[0]
+            raise UsageError(f"{self.name}: {reason}{nearest(env_id, gymnasium.registry)}") from None
         except ImportError as error:
             raise UsageError(f"{self.name}: cannot import {module} ({_line(error)})") from None
 
     def _own_limit(self, env: Env) -> int | None:
-        """The time limit that ``env`` enforces itself, if gymnasium enforces none."""
+        """The time limit that ``env`` enforces itself, if gymnasium has none for it."""
         return None
 
     def _construct(self, arguments: Mapping[str, Any]) -> Env:
@@ -250,11 +251,7 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
         if not self.params:
             return np.zeros((1, 1))
         drawn = [
-            parameter.draw(
-                rng(self.task_seed, "gymnasium tasks", self.env_id, key),
-                _DRAWS * self.n_task,
-                self.whole[key],
-            )
+            parameter.draw(rng(self.task_seed, "gymnasium tasks", self.env_id, key), _DRAWS * self.n_task)
             for key, parameter in self.params.items()
         ]
         rows = np.stack(drawn, axis=1)
@@ -273,7 +270,7 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
     def environment(self, task: AnyArray) -> Env:
         """The environment of one row of ``tasks()``."""
         values = {
-            key: parameter.value(float(entry), self.whole[key])
+            key: parameter.value(float(entry))
             for (key, parameter), entry in zip(self.params.items(), task, strict=False)
         }
         env = self._construct({key: values[key] for key in self.constructed})
@@ -287,8 +284,8 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
             try:
                 setup(bare)
             except Exception as error:  # a user's function can raise anything
-                said = f"{type(error).__name__}: {_line(error)}"
-                raise UsageError(f"{self.name}: setup {self.setup} failed ({said})") from error
+                reason = f"{type(error).__name__}: {_line(error)}"
+                raise UsageError(f"{self.name}: setup {self.setup} failed ({reason})") from error
         return env
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> GymnasiumSlots:

@@ -1,4 +1,4 @@
-"""What the gridworlds share: cells, moves, the random walk, and N slots that step together.
+"""Shared by the gridworlds: cells, moves, the random walk, and N slots that step together.
 
 A cell is (x, y) with 0 <= x, y < ``size``; observations are int64 (N, 2). Actions are 0 stay, 1 up (y + 1),
 2 down (y - 1), 3 left (x - 1), 4 right (x + 1); walls stop a move.
@@ -7,7 +7,7 @@ A cell is (x, y) with 0 <= x, y < ``size``; observations are int64 (N, 2). Actio
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Annotated, ClassVar
@@ -25,6 +25,7 @@ from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray, Step
 N_ACTION = 5
 _STEPS = np.array([[0, 0], [0, 1], [0, -1], [-1, 0], [1, 0]])
 
+Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
 
@@ -146,12 +147,22 @@ class Grid(OneLineRepr, ABC):
         return np.asarray(tasks, np.int64)
 
 
-class GridEnv(ABC):
-    """N slots of one room that step together; subclasses judge the cells stepped onto."""
+class GridEnv:
+    """N slots of one room that step together.
 
-    def __init__(self, family: Grid, tasks: Int64Array) -> None:
+    ``judge`` gives rewards (N,) float32 and terminations (N,) for stepping onto cells (N,), given the returns
+    (N,) of the episodes so far. ``moves`` translates actions (N,) into moves.
+    """
+
+    def __init__(
+        self,
+        family: Grid,
+        tasks: Int64Array,
+        judge: Callable[[Int64Array, Float32Array], tuple[Float32Array, BoolArray]],
+        moves: Callable[[AnyArray], AnyArray] = lambda actions: actions,
+    ) -> None:
         self.num_envs = num_envs = len(tasks)
-        self._family, self._tasks = family, tasks
+        self._family, self._tasks, self._judge, self._moves = family, tasks, judge, moves
         self._n_cell = family.size**2
         self._cells = all_cells(family.size)
         self._successors = successors(family.size).ravel()
@@ -175,9 +186,9 @@ class GridEnv(ABC):
             )
         if self.num_envs and (actions.min() < 0 or actions.max() >= N_ACTION):
             raise SpaceError(f"{self._family.name}: actions must lie in 0..{N_ACTION - 1}")
-        cell = self._successors.take(self.moves(actions) * self._n_cell + self._cell)
+        cell = self._successors.take(self._moves(actions) * self._n_cell + self._cell)
         self._time += 1
-        reward, terminated = self.judge(cell)
+        reward, terminated = self._judge(cell, self._return)
         self._return += reward
         truncated = (self._time >= self._family.horizon) & ~terminated
         next_obs = obs = self._cells.take(cell, axis=0)
@@ -193,11 +204,3 @@ class GridEnv(ABC):
     def optimal_actions(self) -> Int64Array:
         """(N,) an optimal action in the current state of every slot."""
         return self._family.optimal_action(self._tasks, self._cells.take(self._cell, axis=0), self._return)
-
-    def moves(self, actions: AnyArray) -> AnyArray:
-        """(N,) the moves that ``actions`` (N,) stand for."""
-        return actions
-
-    @abstractmethod
-    def judge(self, cell: Int64Array) -> tuple[NDArray[np.float32], BoolArray]:
-        """Rewards (N,) and terminations (N,) for stepping onto ``cell`` (N,)."""

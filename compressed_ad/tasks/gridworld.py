@@ -18,13 +18,13 @@ from itertools import permutations
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compressed_ad.errors import UsageError
 from compressed_ad.registry import checked
 from compressed_ad.settings import Count
 from compressed_ad.tasks.grid import (
     N_ACTION,
+    Float32Array,
     Float64Array,
     Grid,
     GridEnv,
@@ -60,8 +60,14 @@ class Darkroom(Grid):
         """(size**2, 2) goal cells; y changes fastest."""
         return all_cells(self.size).copy()
 
-    def make(self, tasks: AnyArray, seeds: IntArray) -> _DarkroomEnv:
-        return _DarkroomEnv(self, self.check(tasks, 2))
+    def make(self, tasks: AnyArray, seeds: IntArray) -> GridEnv:
+        goal, never = self.index(self.check(tasks, 2)), np.zeros(len(tasks), bool)
+
+        def judge(cell: Int64Array, episode_return: FloatArray) -> tuple[Float32Array, BoolArray]:
+            on_goal = cell == goal
+            return on_goal.astype(np.float32), on_goal if self.terminates else never.copy()
+
+        return GridEnv(self, np.asarray(tasks), judge)
 
     def goal_distance(self, tasks: AnyArray) -> Int64Array:
         """(N,) steps from the start to the goal (Manhattan distance)."""
@@ -86,20 +92,9 @@ class Darkroom(Grid):
 
     def reward(
         self, task: AnyArray, states: AnyArray, actions: AnyArray, next_states: AnyArray, start: BoolArray
-    ) -> NDArray[np.float32]:
+    ) -> Float32Array:
         on_goal = (np.asarray(next_states) == task).all(-1)
         return (first_in_episode(on_goal, start) if self.terminates else on_goal).astype(np.float32)
-
-
-class _DarkroomEnv(GridEnv):
-    def __init__(self, family: Darkroom, tasks: Int64Array) -> None:
-        super().__init__(family, tasks)
-        self._terminates, self._goal = family.terminates, family.index(tasks)
-        self._never = np.zeros(len(tasks), bool)
-
-    def judge(self, cell: Int64Array) -> tuple[NDArray[np.float32], BoolArray]:
-        on_goal = cell == self._goal
-        return on_goal.astype(np.float32), on_goal if self._terminates else self._never.copy()
 
 
 @checked
@@ -157,8 +152,14 @@ class DarkroomPermuted(Grid):
         """(120, 5) permutations."""
         return np.array(list(permutations(range(N_ACTION))), np.int64)
 
-    def make(self, tasks: AnyArray, seeds: IntArray) -> _PermutedEnv:
-        return _PermutedEnv(self, self._permutations(tasks))
+    def make(self, tasks: AnyArray, seeds: IntArray) -> GridEnv:
+        permutations, goal = self._permutations(tasks), int(self.index(self.goal))
+        moves, row = permutations.ravel(), np.arange(len(tasks)) * N_ACTION
+
+        def judge(cell: Int64Array, episode_return: FloatArray) -> tuple[Float32Array, BoolArray]:
+            return (cell == goal).astype(np.float32), np.zeros(len(cell), bool)
+
+        return GridEnv(self, permutations, judge, lambda actions: moves.take(row + actions))
 
     def goal_distance(self, tasks: AnyArray) -> Int64Array:
         return np.full(len(tasks), 2 * (self.size - 1))
@@ -188,19 +189,6 @@ class DarkroomPermuted(Grid):
         return np.asarray(tasks, np.int64)
 
 
-class _PermutedEnv(GridEnv):
-    def __init__(self, family: DarkroomPermuted, tasks: Int64Array) -> None:
-        super().__init__(family, tasks)
-        self._goal = family.index(family.goal)
-        self._flat, self._row = tasks.ravel(), np.arange(len(tasks)) * N_ACTION
-
-    def moves(self, actions: AnyArray) -> AnyArray:
-        return self._flat.take(self._row + actions)
-
-    def judge(self, cell: Int64Array) -> tuple[NDArray[np.float32], BoolArray]:
-        return (cell == self._goal).astype(np.float32), np.zeros(self.num_envs, bool)
-
-
 @checked
 @dataclass(frozen=True, repr=False)
 class KeyToDoor(Grid):
@@ -225,8 +213,17 @@ class KeyToDoor(Grid):
         cells = all_cells(self.size)
         return np.concatenate([np.repeat(cells, len(cells), 0), np.tile(cells, (len(cells), 1))], 1)
 
-    def make(self, tasks: AnyArray, seeds: IntArray) -> _KeyToDoorEnv:
-        return _KeyToDoorEnv(self, self.check(tasks, 4))
+    def make(self, tasks: AnyArray, seeds: IntArray) -> GridEnv:
+        tasks = self.check(tasks, 4)
+        key, door = self.index(tasks[:, :2]), self.index(tasks[:, 2:])
+
+        def judge(cell: Int64Array, episode_return: FloatArray) -> tuple[Float32Array, BoolArray]:
+            held = episode_return > 0
+            found = (cell == key) & ~held
+            opened = (cell == door) & (held | found)
+            return found.astype(np.float32) + opened, opened
+
+        return GridEnv(self, tasks, judge)
 
     def goal_distance(self, tasks: AnyArray) -> Int64Array:
         """(N,) steps from the start to the key and from there to the door (Manhattan distances)."""
@@ -257,7 +254,7 @@ class KeyToDoor(Grid):
 
     def reward(
         self, task: AnyArray, states: AnyArray, actions: AnyArray, next_states: AnyArray, start: BoolArray
-    ) -> NDArray[np.float32]:
+    ) -> Float32Array:
         next_states, task = np.asarray(next_states), np.asarray(task)
         key = first_in_episode((next_states == task[:2]).all(-1), start)
         # Episodes with the key in hand: picked up at or before this step, since the episode began.
@@ -279,15 +276,3 @@ def _key_to_door_random(size: int, horizon: int, start: int) -> Float64Array:
     key = from_start.sum(0)
     np.fill_diagonal(both, key)
     return np.asarray(key[:, None] + both)
-
-
-class _KeyToDoorEnv(GridEnv):
-    def __init__(self, family: KeyToDoor, tasks: Int64Array) -> None:
-        super().__init__(family, tasks)
-        self._key, self._door = family.index(tasks[:, :2]), family.index(tasks[:, 2:])
-
-    def judge(self, cell: Int64Array) -> tuple[NDArray[np.float32], BoolArray]:
-        had = self._return > 0
-        found = (cell == self._key) & ~had
-        opened = (cell == self._door) & (had | found)
-        return found.astype(np.float32) + opened, opened

@@ -77,8 +77,8 @@ class MiniGridFamily(GymnasiumFamily):
             try:
                 env.reset(seed=seed)
             except Exception as error:  # a generator of layouts can raise anything
-                said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-                raise UsageError(f"{self.name}: cannot be laid out ({said})") from error
+                reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                raise UsageError(f"{self.name}: cannot be laid out ({reason})") from error
             found.setdefault(_layout(env), seed)
             if len(found) == self.n_task:
                 break

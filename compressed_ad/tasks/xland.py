@@ -210,13 +210,13 @@ class XLandSlots:
         over = np.array(after.last())
         terminated = over & (np.array(after.discount) == 0)
         self._episode += over.astype(np.uint64)
-        asked = slice(self.num_envs)
+        kept = slice(self.num_envs)
         return Step(
-            np.array(after.observation)[asked],
-            np.array(after.reward, np.float32)[asked],
-            terminated[asked],
-            (over & ~terminated)[asked],
-            np.array(self._timestep.observation)[asked],
+            np.array(after.observation)[kept],
+            np.array(after.reward, np.float32)[kept],
+            terminated[kept],
+            (over & ~terminated)[kept],
+            np.array(self._timestep.observation)[kept],
         )
 
 

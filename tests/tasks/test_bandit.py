@@ -87,7 +87,11 @@ def test_a_slot_depends_on_its_own_seed_beyond_a_block() -> None:
         ("bernoulli_bandit", {"n_arm": 1}, "n_arm must be a whole number of at least 2"),
         ("bernoulli_bandit", {"alpha": 0}, "alpha must be a number above 0"),
         ("gaussian_bandit", {"sigma": -1}, "sigma must be a number above 0"),
-        ("gaussian_bandit", {"distribution": "unifrom"}, "distribution must be one of uniform, normal, got 'unifrom'"),
+        (
+            "gaussian_bandit",
+            {"distribution": "unifrom"},
+            "distribution must be one of uniform, normal, got 'unifrom'",
+        ),
         ("gaussian_bandit", {"mean": "high"}, "mean must be a number"),
     ],
 )
@@ -282,15 +286,6 @@ def test_wrong_settings_are_named(name: str, kwargs: dict[str, object], said: st
 # ---------------------------------------------------------------- noise
 
 
-class Spaced:
-    """Just enough of a family for ``UniformActions``."""
-
-    name = "spaced"
-
-    def __init__(self, action_space: object) -> None:
-        self.action_space = action_space
-
-
 SPACES = [
     spaces.Discrete(4, start=2),
     spaces.MultiDiscrete([2, 3]),
@@ -307,7 +302,7 @@ def test_noise_has_the_chances_that_it_records(space: spaces.Space[AnyArray]) ->
     agent = NoisyAgent(
         lambda tasks, obs, so_far: np.broadcast_to(best, (n, *best.shape)),
         np.zeros((n, 1)),
-        UniformActions(Spaced(space)),  # type: ignore[arg-type]
+        UniformActions(space),
         np.array([rate]),
         lambda n_env: np.random.default_rng(0).spawn(n_env),
     )
@@ -362,7 +357,7 @@ def test_noise_plays_what_the_family_knows_or_a_policy_of_ones_own() -> None:
             Unknowing(), ids, np.zeros((3, 1)), n_timesteps=5, n_learner=1, n_stream=1, seed=0
         )
     with pytest.raises(SpaceError, match="bounded Box"):
-        UniformActions(Spaced(spaces.Box(-np.inf, np.inf, (1,))))  # type: ignore[arg-type]
+        UniformActions(spaces.Box(-np.inf, np.inf, (1,)))
 
 
 class Unknowing:
