@@ -232,7 +232,7 @@ def test_small_images_are_learned_from(name):
         ("TD3", {"action_noise": -1}, "action_noise must be a number >= 0"),
         ("TD3", {"action_noise": {"kind": "normall", "sigma": 1}}, "did you mean 'normal'"),
         ("TD3", {"action_noise": {"sigma": 1, "theta": 1}}, "action_noise: unknown parameter 'theta'"),
-        ("TD3", {"action_noise": {"kind": "ornstein_uhlenbeck"}}, "action_noise: parameter 'sigma' is missing"),
+        ("TD3", {"action_noise": {"kind": "ornstein_uhlenbeck"}}, "parameter 'sigma' is missing"),
         ("PPO", {"policy_kwargs": {"activation_fn": "Tahn"}}, "has no 'Tahn' .did you mean 'Tanh'"),
     ],
 )  # fmt: skip

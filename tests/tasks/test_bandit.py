@@ -90,7 +90,7 @@ def test_a_slot_depends_on_its_own_seed_beyond_a_block() -> None:
         (
             "gaussian_bandit",
             {"distribution": "unifrom"},
-            "distribution must be one of uniform, normal, got 'unifrom'",
+            "must be one of uniform, normal, got 'unifrom'",
         ),
         ("gaussian_bandit", {"mean": "high"}, "mean must be a number"),
     ],
