@@ -6,7 +6,7 @@ An agent plays in N environment slots at once. Episodes may end at different tim
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -18,23 +18,10 @@ from compressed_ad.models.ad import AD
 from compressed_ad.models.tokens import Tokens
 from compressed_ad.seeding import rng
 from compressed_ad.tasks.base import OptimalPolicy, TaskFamily
-from compressed_ad.types import AnyArray, Step, bounds, shape_of, sizes, starts, to_spec
+from compressed_ad.types import Agent, AnyArray, Step, bounds, shape_of, sizes, starts, to_spec
 
 Marks = Literal["off", "self", "prompt", "prompt_rewarded"]
 ContextRule = Literal["refill", "sliding"]
-
-
-class Agent(Protocol):
-    """Acts in N slots; ``reset`` forgets everything, ``observe`` is told what came of the last action."""
-
-    def reset(self, n_env: int) -> None:
-        """Start anew in ``n_env`` slots."""
-
-    def act(self, obs: AnyArray) -> AnyArray:
-        """Actions (N, ...) for observations (N, ...)."""
-
-    def observe(self, actions: AnyArray, step: Step) -> None:
-        """What came of ``actions`` (N, ...)."""
 
 
 class RandomAgent:
