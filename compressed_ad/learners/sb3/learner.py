@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +38,6 @@ except ImportError as error:
     raise MissingExtraError("compressed_ad.learners.sb3.learner", "sb3") from error
 
 _NOISE = {"normal": NormalActionNoise, "ornstein_uhlenbeck": OrnsteinUhlenbeckActionNoise}
-_NAMED_CLASSES = {"activation_fn": torch.nn, "optimizer_class": torch.optim}
 
 
 class SB3Learner:
@@ -60,18 +59,16 @@ class SB3Learner:
             raise MissingExtraError(f"sb3:{algorithm}", "sb3") from error
         self.name = algorithm
         ours = {"self", "env", "seed", "device", "_init_setup_model"}
-        self._defaults = {
-            key: parameter.default
-            for key, parameter in inspect.signature(self._class.__init__).parameters.items()
-            if key not in ours
-        }
-        known = [*self._defaults, "net_arch"]
+        parameters = inspect.signature(self._class.__init__).parameters
+        defaults = {key: parameter.default for key, parameter in parameters.items() if key not in ours}
+        known = [*defaults, "net_arch"]
         problems = [f"unknown key {key!r}{nearest(key, known)}" for key in config if key not in known]
         self.config = {key: value for key, value in config.items() if key != "net_arch"}
         if "net_arch" in config:
             arch = config["net_arch"]
             arch = dict(arch) if isinstance(arch, Mapping) else list(arch)
             self.config["policy_kwargs"] = {**config.get("policy_kwargs", {}), "net_arch": arch}
+        self._settings = {**defaults, **self.config}
         policies = list(self._class.policy_aliases)
         policy = config.get("policy", policies[0])
         if isinstance(policy, str) and policy not in policies:
@@ -79,7 +76,11 @@ class SB3Learner:
                 f"unknown policy {policy!r}{nearest(policy, policies)}; it has {', '.join(policies)}"
             )
         problems += _noise_problems(config.get("action_noise"))
-        problems += _class_problems(self.config.get("policy_kwargs") or {})
+        problems += [
+            f"{key}: {module.__name__} has no {name!r}{nearest(name, vars(module))}"
+            for key, name, module in self._named_classes()
+            if not hasattr(module, name)
+        ]
         if problems:
             raise ConfigError([f"sb3:{algorithm}: {problem}" for problem in problems])
 
@@ -108,7 +109,21 @@ class SB3Learner:
                     f"{family.name}: sb3:MaskablePPO needs environments with a method action_masks() -> "
                     "(N, number of actions); without masks it is sb3:PPO"
                 )
-        self._check_length(n_timesteps, n_stream)
+        if self._on_policy and n_timesteps < (n_steps := self._settings["n_steps"]):
+            raise ConfigError(
+                f"sb3:{self.name}: n_steps {n_steps} exceeds the {n_timesteps} steps of a stream; "
+                "nothing would be learned"
+            )
+        if not self._on_policy and n_timesteps * n_stream <= (warm_up := self._settings["learning_starts"]):
+            raise ConfigError(
+                f"sb3:{self.name}: learning_starts {warm_up} exceeds the {n_timesteps * n_stream} steps of "
+                "all streams of a learner; nothing would be learned"
+            )
+        frequency = self._settings.get("train_freq")
+        if n_stream > 1 and isinstance(frequency, list | tuple) and frequency[-1] == "episode":
+            raise ConfigError(
+                f"sb3:{self.name}: train_freq in episodes needs n_stream 1; n_learner may be larger instead"
+            )
 
     def learn(
         self,
@@ -154,16 +169,19 @@ class SB3Learner:
             self._class,
             env.observation_space,
             arguments.get("policy"),
-            _with_classes(arguments.get("policy_kwargs") or {}),
+            {
+                **(arguments.get("policy_kwargs") or {}),
+                **{key: getattr(module, name) for key, name, module in self._named_classes()},
+            },
         )
         if arguments.get("action_noise") is not None:
             arguments["action_noise"] = _make_noise(arguments["action_noise"], env.action_space)
-        if "buffer_size" in self._defaults:
+        if "buffer_size" in self._settings:
             # A buffer that is never full gives the same history as any larger one.
             fill = (n_timesteps + 1) * env.num_envs
-            arguments["buffer_size"] = min(self._setting("buffer_size"), fill)
-        if isinstance(self._setting("train_freq"), list):
-            arguments["train_freq"] = tuple(self._setting("train_freq"))
+            arguments["buffer_size"] = min(self._settings["buffer_size"], fill)
+        if isinstance(arguments.get("train_freq"), list):
+            arguments["train_freq"] = tuple(arguments["train_freq"])
         try:
             return self._class(env=env, seed=seed, device="cpu", **arguments)
         except (AssertionError, TypeError, ValueError) as error:
@@ -173,27 +191,12 @@ class SB3Learner:
     def _on_policy(self) -> bool:
         return issubclass(self._class, OnPolicyAlgorithm)
 
-    def _setting(self, key: str) -> Any:
-        return self.config.get(key, self._defaults.get(key))
-
-    def _check_length(self, n_timesteps: int, n_stream: int) -> None:
-        """Raise ``ConfigError`` if nothing would be learned."""
-        n_steps, warm_up = self._setting("n_steps"), self._setting("learning_starts")
-        if self._on_policy and n_timesteps < n_steps:
-            raise ConfigError(
-                f"sb3:{self.name}: n_steps {n_steps} exceeds the {n_timesteps} steps of a stream; "
-                "nothing would be learned"
-            )
-        if not self._on_policy and n_timesteps * n_stream <= warm_up:
-            raise ConfigError(
-                f"sb3:{self.name}: learning_starts {warm_up} exceeds the {n_timesteps * n_stream} steps of "
-                "all streams of a learner; nothing would be learned"
-            )
-        frequency = self._setting("train_freq")
-        if n_stream > 1 and isinstance(frequency, list | tuple) and frequency[-1] == "episode":
-            raise ConfigError(
-                f"sb3:{self.name}: train_freq in episodes needs n_stream 1; n_learner may be larger instead"
-            )
+    def _named_classes(self) -> Iterator[tuple[str, str, Any]]:
+        """Key, name and module of activations and optimisers given by name (``Tanh``, ``Adam``)."""
+        policy_kwargs = self.config.get("policy_kwargs") or {}
+        for key, module in (("activation_fn", torch.nn), ("optimizer_class", torch.optim)):
+            if isinstance(policy_kwargs.get(key), str):
+                yield key, policy_kwargs[key], module
 
 
 # ---------------------------------------------------------------- arguments from YAML
@@ -230,24 +233,6 @@ def _make_noise(noise: Any, space: spaces.Box) -> ActionNoise:
         if key in options or key == "mean"
     }
     return kind(**arrays, **options)
-
-
-def _class_problems(policy_kwargs: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{key}: {module.__name__} has no {policy_kwargs[key]!r}{nearest(policy_kwargs[key], vars(module))}"
-        for key, module in _NAMED_CLASSES.items()
-        if isinstance(policy_kwargs.get(key), str) and not hasattr(module, policy_kwargs[key])
-    ]
-
-
-def _with_classes(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace names of activations and optimisers (``Tanh``, ``Adam``) by the classes."""
-    named = {
-        key: getattr(module, policy_kwargs[key])
-        for key, module in _NAMED_CLASSES.items()
-        if isinstance(policy_kwargs.get(key), str)
-    }
-    return {**policy_kwargs, **named}
 
 
 # ---------------------------------------------------------------- running
