@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from compressed_ad.registry import Registry
 from compressed_ad.tasks.base import TaskFamily
@@ -45,6 +48,18 @@ class Checks(Protocol):
 
     def check(self, family: TaskFamily, *, n_timesteps: int, n_stream: int) -> None:
         """Raise ``SpaceError``, ``ConfigError`` or ``UsageError`` if ``learn`` would."""
+
+
+def histories_of_tasks(arrays: Mapping[str, AnyArray], learner: NDArray[np.int32]) -> list[History]:
+    """One history for each task, from ``arrays`` (N * S, T, ...) of all tasks in order.
+
+    ``learner`` (S,) numbers the learners of the streams, the same for every task.
+    """
+    n_stream = len(learner)
+    return [
+        History(learner=learner, **{name: array[i : i + n_stream] for name, array in arrays.items()})
+        for i in range(0, len(arrays["rewards"]), n_stream)
+    ]
 
 
 LEARNER: Registry[Callable[..., SourceLearner]] = Registry(

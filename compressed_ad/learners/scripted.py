@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from compressed_ad.learners.base import Progress
+from compressed_ad.learners.base import Progress, histories_of_tasks
 from compressed_ad.seeding import rng
 from compressed_ad.tasks.bandit_rules import Generators
 from compressed_ad.tasks.base import TaskFamily
@@ -109,10 +109,4 @@ def record(
         progress(len(slots))
     arrays = {name: np.stack(steps, axis=1) for name, steps in rows.items()}
     arrays["update"] = np.broadcast_to(update.astype(np.int32), (len(slots), len(update)))
-    return [
-        History(
-            learner=np.arange(n_stream, dtype=np.int32),
-            **{name: array[i : i + n_stream] for name, array in arrays.items()},
-        )
-        for i in range(0, len(slots), n_stream)
-    ]
+    return histories_of_tasks(arrays, np.arange(n_stream, dtype=np.int32))

@@ -15,7 +15,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from compressed_ad.errors import NumericalError, SpaceError
-from compressed_ad.learners.base import Progress
+from compressed_ad.learners.base import Progress, histories_of_tasks
 from compressed_ad.learners.ppo import kernels
 from compressed_ad.seeding import rng, seed64
 from compressed_ad.tasks.base import TaskFamily
@@ -108,14 +108,7 @@ def train(
                 rollout.log_prob_next[t] = seen.log_probs[learner_index, seen.rows, rollout.actions[t]]
         rollout.write(record, n_timesteps, start, number, first_action)
 
-    n_task_stream = n_learner * n_stream
-    return [
-        History(
-            learner=np.repeat(np.arange(n_learner, dtype=np.int32), n_stream),
-            **{name: array[i : i + n_task_stream] for name, array in record.items()},
-        )
-        for i in range(0, len(task_ids) * n_task_stream, n_task_stream)
-    ]
+    return histories_of_tasks(record, np.repeat(np.arange(n_learner, dtype=np.int32), n_stream))
 
 
 def _check_finite(array: AnyArray, family: TaskFamily, who: list[tuple[int, int]], what: str) -> None:

@@ -49,7 +49,6 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
         self._ends: list[tuple[int, int, AnyArray]] = []  # step, environment, terminal observation
         self._after: AnyArray = np.empty(0)  # observations after the last step, and after resets
         self._recorded: Any = None  # the model
-        self._distribution: ActionDistribution | None = None
         self._update = 0  # version of the policy
         self._trained = 0  # SB3's count of updates when it was last looked at
         self._rollout = 0  # first step of the current rollout
@@ -83,7 +82,8 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
         model = self.model
         if self._recorded not in (None, model):
             raise UsageError("CompressedHistoryCallback records one run; make another one for another model")
-        self._distribution = self._distribution or find_distribution(model)
+        if self._recorded is None:
+            self._distribution: ActionDistribution = find_distribution(model)
         for kind, space in (("observations", model.observation_space), ("actions", model.action_space)):
             try:
                 to_spec(space)
@@ -111,13 +111,11 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
             self._ends.append((step, int(i), self._after[i]))
 
     def _on_rollout_start(self) -> None:
-        assert self._distribution is not None
         self._notice_update()
         self._rollout = len(self._steps)
         self._distribution.start()
 
     def _on_step(self) -> bool:
-        assert self._distribution is not None
         seen, infos = self.locals, self.locals["infos"]
         cut = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
         for i in np.flatnonzero(seen["dones"]):
@@ -156,7 +154,6 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
         """Fill in probability and entropy of the rollout, before the policy that acted is trained again."""
         if self._n_evaluated == len(self._steps):
             return
-        assert self._distribution is not None
         part = slice(self._rollout, None)
         probability, entropy = self._distribution.evaluate(self._steps["states"][part])
         self._steps["action_probs"][part] = probability
@@ -168,7 +165,6 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
         """Count an update of the policy, and fill in ``log_prob_next`` of the rollout that it used."""
         if self.model._n_updates == self._trained:
             return
-        assert self._distribution is not None
         self._trained = self.model._n_updates
         self._update += 1
         if isinstance(self._distribution, OnPolicy) and self._rollout < len(self._steps):
