@@ -129,15 +129,16 @@ class ReferencePolicies(Protocol):
 
 
 class OneLineRepr:
-    """Shows a family as ``Darkroom(size=9, horizon=20): 81 tasks``, without computing its tasks.
+    """Shows a family as ``Darkroom(size=9, horizon=20): 81 tasks``.
 
-    The family has its parameters, and the number of tasks ``n_task``, as attributes.
+    Parameters are attributes of the family. Tasks are only counted if it has no attribute ``n_task``.
     """
 
     def __repr__(self) -> str:
         names = [name for name in inspect.signature(type(self)).parameters if name != "n_task"]
         parameters = {n: getattr(self, n) for n in names if getattr(self, n, None) not in (None, {})}
-        n_task: int = self.n_task  # type: ignore[attr-defined]
+        family: Any = self
+        n_task = family.n_task if hasattr(self, "n_task") else len(family.tasks())
         return f"{call_text(type(self).__name__, parameters)}: {n_task:,} task{'s' * (n_task != 1)}"
 
 

@@ -11,7 +11,6 @@ appendix (Dark Room, Dark Room Hard, Dark Key-to-Door); the large and the permut
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations
@@ -51,10 +50,6 @@ class Darkroom(Grid):
     terminates: ClassVar[bool] = False
     size: Size = 9
     horizon: Count = 20
-
-    @property
-    def n_task(self) -> int:
-        return self.size**2
 
     def tasks(self) -> Int64Array:
         """(size**2, 2) goal cells; y changes fastest."""
@@ -144,10 +139,6 @@ class DarkroomPermuted(Grid):
     def goal(self) -> tuple[int, int]:
         return self.size - 1, self.size - 1
 
-    @property
-    def n_task(self) -> int:
-        return math.factorial(N_ACTION)
-
     def tasks(self) -> Int64Array:
         """(120, 5) permutations."""
         return np.array(list(permutations(range(N_ACTION))), np.int64)
@@ -203,10 +194,6 @@ class KeyToDoor(Grid):
     name: ClassVar[str] = "key_to_door"
     size: Size = 9
     horizon: Count = 50
-
-    @property
-    def n_task(self) -> int:
-        return self.size**4
 
     def tasks(self) -> Int64Array:
         """(size**4, 4) key and door cells; the door changes fastest."""
