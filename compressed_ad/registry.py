@@ -154,8 +154,12 @@ class Parameters:
     def complete(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
         """As ``validated``; a parameter without a default that is not ``given`` is a mistake, too."""
         values, found = self.validated(given)
-        missing = [n for n, p in self.settable.items() if p.default is p.empty and n not in given]
-        return values, found + [Problem(f"parameter {name!r} is missing", (name,)) for name in missing]
+        missing = [Problem(f"parameter {name!r} is missing", (name,)) for name in self.missing(given)]
+        return values, found + missing
+
+    def missing(self, given: Collection[str]) -> list[str]:
+        """The parameters without a default that are not ``given``."""
+        return [name for name, p in self.settable.items() if p.default is p.empty and name not in given]
 
     def validated(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
         """The values ``given``, validated, and every mistake in them."""

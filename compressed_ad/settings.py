@@ -6,12 +6,13 @@ worded here, in one place: for settings, and for the parameters of ``registry.ch
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from compressed_ad.errors import ConfigError, nearest
@@ -28,6 +29,33 @@ _LARGE = 2**31 - 1
 """Upper limits from here on are mentioned only to whoever exceeds them."""
 
 
+def _refuse_infinite(values: dict[str, Any]) -> dict[str, Any]:
+    bad = {key: value for key, value in values.items() if not _is_finite(value)}
+    if bad:
+        raise Mistake(f"numbers must be finite, got {bad}", *bad)
+    return values
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_finite(part) for part in value.values())
+    if isinstance(value, list | tuple):
+        return all(_is_finite(part) for part in value)
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+FreeParameters = Annotated[dict[str, Any], AfterValidator(_refuse_infinite)]
+"""Parameters of something with a name, validated by what has that name."""
+
+
+class Mistake(ValueError):
+    """For validators of settings: ``message``, which is about these ``keys``."""
+
+    def __init__(self, message: str, *keys: str) -> None:
+        super().__init__(message)
+        self.keys = keys
+
+
 class Settings(BaseModel):
     """Base of every section: frozen, and strict about unknown keys."""
 
@@ -41,24 +69,33 @@ class Settings(BaseModel):
             raise PydanticCustomError("truth_value", "not a truth value")
         return value
 
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError([p.within(type(self).__name__) for p in problems(type(self), error)]) from None
+
+    # Pydantic would otherwise call ``__init__`` for settings in settings, and nobody could tell the path.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
 
 S = TypeVar("S", bound=Settings)
 
 
 class Problem(str):
-    """One mistake in a sentence, with the path of the key that it is about."""
+    """One mistake in a sentence, with the paths of the keys that it is about."""
 
-    path: tuple[str, ...]
+    paths: tuple[tuple[str, ...], ...]
 
-    def __new__(cls, text: str, path: Iterable[str] = ()) -> Problem:
-        """``text`` with its ``path``."""
+    def __new__(cls, text: str, *paths: Iterable[str]) -> Problem:
+        """``text`` about the keys at ``paths``."""
         problem = super().__new__(cls, text)
-        problem.path = tuple(path)
+        problem.paths = tuple(map(tuple, paths))
         return problem
 
     def within(self, where: str) -> Problem:
         """The same mistake, prefixed by ``where``."""
-        return Problem(f"{where}: {self}", self.path)
+        return Problem(f"{where}: {self}", *self.paths)
 
 
 def validated(kind: type[S], values: Mapping[str, Any], where: str) -> S:
@@ -80,7 +117,9 @@ def problems(hint: Any, error: ValidationError, name: str = "") -> list[Problem]
         if mistake["type"] in ("extra_forbidden", "missing"):
             path = tuple(map(str, loc))
         path = (name, *path) if name else path
-        found.setdefault(path, Problem(_sentence(".".join(path), wanted, mistake), path))
+        keys = getattr(mistake.get("ctx", {}).get("error"), "keys", ())
+        paths = [(*path, key) for key in keys] or [path]
+        found.setdefault(path, Problem(_sentence(".".join(path), wanted, mistake), *paths))
     return list(found.values())
 
 

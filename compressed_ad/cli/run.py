@@ -10,9 +10,10 @@ import numpy as np
 from compressed_ad.cli.call import Call
 from compressed_ad.cli.display import duration, print_lines, results_console
 from compressed_ad.histories.file import HistoryFile
+from compressed_ad.marking.apply import marker_params
 from compressed_ad.registry import call_text
 from compressed_ad.runs import job as runs, stages
-from compressed_ad.runs.config import marker_params, planned_split
+from compressed_ad.runs.config import plan
 from compressed_ad.runs.directory import (
     CONFIG,
     check,
@@ -35,7 +36,7 @@ def run(call: Call) -> None:
     history = stages.default_history(config, out)
     todo = runs.jobs(config, history, out)
     if config.env.training_tasks is not None:
-        split = planned_split(config.env, config.seed, config.split_seed)
+        split = plan(config).split
         split.check_training(np.array(config.env.training_tasks))
     check(out, config)
     if call.options.dry_run:

@@ -6,7 +6,7 @@ The three rates were measured on one core of a 2-core server CPU; yours may be t
 from __future__ import annotations
 
 from compressed_ad.learners.ppo import PPOConfig
-from compressed_ad.runs.config import build_family, planned_split
+from compressed_ad.runs.config import plan
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.stages import n_process, source_steps
 from compressed_ad.training.flops import training_flops
@@ -19,7 +19,7 @@ _REPORT_SECONDS = 10.0
 
 def expected_seconds(config: Config) -> dict[str, float | None]:
     """Seconds of each stage of the main job; None where they cannot be told."""
-    family, model, judged = build_family(config), config.model, config.evaluation
+    made, model, judged = plan(config), config.model, config.evaluation
     parallel = n_process(config)
     steps = source_steps(config)
     collect = None
@@ -28,9 +28,9 @@ def expected_seconds(config: Config) -> dict[str, float | None]:
         collect = 5 + steps * epochs * _PPO_SECONDS / parallel
     n_run = len(config.comparison.methods) * config.comparison.runs
     rounds = -(-n_run // parallel)
-    split = planned_split(config.env, config.seed, config.split_seed)
+    split = made.split
     size = model.tf_n_embd**2 * model.tf_n_layer / (64**2 * 3) * 0.7 + 0.3
-    step = family.horizon * _PLAY_SECONDS * size
+    step = made.family.horizon * _PLAY_SECONDS * size
     validating = len(split.validation) * model.validation_rollouts * model.validation_episodes
     validation = model.validations * validating * step
     evaluation = 2 * len(split.heldout) * judged.rollouts * judged.episodes * step

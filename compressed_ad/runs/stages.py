@@ -18,11 +18,11 @@ from compressed_ad.errors import RunDirectoryError
 from compressed_ad.files import write_atomically
 from compressed_ad.histories.collector import collect, history_path
 from compressed_ad.histories.file import HistoryFile, remark
-from compressed_ad.learners.select import make_learner
-from compressed_ad.marking.apply import MarkingStatistics
+from compressed_ad.marking.apply import marker_params
+from compressed_ad.marking.statistics import MarkingStatistics
 from compressed_ad.registry import call_text
 from compressed_ad.report.results import MethodRuns, load_runs, summarise_source
-from compressed_ad.runs.config import build_family, marker_params, planned_split, transform_pairs
+from compressed_ad.runs.config import plan, transform_pairs
 from compressed_ad.runs.directory import (
     cores,
     environment,
@@ -44,8 +44,7 @@ if TYPE_CHECKING:
 
 def default_history(config: Config, folder: Path) -> Path:
     """Where the histories of ``config`` are, in ``folder``."""
-    learner = make_learner(config.algorithm.learner, config.algorithm.learner_kwargs)
-    return history_path(folder, config.env.short_name, learner.name, config.seed)
+    return history_path(folder, config.env.short_name, plan(config).learner.name, config.seed)
 
 
 def n_process(config: Config) -> int:
@@ -55,7 +54,7 @@ def n_process(config: Config) -> int:
 
 def source_steps(config: Config) -> int:
     """Environment steps of all source learners together."""
-    n_task = config.env.n_task or len(build_family(config).tasks())
+    n_task = config.env.n_task or len(plan(config).family.tasks())
     algorithm = config.algorithm
     return n_task * algorithm.n_learner * algorithm.n_stream * algorithm.n_timesteps
 
@@ -71,11 +70,11 @@ def collect_stage(
 ) -> Path:
     """Collect the histories of ``config`` into ``path``, marked unless ``mark`` is False."""
     env, algorithm = config.env, config.algorithm
-    planned_split(env, config.seed, config.split_seed)
+    made = plan(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     return collect(
-        build_family(config),
-        make_learner(algorithm.learner, algorithm.learner_kwargs),
+        made.family,
+        made.learner,
         path,
         family_name=env.family,
         family_kwargs=env.kwargs,

@@ -3,17 +3,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, strategies as st
 
 from compressed_ad.errors import ConfigError
 from compressed_ad.learners.base import LEARNER
+from compressed_ad.marking.apply import marker_params
 from compressed_ad.marking.settings import MarkerSettings
 from compressed_ad.models import MODEL
 from compressed_ad.models.settings import ModelConfig
-from compressed_ad.runs import yaml_file
-from compressed_ad.runs.config import explicit_keys, load_config, marker_params
+from compressed_ad.runs import config as config_module, yaml_file
+from compressed_ad.runs.config import explicit_keys, load_config, plan
 from compressed_ad.runs.config_text import describe, dump, dump_plain, suggest
 from compressed_ad.runs.directory import extras
 from compressed_ad.runs.layers import PRESETS, SECTIONS, Request, config_folder
@@ -346,3 +348,36 @@ def test_configuration_is_immutable_and_hashes_out_no_torch():
         "import compressed_ad.cli.main; assert 'torch' not in sys.modules and 'numba' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_family_and_learner_are_built_once_for_validation_and_plan(monkeypatch):
+    built: list[str] = []
+    for name, maker in (
+        ("make_family", config_module.make_family),
+        ("make_learner", config_module.make_learner),
+    ):
+
+        def counted(*args, maker=maker, name=name):
+            built.append(name)
+            return maker(*args)
+
+        monkeypatch.setattr(config_module, name, counted)
+    config = asked(("seed", "1234"), preset="smoke")
+    made = plan(config)
+    assert plan(config) is made
+    assert sorted(built) == ["make_family", "make_learner"]
+    assert len(made.task_ids) == sum(map(len, (made.split.train, made.split.validation, made.split.heldout)))
+    other = plan(config.model_copy(update={"seed": 1235}))
+    assert not np.array_equal(other.split.heldout, made.split.heldout)
+
+
+def test_mistakes_in_python_are_those_of_the_command_line():
+    with pytest.raises(ConfigError, match=r"unknown key 'tf_nembd' \(did you mean 'tf_n_embd'\?\)"):
+        ModelConfig(tf_nembd=3)
+    with pytest.raises(ConfigError) as caught:
+        Config(env={"n_task": 0, "kwargs": {"size": float("nan")}}, seed=-1)
+    assert [p.paths for p in caught.value.problems] == [
+        (("env", "kwargs", "size"),),
+        (("env", "n_task"),),
+        (("seed",),),
+    ]
