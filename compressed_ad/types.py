@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
@@ -37,6 +37,19 @@ class Step:
     terminated: BoolArray  # (N,) the MDP ended: no future value
     truncated: BoolArray  # (N,) the time limit ended the episode: the future has value
     obs: AnyArray  # (N, ...)
+
+
+class Agent(Protocol):
+    """Acts in N environment slots at once, whose episodes may end at different times."""
+
+    def reset(self, n_env: int) -> None:
+        """Forget everything and start in ``n_env`` slots."""
+
+    def act(self, obs: AnyArray) -> AnyArray:
+        """Actions (N, ...) for observations (N, ...)."""
+
+    def observe(self, actions: AnyArray, step: Step) -> None:
+        """Take in what ``actions`` (N, ...) led to."""
 
 
 @dataclass(frozen=True)

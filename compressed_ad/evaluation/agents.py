@@ -6,7 +6,7 @@ An agent plays in N environment slots at once. Episodes may end at different tim
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -18,23 +18,11 @@ from compressed_ad.models.ad import AD
 from compressed_ad.models.tokens import Tokens
 from compressed_ad.seeding import rng
 from compressed_ad.tasks.base import OptimalPolicy, TaskFamily
-from compressed_ad.types import AnyArray, Step, bounds, shape_of, sizes, starts, to_spec
+from compressed_ad.tasks.random_play import UniformActions
+from compressed_ad.types import Agent, AnyArray, Step
 
 Marks = Literal["off", "self", "prompt", "prompt_rewarded"]
 ContextRule = Literal["refill", "sliding"]
-
-
-class Agent(Protocol):
-    """Acts in N slots; ``reset`` forgets everything, ``observe`` is told what came of the last action."""
-
-    def reset(self, n_env: int) -> None:
-        """Start anew in ``n_env`` slots."""
-
-    def act(self, obs: AnyArray) -> AnyArray:
-        """Actions (N, ...) for observations (N, ...)."""
-
-    def observe(self, actions: AnyArray, step: Step) -> None:
-        """What came of ``actions`` (N, ...)."""
 
 
 class RandomAgent:
@@ -45,26 +33,16 @@ class RandomAgent:
 
     def __init__(self, actions: gymnasium.Space[Any] | int, seed: int = 0) -> None:
         space = gymnasium.spaces.Discrete(actions) if isinstance(actions, int) else actions
-        self.spec, self.random = to_spec(space), rng(seed, "random agent")
-        if self.spec["kind"] == "box" and not np.isfinite(bounds(self.spec)).all():
+        if isinstance(space, gymnasium.spaces.Box) and not space.is_bounded():
             raise UsageError(f"{actions} is not bounded, so no action can be drawn uniformly")
+        self.actions, self.random = UniformActions(space), rng(seed, "random agent")
 
     def reset(self, n_env: int) -> None:
         """Nothing to forget."""
 
     def act(self, obs: AnyArray) -> AnyArray:
         """Actions (N, ...)."""
-        spec, size = self.spec, (len(obs), *shape_of(self.spec))
-        if spec["kind"] != "box":
-            low = np.reshape(starts(spec), size[1:])
-            return np.asarray(low + self.random.integers(np.reshape(sizes(spec), size[1:]), size=size))
-        drawn: AnyArray
-        least, most = (limit.reshape(size[1:]) for limit in bounds(spec))
-        if np.dtype(spec["dtype"]).kind == "f":
-            drawn = self.random.uniform(least, most, size)
-        else:
-            drawn = self.random.integers(least.astype(int), most.astype(int), size, endpoint=True)
-        return drawn.astype(spec["dtype"])
+        return self.actions.draw(self.random, len(obs))
 
     def observe(self, actions: AnyArray, step: Step) -> None:
         """Learns nothing."""

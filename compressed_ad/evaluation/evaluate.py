@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from compressed_ad.errors import NumericalError, UsageError
-from compressed_ad.evaluation.agents import Agent, as_agent
+from compressed_ad.evaluation.agents import as_agent
 from compressed_ad.models.ad import AD
 from compressed_ad.seeding import seed64
 from compressed_ad.tasks.as_batched import as_batched
 from compressed_ad.tasks.base import BatchedEnv, ReferencePolicies, TaskFamily
 from compressed_ad.training.windows import WindowSampler
-from compressed_ad.types import AnyArray, FloatArray
+from compressed_ad.types import Agent, AnyArray, FloatArray
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -16,33 +16,14 @@ import scipy
 from numpy.typing import NDArray
 
 from compressed_ad.errors import UsageError
-from compressed_ad.evaluation.agents import Agent, OptimalAgent, RandomAgent
+from compressed_ad.evaluation.agents import OptimalAgent, RandomAgent
 from compressed_ad.evaluation.evaluate import evaluate_tasks
 from compressed_ad.models.ad import AD
-from compressed_ad.tasks.base import OptimalPolicy, TaskFamily
+from compressed_ad.tasks.base import GoalDistance, OptimalPolicy, RandomFound, TaskFamily
 from compressed_ad.tasks.grid import Grid
-from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray, Step
+from compressed_ad.types import Agent, AnyArray, BoolArray, FloatArray, IntArray, Step
 
 Floats = NDArray[np.float64]
-
-
-@runtime_checkable
-class GoalDistance(Protocol):
-    """What a family offers if its tasks have a goal some way off."""
-
-    def goal_distance(self, tasks: AnyArray) -> IntArray:
-        """(N,) steps from the start to the goal of ``tasks`` (N, P)."""
-
-
-@runtime_checkable
-class RandomFound(Protocol):
-    """What a family offers if it knows how the random walk searches."""
-
-    def random_found(self, tasks: AnyArray) -> Floats:
-        """(N,) exact chance that the uniformly random policy meets a reward within one episode.
-
-        Only for families whose episodes begin alike, so that one is not told from another.
-        """
 
 
 # ---------------------------------------------------------------- recording
