@@ -23,7 +23,7 @@ from compressed_ad.runs.job import Job
 from compressed_ad.runs.judge import EVALUATION, evaluate_run, is_evaluated
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.trainer import train_run
-from compressed_ad.workers import Report, WorkerPool
+from compressed_ad.workers import Pool, Report, open_pool
 
 
 def run(call: Call) -> None:
@@ -44,13 +44,13 @@ def run(call: Call) -> None:
     if config.device == "cuda":
         runs.device(config)  # refuses before anything is started
     display = call.display
-    with claimed(out, config):
+    with claimed(out, config), open_pool(call.options.ray, stages.n_process(config)) as pool:
         watch = stages.Stopwatch(out / "seconds.json")
         with watch.stage("collect") as tick, display.stage("collect") as report:
-            stages.collect_stage(config, history, mark=False, report=_both(report, tick))
+            stages.collect_stage(config, history, report=_both(report, tick), pool=pool)
         with watch.stage("mark") as tick, display.stage("mark") as report:
             statistics = stages.mark_stage(config, history, report=_both(report, tick))
-        _train_and_evaluate(call, config, todo, watch)
+        _train_and_evaluate(call, todo, watch, pool)
         with display.stage("report") as report:
             written = stages.report_stage(
                 todo,
@@ -67,11 +67,11 @@ def run(call: Call) -> None:
     print_lines(f"\nReport: {written.index}")
 
 
-def _train_and_evaluate(call: Call, config: Config, todo: Sequence[Job], watch: stages.Stopwatch) -> None:
+def _train_and_evaluate(call: Call, todo: Sequence[Job], watch: stages.Stopwatch, pool: Pool) -> None:
     provenance = history_provenance(HistoryFile(todo[0].history))
     for job in todo:
         check(job.path, job.config, keys=runs.TRAINING_KEYS, history=provenance)
-    with call.stop.politely(), WorkerPool(min(stages.n_process(config), len(todo))) as pool:
+    with call.stop.politely():
         untrained = [job for job in todo if not job.trained]
         if untrained:
             with watch.stage("train") as tick, call.display.stage("train") as report:

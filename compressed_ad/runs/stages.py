@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +26,10 @@ from compressed_ad.runs.directory import (
     cores,
     environment,
 )
-from compressed_ad.runs.job import (
-    Job,
-    never,
-    silent,
-)
+from compressed_ad.runs.job import Job
 from compressed_ad.runs.settings import Config
 from compressed_ad.training.transforms import departures
-from compressed_ad.workers import Report, Stop, WorkerPool
+from compressed_ad.workers import Parts, Pool, Report, Stop, never, silent
 
 if TYPE_CHECKING:
     from compressed_ad.report.run_report import Report as WrittenReport
@@ -68,6 +63,7 @@ def collect_stage(
     resume: bool = True,
     overwrite: bool = False,
     report: Report = silent,
+    pool: Pool | None = None,
 ) -> Path:
     """Collect the histories of ``config`` into ``path``, marked unless ``mark`` is False."""
     env, algorithm = config.env, config.algorithm
@@ -92,6 +88,7 @@ def collect_stage(
         marker_params=marker_params(config.marker) if mark else None,
         seed=config.seed,
         n_process=n_process(config),
+        pool=pool,
         resume=resume,
         overwrite=overwrite,
         progress=lambda done, total: report(done, total, "environment steps"),
@@ -125,41 +122,17 @@ def mark_stage(
 def run_jobs(
     function: Callable[..., Any],
     todo: Sequence[Job],
-    pool: WorkerPool,
+    pool: Pool,
     *,
     report: Report = silent,
     should_stop: Stop = never,
 ) -> dict[str, Any]:
-    """``function`` (``train_run`` or ``evaluate_run``) for every job, in parallel; results by run name.
-
-    Progress is that of all jobs together, in units of the jobs' own.
-    """
-    if len(todo) == 1 or pool.n_process == 1:
-        results = {}
-        for k, single in enumerate(todo):
-            results[single.name] = function(
-                single, report=partial(_one_of_many, report, k, len(todo)), should_stop=should_stop
-            )
-            if should_stop():
-                raise KeyboardInterrupt
-        return results
-    share = dict.fromkeys((single.name for single in todo), 0.0)
-    size = 0
-    texts: dict[str, str] = {}
-
-    def progress(name: str, done: int, total: int, text: str) -> None:
-        nonlocal size
-        size = max(size, total)
-        share[name] = done / max(total, 1)
-        texts[name] = text
-        report(round(sum(share.values()) * size), size * len(todo), f"{name} {text}")
-
-    named = {single.name: (function, (single,)) for single in todo}
-    return pool.run(named, progress, should_stop)
-
-
-def _one_of_many(report: Report, k: int, count: int, done: int, total: int, text: str) -> None:
-    report(k * total + done, count * total, text)
+    """Results of ``function`` (``train_run`` or ``evaluate_run``) for every job, by the name of its run."""
+    units = {job.name: (job,) for job in todo}
+    if len(units) < len(todo):  # runs of several folders
+        units = {str(job.path): (job,) for job in todo}
+    progress = Parts(report, dict.fromkeys(units, 1))
+    return pool.run(function, units, progress=progress, should_stop=should_stop)
 
 
 # ---------------------------------------------------------------- compare and report

@@ -9,10 +9,10 @@ from compressed_ad.histories.file import HistoryFile
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.runs.data import RunData
 from compressed_ad.runs.directory import claimed
-from compressed_ad.runs.job import TRAINING_KEYS, Job, device, never, provenance_of, silent
+from compressed_ad.runs.job import TRAINING_KEYS, Job, device, provenance_of
 from compressed_ad.settings import validated
 from compressed_ad.types import check_same
-from compressed_ad.workers import Report, Stop
+from compressed_ad.workers import Report, Stop, never, silent
 
 
 def train_run(job: Job, *, report: Report = silent, should_stop: Stop = never) -> list[str]:

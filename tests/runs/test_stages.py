@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compressed_ad.errors import HistoryError, RunDirectoryError, RunError, SpaceError, SplitError
+from compressed_ad.errors import HistoryError, RunDirectoryError, SpaceError, SplitError
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.runs import job as runs
 from compressed_ad.runs.config import load_config
@@ -20,8 +20,6 @@ from compressed_ad.runs.layers import Request
 from compressed_ad.runs.stages import Stopwatch, collect_stage, mark_stage
 from compressed_ad.runs.trainer import train_run
 from compressed_ad.training.checkpoints import digest, load
-from compressed_ad.workers import WorkerPool
-from tests import jobs
 from tests.conftest import SmokeRun
 
 TINY = [
@@ -450,33 +448,6 @@ def test_stopwatch_adds_up(tmp_path):
     (tmp_path / "seconds.json").write_text("[")
     with pytest.raises(RunDirectoryError, match="only timings are lost"):
         Stopwatch(tmp_path / "seconds.json")
-
-
-# ---------------------------------------------------------------- workers
-
-
-def test_workers(tmp_path):
-    seen = []
-    with WorkerPool(2) as pool:
-        results = pool.run(
-            {str(x): (jobs.double, (x,)) for x in range(5)}, lambda *words: seen.append(words), lambda: False
-        )
-        assert results == {str(x): 2 * x for x in range(5)}
-        assert ("3", 1, 1, "doubled") in seen
-        wanted = lambda: (tmp_path / "started").exists()  # noqa: E731
-        with pytest.raises(KeyboardInterrupt):
-            pool.run(
-                {"a": (jobs.patient, (str(tmp_path),)), "b": (jobs.patient, (str(tmp_path),))}, print, wanted
-            )
-        assert (tmp_path / "saved").exists()
-
-
-def test_errors_and_deaths_in_workers(tmp_path):
-    with WorkerPool(2) as pool, pytest.raises(SplitError, match="task 3 is held out"):
-        pool.run({"a": (jobs.patient, (str(tmp_path),)), "b": (jobs.wrong, ())}, print, lambda: False)
-    assert (tmp_path / "saved").exists()  # the other one was given time to save
-    with WorkerPool(1) as pool, pytest.raises(RunError, match=r"the process of b died \(signal 9, SIGKILL"):
-        pool.run({"b": (jobs.die, ())}, print, lambda: False)
 
 
 def test_a_damaged_evaluation_counts_as_none(tmp_path):
