@@ -27,7 +27,7 @@ from compressed_ad.errors import RunError, UsageError, one_line
 Report = Callable[[int, int, str], None]
 """Called with units done, units expected, and a short text."""
 
-Stop = Callable[[], bool]
+ShouldStop = Callable[[], bool]
 """True once work should stop: it then saves and raises ``KeyboardInterrupt``."""
 
 Event = tuple[str, str, Any]
@@ -45,7 +45,7 @@ def silent(done: int, total: int, text: str) -> None:
 
 
 def never() -> bool:
-    """A ``Stop`` that never comes."""
+    """A ``ShouldStop`` that never comes."""
     return False
 
 
@@ -99,7 +99,7 @@ class Pool(Protocol):
         units: Mapping[str, Sequence[Any]],
         *,
         progress: Parts | None = None,
-        should_stop: Stop = never,
+        should_stop: ShouldStop = never,
         finished: Callable[[str, Any], None] = lambda name, result: None,
         retry: bool = False,
     ) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def _run_here(
     function: Callable[..., Any],
     units: Mapping[str, Sequence[Any]],
     parts: Parts,
-    should_stop: Stop,
+    should_stop: ShouldStop,
     finished: Callable[[str, Any], None],
 ) -> dict[str, Any]:
     results = {}
@@ -232,11 +232,11 @@ class WorkerPool(Pool):
             self.workers.append(_Worker(self.context, self.stop))
 
     def _start(self, name: str, arguments: Sequence[Any]) -> None:
-        worker = next((worker for worker in self.workers if worker.unit is None), None)
-        if worker is None:  # one has died
-            worker = _Worker(self.context, self.stop)
-            self.workers.append(worker)
-        worker.start(name, self.function, arguments)
+        free = [worker for worker in self.workers if worker.unit is None and worker.process.is_alive()]
+        if not free:  # one has died
+            free = [_Worker(self.context, self.stop)]
+            self.workers += free
+        free[0].start(name, self.function, arguments)
 
     def _events(self) -> Iterator[Event]:
         busy = {worker: worker.unit for worker in self.workers if worker.unit is not None}
@@ -278,7 +278,7 @@ class _Worker:
 
     def receive(self) -> tuple[str, Any]:
         """("progress" | "result" | "error" | "died", content)."""
-        with suppress(EOFError, ConnectionError):
+        with suppress(EOFError, OSError):  # it may have died in the middle of a message
             if self.pipe.poll():
                 kind, content = self.pipe.recv()
                 if kind != "progress":
@@ -362,7 +362,6 @@ class RayPool(Pool):
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UsageError(f"--ray {address}: no such cluster ({one_line(error)})") from None
         self.task = self.ray.remote(num_cpus=1, max_retries=3)(_call)
-        self.running: dict[Any, str] = {}
 
     def __exit__(self, *exception: object) -> None:
         self.ray.shutdown()
@@ -373,6 +372,7 @@ class RayPool(Pool):
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise UsageError(f"cannot be sent to a cluster ({one_line(error)})") from error
         self.board = self.ray.remote(num_cpus=0)(_Board).remote()
+        self.running: dict[Any, str] = {}
 
     def _start(self, name: str, arguments: Sequence[Any]) -> None:
         reference = self.task.remote(name, self.function, arguments, self.board, Path.cwd())

@@ -1,6 +1,7 @@
 """Units of work in processes, here and on a Ray cluster of this machine (skipped where Ray is missing)."""
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -106,6 +107,12 @@ def test_a_single_unit_and_a_single_process_need_no_worker(tmp_path: Path) -> No
 def test_what_cannot_be_sent_is_a_usage_error() -> None:
     with WorkerPool(2) as pool, pytest.raises(UsageError, match="cannot be sent to worker processes"):
         pool.run(lambda x, **rest: x, {"a": (1,), "b": (2,)})
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r"pip install 'compressed-ad\[ray\]'"):
+        open_pool("auto", 2)
 
 
 def test_no_cluster_is_one_line() -> None:

@@ -38,9 +38,7 @@ def collect(call: Call) -> None:
         return
     path = stages.default_history(config, call.options.out or Path("datasets"))
     if call.options.dry_run:
-        from compressed_ad.runs.estimates import expected_seconds
-
-        seconds = expected_seconds(config)["collect"]
+        seconds = stages.expected_seconds(config)["collect"]
         time = "time unknown" if seconds is None else f"roughly {duration(seconds)}"
         steps = stages.source_steps(config)
         print_lines(f"Would collect {steps:,} steps of {config.algorithm.learner} into {path} ({time})")

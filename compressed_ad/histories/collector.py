@@ -1,8 +1,8 @@
-"""Learn every task of a family and store the learning histories: family + learner + split -> file.
+"""Collect learning histories: a learner learns the tasks of a family, and a file stores what it did.
 
-Blocks of tasks are the unit of work. What a task's history holds depends on the seed and the task alone, not
-on the block it is learned in or the process that learns it. Finished tasks are on disk at once; whatever ends
-a collection, the next one with ``resume=True`` goes on after them and arrives at the same arrays.
+Workers learn blocks of tasks. A task's history depends on the seed and the task alone, not on its block or on
+the process that learns it. Finished tasks are on disk at once: whatever ends a collection, the next one with
+``resume=True`` continues after them and gives the same arrays.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from compressed_ad.marking.markers import Marker
 from compressed_ad.tasks.base import TaskFamily, family_specs
 from compressed_ad.tasks.split import choose_tasks, split_family
 from compressed_ad.types import AnyArray, History, IntArray, Split
-from compressed_ad.workers import Parts, Pool, Report, Stop, WorkerPool
+from compressed_ad.workers import Parts, Pool, Report, ShouldStop, WorkerPool
 
 TotalProgress = Callable[[int, int], None]
 """Called with the environment steps done so far and their total, all tasks and streams together."""
@@ -42,7 +42,7 @@ MAX_BLOCK = 8
 
 
 def history_path(directory: str | Path, family_name: str, learner_name: str, seed: int) -> Path:
-    """Where a collection is stored, e.g. ``datasets/history_darkroom_PPO_alg-seed0_compressed.hdf5``."""
+    """The path of a collection, e.g. ``datasets/history_darkroom_PPO_alg-seed0_compressed.hdf5``."""
     return Path(directory) / f"history_{family_name}_{learner_name}_alg-seed{seed}_compressed.hdf5"
 
 
@@ -79,18 +79,19 @@ def collect(
 
     Each task gets ``n_learner * n_stream`` streams of ``n_timesteps`` transitions, marked by ``marker``
     (None: no mask). All tasks are collected, or a random ``n_task`` of them; the file numbers them from 0
-    and keeps the family's ids in its config (``task_ids``). They are split by ``split_family``
-    with ``split_seed`` (``seed`` if None). Whoever has chosen and split them already gives ``task_ids`` and
-    ``split`` instead; ``checked`` says that learner and marker are known to fit.
-    ``family_name``, ``family_kwargs`` and ``learner_config`` are stored so that both can be made again.
+    and keeps the family's ids in its config (``task_ids``). ``split_family`` splits them with ``split_seed``
+    (``seed`` if None). A caller that has chosen and split the tasks already passes ``task_ids`` and ``split``
+    instead, and ``checked`` if learner and marker are known to fit. ``family_name``, ``family_kwargs`` and
+    ``learner_config`` are stored so that family and learner can be built again.
     A file that exists at ``path`` is continued with ``resume`` (a finished one is left as it is, marks
     included), replaced with ``overwrite``, else refused with ``HistoryError``.
 
-    With ``n_process > 1`` blocks of ``block_size`` tasks are learned in spawned worker processes of one
-    thread each, so a script must call this under ``if __name__ == "__main__":``; or in ``pool``, if there is
-    one. A block whose worker died is tried once more, alone. Raises ``UsageError`` before anything is
-    started; ``RunError`` when a worker dies twice; whatever the learner or the marker raises. Finished tasks
-    are kept.
+    With ``n_process > 1`` worker processes of one thread each learn blocks of ``block_size`` tasks; they are
+    spawned, so a script must call this under ``if __name__ == "__main__":``. Or ``pool`` has the workers.
+    A block whose worker dies is tried once more, alone.
+
+    Raises ``UsageError`` before anything is started, ``RunError`` when a worker dies twice, and whatever the
+    learner or the marker raises. Finished tasks are kept.
     """
     counts = {
         "n_timesteps": n_timesteps,
@@ -150,7 +151,7 @@ def collect(
             before=len(done),
         )
         workers.run(job.learn, units, progress=total, retry=True)
-    # Earlier shards may carry the masks of another marker: then all are marked once more, at the end.
+    # Tasks finished earlier may carry the masks of another marker: then all are marked again, at the end.
     writer.finish(None if done or marker is None else _provenance(marker, params, seed))
     if marker is not None and HistoryFile(path, verify=False).marking is None:
         remark(path, marker, params, seed=seed)
@@ -193,8 +194,8 @@ class _Job:
     def steps_per_task(self) -> int:
         return self.n_timesteps * self.n_learner * self.n_stream
 
-    def learn(self, block: IntArray, *, report: Report, should_stop: Stop) -> None:
-        """Learn the tasks of ``block`` (indices into the file) and store each, but for those on disk."""
+    def learn(self, block: IntArray, *, report: Report, should_stop: ShouldStop) -> None:
+        """Learn and store those tasks of ``block`` (indices into the file) that are not on disk yet."""
         todo = np.setdiff1d(block, sorted(self.writer.done_tasks()))
         done = self.steps_per_task * (len(block) - len(todo))
 

@@ -20,13 +20,12 @@ from pathlib import Path
 from compressed_ad.errors import CompressedADError, one_line
 from compressed_ad.report.study_rows import Point, Row, cell_points, cell_row
 from compressed_ad.runs.directory import run_name
-from compressed_ad.runs.estimates import expected_seconds
 from compressed_ad.runs.job import Job
 from compressed_ad.runs.judge import evaluate_run, evaluation_settings, stored_evaluation
-from compressed_ad.runs.stages import collect_stage, default_history
+from compressed_ad.runs.stages import collect_stage, default_history, expected_seconds
 from compressed_ad.runs.study import Cell, Study
 from compressed_ad.runs.trainer import train_run
-from compressed_ad.workers import Parts, Pool, Report, Stop, silent
+from compressed_ad.workers import Parts, Pool, Report, ShouldStop, silent
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Outcome:
     failure: str | None = None
 
 
-def run_group(group: Group, *, report: Report = silent, should_stop: Stop) -> Outcome:
+def run_group(group: Group, *, report: Report = silent, should_stop: ShouldStop) -> Outcome:
     """Train the run of ``group`` and play everything with it; a cell that cannot be is told, not raised."""
     # A training counts as much as ten evaluations.
     parts = Parts(report, {"train": 10, **{path.name: 1 for _, _, path in group.plays}}, unit=1000)
@@ -122,7 +121,7 @@ def run_study(
     pool: Pool,
     *,
     report: Report = silent,
-    should_stop: Stop,
+    should_stop: ShouldStop,
     finished: Callable[[Group, Outcome], None] = lambda group, outcome: None,
 ) -> dict[str, Outcome]:
     """Train and play every cell that is not finished; outcomes by run name. Histories are there already."""

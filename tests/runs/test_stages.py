@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -458,3 +459,35 @@ def test_a_damaged_evaluation_counts_as_none(tmp_path):
     middle = content.index(np.arange(100.0, 110.0).tobytes())
     path.write_bytes(content[:middle] + b"\xff" + content[middle + 1 :])
     assert stored_evaluation(path) is None
+
+
+# ---------------------------------------------------------------- collection
+
+
+def test_a_collection_is_planned_and_checked_once(tmp_path, monkeypatch):
+    from compressed_ad.cli.main import main
+    from compressed_ad.learners.ppo import BatchedPPO
+    from compressed_ad.marking import conformance
+    from compressed_ad.tasks import split
+    from compressed_ad.tasks.gridworld import Darkroom
+
+    calls: Counter[str] = Counter()
+
+    def count(owner, name: str, label: str) -> None:
+        original = getattr(owner, name)
+
+        def counted(*arguments, **options):
+            calls[label] += 1
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(Darkroom, "__init__", "family")
+    count(BatchedPPO, "__init__", "learner")
+    count(split, "split_tasks", "split")
+    count(conformance, "check_marker", "check of the marker")
+    kinds = ("env", "algorithm", "marker")
+    words = [word for key, value in TINY if key.startswith(kinds) for word in (f"--{key}", value)]
+    assert main(["collect", "--preset", "smoke", *words, "--out", str(tmp_path)]) == 0
+    assert HistoryFile(next(tmp_path.glob("*.hdf5"))).marking is not None
+    assert calls == {"family": 1, "learner": 1, "split": 1, "check of the marker": 1}
