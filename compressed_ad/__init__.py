@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from compressed_ad.learners.conformance import check_learner as check_learner
     from compressed_ad.learners.ppo import BatchedPPO as BatchedPPO
     from compressed_ad.learners.sb3.callback import CompressedHistoryCallback as CompressedHistoryCallback
-    from compressed_ad.marking.apply import apply_marker as apply_marker, check_marker as check_marker
+    from compressed_ad.marking.apply import apply_marker as apply_marker
+    from compressed_ad.marking.conformance import check_marker as check_marker
     from compressed_ad.marking.markers import MARKER as MARKER, borders as borders
     from compressed_ad.models import MODEL as MODEL
     from compressed_ad.models.ad import AD as AD
@@ -51,7 +52,8 @@ _NAMES = {
     "learners.conformance": "check_learner",
     "learners.ppo": "BatchedPPO",
     "learners.sb3.callback": "CompressedHistoryCallback",
-    "marking.apply": "apply_marker check_marker",
+    "marking.apply": "apply_marker",
+    "marking.conformance": "check_marker",
     "marking.markers": "MARKER borders",
     "models": "MODEL",
     "models.ad": "AD",

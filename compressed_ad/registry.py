@@ -1,16 +1,24 @@
-"""Names for things that users may extend: a registered name, or ``module:attribute``."""
+"""What users may extend: found by name or ``module:attribute``, and called with validated parameters."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Generic, TypeVar
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import is_dataclass
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, cast, get_args, get_origin
+
+from pydantic import BeforeValidator, ConfigDict, Strict, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 
 from compressed_ad.errors import CompressedADError, ConfigError, UnknownNameError, UsageError, nearest
+from compressed_ad.settings import LISTS, MAPPINGS, UNIONS, Problem, problems
 
 T = TypeVar("T")
-_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+F = TypeVar("F", bound=Callable[..., Any])
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -75,29 +83,16 @@ def import_attribute(kind: str, path: str) -> Any:
 def make(registry: Registry[Callable[..., T]], name: str, kwargs: Mapping[str, Any], offers: str) -> T:
     """What ``registry[name](**kwargs)`` makes; ``UsageError`` unless it has the attribute ``offers``.
 
-    ``ConfigError`` lists unknown and missing arguments.
+    ``ConfigError`` lists wrong, unknown and missing parameters.
     """
     maker = registry[name]
     if not callable(maker):
         raise UsageError(f"{registry.kind} {name!r} is a {type(maker).__name__}, not a class or function")
-    parameters = inspect.signature(maker).parameters.values()
-    known = [p.name for p in parameters if p.kind in _NAMED]
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    problems = [
-        f"{registry.kind} {name!r}: unknown parameter {key!r}{nearest(key, known)};"
-        f" it has {', '.join(known) or 'none'}"
-        for key in kwargs
-        if key not in known and not takes_any
-    ]
-    problems += [
-        f"{registry.kind} {name!r}: parameter {p.name!r} is missing"
-        for p in parameters
-        if p.kind in _NAMED and p.default is p.empty and p.name not in kwargs
-    ]
-    if problems:
-        raise ConfigError(problems)
+    values, found = Parameters(maker).complete(kwargs)
+    if found:
+        raise ConfigError([problem.within(f"{registry.kind} {name!r}") for problem in found])
     try:
-        made = maker(**kwargs)
+        made = maker(**values)
     except CompressedADError:
         raise
     except Exception as error:  # whatever a user's class raises
@@ -105,6 +100,150 @@ def make(registry: Registry[Callable[..., T]], name: str, kwargs: Mapping[str, A
     if not hasattr(made, offers):
         raise UsageError(f"{registry.kind} {name!r} makes a {type(made).__name__}, which has no {offers!r}")
     return made
+
+
+def checked(function: F) -> F:
+    """Decorator: validate the parameters of a function or class (dataclasses too) whenever it is called.
+
+    ``ConfigError`` lists the wrong, unknown and missing ones, prefixed by the class's ``name`` or the
+    function's. Put it below ``register`` and above ``dataclass``.
+    """
+    is_class = isinstance(function, type)
+    inner = function.__init__ if is_class else function
+    parameters = functools.cache(lambda: Parameters(function))
+
+    @functools.wraps(inner)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        known = parameters()
+        signature, own = known.signature, args[:1] if is_class else ()
+        strange = {k: v for k, v in kwargs.items() if not known.takes_any and k not in signature.parameters}
+        bound = signature.bind_partial(*args[len(own) :], **{k: kwargs[k] for k in kwargs.keys() - strange})
+        given = {name: value for name, value in bound.arguments.items() if name in known.settable}
+        values, found = known.complete({**given, **strange})
+        if found:
+            label = getattr(own[0], "name", type(own[0]).__name__) if is_class else function.__name__
+            raise ConfigError([problem.within(label) for problem in found])
+        bound.arguments.update(values)
+        return inner(*own, *bound.args, **bound.kwargs)
+
+    if not is_class:
+        return cast(F, call)
+    function.__init__ = call  # type: ignore[method-assign]
+    return function
+
+
+class Parameters:
+    """The parameters of a function or class that a user may set, and their validation by annotation.
+
+    Numbers, truth values, texts, ``Literal``, and lists, tuples, mappings and unions of these are validated
+    as in ``Settings``, but strictly: a text is no number. What is annotated as anything else, or not at all,
+    is passed through. ``handed`` are the parameters that the caller fills in himself. With ``guess``, a
+    default that is a number or a truth value stands for a missing annotation.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], handed: Collection[str] = (), *, guess: bool = False
+    ) -> None:
+        self.signature = inspect.signature(function)
+        parameters = self.signature.parameters
+        self.settable = {n: p for n, p in parameters.items() if p.kind not in _VARIADIC and n not in handed}
+        self.takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        self._function, self._handed, self._guess = function, parameters.keys() & set(handed), guess
+        self._types: dict[str, tuple[Any, TypeAdapter[Any] | None]] = {}
+
+    def complete(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+        """As ``validated``; a parameter without a default that is not ``given`` is a mistake, too."""
+        values, found = self.validated(given)
+        missing = [Problem(f"parameter {name!r} is missing", (name,)) for name in self.missing(given)]
+        return values, found + missing
+
+    def missing(self, given: Collection[str]) -> list[str]:
+        """The parameters without a default that are not ``given``."""
+        return [name for name, p in self.settable.items() if p.default is p.empty and name not in given]
+
+    def validated(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+        """The values ``given``, validated, and every mistake in them."""
+        values, found = dict(given), list[Problem]()
+        for name, value in given.items():
+            if name in self.settable:
+                hint, adapter = self._type(name)
+                if adapter is None or value is self.settable[name].default:
+                    continue
+                try:
+                    values[name] = adapter.validate_python(_without_numpy(value))
+                except ValidationError as error:
+                    found += problems(hint, error, name)
+            elif not self.takes_any or name in self._handed:
+                has = ", ".join(self.settable) or "none"
+                text = f"unknown parameter {name!r}{nearest(name, self.settable)}; it has {has}"
+                found.append(Problem(text, (name,)))
+        return values, found
+
+    def _type(self, name: str) -> tuple[Any, TypeAdapter[Any] | None]:
+        """The annotation of a parameter and what validates it; made when it is first asked for."""
+        if name not in self._types:
+            parameter = self.settable[name]
+            hint = _evaluated(parameter.annotation, _namespace(self._function, name))
+            if self._guess and hint is parameter.empty and isinstance(parameter.default, int | float):
+                hint = bool if isinstance(parameter.default, bool) else _NUMBER
+            strict = _strict(hint)
+            self._types[name] = hint, None if strict is None else TypeAdapter(strict, config=_CONFIG)
+        return self._types[name]
+
+
+def _refuse_text(value: Any) -> Any:
+    if isinstance(value, str):
+        raise PydanticCustomError("text_for_number", "a number")
+    return value
+
+
+_NUMBER = Annotated[Any, BeforeValidator(_refuse_text)]
+_CONFIG = ConfigDict(allow_inf_nan=False)
+
+
+def _evaluated(annotation: Any, namespace: dict[str, Any]) -> Any:
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, namespace)
+    except NameError:  # imported for type checkers alone, so not plain
+        return None
+
+
+def _namespace(function: Callable[..., Any], name: str) -> dict[str, Any]:
+    """Where the annotation of the parameter ``name`` was written: a dataclass inherits fields."""
+    if isinstance(function, type):
+        for owner in function.__mro__ if is_dataclass(function) else ():
+            if name in inspect.get_annotations(owner):
+                return vars(sys.modules[owner.__module__])
+        function = function.__init__  # type: ignore[misc]
+    found: dict[str, Any] = getattr(inspect.unwrap(function), "__globals__", {})
+    return found
+
+
+def _strict(hint: Any) -> Any:
+    """``hint`` for values that need not be converted, but lists to tuples; None if it is not plain."""
+    origin, items = get_origin(hint), get_args(hint)
+    if hint in (bool, int, float, str):
+        return Annotated[hint, Strict()]
+    if hint in (Any, type(None)) or origin is Literal:
+        return hint
+    if origin is Annotated:
+        inner = _strict(items[0])
+        return inner and Annotated[inner, *hint.__metadata__]
+    strict = tuple(item if item is ... else _strict(item) for item in items)
+    if origin in (*UNIONS, *LISTS, *MAPPINGS) and all(strict):
+        return Union[strict] if origin in UNIONS else origin[strict]  # noqa: UP007
+    return None
+
+
+def _without_numpy(value: Any) -> Any:
+    """NumPy's numbers as Python's: these compare with arrays at the precision of the array."""
+    import numpy as np  # not before something is called: a command line that prints help needs no NumPy
+
+    if isinstance(value, list | tuple):
+        return [_without_numpy(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _raised(error: Exception) -> str:

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 
 from compressed_ad import HistoryFile, apply_marker, check_marker
-from compressed_ad.marking.apply import marking_statistics
+from compressed_ad.marking.statistics import marking_statistics
 
 
 def after_reward(rewards, window: int = 20):

@@ -11,7 +11,8 @@ from compressed_ad.cli.display import print_lines
 from compressed_ad.errors import ConfigError, RunError
 from compressed_ad.learners.conformance import check_learner
 from compressed_ad.learners.select import make_learner
-from compressed_ad.marking.apply import check_marker, find_marker
+from compressed_ad.marking.apply import find_marker
+from compressed_ad.marking.conformance import check_marker
 from compressed_ad.runs import yaml_file
 from compressed_ad.tasks.conformance import family_problems
 from compressed_ad.tasks.select import make_family

@@ -22,9 +22,10 @@ from compressed_ad.histories.collector import history_path
 from compressed_ad.histories.exchange.formats import EXPORT, LAYOUT, only_tasks
 from compressed_ad.histories.exchange.importing import file_provenance, import_histories, named_split
 from compressed_ad.histories.file import HistoryFile
+from compressed_ad.marking.apply import marker_params
 from compressed_ad.registry import call_text
 from compressed_ad.runs import stages
-from compressed_ad.runs.config import build_family, load_config, marker_params
+from compressed_ad.runs.config import build_family, load_config
 from compressed_ad.runs.settings import Config
 from compressed_ad.tasks.split import split_tasks
 from compressed_ad.types import Split

@@ -23,11 +23,11 @@ from compressed_ad.marking.apply import (
     REQUIRED,
     apply_marker,
     find_marker,
-    marker_faults,
     marker_name,
     marker_parameters,
     task_seed,
 )
+from compressed_ad.marking.conformance import marker_faults
 from compressed_ad.marking.markers import Marker
 from compressed_ad.tasks.base import TaskFamily, family_specs
 from compressed_ad.tasks.split import choose_tasks, split_family

@@ -46,16 +46,9 @@ from compressed_ad.histories.header import (
     write_marking,
 )
 from compressed_ad.histories.scales import Scales
-from compressed_ad.marking.apply import (
-    REQUIRED,
-    MarkingStatistics,
-    apply_marker,
-    marker_name,
-    marker_parameters,
-    marking_statistics,
-    task_seed,
-)
+from compressed_ad.marking.apply import REQUIRED, apply_marker, marker_name, marker_parameters, task_seed
 from compressed_ad.marking.markers import Marker
+from compressed_ad.marking.statistics import MarkingStatistics, marking_statistics
 from compressed_ad.types import AnyArray, BoolArray, History, SpaceSpec, Split, shape_of, sizes, starts
 
 __all__ = ["HistoryFile", "HistoryInfo", "HistoryWriter", "is_complete", "remark"]

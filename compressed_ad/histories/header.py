@@ -21,7 +21,7 @@ from compressed_ad.histories.hdf5 import (
     json_text,
     read,
 )
-from compressed_ad.marking.apply import MarkingStatistics
+from compressed_ad.marking.statistics import MarkingStatistics
 from compressed_ad.types import AnyArray, FloatArray, IntArray, SpaceSpec, Split
 
 

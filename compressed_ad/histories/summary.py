@@ -10,8 +10,8 @@ import numpy as np
 
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.header import HistoryInfo
-from compressed_ad.marking.apply import N_PHASE, MarkingStatistics, marking_statistics
 from compressed_ad.marking.markers import segments
+from compressed_ad.marking.statistics import N_PHASE, MarkingStatistics, marking_statistics
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, History, IntArray
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -12,7 +12,17 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 from pydantic import Field, model_validator
 
-from compressed_ad.settings import BelowOne, Count, Fraction, NonNegative, Positive, Settings, Whole
+from compressed_ad.settings import (
+    BelowOne,
+    Count,
+    Fraction,
+    FreeParameters,
+    Mistake,
+    NonNegative,
+    Positive,
+    Settings,
+    Whole,
+)
 
 FROM_HISTORY = (
     "observation_space",
@@ -62,9 +72,15 @@ class Architecture(Settings):
     @model_validator(mode="after")
     def _heads_divide(self) -> Architecture:
         if self.tf_n_embd % self.tf_n_head:
-            raise ValueError(f"tf_n_embd {self.tf_n_embd} is not a multiple of tf_n_head {self.tf_n_head}")
+            raise Mistake(
+                f"tf_n_embd {self.tf_n_embd} is not a multiple of tf_n_head {self.tf_n_head}",
+                "tf_n_embd",
+                "tf_n_head",
+            )
         if self.position == "rotary" and self.tf_n_embd // self.tf_n_head % 2:
-            raise ValueError("rotary positions need an even tf_n_embd / tf_n_head")
+            raise Mistake(
+                "rotary positions need an even tf_n_embd / tf_n_head", "tf_n_embd", "tf_n_head", "position"
+            )
         return self
 
 
@@ -72,7 +88,7 @@ class TransformSpec(Settings):
     """One step between a history and its windows: a transform's name and its parameters."""
 
     name: str
-    params: dict[str, Any] = Field(default_factory=dict)
+    params: FreeParameters = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -127,5 +143,7 @@ class ModelConfig(Architecture, Optimisation):
     @model_validator(mode="after")
     def _smoothing_needs_choices(self) -> ModelConfig:
         if self.label_smoothing and (self.action_space or {}).get("kind") == "box":
-            raise ValueError("label_smoothing is for discrete actions; set it to 0 for continuous ones")
+            raise Mistake(
+                "label_smoothing is for discrete actions; set it to 0 for continuous ones", "label_smoothing"
+            )
         return self

@@ -15,7 +15,7 @@ import numpy as np
 
 from compressed_ad.errors import RunDirectoryError, UsageError
 from compressed_ad.histories.file import HistoryFile
-from compressed_ad.marking.apply import MarkingStatistics, marking_statistics
+from compressed_ad.marking.statistics import MarkingStatistics, marking_statistics
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, History, IntArray
 
 TRACE_STEPS = 200

@@ -10,10 +10,10 @@ import numpy as np
 
 from compressed_ad.evaluation import intervals
 from compressed_ad.histories.file import HistoryFile
-from compressed_ad.marking.apply import mark_all
+from compressed_ad.marking.apply import mark_all, marker_params
 from compressed_ad.marking.settings import MarkerSettings
 from compressed_ad.report.results import episode_returns
-from compressed_ad.runs.config import marker_params, transform_pairs
+from compressed_ad.runs.config import transform_pairs
 from compressed_ad.runs.job import Job, device, playing
 from compressed_ad.seeding import seed64
 from compressed_ad.tasks.select import make_family

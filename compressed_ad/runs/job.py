@@ -11,7 +11,7 @@ from typing import Any
 
 from compressed_ad.errors import RunDirectoryError, UsageError
 from compressed_ad.histories.file import HistoryFile
-from compressed_ad.runs.config import GUIDE_SETTINGS, marker_params
+from compressed_ad.marking.apply import GUIDE_SETTINGS, marker_params
 from compressed_ad.runs.directory import history_provenance, run_name, stored_config, stored_environment
 from compressed_ad.runs.settings import Config
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from compressed_ad.errors import ConfigError, nearest
 from compressed_ad.runs import yaml_file
-from compressed_ad.runs.config import semantic_problems, validate, with_marker_defaults
+from compressed_ad.runs.config import validated_config
 from compressed_ad.runs.job import playing
 from compressed_ad.runs.layers import (
     Request,
@@ -314,11 +314,7 @@ def _config(bottom: Leaves, layers: Sequence[Leaves], top: Leaves, small: bool) 
         if small:
             merge(leaves, {p: leaf for p, leaf in bottom.items() if p in _SIZES})
     merge(leaves, top)
-    config, problems = validate(leaves)
-    problems += semantic_problems(leaves)
-    if config is None or problems:
-        raise ConfigError(problems)
-    return with_marker_defaults(config)
+    return validated_config(leaves)
 
 
 _SIZES = {

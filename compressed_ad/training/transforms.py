@@ -10,13 +10,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import MinLen
 
-from compressed_ad.errors import ConfigError, HistoryError, UsageError, nearest
-from compressed_ad.registry import Registry
+from compressed_ad.errors import ConfigError, HistoryError, UsageError
+from compressed_ad.registry import Parameters, Registry, checked
 from compressed_ad.seeding import rng
+from compressed_ad.settings import Count, Fraction, Whole
 from compressed_ad.tasks.base import RewardFunction, TaskFamily
 from compressed_ad.training.sequences import Episodes, Sequences
 from compressed_ad.training.stitching import Prolonger, Stitcher
@@ -41,42 +43,16 @@ DEPARTURES = {
 }
 
 
-Positive: TypeAlias = int
-Whole: TypeAlias = int
-Positives: TypeAlias = int | Sequence[int]
-Share: TypeAlias = float
-
-
-def _number(value: Any, kind: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def _positive(value: Any) -> bool:
-    return _number(value, int) and value >= 1
-
-
-def _positives(value: Any) -> bool:
-    return all(map(_positive, value)) if isinstance(value, list | tuple) and value else _positive(value)
-
-
-_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "Positive": (_positive, "a whole number of at least 1"),
-    "Whole": (lambda value: _number(value, int) and value >= 0, "a whole number of at least 0"),
-    "Positives": (_positives, "a whole number of at least 1, or a list of them"),
-    "Share": (lambda value: _number(value, int | float) and 0 <= value <= 1, "a number from 0 to 1"),
-    "bool": (lambda value: isinstance(value, bool), "true or false"),
-}
-"""What the parameters of the built-in transforms may be, by the names of their types."""
-
-
 @TRANSFORM.register("first_updates")
-def first_updates(sequences: Sequences, context: Context, *, n: Positive) -> Sequences:
+@checked
+def first_updates(sequences: Sequences, context: Context, *, n: Count) -> Sequences:
     """Keep the steps taken by the first ``n`` versions of each source policy."""
     return _keep_steps(sequences, sequences.update < n)
 
 
 @TRANSFORM.register("streams")
-def streams(sequences: Sequences, context: Context, *, n: Positive) -> Sequences:
+@checked
+def streams(sequences: Sequences, context: Context, *, n: Count) -> Sequences:
     """Keep the first ``n`` streams of each learner."""
     key = sequences.task * (sequences.learner.max() + 1) + sequences.learner
     order = np.argsort(key, kind="stable")
@@ -88,7 +64,8 @@ def streams(sequences: Sequences, context: Context, *, n: Positive) -> Sequences
 
 
 @TRANSFORM.register("tasks")
-def tasks(sequences: Sequences, context: Context, *, share: Share) -> Sequences:
+@checked
+def tasks(sequences: Sequences, context: Context, *, share: Fraction) -> Sequences:
     """Keep the histories of a random ``share`` of the tasks, at least one."""
     known = np.unique(sequences.task)
     chosen = context.random.permutation(known)[: max(1, round(share * len(known)))]
@@ -96,12 +73,13 @@ def tasks(sequences: Sequences, context: Context, *, share: Share) -> Sequences:
 
 
 @TRANSFORM.register("subsample")
+@checked
 def subsample(
     sequences: Sequences,
     context: Context,
     *,
-    every: Positives,
-    copies: Positive = 1,
+    every: Count | Annotated[list[Count], MinLen(1)],
+    copies: Count = 1,
     keep_first_reward: bool = True,
 ) -> Sequences:
     """Keep one episode, drawn at random, out of every ``every`` consecutive ones.
@@ -113,7 +91,7 @@ def subsample(
     list: the model then cannot tell from its position alone how far a history has come, only from what it
     sees. Incomplete last episodes are dropped.
     """
-    strides = [every] if isinstance(every, int) else list(every)
+    strides = [every] if isinstance(every, int) else every
     episodes, n_seq = sequences.episodes, len(sequences)
     first = _first_rewarded(episodes) if keep_first_reward else np.zeros(len(episodes.start), bool)
 
@@ -126,14 +104,15 @@ def subsample(
 
 
 @TRANSFORM.register("thin")
+@checked
 def thin(
     sequences: Sequences,
     context: Context,
     *,
     marked_every: Whole,
     unmarked_every: Whole,
-    copies: Positive = 1,
-    least: Share = 0.5,
+    copies: Count = 1,
+    least: Fraction = 0.5,
     keep_first_reward: bool = True,
 ) -> Sequences:
     """``subsample`` with one stride for marked episodes and another one for the rest.
@@ -198,14 +177,15 @@ def _draw(episodes: Episodes, group: IntArray, preferred: BoolArray, random: np.
 
 
 @TRANSFORM.register("stitch")
+@checked
 def stitch(
     sequences: Sequences,
     context: Context,
     *,
-    candidates: Positive = 16,
-    longest: Positive = 20,
-    late: Share = 1.0,
-    skill: Share = 0.7,
+    candidates: Count = 16,
+    longest: Count = 20,
+    late: Fraction = 1.0,
+    skill: Fraction = 0.7,
 ) -> Sequences:
     """Before the task's goal is first met, show episodes of other training tasks' learners instead.
 
@@ -224,12 +204,13 @@ def stitch(
 
 
 @TRANSFORM.register("prolong")
+@checked
 def prolong(
     sequences: Sequences,
     context: Context,
     *,
     longest: Whole = 10,
-    candidates: Positive = 16,
+    candidates: Count = 16,
     rewarded: bool = False,
 ) -> Sequences:
     """Put up to ``longest`` fruitless episodes of the same task before each sequence.
@@ -257,36 +238,27 @@ def apply_transforms(
     tasks: AnyArray | None = None,
 ) -> Sequences:
     """Apply named transforms in order; the k-th draws from ``rng(seed, "transform", k)``."""
-    check_transforms(transforms)
-    for k, (name, params) in enumerate(transforms):
-        sequences = TRANSFORM[name](sequences, Context(rng(seed, "transform", k), family, tasks), **params)
+    for k, (name, transform, params) in enumerate(check_transforms(transforms)):
+        sequences = transform(sequences, Context(rng(seed, "transform", k), family, tasks), **params)
         if len(sequences) == 0:
             raise HistoryError(f"the history transform {name!r} left no transition")
     return sequences
 
 
-def check_transforms(transforms: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    """Raise ``ConfigError`` listing every unknown, missing or wrong parameter of ``transforms``."""
-    problems = []
+def check_transforms(
+    transforms: Sequence[tuple[str, Mapping[str, Any]]],
+) -> list[tuple[str, Transform, dict[str, Any]]]:
+    """Names, functions and validated parameters of ``transforms``; ``ConfigError`` lists all wrong ones."""
+    steps, found = [], []
     for name, params in transforms:
-        known = [
-            p for p in inspect.signature(TRANSFORM[name]).parameters.values() if p.kind == p.KEYWORD_ONLY
-        ]
-        names = [p.name for p in known]
-        problems += [
-            f"transform {name}: unknown parameter {k!r}{nearest(k, names)}" for k in params if k not in names
-        ]
-        problems += [
-            f"transform {name}: parameter {p.name!r} is missing"
-            for p in known
-            if p.default is p.empty and p.name not in params
-        ]
-        for p in known:
-            fits, words = _KINDS.get(p.annotation, (lambda value: True, ""))
-            if name in TRANSFORM and p.name in params and not fits(params[p.name]):
-                problems.append(f"transform {name}: {p.name} must be {words}, got {params[p.name]!r}")
-    if problems:
-        raise ConfigError(problems)
+        transform = TRANSFORM[name]
+        handed = list(inspect.signature(transform).parameters)[:2]  # the sequences and the context
+        values, mistakes = Parameters(transform, handed).complete(params)
+        found += [problem.within(f"transform {name}") for problem in mistakes]
+        steps.append((name, transform, values))
+    if found:
+        raise ConfigError(found)
+    return steps
 
 
 def departures(names: Sequence[str]) -> list[str]:

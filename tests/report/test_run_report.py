@@ -20,7 +20,7 @@ from compressed_ad.errors import RunDirectoryError, UsageError
 from compressed_ad.evaluation import intervals
 from compressed_ad.histories.file import HistoryFile, HistoryWriter, remark
 from compressed_ad.histories.header import HistoryInfo
-from compressed_ad.marking.apply import marking_statistics
+from compressed_ad.marking.statistics import marking_statistics
 from compressed_ad.report.comparison import METRICS, Analysis, analyse, convergence
 from compressed_ad.report.figures import style
 from compressed_ad.report.results import (

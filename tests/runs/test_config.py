@@ -3,17 +3,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, strategies as st
 
 from compressed_ad.errors import ConfigError
 from compressed_ad.learners.base import LEARNER
+from compressed_ad.marking.apply import marker_params
 from compressed_ad.marking.settings import MarkerSettings
 from compressed_ad.models import MODEL
 from compressed_ad.models.settings import ModelConfig
-from compressed_ad.runs import yaml_file
-from compressed_ad.runs.config import explicit_keys, load_config, marker_params
+from compressed_ad.runs import config as config_module, yaml_file
+from compressed_ad.runs.config import explicit_keys, load_config, plan
 from compressed_ad.runs.config_text import describe, dump, dump_plain, suggest
 from compressed_ad.runs.directory import extras
 from compressed_ad.runs.layers import PRESETS, SECTIONS, Request, config_folder
@@ -254,14 +256,14 @@ def test_all_mistakes_of_all_layers_are_reported_together(tmp_path):
     )
     expected = [
         "bad.yaml:2: unknown key 'model.tf_n_embed' (did you mean 'tf_n_embd'?)",
-        "bad.yaml:3: model.lr: Input should be greater than 0, got -1",
+        "bad.yaml:3: model.lr must be a number above 0, got -1",
         "bad.yaml:4: model: unknown history transform 'subsampel' (did you mean 'subsample'?)",
         "bad.yaml:5: unknown key 'modle' (did you mean 'model'?)",
         "bad.yaml:6: env: unknown task family 'darkrom' (did you mean 'darkroom'?)",
         "--algorithm.learner_kwargs.n_step: algorithm: ppo: unknown key 'n_step' (did you mean 'n_steps'?)",
-        "--model.steps: model.steps: Input should be a valid integer",
+        "--model.steps: model.steps must be a whole number of at least 1, got 'many'",
         "--comparison.methods: comparison: unknown model 'CompresedAD' (did you mean 'CompressedAD'?)",
-        "--seed: seed: Input should be greater than or equal to 0, got -1",
+        "--seed: seed must be a whole number of at least 0, got -1",
         "--marker: marker: unknown marker 'thresold' (did you mean 'threshold'?)",
     ]
     assert len(lines) == len(expected)
@@ -276,21 +278,21 @@ def test_all_mistakes_of_all_layers_are_reported_together(tmp_path):
         ("env.kwargs.size", "1", "size must be a whole number of at least 2"),
         ("env.heldout", "100", "cannot be made of 81 tasks"),
         ("env.n_task", "1000", "n_task must lie in 1..81"),
-        ("env.name", "a/b", "should match pattern"),
+        ("env.name", "a/b", "must be text that matches ^[A-Za-z0-9_.]+$, got 'a/b'"),
         ("marker.params.windw", "3", "unknown parameter 'windw'"),
-        ("marker.on_policy_threshold", "1.5", "less than or equal to 1"),
-        ("marker.compression_window", "0", "greater than or equal to 1"),
+        ("marker.on_policy_threshold", "1.5", "must be a number between 0 and 1, got 1.5"),
+        ("marker.compression_window", "0", "must be a whole number of at least 1, got 0"),
         ("model.tf_n_embd", "10", "tf_n_embd 10 is not a multiple of tf_n_head 4"),
         ("model.transforms", "[subsample]", "parameter 'every' is missing"),
         ("model.transforms", "[{name: subsample, evry: 2, every: 2}]", "unknown parameter 'evry'"),
         ("model.lr", ".inf", "finite number"),
-        ("model", "5", "valid dictionary"),
-        ("evaluation.marks", "on", "Input should be 'off', 'self', 'prompt' or 'prompt_rewarded'"),
+        ("model", "5", "must be keys with values, got 5"),
+        ("evaluation.marks", "on", "must be one of off, self, prompt, prompt_rewarded, got 'on'"),
         ("comparison.methods", "[AD, AD]", "names a model twice"),
-        ("comparison.runs", "0", "greater than or equal to 1"),
+        ("comparison.runs", "0", "must be a whole number of at least 1, got 0"),
         ("algorithm.learner", "ppoo", "unknown learner 'ppoo'"),
         ("algorithm.learner", "no_such_module:X", "cannot import 'no_such_module'"),
-        ("device", "gpu", "Input should be 'auto', 'cpu' or 'cuda'"),
+        ("device", "gpu", "must be one of auto, cpu, cuda, got 'gpu'"),
     ],
 )
 def test_each_mistake_is_one_clear_line(key, text, cause):
@@ -346,3 +348,36 @@ def test_configuration_is_immutable_and_hashes_out_no_torch():
         "import compressed_ad.cli.main; assert 'torch' not in sys.modules and 'numba' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_family_and_learner_are_built_once_for_validation_and_plan(monkeypatch):
+    built: list[str] = []
+    for name, maker in (
+        ("make_family", config_module.make_family),
+        ("make_learner", config_module.make_learner),
+    ):
+
+        def counted(*args, maker=maker, name=name):
+            built.append(name)
+            return maker(*args)
+
+        monkeypatch.setattr(config_module, name, counted)
+    config = asked(("seed", "1234"), preset="smoke")
+    made = plan(config)
+    assert plan(config) is made
+    assert sorted(built) == ["make_family", "make_learner"]
+    assert len(made.task_ids) == sum(map(len, (made.split.train, made.split.validation, made.split.heldout)))
+    other = plan(config.model_copy(update={"seed": 1235}))
+    assert not np.array_equal(other.split.heldout, made.split.heldout)
+
+
+def test_mistakes_in_python_are_those_of_the_command_line():
+    with pytest.raises(ConfigError, match=r"unknown key 'tf_nembd' \(did you mean 'tf_n_embd'\?\)"):
+        ModelConfig(tf_nembd=3)
+    with pytest.raises(ConfigError) as caught:
+        Config(env={"n_task": 0, "kwargs": {"size": float("nan")}}, seed=-1)
+    assert [p.paths for p in caught.value.problems] == [
+        (("env", "kwargs", "size"),),
+        (("env", "n_task"),),
+        (("seed",),),
+    ]

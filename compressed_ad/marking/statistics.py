@@ -1,0 +1,87 @@
+"""How much is marked, in all and over the course of training, in the guide's form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from compressed_ad.types import AnyArray
+
+N_PHASE = 10
+
+
+@dataclass(frozen=True)
+class MarkingStatistics:
+    """How many steps are marked, in all and in each tenth of training."""
+
+    total_by_phase: tuple[int, ...]  # (10,) steps
+    compressed_by_phase: tuple[int, ...]  # (10,) marked steps
+
+    @property
+    def total_steps(self) -> int:
+        """All steps of all streams and tasks."""
+        return sum(self.total_by_phase)
+
+    @property
+    def compressed_steps(self) -> int:
+        """The marked ones."""
+        return sum(self.compressed_by_phase)
+
+    @property
+    def compression_ratio(self) -> float:
+        """Marked fraction, 0 if there are no steps."""
+        return self.compressed_steps / max(self.total_steps, 1)
+
+    @property
+    def ratio_by_phase(self) -> list[float]:
+        """Marked fraction of each tenth of training; NaN for a tenth without steps."""
+        pairs = zip(self.compressed_by_phase, self.total_by_phase, strict=True)
+        return [marked / total if total else float("nan") for marked, total in pairs]
+
+    def advice(self) -> list[str]:
+        """The guide's advice if the ratio is below 10 % or above 80 %, else nothing."""
+        if self.total_steps and self.compression_ratio < 0.1:
+            return [
+                "Few steps are marked (< 10%). What helps:",
+                "  lower on_policy_threshold (try 0.5-0.6)",
+                "  reduce compression_window (try 5)",
+                "  train the source algorithm longer (more confident policies)",
+                "  check that the source algorithm learns (its learning curve: cad inspect)",
+            ]
+        if self.compression_ratio > 0.8:
+            return [
+                "Most steps are marked (> 80%). What helps:",
+                "  raise on_policy_threshold (try 0.8-0.9)",
+                "  increase compression_window (try 15-20)",
+                "  check that the source algorithm has not overfit (diverse behavior is good)",
+            ]
+        return []
+
+    def text(self) -> str:
+        """The statistics in the guide's form, the tenths of training, and the advice if there is any."""
+        phases = " ".join("-" if np.isnan(r) else f"{100 * r:.0f}%" for r in self.ratio_by_phase)
+        return "\n".join(
+            [
+                "Compression Statistics:",
+                f"  Total steps: {self.total_steps}",
+                f"  Compressed steps: {self.compressed_steps}",
+                f"  Compression ratio: {100 * self.compression_ratio:.1f}%",
+                f"  By tenth of training: {phases}",
+                *self.advice(),
+            ]
+        )
+
+
+def marking_statistics(masks: Iterable[AnyArray]) -> MarkingStatistics:
+    """Statistics of the masks (..., T) of any number of tasks, whose T may differ."""
+    total, marked = np.zeros(N_PHASE, dtype=np.int64), np.zeros(N_PHASE, dtype=np.int64)
+    for mask in masks:
+        n_step = mask.shape[-1]
+        phase = np.arange(n_step) * N_PHASE // max(n_step, 1)
+        per_step = mask.reshape(-1, n_step).sum(0) if mask.size else np.zeros(n_step, dtype=np.int64)
+        marked += np.bincount(phase, weights=per_step, minlength=N_PHASE).astype(np.int64)
+        streams = mask.size // max(n_step, 1)
+        total += streams * np.bincount(phase, minlength=N_PHASE)
+    return MarkingStatistics(tuple(total.tolist()), tuple(marked.tolist()))
