@@ -114,10 +114,17 @@ class Pool(Protocol):
         The death of a worker is a ``RunError``; with ``retry`` its unit is first tried once more, alone.
         """
         parts = Parts(silent, dict.fromkeys(units, 1)) if progress is None else progress
+        results: dict[str, Any] = {}
         if min(self.n_process, len(units)) <= 1 and not self.elsewhere:
-            return _run_here(function, units, parts, should_stop, finished)
-        waiting, lost, running, results = list(units), list[str](), set[str](), dict[str, Any]()
-        died = set[str]()
+            for name, arguments in units.items():
+                report = partial(parts.advance, name)
+                results[name] = function(*arguments, report=report, should_stop=should_stop)
+                parts.set(name, 1)
+                finished(name, results[name])
+                if should_stop():
+                    raise KeyboardInterrupt
+            return results
+        waiting, lost, running, died = list(units), list[str](), set[str](), set[str]()
         failure: BaseException | None = None
         deadline = float("inf")
         self._begin(function, len(units))
@@ -128,7 +135,7 @@ class Pool(Protocol):
                 deadline = time.monotonic() + _PATIENCE_S
                 self._ask_to_stop()
             # Only alone does a lost unit show whether it is the cause: memory may have run out.
-            while not failure and (waiting or lost) and len(running) < (self.n_process if waiting else 1):
+            while failure is None and (waiting or lost) and len(running) < (self.n_process if waiting else 1):
                 name = (waiting or lost).pop(0)
                 running.add(name)
                 self._start(name, units[name])
@@ -170,23 +177,6 @@ class Pool(Protocol):
 def open_pool(ray_address: str | None, n_process: int) -> Pool:
     """Workers on this machine, or on the Ray cluster at ``ray_address``."""
     return WorkerPool(n_process) if ray_address is None else RayPool(ray_address, n_process)
-
-
-def _run_here(
-    function: Callable[..., Any],
-    units: Mapping[str, Sequence[Any]],
-    parts: Parts,
-    should_stop: ShouldStop,
-    finished: Callable[[str, Any], None],
-) -> dict[str, Any]:
-    results = {}
-    for name, arguments in units.items():
-        results[name] = function(*arguments, report=partial(parts.advance, name), should_stop=should_stop)
-        parts.set(name, 1)
-        finished(name, results[name])
-        if should_stop():
-            raise KeyboardInterrupt
-    return results
 
 
 def _outcome(function: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:

@@ -10,23 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compressed_ad.errors import ConfigError, RunError, UsageError
-from compressed_ad.histories.file import HistoryFile, HistoryInfo, HistoryWriter, remark
+from compressed_ad.histories.file import HistoryFile, HistoryInfo, HistoryWriter, marking_provenance, remark
 from compressed_ad.learners.base import Checks, SourceLearner
-from compressed_ad.marking.apply import (
-    REQUIRED,
-    apply_marker,
-    find_marker,
-    marker_name,
-    marker_parameters,
-    task_seed,
-)
+from compressed_ad.marking.apply import apply_marker, find_marker, marker_name, task_seed
 from compressed_ad.marking.conformance import marker_faults
 from compressed_ad.marking.markers import Marker
 from compressed_ad.tasks.base import TaskFamily, family_specs
@@ -152,16 +144,10 @@ def collect(
         )
         workers.run(job.learn, units, progress=total, retry=True)
     # Tasks finished earlier may carry the masks of another marker: then all are marked again, at the end.
-    writer.finish(None if done or marker is None else _provenance(marker, params, seed))
+    writer.finish(None if done or marker is None else marking_provenance(marker, params, seed))
     if marker is not None and HistoryFile(path, verify=False).marking is None:
         remark(path, marker, params, seed=seed)
     return Path(path)
-
-
-def _provenance(marker: str | Marker, params: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    defaults = {name: value for name, value in marker_parameters(marker).items() if value is not REQUIRED}
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"marker": marker_name(marker), "parameters": {**defaults, **params}, "seed": seed, "time": now}
 
 
 def _blocks(todo: IntArray, n_process: int, block_size: int | None) -> list[IntArray]:
