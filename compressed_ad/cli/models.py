@@ -59,6 +59,11 @@ def _of_file(config: Config, file: HistoryFile, explicit: set[str]) -> Config:
     info, env = file.info, config.env
     if "env.family" in explicit and env.family != info.family:
         raise ConfigError(f"env.family: {file.path} was collected on {info.family}, not on {env.family}")
+    for key, value in env.kwargs.items():
+        asked = any(f"{name}.".startswith(f"env.kwargs.{key}.") for name in explicit)
+        if asked and info.family_kwargs.get(key) != value:
+            stored = info.family_kwargs.get(key, "its default")
+            raise ConfigError(f"env.kwargs.{key}: {file.path} was collected with {stored}, not with {value}")
     update = {"family": info.family, "kwargs": info.family_kwargs}
     return config.model_copy(update={"env": env.model_copy(update=update)})
 
