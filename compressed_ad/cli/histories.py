@@ -29,6 +29,7 @@ from compressed_ad.runs.config import build_family, load_config
 from compressed_ad.runs.settings import Config
 from compressed_ad.tasks.split import split_tasks
 from compressed_ad.types import Split
+from compressed_ad.workers import open_pool
 
 
 def collect(call: Call) -> None:
@@ -38,16 +39,20 @@ def collect(call: Call) -> None:
         return
     path = stages.default_history(config, call.options.out or Path("datasets"))
     if call.options.dry_run:
-        from compressed_ad.runs.estimates import expected_seconds
-
-        seconds = expected_seconds(config)["collect"]
+        seconds = stages.expected_seconds(config)["collect"]
         time = "time unknown" if seconds is None else f"roughly {duration(seconds)}"
         steps = stages.source_steps(config)
         print_lines(f"Would collect {steps:,} steps of {config.algorithm.learner} into {path} ({time})")
         return
-    with call.display.stage("collect") as report:
+    workers = stages.n_process(config)
+    with open_pool(call.options.ray, workers) as pool, call.display.stage("collect") as report:
         stages.collect_stage(
-            config, path, resume=call.options.resume, overwrite=call.options.overwrite, report=report
+            config,
+            path,
+            resume=call.options.resume,
+            overwrite=call.options.overwrite,
+            report=report,
+            pool=pool,
         )
     print_lines(f"{path}\n{HistoryFile(path, verify=False).statistics().text()}")
 

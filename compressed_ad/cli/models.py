@@ -89,7 +89,7 @@ def evaluate(call: Call) -> None:
                 f"{job.path}: {state}, {evaluation.episodes} episodes x {evaluation.rollouts} rollouts"
             )
         return
-    workers = min(stages.n_process(config), len(todo))
+    workers = stages.n_process(config)
     with call.stop.politely(), WorkerPool(workers) as pool, call.display.stage("evaluate") as report:
         stages.run_jobs(evaluate_run, todo, pool, report=report, should_stop=call.stop)
     for job in todo:

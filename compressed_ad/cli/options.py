@@ -20,6 +20,11 @@ def out_option(default: str, what: str) -> Callable[[argparse.ArgumentParser], N
     return add
 
 
+def ray_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--ray``."""
+    parser.add_argument("--ray", metavar="ADDRESS", help="work on a Ray cluster: its address, or auto")
+
+
 def run_options(parser: argparse.ArgumentParser) -> None:
     """Options of ``cad run``."""
     parser.add_argument(
@@ -28,6 +33,7 @@ def run_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="output folder, continued if it is there (default: runs/PRESET)",
     )
+    ray_option(parser)
 
 
 def collect_options(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +41,7 @@ def collect_options(parser: argparse.ArgumentParser) -> None:
     out_option("datasets", "folder of the history file")(parser)
     parser.add_argument("--resume", action="store_true", help="continue an unfinished collection")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    ray_option(parser)
 
 
 def mark_options(parser: argparse.ArgumentParser) -> None:
@@ -138,7 +145,7 @@ def study_options(parser: argparse.ArgumentParser) -> None:
         help="tiny histories and models: shows that it works, not what is true",
     )
     parser.add_argument("--process", type=count, metavar="N", help="cells at once (default: all cores)")
-    parser.add_argument("--ray", metavar="ADDRESS", help="train on a Ray cluster: its address, or auto")
+    ray_option(parser)
     parser.add_argument(
         "--tables", type=Path, metavar="CSV", help="only print the tables of results that were kept"
     )

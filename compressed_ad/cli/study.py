@@ -17,7 +17,7 @@ from compressed_ad.runs.config_text import dump
 from compressed_ad.runs.directory import environment, locked
 from compressed_ad.runs.stages import n_process
 from compressed_ad.runs.study import Study, load_study
-from compressed_ad.workers import RayPool, WorkerPool
+from compressed_ad.workers import Pool, open_pool
 
 TABLE, CURVES = "table.csv", "curves.csv"
 
@@ -44,8 +44,8 @@ def run(call: Call) -> None:
         return
     own = out / loaded.name
     own.mkdir(parents=True, exist_ok=True)
-    with locked(own):
-        failures = _work(call, loaded, out, processes)
+    with locked(own), open_pool(options.ray, processes) as pool:
+        failures = _work(call, loaded, out, pool)
         rows, points = _keep_results(loaded, out, own)
         write_atomically(own / "table.md", text(loaded, rows, points, markdown=True).encode())
         written = write_page(
@@ -73,11 +73,11 @@ def _points_beside(table: Path) -> list[Point]:
     return read_points(beside) if beside.exists() else []
 
 
-def _work(call: Call, loaded: Study, out: Path, processes: int) -> dict[str, str]:
+def _work(call: Call, loaded: Study, out: Path, pool: Pool) -> dict[str, str]:
     """Do what is missing; failures by the name of the run."""
     display = call.display
     with display.stage("collect") as report:
-        study.collect_histories(loaded, out, report)
+        study.collect_histories(loaded, out, report, pool)
     parts = study.groups(loaded, out)
     done = {group.job.name: study.rows([group]) for group in parts if group.finished}
     failures: dict[str, str] = {}
@@ -86,11 +86,7 @@ def _work(call: Call, loaded: Study, out: Path, processes: int) -> dict[str, str
         rows = [row for some in done.values() for row in some]
         return study_tables.means_table(rows, loaded.variants) if rows else [["Family", "Variant"]]
 
-    with (
-        call.stop.politely(),
-        _pool(call.options.ray, processes) as pool,
-        display.filling("study") as (report, show),
-    ):
+    with call.stop.politely(), display.stage_with_table("study") as (report, show):
         show(table())
 
         def finished(group: study.Group, outcome: study.Outcome) -> None:
@@ -110,10 +106,6 @@ def _work(call: Call, loaded: Study, out: Path, processes: int) -> dict[str, str
 
         study.run_study(loaded, out, pool, report=report, should_stop=call.stop, finished=finished)
     return failures
-
-
-def _pool(address: str | None, processes: int) -> WorkerPool | RayPool:
-    return WorkerPool(processes) if address is None else RayPool(address, processes)
 
 
 def _keep_results(loaded: Study, out: Path, own: Path) -> tuple[list[Row], list[Point]]:

@@ -300,17 +300,13 @@ def remark(
     source, params = HistoryFile(path), dict(params or {})
     if output is not None and Path(output).exists():
         raise HistoryError(f"{output} exists; choose another path")
-    defaults = {name: value for name, value in marker_parameters(marker).items() if value is not REQUIRED}
-    parameters = {**defaults, **params}
-    json_text(f"parameters of marker {marker_name(marker)!r}", parameters)
+    marking = marking_provenance(marker, params, seed)
     masks: dict[int, BoolArray] = {}
     for task in source.task_ids.tolist():
         history = source.load([task])[task]
         masks[task] = apply_marker(marker, history, seed=task_seed(seed, task), **params)
         progress(1)
     statistics = marking_statistics(masks.values())
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    marking = {"marker": marker_name(marker), "parameters": parameters, "seed": seed, "time": now}
 
     def fill(file: Group) -> None:
         with opened(source.path, check=False) as old:
@@ -332,6 +328,15 @@ def remark(
 
     write_file(source.path if output is None else Path(output), fill)
     return statistics
+
+
+def marking_provenance(marker: str | Marker, params: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """What a history file states of its marks; ``ConfigError`` if the parameters are not plain data."""
+    defaults = {name: value for name, value in marker_parameters(marker).items() if value is not REQUIRED}
+    parameters = {**defaults, **params}
+    json_text(f"parameters of marker {marker_name(marker)!r}", parameters)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"marker": marker_name(marker), "parameters": parameters, "seed": seed, "time": now}
 
 
 # ---------------------------------------------------------------- one history

@@ -14,13 +14,13 @@ from compressed_ad.marking.apply import mark_all, marker_params
 from compressed_ad.marking.settings import MarkerSettings
 from compressed_ad.report.results import episode_returns
 from compressed_ad.runs.config import transform_pairs
-from compressed_ad.runs.job import Job, device, playing, silent
+from compressed_ad.runs.job import Job, device, playing
 from compressed_ad.seeding import seed64
 from compressed_ad.tasks.select import make_family
 from compressed_ad.training.sequences import Sequences, from_histories
 from compressed_ad.training.transforms import apply_transforms
 from compressed_ad.types import FloatArray, IntArray
-from compressed_ad.workers import Report
+from compressed_ad.workers import Report, silent
 
 if TYPE_CHECKING:
     from compressed_ad.models.ad import AD

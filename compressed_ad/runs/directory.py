@@ -7,7 +7,6 @@ ends, however it ends. Imports no torch.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import json
 import os
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from compressed_ad.errors import ConfigError, RunDirectoryError
-from compressed_ad.files import write_atomically
+from compressed_ad.files import locked as locked, write_atomically
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.runs import yaml_file
 from compressed_ad.runs.config_text import differences, dump
@@ -29,7 +28,7 @@ from compressed_ad.runs.layers import nested
 from compressed_ad.runs.settings import Config
 from compressed_ad.settings import validated
 
-CONFIG, ENVIRONMENT, LOCK = "config.yaml", "environment.json", ".lock"
+CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 
 ELSEWHERE = ("device", "algorithm.n_process")
 """Settings that say where and how fast, not what: a run may be continued with others."""
@@ -60,26 +59,6 @@ def claimed(
                 path / ENVIRONMENT, json.dumps(facts, indent=2).encode() + b"\n", error=RunDirectoryError
             )
             write_atomically(path / CONFIG, dump(config).encode(), error=RunDirectoryError)
-        yield
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of the directory ``path``; ``RunDirectoryError`` if another process holds it."""
-    try:
-        file = (path / LOCK).open("a+")
-    except OSError as error:
-        raise RunDirectoryError(f"{path}: cannot be written to ({error.strerror})") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read(20).strip() or "unknown"
-            raise RunDirectoryError(f"{path}: another process works here (process {holder})") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
         yield
 
 

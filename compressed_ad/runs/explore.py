@@ -12,10 +12,10 @@ import numpy as np
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.registry import call_text
 from compressed_ad.report.results import PAYS_ALWAYS
-from compressed_ad.runs.job import Job, silent
+from compressed_ad.runs.job import Job
 from compressed_ad.runs.judge import make_player
 from compressed_ad.types import FloatArray, IntArray
-from compressed_ad.workers import Report
+from compressed_ad.workers import Report, silent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

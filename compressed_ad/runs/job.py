@@ -21,15 +21,6 @@ TRAINING_KEYS = ("model", "seed", "env.training_tasks", *(f"evaluation.{key}" fo
 """What a training run depends on besides its data: its validation plays as its evaluation will."""
 
 
-def silent(done: int, total: int, text: str) -> None:
-    """A ``Report`` that shows nothing."""
-
-
-def never() -> bool:
-    """A ``Stop`` that never comes."""
-    return False
-
-
 @dataclass(frozen=True)
 class Job:
     """One model, one seed: ``config.model.model`` and ``config.seed`` say which."""

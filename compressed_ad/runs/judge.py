@@ -19,11 +19,11 @@ from compressed_ad.histories.file import HistoryFile
 from compressed_ad.report.results import REFERENCE
 from compressed_ad.runs.data import RunData
 from compressed_ad.runs.directory import stored_environment
-from compressed_ad.runs.job import WEIGHTS, Job, device, never, playing, silent
+from compressed_ad.runs.job import WEIGHTS, Job, device, playing
 from compressed_ad.tasks.select import make_family
 from compressed_ad.training.sequences import Sequences
 from compressed_ad.types import FloatArray, IntArray, check_same
-from compressed_ad.workers import Report, Stop
+from compressed_ad.workers import Report, ShouldStop, never, silent
 
 if TYPE_CHECKING:
     from compressed_ad.models.ad import AD
@@ -91,7 +91,7 @@ def is_evaluated(job: Job) -> bool:
 
 
 def evaluate_run(
-    job: Job, output: Path | None = None, *, report: Report = silent, should_stop: Stop = never
+    job: Job, output: Path | None = None, *, report: Report = silent, should_stop: ShouldStop = never
 ) -> Path:
     """Judge one trained run on the held-out tasks and leave ``evaluation.npz``, whole or not at all.
 

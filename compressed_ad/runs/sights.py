@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from compressed_ad.errors import CompressedADError
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.runs.explore import figures, play
-from compressed_ad.runs.job import Job, silent
+from compressed_ad.runs.job import Job
 from compressed_ad.runs.look_inside import inside
-from compressed_ad.workers import Report
+from compressed_ad.workers import Report, silent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

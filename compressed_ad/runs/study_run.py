@@ -12,35 +12,20 @@ torch is imported only where a cell is trained or played.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
-from compressed_ad.errors import CompressedADError
+from compressed_ad.errors import CompressedADError, one_line
 from compressed_ad.report.study_rows import Point, Row, cell_points, cell_row
 from compressed_ad.runs.directory import run_name
-from compressed_ad.runs.estimates import expected_seconds
-from compressed_ad.runs.job import Job, silent
+from compressed_ad.runs.job import Job
 from compressed_ad.runs.judge import evaluate_run, evaluation_settings, stored_evaluation
-from compressed_ad.runs.stages import collect_stage, default_history
+from compressed_ad.runs.stages import collect_stage, default_history, expected_seconds
 from compressed_ad.runs.study import Cell, Study
 from compressed_ad.runs.trainer import train_run
-from compressed_ad.workers import Report, Stop
-
-
-class Pool(Protocol):
-    """Runs jobs somewhere: ``WorkerPool`` on this machine, ``RayPool`` on a cluster."""
-
-    def run(
-        self,
-        jobs: Mapping[str, tuple[Callable[..., Any], Sequence[Any]]],
-        progress: Callable[[str, int, int, str], None],
-        should_stop: Stop,
-        finished: Callable[[str, Any], None],
-    ) -> dict[str, Any]:
-        """Results of all jobs; ``finished`` is told of each as it comes."""
+from compressed_ad.workers import Parts, Pool, Report, ShouldStop, silent
 
 
 @dataclass(frozen=True)
@@ -87,16 +72,14 @@ def _group(cells: Sequence[Cell], out: Path) -> Group:
     return Group(job, plays)
 
 
-def collect_histories(study: Study, out: Path, report: Report) -> None:
+def collect_histories(study: Study, out: Path, report: Report, pool: Pool | None = None) -> None:
     """Collect what the study's cells learn from and is not there yet, unmarked."""
     wanted = {cell.data_key: cell for cell in study.cells}
     missing = [cell for cell in wanted.values() if not history_of(cell, out).exists()]
-    for k, cell in enumerate(missing):
-
-        def one(done: int, total: int, text: str, k: int = k) -> None:
-            report(k * total + done, len(missing) * total, text)
-
-        collect_stage(cell.data, history_of(cell, out), mark=False, report=one)
+    parts = Parts(report, {cell.data_key: 1 for cell in missing})
+    for cell in missing:
+        progress = partial(parts.advance, cell.data_key)
+        collect_stage(cell.data, history_of(cell, out), mark=False, report=progress, pool=pool)
 
 
 @dataclass(frozen=True)
@@ -107,23 +90,18 @@ class Outcome:
     failure: str | None = None
 
 
-def run_group(group: Group, *, report: Report = silent, should_stop: Stop) -> Outcome:
+def run_group(group: Group, *, report: Report = silent, should_stop: ShouldStop) -> Outcome:
     """Train the run of ``group`` and play everything with it; a cell that cannot be is told, not raised."""
-    parts = len(group.plays)
-    share = 10  # a training counts as much as ten evaluations
-
-    def training(done: int, total: int, text: str) -> None:
-        report(round(1000 * share * done / max(total, 1)), 1000 * (share + parts), text)
-
-    def playing(k: int, done: int, total: int, text: str) -> None:
-        report(round(1000 * (share + k + done / max(total, 1))), 1000 * (share + parts), text)
-
+    # A training counts as much as ten evaluations.
+    parts = Parts(report, {"train": 10, **{path.name: 1 for _, _, path in group.plays}}, unit=1000)
     try:
-        notes = train_run(group.job, report=training, should_stop=should_stop)
-        for k, (_, job, path) in enumerate(group.plays):
-            evaluate_run(job, path, report=partial(playing, k), should_stop=should_stop)
+        notes = train_run(group.job, report=partial(parts.advance, "train"), should_stop=should_stop)
+        parts.set("train", 1)
+        for _, job, path in group.plays:
+            evaluate_run(job, path, report=partial(parts.advance, path.name), should_stop=should_stop)
+            parts.set(path.name, 1)
     except CompressedADError as error:
-        return Outcome(failure=str(error).splitlines()[0])
+        return Outcome(failure=one_line(error))
     return Outcome(tuple(notes))
 
 
@@ -143,23 +121,18 @@ def run_study(
     pool: Pool,
     *,
     report: Report = silent,
-    should_stop: Stop,
+    should_stop: ShouldStop,
     finished: Callable[[Group, Outcome], None] = lambda group, outcome: None,
 ) -> dict[str, Outcome]:
     """Train and play every cell that is not finished; outcomes by run name. Histories are there already."""
     todo = {group.job.name: group for group in groups(study, out) if not group.finished}
-    share = dict.fromkeys(todo, 0.0)
-
-    def progress(name: str, done: int, total: int, text: str) -> None:
-        share[name] = done / max(total, 1)
-        report(round(1000 * sum(share.values())), 1000 * len(todo), f"{name} {text}")
-
-    def done(name: str, outcome: Outcome) -> None:
-        share[name] = 1.0
-        finished(todo[name], outcome)
-
-    jobs = {name: (run_group, (group,)) for name, group in todo.items()}
-    return pool.run(jobs, progress, should_stop, done)
+    return pool.run(
+        run_group,
+        {name: (group,) for name, group in todo.items()},
+        progress=Parts(report, dict.fromkeys(todo, 1), unit=1000),
+        should_stop=should_stop,
+        finished=lambda name, outcome: finished(todo[name], outcome),
+    )
 
 
 def expected(study: Study, out: Path, n_process: int) -> dict[str, float | None]:

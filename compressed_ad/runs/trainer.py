@@ -9,13 +9,13 @@ from compressed_ad.histories.file import HistoryFile
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.runs.data import RunData
 from compressed_ad.runs.directory import claimed
-from compressed_ad.runs.job import TRAINING_KEYS, Job, device, never, provenance_of, silent
+from compressed_ad.runs.job import TRAINING_KEYS, Job, device, provenance_of
 from compressed_ad.settings import validated
 from compressed_ad.types import check_same
-from compressed_ad.workers import Report, Stop
+from compressed_ad.workers import Report, ShouldStop, never, silent
 
 
-def train_run(job: Job, *, report: Report = silent, should_stop: Stop = never) -> list[str]:
+def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = never) -> list[str]:
     """Train one run, or go on where it stopped; notes for the user, one line each.
 
     Training histories are read only through the stored split. The best checkpoint is chosen on the

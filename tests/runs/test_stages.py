@@ -4,12 +4,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from compressed_ad.errors import HistoryError, RunDirectoryError, RunError, SpaceError, SplitError
+from compressed_ad.errors import HistoryError, RunDirectoryError, SpaceError, SplitError
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.runs import job as runs
 from compressed_ad.runs.config import load_config
@@ -20,8 +21,6 @@ from compressed_ad.runs.layers import Request
 from compressed_ad.runs.stages import Stopwatch, collect_stage, mark_stage
 from compressed_ad.runs.trainer import train_run
 from compressed_ad.training.checkpoints import digest, load
-from compressed_ad.workers import WorkerPool
-from tests import jobs
 from tests.conftest import SmokeRun
 
 TINY = [
@@ -452,33 +451,6 @@ def test_stopwatch_adds_up(tmp_path):
         Stopwatch(tmp_path / "seconds.json")
 
 
-# ---------------------------------------------------------------- workers
-
-
-def test_workers(tmp_path):
-    seen = []
-    with WorkerPool(2) as pool:
-        results = pool.run(
-            {str(x): (jobs.double, (x,)) for x in range(5)}, lambda *words: seen.append(words), lambda: False
-        )
-        assert results == {str(x): 2 * x for x in range(5)}
-        assert ("3", 1, 1, "doubled") in seen
-        wanted = lambda: (tmp_path / "started").exists()  # noqa: E731
-        with pytest.raises(KeyboardInterrupt):
-            pool.run(
-                {"a": (jobs.patient, (str(tmp_path),)), "b": (jobs.patient, (str(tmp_path),))}, print, wanted
-            )
-        assert (tmp_path / "saved").exists()
-
-
-def test_errors_and_deaths_in_workers(tmp_path):
-    with WorkerPool(2) as pool, pytest.raises(SplitError, match="task 3 is held out"):
-        pool.run({"a": (jobs.patient, (str(tmp_path),)), "b": (jobs.wrong, ())}, print, lambda: False)
-    assert (tmp_path / "saved").exists()  # the other one was given time to save
-    with WorkerPool(1) as pool, pytest.raises(RunError, match=r"the process of b died \(signal 9, SIGKILL"):
-        pool.run({"b": (jobs.die, ())}, print, lambda: False)
-
-
 def test_a_damaged_evaluation_counts_as_none(tmp_path):
     path = tmp_path / "evaluation.npz"
     np.savez(path, settings=np.array("{}"), returns=np.arange(400.0))
@@ -487,3 +459,35 @@ def test_a_damaged_evaluation_counts_as_none(tmp_path):
     middle = content.index(np.arange(100.0, 110.0).tobytes())
     path.write_bytes(content[:middle] + b"\xff" + content[middle + 1 :])
     assert stored_evaluation(path) is None
+
+
+# ---------------------------------------------------------------- collection
+
+
+def test_a_collection_is_planned_and_checked_once(tmp_path, monkeypatch):
+    from compressed_ad.cli.main import main
+    from compressed_ad.learners.ppo import BatchedPPO
+    from compressed_ad.marking import conformance
+    from compressed_ad.tasks import split
+    from compressed_ad.tasks.gridworld import Darkroom
+
+    calls: Counter[str] = Counter()
+
+    def count(owner, name: str, label: str) -> None:
+        original = getattr(owner, name)
+
+        def counted(*arguments, **options):
+            calls[label] += 1
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(Darkroom, "__init__", "family")
+    count(BatchedPPO, "__init__", "learner")
+    count(split, "split_tasks", "split")
+    count(conformance, "check_marker", "check of the marker")
+    kinds = ("env", "algorithm", "marker")
+    words = [word for key, value in TINY if key.startswith(kinds) for word in (f"--{key}", value)]
+    assert main(["collect", "--preset", "smoke", *words, "--out", str(tmp_path)]) == 0
+    assert HistoryFile(next(tmp_path.glob("*.hdf5"))).marking is not None
+    assert calls == {"family": 1, "learner": 1, "split": 1, "check of the marker": 1}

@@ -12,9 +12,8 @@ from compressed_ad.cli.main import main
 from compressed_ad.errors import ConfigError
 from compressed_ad.report.study_rows import read_rows
 from compressed_ad.runs import study_run as study
-from compressed_ad.runs.job import silent
 from compressed_ad.runs.study import load_study
-from compressed_ad.workers import WorkerPool
+from compressed_ad.workers import WorkerPool, silent
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
 
