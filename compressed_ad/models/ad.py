@@ -105,7 +105,7 @@ class AD(nn.Module):
     def loss(self, batch: Batch, at: str = "every", smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """Mean negative log-likelihood (nats) with the batch's weights, and accuracy, as the head has them.
 
-        They are over all valid positions, or with ``at="query"`` over the last one of each window, unweighted.
+        They are over all valid positions; with ``at="query"``, over the last one of each window, unweighted.
         """
         given, target, valid, weight = self(batch.tokens), batch.target, batch.valid, batch.weight
         if at == "query":

@@ -132,7 +132,7 @@ class ScoredHead(Head):
 
     @abstractmethod
     def nll(self, given: Tensor, action: Tensor, smoothing: float) -> Tensor:
-        """Negative log-likelihood (...), with the share ``smoothing`` of the target spread over all actions."""
+        """Negative log-likelihood (...); a share ``smoothing`` of the target is spread over all actions."""
 
     @abstractmethod
     def correct(self, given: Tensor, action: Tensor) -> Tensor:
