@@ -92,8 +92,8 @@ def train(
     run_dir, started = Path(run_dir), time.perf_counter()
     run = _Run(config, run_dir, seed, device)
     messages = run.resume()
-    # The last step is always among them.
     validation_steps = {round(config.steps * (k + 1) / config.validations) for k in range(config.validations)}
+    checkpoint_steps = {*validation_steps, config.steps}
     logged, clock = run.step, time.perf_counter()
     run.model.train()
     with MetricsLog(run_dir, run.step) as log:
@@ -114,7 +114,7 @@ def train(
                 clock += time.perf_counter() - paused
             progress(run.step, metrics)
             stopping = run.step < config.steps and should_stop()
-            if stopping or run.step % config.checkpoint_every == 0 or run.step in validation_steps:
+            if stopping or run.step % config.checkpoint_every == 0 or run.step in checkpoint_steps:
                 run.save_checkpoint(time.perf_counter() - started)
             if stopping:
                 raise Interrupted
