@@ -45,9 +45,7 @@ class Request:
 
     preset: str = "default"
     files: tuple[Path, ...] = ()
-    sections: Mapping[str, str] | None = (
-        None  # section -> file, shipped name, or object's name
-    )
+    sections: Mapping[str, str] | None = None  # section -> file, shipped name, or object's name
     overrides: Sequence[tuple[str, str]] = ()  # (dotted key, YAML text)
 
 
