@@ -177,11 +177,7 @@ def _import_options(parser: argparse.ArgumentParser) -> None:
         "--horizon", type=count, metavar="N", help="steps of every episode, if FILE has no dones"
     )
     parser.add_argument(
-        "--n-learner",
-        type=count,
-        default=1,
-        metavar="N",
-        help="learners that share the streams (default: 1)",
+        "--n-learner", type=count, default=1, metavar="N", help="learners that share the streams (default: 1)"
     )
     parser.add_argument(
         "--steps-per-update", type=count, metavar="N", help="steps between policy updates (default: unknown)"

@@ -225,12 +225,7 @@ def _configuration_options(parser: argparse.ArgumentParser, command: Command) ->
         "--preset", default="default", metavar="NAME", help=f"{', '.join(PRESETS)} (default: default)"
     )
     group.add_argument(
-        "--config",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FILE",
-        help="YAML file; may be repeated",
+        "--config", action="append", default=[], type=Path, metavar="FILE", help="YAML file; may be repeated"
     )
     for section in ("env", "algorithm", "marker", "model"):
         if section in command.sections:

@@ -64,11 +64,7 @@ class RunData:
 
         model = self.config.model
         sequences = apply_transforms(
-            self.raw(task_ids),
-            transform_pairs(model),
-            seed=seed,
-            family=self.family,
-            tasks=self.file.tasks,
+            self.raw(task_ids), transform_pairs(model), seed=seed, family=self.family, tasks=self.file.tasks
         )
         sampler = WindowSampler(
             sequences,

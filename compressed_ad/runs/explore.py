@@ -183,10 +183,7 @@ def figures(played: Exploration) -> Iterable[tuple[str, str, Figure]]:
             f"{name}: steps to the first reward against the fewest possible; rollouts without a reward rank"
             " last.",
             draw.first_reward_by_distance(
-                played.distance,
-                model.first.times(),
-                None if walk is None else walk.first.times(),
-                name=name,
+                played.distance, model.first.times(), None if walk is None else walk.first.times(), name=name
             ),
         )
 
