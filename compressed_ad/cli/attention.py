@@ -10,7 +10,7 @@ import numpy as np
 
 from compressed_ad.cli.call import Call, Command
 from compressed_ad.cli.display import print_lines
-from compressed_ad.cli.options import count, history_option, one_of, out_option
+from compressed_ad.cli.options import count, history_option, one_of, option, out_option
 from compressed_ad.cli.output import check_output, write_output
 from compressed_ad.report.study_tables import plain
 from compressed_ad.runs.data import PARTS
@@ -26,24 +26,13 @@ FILE = "attention.json"
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="trained run directory")
+    option(parser, "run", "RUN", "trained run directory", Path)
     history_option(parser, "the one that the run was trained on")
-    parser.add_argument(
-        "--part",
-        type=one_of("part", PARTS),
-        default="heldout",
-        metavar="PART",
-        help=f"part of the split whose histories are used: {', '.join(PARTS)} (default: heldout)",
-    )
-    parser.add_argument(
-        "--windows", type=count, default=64, metavar="N", help="contexts drawn from them (default: 64)"
-    )
-    parser.add_argument(
-        "--window",
-        type=int,
-        metavar="K",
-        help="number of the context that is drawn as a map (default: the one closest to half marked)",
-    )
+    parts = f"part of the split whose histories are used: {', '.join(PARTS)}"
+    option(parser, "--part", "PART", parts, one_of("part", PARTS), default="heldout")
+    option(parser, "--windows", "N", "contexts drawn from them", count, default=64)
+    closest = "the one closest to half marked"
+    option(parser, "--window", "K", f"context that is drawn as a map (default: {closest})", int)
     out_option(parser, "output folder", "RUN/attention")
 
 

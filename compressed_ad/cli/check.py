@@ -8,7 +8,7 @@ from typing import Any
 
 from compressed_ad.cli.call import Call, Command
 from compressed_ad.cli.display import print_lines
-from compressed_ad.cli.options import count, one_of
+from compressed_ad.cli.options import count, one_of, option
 from compressed_ad.errors import ConfigError, RunError
 from compressed_ad.learners.conformance import check_learner
 from compressed_ad.learners.select import make_learner
@@ -19,16 +19,12 @@ from compressed_ad.tasks.select import make_family
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kind", type=one_of("kind", CHECKS), metavar="KIND", help=", ".join(CHECKS))
-    parser.add_argument("what", metavar="NAME", help="a name (cad list), or module:attribute")
-    parser.add_argument("--kwargs", default="{}", metavar="YAML", help="its parameters, e.g. '{size: 5}'")
-    parser.add_argument(
-        "--family", metavar="NAME", help="family that a learner is tried on (default: a small room)"
-    )
-    parser.add_argument("--family-kwargs", default="{}", metavar="YAML", help="parameters of that family")
-    parser.add_argument(
-        "--steps", type=count, default=200, metavar="N", help="steps of a learner's streams (default: 200)"
-    )
+    option(parser, "kind", "KIND", ", ".join(CHECKS), one_of("kind", CHECKS))
+    option(parser, "what", "NAME", "a name (cad list), or module:attribute")
+    option(parser, "--kwargs", "YAML", "its parameters, e.g. '{size: 5}'", default="{}")
+    option(parser, "--family", "NAME", "family that a learner is tried on (default: a small room)")
+    option(parser, "--family-kwargs", "YAML", "parameters of that family", default="{}")
+    option(parser, "--steps", "N", "steps of a learner's streams", count, default=200)
 
 
 def run(call: Call) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from compressed_ad.cli.call import Call, Command
 from compressed_ad.cli.display import print_lines
-from compressed_ad.cli.options import count, history_option, out_option, setting_option
+from compressed_ad.cli.options import count, history_option, option, out_option, setting_option
 from compressed_ad.cli.output import check_output, write_output
 from compressed_ad.errors import UsageError
 from compressed_ad.histories.file import HistoryFile
@@ -26,11 +26,11 @@ FILE = "rollouts.json"
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="trained run directory")
+    option(parser, "run", "RUN", "trained run directory", Path)
     history_option(parser, "the one that the run was trained on")
-    parser.add_argument("--tasks", metavar="K,K,...", help="tasks to play (default: the held-out ones)")
-    for name, what in (("episodes", "in-context episodes"), ("rollouts", "rollouts of each task")):
-        parser.add_argument(f"--{name}", type=count, metavar="N", help=f"{what} (default: the run's)")
+    option(parser, "--tasks", "K,K,...", "tasks to play (default: the held-out ones)")
+    option(parser, "--episodes", "N", "in-context episodes (default: the run's)", count)
+    option(parser, "--rollouts", "N", "rollouts of each task (default: the run's)", count)
     out_option(parser, "output folder", "RUN/rollouts")
     setting_option(
         parser, "--seed", key="seed", metavar="N", help="seed of the rollouts (default: the run's)"

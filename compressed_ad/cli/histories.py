@@ -11,7 +11,7 @@ from pathlib import Path
 import compressed_ad.histories.exchange.minari  # noqa: F401 (registers its format)
 from compressed_ad.cli.call import Call, Command
 from compressed_ad.cli.display import duration, print_lines
-from compressed_ad.cli.options import count, out_option, overwrite_option
+from compressed_ad.cli.options import count, option, out_option, overwrite_option
 from compressed_ad.errors import ConfigError, HistoryError, NumericalError, RunError, UsageError
 from compressed_ad.histories.collector import history_path
 from compressed_ad.histories.exchange.formats import EXPORT, LAYOUT, only_tasks
@@ -56,10 +56,8 @@ COLLECT = Command(_collect, _collect_options, sections=("env", "algorithm", "mar
 
 
 def _mark_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="history file")
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="write a marked copy (default: mark FILE itself)"
-    )
+    option(parser, "file", "FILE", "history file", Path)
+    option(parser, "--output", "FILE", "write a marked copy (default: mark FILE itself)", Path)
 
 
 def _mark(call: Call) -> None:
@@ -84,14 +82,12 @@ MARK = Command(_mark, _mark_options, sections=("marker",), common=("seed", "dry-
 
 
 def _inspect_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="history file")
-    parser.add_argument(
-        "--plot", type=Path, metavar="PNG", help="draw the action probabilities with the marked segments"
-    )
-    parser.add_argument("--task", type=int, default=0, help="task to draw (default: 0)")
-    parser.add_argument("--stream", type=int, default=0, help="stream to draw (default: 0)")
-    parser.add_argument("--first", type=int, default=0, metavar="STEP", help="first step drawn (default: 0)")
-    parser.add_argument("--steps", type=int, default=200, help="steps drawn (default: 200)")
+    option(parser, "file", "FILE", "history file", Path)
+    option(parser, "--plot", "PNG", "draw the action probabilities with the marked segments", Path)
+    option(parser, "--task", None, "task to draw", int, default=0)
+    option(parser, "--stream", None, "stream to draw", int, default=0)
+    option(parser, "--first", "STEP", "first step drawn", int, default=0)
+    option(parser, "--steps", None, "steps drawn", int, default=200)
 
 
 def _inspect(call: Call) -> None:
@@ -149,42 +145,25 @@ def _task_numbers(text: str) -> list[int]:
 
 
 def _import_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="histories of another program")
-    parser.add_argument(
-        "--layout",
-        default="ancestor",
-        metavar="NAME",
-        help=f"format of FILE: {', '.join(LAYOUT)}, or module:attribute (default: ancestor)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("datasets"),
-        metavar="DIR|FILE",
-        help="history file, or folder of it (default: datasets)",
-    )
-    for name, what in (("heldout", "for evaluation"), ("validation", "for choosing a checkpoint")):
-        parser.add_argument(f"--{name}", type=_task_numbers, metavar="K,K,...", help=f"tasks {what}")
-    parser.add_argument("--split-seed", type=int, metavar="N", help="draw the split with this seed instead")
-    parser.add_argument(
+    option(parser, "file", "FILE", "histories of another program", Path)
+    layouts = f"format of FILE: {', '.join(LAYOUT)}, or module:attribute"
+    option(parser, "--layout", "NAME", layouts, default="ancestor")
+    option(parser, "--out", "DIR|FILE", "history file, or folder of it", Path, default=Path("datasets"))
+    option(parser, "--heldout", "K,K,...", "tasks for evaluation", _task_numbers)
+    option(parser, "--validation", "K,K,...", "tasks for choosing a checkpoint", _task_numbers)
+    option(parser, "--split-seed", "N", "draw the split with this seed instead", int)
+    option(
+        parser,
         "--task-ids",
-        type=lambda text: text if text == "match" else _task_numbers(text),
-        metavar="K,K,...|match",
-        help="the family's tasks that FILE holds, in order; match: find them by their rewards "
+        "K,K,...|match",
+        "the family's tasks that FILE holds, in order; match: find them by their rewards "
         "(default: the tasks with the same numbers)",
+        lambda text: text if text == "match" else _task_numbers(text),
     )
-    parser.add_argument(
-        "--horizon", type=count, metavar="N", help="steps of every episode, if FILE has no dones"
-    )
-    parser.add_argument(
-        "--n-learner", type=count, default=1, metavar="N", help="learners that share the streams (default: 1)"
-    )
-    parser.add_argument(
-        "--steps-per-update", type=count, metavar="N", help="steps between policy updates (default: unknown)"
-    )
-    parser.add_argument(
-        "--source", default="imported", metavar="NAME", help="name of the algorithm (default: imported)"
-    )
+    option(parser, "--horizon", "N", "steps of every episode, if FILE has no dones", count)
+    option(parser, "--n-learner", "N", "learners that share the streams", count, default=1)
+    option(parser, "--steps-per-update", "N", "steps between policy updates (default: unknown)", count)
+    option(parser, "--source", "NAME", "name of the algorithm", default="imported")
     overwrite_option(parser)
 
 
@@ -275,13 +254,11 @@ def _split(call: Call, config: Config, explicit: set[str], tasks: list[int]) -> 
 
 
 def _export_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="history file")
-    parser.add_argument(
-        "--to", required=True, metavar="FORMAT", help=f"{', '.join(EXPORT)}, or module:attribute"
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR|FILE", help="output file; for minari a folder"
-    )
+    option(parser, "file", "FILE", "history file", Path)
+    formats = f"{', '.join(EXPORT)}, or module:attribute"
+    parser.add_argument("--to", required=True, metavar="FORMAT", help=formats)
+    where = "output file; for minari a folder"
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR|FILE", help=where)
     overwrite_option(parser)
 
 

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from compressed_ad.cli.call import Call, Command
 from compressed_ad.cli.display import Display
-from compressed_ad.cli.options import count, one_of, setting_option
+from compressed_ad.cli.options import count, one_of, option, setting_option
 from compressed_ad.cli.stopping import Stop
 from compressed_ad.errors import CompressedADError, ConfigError, UsageError
 from compressed_ad.registry import import_attribute
@@ -135,19 +135,16 @@ def parse(words: Sequence[str], stop: Stop) -> Call:
 
 def _split_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """The words without ``--section.key VALUE``, and these as (key, value)."""
-    rest, overrides = [], list[tuple[str, str]]()
-    queue = list(words)
-    while queue:
-        word = queue.pop(0)
+    rest, overrides, left = list[str](), list[tuple[str, str]](), iter(words)
+    for word in left:
         match = _OVERRIDE.fullmatch(word)
         if match is None:
             rest.append(word)
-        elif match[2] is not None:
-            overrides.append((match[1], match[2]))
-        elif queue and not queue[0].startswith("--"):
-            overrides.append((match[1], queue.pop(0)))
-        else:
+            continue
+        value = next(left, "--") if match[2] is None else match[2]
+        if match[2] is None and value.startswith("--"):
             raise UsageError(f"{word} needs a value")
+        overrides.append((match[1], value))
     return rest, overrides
 
 
@@ -207,9 +204,8 @@ def _parser(asked: str | None, command: Command | None) -> argparse.ArgumentPars
         if command.sections:
             _configuration_options(sub, command)
         if "seed" in command.common:
-            setting_option(
-                sub, "--seed", key="seed", metavar="N", help="seed of everything random (default: 0)"
-            )
+            what = "seed of everything random (default: 0)"
+            setting_option(sub, "--seed", key="seed", metavar="N", help=what)
         if "device" in command.common:
             where = "auto, cpu or cuda (default: auto)"
             setting_option(sub, "--device", key="device", metavar="WHERE", help=where)
@@ -221,21 +217,14 @@ def _parser(asked: str | None, command: Command | None) -> argparse.ArgumentPars
 
 def _configuration_options(parser: argparse.ArgumentParser, command: Command) -> None:
     group = parser.add_argument_group("configuration (later ones go over earlier ones)")
-    group.add_argument(
-        "--preset", default="default", metavar="NAME", help=f"{', '.join(PRESETS)} (default: default)"
-    )
-    group.add_argument(
-        "--config", action="append", default=[], type=Path, metavar="FILE", help="YAML file; may be repeated"
-    )
-    for section in ("env", "algorithm", "marker", "model"):
-        if section in command.sections:
-            main = SECTIONS[section][0]
-            group.add_argument(
-                *dict.fromkeys((f"--{section}", f"--{main}")),
-                dest=section,
-                metavar="NAME",
-                help=f"a file for the section, a shipped one by name, or a {main}",
-            )
+    option(group, "--preset", "NAME", ", ".join(PRESETS), default="default")
+    files = "YAML file; may be repeated"
+    group.add_argument("--config", action="append", default=[], type=Path, metavar="FILE", help=files)
+    for section in command.sections:
+        if main := SECTIONS[section][0]:
+            names = dict.fromkeys((f"--{section}", f"--{main}"))
+            what = f"a file for the section, a shipped one by name, or a {main}"
+            group.add_argument(*names, dest=section, metavar="NAME", help=what)
     if "env" in command.sections:
         group.add_argument(
             "--task-param",

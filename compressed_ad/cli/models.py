@@ -111,11 +111,11 @@ def _score(job: Job) -> str:
 def compare(call: Call) -> None:
     """``cad compare``."""
     todo = [runs.stored_job(path) for path in call.options.runs]
+    methods = stages.method_runs(todo)
     from compressed_ad.report.comparison import analyse
     from compressed_ad.report.results import summarise_source
     from compressed_ad.report.run_report import terminal_table
 
-    methods = stages.method_runs(todo)
     unknown = any(np.isnan(method.optimal).any() for method in methods)
     source = summarise_source(HistoryFile(todo[0].history)) if unknown else None
     results_console().print(terminal_table(analyse(methods, source)))

@@ -9,12 +9,25 @@ from pathlib import Path
 from compressed_ad.errors import UsageError, nearest
 
 
+def option(
+    parser: argparse._ActionsContainer,
+    name: str,
+    metavar: str | None,
+    help: str,
+    kind: Callable[[str], object] = str,
+    default: object = None,
+) -> None:
+    """Add an option or argument with one value; its help states the ``default`` unless that is None."""
+    shown = help if default is None else f"{help} (default: {default})"
+    parser.add_argument(name, type=kind, default=default, metavar=metavar, help=shown)
+
+
 def out_option(parser: argparse.ArgumentParser, what: str, default: str) -> None:
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"{what} (default: {default})")
+    option(parser, "--out", "DIR", f"{what} (default: {default})", Path)
 
 
 def history_option(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument("--history", type=Path, metavar="FILE", help=f"history file (default: {default})")
+    option(parser, "--history", "FILE", f"history file (default: {default})", Path)
 
 
 def setting_option(

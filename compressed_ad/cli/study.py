@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compressed_ad.cli.call import Call, Command
 from compressed_ad.cli.display import duration, print_lines
-from compressed_ad.cli.options import count
+from compressed_ad.cli.options import count, option
 from compressed_ad.errors import RunError, UsageError
 from compressed_ad.files import write_atomically
 from compressed_ad.report import study_tables
@@ -164,27 +164,17 @@ def text(loaded: Study, rows: Sequence[Row], points: Sequence[Point], *, markdow
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "file", type=Path, metavar="STUDY.yaml", help="what is compared, on which families, how often"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/study"),
-        metavar="DIR",
-        help="output folder; studies in one folder share histories and runs (default: runs/study)",
-    )
-    parser.add_argument("--runs", type=count, metavar="N", help="this many runs of each variant instead")
-    parser.add_argument("--families", metavar="A,B", help="only these families")
-    parser.add_argument("--variants", metavar="A,B", help="only these variants, and the baseline")
-    parser.add_argument(
-        "--small",
-        action="store_true",
-        help="tiny histories and models: shows that it works, not what is true",
-    )
-    parser.add_argument("--process", type=count, metavar="N", help="cells at once (default: all cores)")
-    parser.add_argument("--ray", metavar="ADDRESS", help="train on a Ray cluster: its address, or auto")
-    parser.add_argument("--tables", type=Path, metavar="CSV", help="only print the tables of stored results")
+    option(parser, "file", "STUDY.yaml", "what is compared, on which families, how often", Path)
+    out = "output folder; studies in one folder share histories and runs"
+    option(parser, "--out", "DIR", out, Path, default=Path("runs/study"))
+    option(parser, "--runs", "N", "this many runs of each variant instead", count)
+    option(parser, "--families", "A,B", "only these families")
+    option(parser, "--variants", "A,B", "only these variants, and the baseline")
+    small = "tiny histories and models: shows that it works, not what is true"
+    parser.add_argument("--small", action="store_true", help=small)
+    option(parser, "--process", "N", "cells at once (default: all cores)", count)
+    option(parser, "--ray", "ADDRESS", "train on a Ray cluster: its address, or auto")
+    option(parser, "--tables", "CSV", "only print the tables of stored results", Path)
     parser.add_argument("--markdown", action="store_true", help="print those tables as Markdown")
 
 

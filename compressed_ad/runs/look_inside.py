@@ -63,16 +63,16 @@ def examine_model(
 
     ``UsageError`` for a wrong ``part`` or ``window``, a part without tasks, or if there is no window.
     """
+    if part not in PARTS:
+        raise UsageError(f"unknown part {part!r} of the split; one of {', '.join(PARTS)}")
+    if windows < 1 or not 0 <= (window or 0) < windows:
+        raise UsageError(f"there must be at least 1 window, and the one shown must lie in 0..{windows - 1}")
     import torch
 
     from compressed_ad.evaluation.attention import Context, attention_maps, attention_shares
     from compressed_ad.evaluation.border_embeddings import mark_effects
     from compressed_ad.models.compressed_ad import CompressedAD
 
-    if part not in PARTS:
-        raise UsageError(f"unknown part {part!r} of the split; one of {', '.join(PARTS)}")
-    if windows < 1 or not 0 <= (window or 0) < windows:
-        raise UsageError(f"there must be at least 1 window, and the one shown must lie in 0..{windows - 1}")
     data, where = RunData(job), device(job.config)
     ids: IntArray = data.training_tasks() if part == "train" else getattr(data.file.split, part)
     if len(ids) == 0:
