@@ -12,7 +12,7 @@ from compressed_ad.cli.call import Call
 from compressed_ad.cli.display import print_lines
 from compressed_ad.errors import RunDirectoryError
 from compressed_ad.files import write_atomically
-from compressed_ad.report.study_tables import plain
+from compressed_ad.report.pages import plain
 from compressed_ad.runs.directory import locked
 from compressed_ad.runs.look_inside import Inside, inside, trained_job
 from compressed_ad.types import FloatArray

@@ -16,7 +16,7 @@ from compressed_ad.cli.models import judged
 from compressed_ad.errors import RunDirectoryError, UsageError
 from compressed_ad.files import write_atomically
 from compressed_ad.histories.file import HistoryFile
-from compressed_ad.report.study_tables import plain
+from compressed_ad.report.pages import plain
 from compressed_ad.runs.directory import locked
 from compressed_ad.runs.explore import Played, Side, figures, label, play
 from compressed_ad.runs.job import Job

@@ -83,7 +83,8 @@ def inspect(call: Call) -> None:
 
 
 def _plot(options: argparse.Namespace) -> None:
-    from compressed_ad.report.figures.style import figure_to_png, figure_to_svg, probability_trace
+    from compressed_ad.report.figures.histories import probability_trace
+    from compressed_ad.report.figures.style import figure_to_png, figure_to_svg
 
     if options.plot.suffix not in (".png", ".svg"):
         raise UsageError(f"--plot {options.plot}: the name must end with .png or .svg")
