@@ -1,4 +1,4 @@
-"""Applies a marker, by name or as a callable, to a ``History`` or as a configuration says."""
+"""Applies a marker, given by name or as a callable, to histories."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import ConfigError, MarkerError, UsageError, nearest
-from compressed_ad.marking.markers import MARKER, Marker, known
+from compressed_ad.marking.markers import MARKER, Marker, without_nan
 from compressed_ad.marking.settings import MarkerSettings
 from compressed_ad.registry import Parameters
 from compressed_ad.seeding import seed64
@@ -32,14 +32,14 @@ FIELD_OF = {
     "next_states": "next_states",
     "learner": "learner",
 }
-"""What a marker may ask for by the name of an argument, and where in a ``History`` it comes from."""
+"""Names of arguments that a marker gets from the history, and the field of ``History`` that holds each."""
 
 REQUIRED = inspect.Parameter.empty
-"""Stands in ``marker_parameters`` for a parameter without a default."""
+"""The default of a parameter that has none, in ``marker_parameters``."""
 
 
 def find_marker(marker: str | Marker) -> Marker:
-    """The marker of a registered name or ``module:attribute``; a callable is returned as it is."""
+    """The marker that a registered name or ``module:attribute`` stands for; a callable stands for itself."""
     found = MARKER[marker] if isinstance(marker, str) else marker
     if not callable(found):
         raise UsageError(f"marker {marker!r} is a {type(found).__name__}, not a function")
@@ -62,17 +62,14 @@ def marker_parameters(marker: str | Marker) -> dict[str, Any]:
 
 
 def validated_params(marker: str | Marker, params: Mapping[str, Any]) -> dict[str, Any]:
-    """``params`` of ``marker``; ``ConfigError`` lists wrong, unknown and missing ones."""
-    known = _parameters(marker)
-    values, found = known.validated(params)
-    found += [
-        Problem(
-            f"needs {name!r}, which is neither given as a parameter nor something a history has"
-            f"{nearest(name, FIELD_OF)}; a history has {', '.join(FIELD_OF)}",
-            (name,),
+    """``params`` for ``marker``; ``ConfigError`` lists wrong, unknown and missing ones."""
+    parameters = _parameters(marker)
+    values, found = parameters.validated(params)
+    for name in parameters.missing(params):
+        hint = f"{nearest(name, FIELD_OF)}; a history has {', '.join(FIELD_OF)}"
+        found.append(
+            Problem(f"needs {name!r}, which is neither a given parameter nor in a history{hint}", (name,))
         )
-        for name in known.missing(params)
-    ]
     if found:
         raise ConfigError([problem.within(f"marker {marker_name(marker)!r}") for problem in found])
     return values
@@ -89,21 +86,22 @@ def _parameters(marker: str | Marker) -> Parameters:
 def apply_marker(marker: str | Marker, history: History, *, seed: int = 0, **params: Any) -> BoolArray:
     """The mask (S, T) of ``history`` by ``marker``: a registered name, ``module:attribute`` or a callable.
 
-    The marker is handed, by the names of its arguments, read-only arrays of the history (the keys of
-    ``FIELD_OF``), ``seed``, and ``params``.
+    By the names of its arguments, the marker gets read-only arrays of the history (the keys of
+    ``FIELD_OF``), ``seed`` and ``params``.
 
     Raises ``UnknownNameError`` or ``ConfigError`` for a wrong name or parameter; ``MarkerError`` if the
     history lacks an array that the marker needs, if that array has NaN in it, or if the result is not a
     bool array (S, T).
     """
     function, label = find_marker(marker), f"marker {marker_name(marker)!r}"
-    named = validated_params(marker, params)
-    positional = []
+    ours = getattr(function, "__module__", "") == without_nan.__module__  # these look for NaN themselves
+    named, positional = validated_params(marker, params), []
     try:
         for name, parameter in inspect.signature(function).parameters.items():
             if name in FIELD_OF:
                 array = _array(history, name, needed=parameter.default is REQUIRED)
-                named |= {} if array is None else {name: array}
+                if array is not None:
+                    named[name] = array if ours or array.dtype.kind != "f" else without_nan(name, array)
             elif name == "seed":
                 named[name] = seed
             if parameter.kind is parameter.POSITIONAL_ONLY and name in named:
@@ -126,7 +124,7 @@ def apply_marker(marker: str | Marker, history: History, *, seed: int = 0, **par
 def mark_all(
     marker: str | Marker, histories: Mapping[int, History], *, seed: int = 0, **params: Any
 ) -> dict[int, History]:
-    """``histories`` by task index with new masks; a task's mask does not depend on the tasks beside it."""
+    """``histories`` by task index with new masks; the mask of a task does not depend on other tasks."""
     return {
         task: history.with_mask(apply_marker(marker, history, seed=task_seed(seed, task), **params))
         for task, history in histories.items()
@@ -134,15 +132,12 @@ def mark_all(
 
 
 def task_seed(seed: int, task: int) -> int:
-    """The seed that a marker gets for one task."""
     return seed64(seed, "marker", "task", task)
 
 
 def _array(history: History, name: str, *, needed: bool) -> AnyArray | None:
-    """A read-only array of the history, without NaN; None if it lacks one that is not ``needed``."""
+    """A read-only array of the history; None if it lacks one that is not ``needed``."""
     found: AnyArray | None = getattr(history, FIELD_OF[name])
-    if found is not None and found.dtype.kind == "f":
-        known(name, found)
     if name == "log_prob":
         found = _log_prob(history)
     if found is None:
@@ -158,9 +153,9 @@ def _array(history: History, name: str, *, needed: bool) -> AnyArray | None:
 
 
 def _log_prob(history: History) -> AnyArray | None:
-    """(S, T) log-probabilities of whole actions; None where ``action_probs`` are relative to a density's top.
+    """(S, T) log-probabilities of whole actions; None if ``action_probs`` are relative (continuous actions).
 
-    Of actions with K components ``action_probs`` is the geometric mean.
+    ``action_probs`` of actions with K components are geometric means over the components.
     """
     actions = history.actions
     if actions.dtype.kind == "f":
@@ -173,18 +168,18 @@ def _log_prob(history: History) -> AnyArray | None:
 # ---------------------------------------------------------------- the marker of a configuration
 
 GUIDE_SETTINGS = ("on_policy_threshold", "compression_window")
-"""Parameters of markers that are settings of their own, because they are in the guide."""
+"""Parameters of markers that have their own settings, because the guide names them."""
 
 
 def marker_params(settings: MarkerSettings) -> dict[str, Any]:
-    """Keyword arguments for the marker: the guide's two where set and known to it, then ``params``."""
+    """Keyword arguments for the marker: the guide's two if set and known to the marker, and ``params``."""
     known = marker_parameters(settings.marker)
     guide = {key: getattr(settings, key) for key in GUIDE_SETTINGS if key in known}
     return {**{key: value for key, value in guide.items() if value is not None}, **settings.params}
 
 
 def with_marker_defaults(settings: MarkerSettings) -> MarkerSettings:
-    """``settings`` stating the marker's call: its defaults for what is not set, None for what it lacks."""
+    """``settings`` with the marker's own defaults for what is not set, and None for what it does not have."""
     known, stated = marker_parameters(settings.marker), settings.model_dump()
     for key in GUIDE_SETTINGS:
         if key not in known:
@@ -193,5 +188,5 @@ def with_marker_defaults(settings: MarkerSettings) -> MarkerSettings:
             stated[key] = known[key]
     try:
         return MarkerSettings(**stated)
-    except ConfigError:  # a marker of the user's own that gives these names another meaning
+    except ConfigError:  # a user's marker that gives these names another meaning
         return settings

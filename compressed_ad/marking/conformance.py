@@ -19,9 +19,10 @@ _ONE_STEP = "histories of one step"
 def check_marker(marker: str | Marker, **params: Any) -> list[str]:
     """What is wrong with a user's marker, in plain sentences; an empty list if nothing is.
 
-    It is tried on a made-up history with every array that a history can have: result, input left unchanged,
-    same result twice, one step, each stream marked by itself (unless the marker asks for ``seed`` or
-    ``learner``, as controls do), and with ``causal=True``, if it has that, the prefix property.
+    The marker is tried on a made-up history that has every array. It must return a mask, leave its input
+    unchanged, give the same result twice, work on one step, mark each stream by itself (unless it takes
+    ``seed`` or ``learner``, as controls do), and with ``causal=True``, if it has that, the marking of a
+    prefix must be a prefix of the marking.
     """
     problems: list[str] = []
 
@@ -30,7 +31,7 @@ def check_marker(marker: str | Marker, **params: Any) -> list[str]:
             return apply_marker(marker, history, **{**params, **more})
         except CompressedADError as error:
             problems.append(f"It cannot mark {what}: {error}")
-        except Exception as error:  # whatever a user's function raises is the finding
+        except Exception as error:  # whatever a user's function raises
             if "read-only" in str(error):
                 problems.append("It modifies the arrays it is given; work on a copy.")
             else:
@@ -38,9 +39,8 @@ def check_marker(marker: str | Marker, **params: Any) -> list[str]:
         return None
 
     history = _example(4, 120)
-    mask, again = attempt("an ordinary history", history), None
-    if mask is not None:
-        again = attempt("the same history again", history)
+    mask = attempt("an ordinary history", history)
+    again = None if mask is None else attempt("the same history again", history)
     if mask is None or again is None:
         return problems
     if not np.array_equal(mask, again):
@@ -48,45 +48,44 @@ def check_marker(marker: str | Marker, **params: Any) -> list[str]:
     if any(np.shares_memory(mask, array) for _, array in history.per_step()):
         problems.append("Its result shares memory with the history; return a new array.")
     attempt(_ONE_STEP, _cut(history, 4, 1))
-    asks = inspect.signature(find_marker(marker)).parameters.keys()
-    if not asks & {"seed", "learner"}:
+    arguments = inspect.signature(find_marker(marker)).parameters.keys()
+    if not arguments & {"seed", "learner"}:
         alone = attempt("a single stream", _cut(history, 1, 120))
         if alone is not None and not np.array_equal(alone[0], mask[0]):
             problems.append("The mask of a stream depends on the other streams.")
-    if "causal" in asks and "seed" not in asks:
+    if "causal" in arguments and "seed" not in arguments:
         whole = attempt("a history with causal=True", history, causal=True)
         for n_step in range(1, 120) if whole is not None else ():
-            part = attempt(
-                f"the first {n_step} steps with causal=True", _cut(history, 4, n_step), causal=True
-            )
-            if part is None:
-                break
-            if whole is not None and not np.array_equal(part, whole[:, :n_step]):
+            first = f"the first {n_step} steps with causal=True"
+            part = attempt(first, _cut(history, 4, n_step), causal=True)
+            if part is not None and whole is not None and np.array_equal(part, whole[:, :n_step]):
+                continue
+            if part is not None:
                 problems.append("With causal=True the marking of a prefix is not a prefix of the marking.")
-                break
+            break
     return problems
 
 
 def marker_faults(marker: str | Marker, **params: Any) -> list[str]:
-    """What forbids the use of a marker: whatever ``check_marker`` finds, except on histories of one step.
+    """Why a marker must not be used: what ``check_marker`` finds, except on histories of one step.
 
-    The guide's own example needs two steps, and so may any other; real histories have them.
+    A marker may need two steps, as the guide's own example does; real histories have them.
     """
     return [problem for problem in check_marker(marker, **params) if _ONE_STEP not in problem]
 
 
 def _example(n_stream: int, n_step: int) -> History:
-    """A made-up history of a policy that gets surer, with every optional array but no mask."""
+    """A made-up history of a policy of growing confidence, with every optional array but no mask."""
     draw = rng(0, "check_marker")
     shape = (n_stream, n_step)
-    sure = np.linspace(np.linspace(0.2, 0.7, n_stream), 1, n_step).T  # streams differ in level
-    probs = np.clip(sure + draw.normal(0, 0.15, shape), 0.05, 1).astype(np.float32)
+    confidence = np.linspace(np.linspace(0.2, 0.7, n_stream), 1, n_step).T  # streams differ in level
+    probs = np.clip(confidence + draw.normal(0, 0.15, shape), 0.05, 1).astype(np.float32)
     end = np.zeros(shape, dtype=bool)
     end[:, 14::15] = True
     return History(
         states=draw.integers(0, 9, shape),
         actions=draw.integers(0, 5, shape),
-        rewards=(draw.random(shape) < sure - 0.2).astype(np.float32),
+        rewards=(draw.random(shape) < confidence - 0.2).astype(np.float32),
         next_states=draw.integers(0, 9, shape),
         terminated=np.zeros(shape, dtype=bool),
         truncated=end,

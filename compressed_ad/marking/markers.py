@@ -1,12 +1,12 @@
 """Markers: which steps of a learning history belong to a segment.
 
 A marker is a pure function of arrays ``(..., T)``, one stream per leading index, to a mask (bool) of the same
-shape. A **segment** is a maximal marked run, half-open ``[start, stop)``. Because masks are all that is kept,
-two segments that touch would become one; markers that could produce touching segments (``rollout``,
+shape. A **segment** is a maximal marked run, half-open ``[start, stop)``. Only masks are stored, so two
+segments that touch would become one; markers that could produce touching segments (``rollout``,
 ``within_episode``) therefore leave the first step of the later one unmarked.
 
-The guide's rule, ``threshold``, measures confidence under the behaviour policy, i.e. low entropy; whether a
-step is still on-policy after learning needs the later policy, which is what ``policy_ratio`` looks at.
+The guide's rule, ``threshold``, measures the confidence of the policy that acted. Whether a step is still
+on-policy after learning depends on the later policy: ``policy_ratio`` compares the two.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def segments(mask: ArrayLike) -> tuple[IntArray, IntArray, IntArray]:
 def borders(mask: ArrayLike) -> tuple[BoolArray, BoolArray]:
     """Where ``<compress>`` and ``\\compress>`` stand, two bool arrays shaped as ``mask`` (..., T).
 
-    For a segment [s, e) the start is on s and the end on e, the first step after it. Before the first step
-    counts as unmarked, and an end beyond the last step is not shown.
+    For a segment [s, e) the start is on s and the end on e, the first step after it. Steps before the first
+    count as unmarked, and an end beyond the last step is not shown.
     """
     mask = np.asarray(mask, dtype=bool)
     before = np.zeros_like(mask)
@@ -113,13 +113,12 @@ def threshold(
 ) -> BoolArray:
     """The guide's rule: runs of at least ``compression_window`` steps with ``probs >= on_policy_threshold``.
 
-    Runs are maximal, and one still open at the last step counts. ``within_episode`` cuts them at
+    Runs are maximal, and one that is open at the last step counts. ``within_episode`` cuts them at
     ``episode_end`` (..., T); without it a segment may cross episode ends, as in the guide. With ``causal`` a
-    segment [s, e) begins where its evidence is in, at ``s + compression_window - 1``, so that the marking of
-    a prefix is a prefix of the marking.
+    segment [s, e) begins where its evidence is complete, at ``s + compression_window - 1``, so that the
+    marking of a prefix is a prefix of the marking.
     """
-    values = known("probs", probs)
-    wanted = values >= on_policy_threshold
+    wanted = without_nan("probs", probs) >= on_policy_threshold
     return _long_runs(wanted, compression_window, within_episode, episode_end, causal)
 
 
@@ -127,7 +126,7 @@ def threshold(
 @checked
 def high_confidence(probs: ArrayLike, on_policy_threshold: Fraction = 0.95) -> BoolArray:
     """Every step with ``probs > on_policy_threshold``, without a minimum run (the guide's custom example)."""
-    mask: BoolArray = known("probs", probs) > on_policy_threshold
+    mask: BoolArray = without_nan("probs", probs) > on_policy_threshold
     return mask
 
 
@@ -141,7 +140,7 @@ def rising_confidence(
     The slope is ``numpy.gradient``, whose central difference looks one step ahead; ``causal`` takes the
     difference to the step before instead. The slope of a stream of one step, and the first causal one, is 0.
     """
-    values = known("probs", probs)
+    values = without_nan("probs", probs)
     if causal:
         slope = np.diff(values, axis=-1, prepend=values[..., :1])
     else:
@@ -167,7 +166,7 @@ def policy_ratio(
     ``compression_window`` steps; both log-probabilities (nats) must be of the same kind, which the relative
     probabilities of continuous actions are not. There is no causal form: the ratio is known after the update.
     """
-    old, new = known("log_prob", log_prob), known("log_prob_next", log_prob_next)
+    old, new = without_nan("log_prob", log_prob), without_nan("log_prob_next", log_prob_next)
     with np.errstate(invalid="ignore", over="ignore"):
         wanted = np.abs(np.exp(new - old) - 1) <= clip_range
     return _long_runs(wanted, compression_window, within_episode, episode_end)
@@ -188,7 +187,7 @@ def low_entropy(
 
     The default is the entropy of a choice between two actions at 0.7 and 0.3.
     """
-    wanted = known("entropy", entropy) <= max_entropy
+    wanted = without_nan("entropy", entropy) <= max_entropy
     return _long_runs(wanted, compression_window, within_episode, episode_end, causal)
 
 
@@ -287,9 +286,9 @@ def reward_matched(
     most ``reward_tolerance`` from that of the ``threshold`` segment that it replaces. Starting from the
     ``threshold`` segments, every segment in turn (random order, ``sweeps`` times) is moved to a place drawn
     uniformly from all places that fulfil this and touch no other segment. Its old place is among them, so a
-    match always exists; where marked steps fill a stream, segments can only slide.
+    match always exists. Where marked steps fill a stream, segments can only slide.
     """
-    reward_rows = _rows(known("rewards", rewards)).astype(np.float64)
+    reward_rows = _rows(without_nan("rewards", rewards)).astype(np.float64)
     if reward_rows.shape != _rows(mask).shape:
         raise MarkerError(f"rewards: expected {mask.shape} as probs have, got {np.shape(rewards)}")
     row, start, stop = segments(mask)
@@ -337,8 +336,8 @@ def _by_row(row: IntArray) -> list[IntArray]:
 # ---------------------------------------------------------------- parameters
 
 
-def known(name: str, values: ArrayLike) -> FloatArray:
-    """``values`` as a float array; ``MarkerError`` saying where if any is NaN, which stands for unknown."""
+def without_nan(name: str, values: ArrayLike) -> FloatArray:
+    """``values`` as a float array; ``MarkerError`` says where the first NaN is, which stands for unknown."""
     array: FloatArray = np.asarray(values)
     if array.dtype.kind != "f":
         array = array.astype(np.float64)

@@ -1,7 +1,7 @@
-"""The configuration that a command line asks for, validated, and what it collects from.
+"""The validated configuration of a command line, and the plan of its collection.
 
-Types and ranges are checked by the settings; names, parameters and splits are tried here. All mistakes of
-all layers are told at once, each with the place where it was written. Imports no torch.
+The settings check types and ranges; names, parameters and splits are tried here. All mistakes are reported
+together, each with the place where it was written. Imports no torch.
 """
 
 from __future__ import annotations
@@ -53,20 +53,20 @@ def explicit_keys(request: Request) -> set[str]:
 
 
 def validated_config(leaves: Leaves) -> Config:
-    """The configuration that ``leaves`` make, stating the marker's call; ``ConfigError`` as ``load_config``.
+    """The configuration that ``leaves`` make, with the marker's defaults; ``ConfigError`` as ``load_config``.
 
-    What is valid of it is built and tried even if something else is not, so that all mistakes are told.
+    The valid settings are tried even if others are invalid, so that all mistakes are reported together.
     """
     config, invalid = _valid_part(nested(leaves))
-    found = [f"{_written(leaves, problem.paths)}: {problem}" for problem in invalid]
-    found += _trial(leaves, config)
+    found = [f"{_origin(leaves, problem.paths)}: {problem}" for problem in invalid]
+    found += _trial_problems(leaves, config)
     if found:
         raise ConfigError(dict.fromkeys(found))
     return config.model_copy(update={"marker": with_marker_defaults(config.marker)})
 
 
 def _valid_part(tree: dict[str, Any]) -> tuple[Config, list[Problem]]:
-    """The configuration without its invalid settings, and what is wrong with those. Empties ``tree``."""
+    """The configuration without its invalid settings, which are removed from ``tree``; and their problems."""
     try:
         return Config.model_validate(tree), []
     except ValidationError as error:
@@ -79,8 +79,8 @@ def _valid_part(tree: dict[str, Any]) -> tuple[Config, list[Problem]]:
     return _valid_part(tree)[0], found
 
 
-def _written(leaves: Leaves, paths: Iterable[tuple[str, ...]]) -> str:
-    """Where the first of ``paths``, or a key below it, was written; the command line goes before files."""
+def _origin(leaves: Leaves, paths: Iterable[tuple[str, ...]]) -> str:
+    """Where a key at or below one of ``paths`` was written; the command line has precedence."""
     places = []
     for path in paths:
         below = [where for known, (_, where) in leaves.items() if known[: len(path)] == path]
@@ -91,111 +91,116 @@ def _written(leaves: Leaves, paths: Iterable[tuple[str, ...]]) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a configuration collects histories from."""
+    """What the histories of a configuration are collected from."""
 
     family: TaskFamily
     learner: SourceLearner
     task_ids: IntArray  # (N,) ids into ``family.tasks()``
-    split: Split  # of 0 ... N - 1, the places in ``task_ids``
+    split: Split  # of 0 ... N - 1, positions in ``task_ids``
 
 
-_last_plan: tuple[str, Plan] | None = None
+_PLANNED: dict[str, Plan] = {}
+"""The last plan, by ``_plan_key``."""
 
 
 def plan(config: Config) -> Plan:
-    """Built once: for the configuration that was validated last, these are the objects that were tried.
+    """The plan of ``config``: what its validation has built, if it was the last to be validated.
 
     ``UsageError`` if the family, the learner or the split cannot be made.
     """
-    if _last_plan and _last_plan[0] == _plan_key(config):
-        return _last_plan[1]
-    family = build_family(config)
-    return _keep_plan(config, Plan(family, _learner(config), *_split(config, family)))
-
-
-def _keep_plan(config: Config, made: Plan) -> Plan:
-    global _last_plan
-    _last_plan = _plan_key(config), made
+    made = _PLANNED.get(_plan_key(config))
+    if made is None:
+        family = build_family(config)
+        made = Plan(family, _build_learner(config), *_choose_and_split(config, family))
+        _keep_plan(config, made)
     return made
 
 
+def _keep_plan(config: Config, made: Plan) -> None:
+    _PLANNED.clear()
+    _PLANNED[_plan_key(config)] = made
+
+
 def _plan_key(config: Config) -> str:
-    # As text, because 1, 1.0 and True are equal, but not as parameters.
+    # A text, because 1, 1.0 and True are equal, but differ as parameters.
     return repr((config.env, config.algorithm, config.seed))
 
 
 def build_family(config: Config) -> TaskFamily:
-    """The task family of ``config``; ``plan`` has one already."""
+    """A task family of ``config``; ``SpaceError`` if its spaces are not supported."""
     family = make_family(config.env.family, config.env.kwargs)
     family_specs(family)
     return family
 
 
-def _learner(config: Config) -> SourceLearner:
+def _build_learner(config: Config) -> SourceLearner:
     return make_learner(config.algorithm.learner, config.algorithm.learner_kwargs)
 
 
-def _split(config: Config, family: TaskFamily) -> tuple[IntArray, Split]:
-    """Ids of the tasks to collect, and their split; ``UsageError`` if the family has not enough tasks."""
+def _choose_and_split(config: Config, family: TaskFamily) -> tuple[IntArray, Split]:
     env, n_task = config.env, len(family.tasks())
     if n_task == 1:
         raise UsageError(
-            f"{family.name} has one task; learning in context needs some to train on and others to be judged"
-            " on. For a gymnasium environment, say what tasks differ in with --task-param KEY=LOW:HIGH"
+            f"{family.name} has one task; in-context learning needs several, to train on and to evaluate on."
+            " For a gymnasium environment, say what tasks differ in with --task-param KEY=LOW:HIGH"
         )
     task_ids = choose_tasks(n_task, config.seed, env.n_task)
     sizes = {"train": env.train, "validation": env.validation, "heldout": env.heldout}
     return task_ids, split_family(family, task_ids, config.split_seed, **sizes)
 
 
-def _trial(leaves: Leaves, config: Config) -> list[str]:
-    """Mistakes that types cannot tell: unknown names, parameters that do not fit, impossible splits."""
-    algorithm, marker = config.algorithm, config.marker
+def _trial_problems(leaves: Leaves, config: Config) -> list[str]:
+    """Problems that types cannot show: unknown names, parameters that do not fit, impossible splits."""
     found: list[str] = []
 
     def attempt(section: str, check: Callable[[], T], *keys: str) -> T | None:
-        """The result of ``check``, or None if it fails; the mistake is about ``keys``, or in the first."""
+        """The result of ``check``, or None if it fails. Its parameters stand in the first of ``keys``."""
         try:
             return check()
         except (UsageError, SpaceError) as error:
             if isinstance(error, UnknownNameError):
                 keys = keys[-1:]
             for problem in getattr(error, "problems", str(error).splitlines()):
-                parameters = [(section, keys[0], *path) for path in getattr(problem, "paths", ())]
-                where = _written(leaves, parameters)
-                if where == NOWHERE:
-                    where = _written(leaves, [(section, key) for key in keys])
-                found.append(f"{where}: {section}: {problem}")
+                place = _origin(leaves, [(section, keys[0], *path) for path in getattr(problem, "paths", ())])
+                if place == NOWHERE:
+                    place = _origin(leaves, [(section, key) for key in keys])
+                found.append(f"{place}: {section}: {problem}")
         return None
 
     family = attempt("env", lambda: build_family(config), "kwargs", "family")
-    sizes = ("n_task", "heldout", "validation", "train", "family")
-    split = family and attempt("env", lambda: _split(config, family), *sizes)
-    learner = attempt("algorithm", lambda: _learner(config), "learner_kwargs", "learner")
-    if family and isinstance(learner, Checks):
-        steps = {"n_timesteps": algorithm.n_timesteps, "n_stream": algorithm.n_stream}
-        attempt("algorithm", partial(learner.check, family, **steps), "learner", *steps, "learner_kwargs")
-    if family and learner and split:
-        _keep_plan(config, Plan(family, learner, *split))
-    attempt("marker", lambda: _check_marker(marker), "params", "marker")
+    learner = attempt("algorithm", lambda: _build_learner(config), "learner_kwargs", "learner")
+    if family is not None:
+        sizes = ("n_task", "heldout", "validation", "train", "family")
+        chosen = attempt("env", lambda: _choose_and_split(config, family), *sizes)
+        if isinstance(learner, Checks):
+            steps = {key: getattr(config.algorithm, key) for key in ("n_timesteps", "n_stream")}
+            attempt("algorithm", partial(learner.check, family, **steps), "learner", *steps, "learner_kwargs")
+        if learner is not None and chosen is not None:
+            _keep_plan(config, Plan(family, learner, *chosen))
+    attempt("marker", lambda: _check_marker(config.marker), "params", "marker")
+    found += _unused_guide_settings(leaves, config.marker.marker)
     attempt("model", lambda: check_model_name(config.model.model), "model")
     for pair in transform_pairs(config.model):
         attempt("model", partial(check_transforms, [pair]), "transforms")
     for name in config.comparison.methods:
         attempt("comparison", partial(check_model_name, name), "methods")
-    # What the command line sets must be used; what a preset sets for another marker may be left out.
-    known = marker_parameters(marker.marker) if marker.marker in MARKER else GUIDE_SETTINGS
-    for key in GUIDE_SETTINGS:
-        value, where = leaves.get(("marker", key), (None, ""))
-        if value is not None and key not in known and where.startswith("--"):
-            has = ", ".join(known) or "none"
-            found.append(f"{where}: marker: marker {marker.marker!r} has no {key}; it has {has}")
     return found
+
+
+def _unused_guide_settings(leaves: Leaves, marker: str) -> list[str]:
+    """The command line must not set what the marker lacks; a preset may, for the marker that it names."""
+    known = marker_parameters(marker) if marker in MARKER else dict.fromkeys(GUIDE_SETTINGS)
+    given = {key: leaves.get(("marker", key), (None, "")) for key in GUIDE_SETTINGS if key not in known}
+    return [
+        f"{where}: marker: marker {marker!r} has no {key}; it has {', '.join(known) or 'none'}"
+        for key, (value, where) in given.items()
+        if value is not None and where.startswith("--")
+    ]
 
 
 def _check_marker(settings: MarkerSettings) -> None:
     params = marker_params(settings)
-    validated_params(settings.marker, params)
+    validated_params(settings.marker, params)  # these problems know their places
     faults = marker_faults(settings.marker, **params)
     if faults:
         raise ConfigError(faults[0].removeprefix("It cannot mark an ordinary history: "))

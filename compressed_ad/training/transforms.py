@@ -1,8 +1,7 @@
-"""History -> history: composable, named, pure transforms between the stored histories and the windows.
+"""History transforms: pure functions, found by name, between the stored histories and the windows.
 
-A transform takes ``Sequences`` and a ``Context`` and returns ``Sequences``. Whatever is random in it comes
-from the context's generator; masks and update numbers travel with their steps. ``DEPARTURES`` says, in words
-for the report, where a transform departs from pure Algorithm Distillation.
+A transform takes ``Sequences`` and a ``Context`` and returns ``Sequences``. It draws random numbers from the
+context's generator only. Masks and update numbers stay with their steps.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from compressed_ad.types import AnyArray, BoolArray, IntArray
 
 @dataclass(frozen=True)
 class Context:
-    """What a transform may use besides the histories."""
+    """What a transform may use besides the sequences."""
 
     random: np.random.Generator
     family: TaskFamily | None = None
@@ -36,7 +35,7 @@ class Context:
 
 Transform = Callable[..., Sequences]
 TRANSFORM: Registry[Transform] = Registry("history transform")
-DEPARTURES = {
+DEPARTURES = {  # from pure Algorithm Distillation, in words for the report
     "stitch": "uses the training tasks' reward function: before a task's goal is first met, its context shows"
     " episodes of other training tasks' learners with rewards recomputed for the task",
     "prolong": "puts fruitless episodes of other streams of the same task before each sequence",
@@ -86,21 +85,20 @@ def subsample(
 
     A context of a given length then spans ``every`` times as much of the source's learning (Laskin et al.
     2022, section 4.3). With ``keep_first_reward`` the episode in which a stream first met a reward is the one
-    kept of its group, so that a context does not show a policy that improves without the evidence that
-    made it improve. ``copies`` draws are made of each sequence, for each of several ``every`` if it is a
-    list: the model then cannot tell from its position alone how far a history has come, only from what it
-    sees. Incomplete last episodes are dropped.
+    kept of its group. Otherwise a context could show a policy that improves without the evidence that made
+    it improve. Each sequence is drawn ``copies`` times, for each stride if ``every`` is a list: the model
+    then cannot tell the progress of a history from its position. Incomplete last episodes are dropped.
     """
+    keep = _first_rewarded(sequences.episodes) & keep_first_reward
     strides = [every] if isinstance(every, int) else every
     episodes, n_seq = sequences.episodes, len(sequences)
-    first = _first_rewarded(episodes) if keep_first_reward else np.zeros(len(episodes.start), bool)
 
     def groups() -> Iterator[IntArray]:
         for every in strides * copies:
             phase = context.random.integers(every, size=n_seq)
             yield (episodes.ordinal + phase[episodes.sequence]) // every
 
-    return _one_of_each(sequences, groups(), first, context.random)
+    return _one_of_each(sequences, groups(), keep, context.random)
 
 
 @TRANSFORM.register("thin")
@@ -115,21 +113,21 @@ def thin(
     least: Fraction = 0.5,
     keep_first_reward: bool = True,
 ) -> Sequences:
-    """``subsample`` with one stride for marked episodes and another one for the rest.
+    """``subsample`` with one stride for marked episodes and another for unmarked ones.
 
     An episode is marked if at least the share ``least`` of its steps is. One episode is kept of every
     ``marked_every`` marked or ``unmarked_every`` unmarked ones, in proportion where they alternate; a stride
-    of 0 drops all of that kind. With marks of a source that is sure of itself, the context then spends its
-    length on the phases that are asked for instead of on equal parts of the source's time. ``copies`` and
-    ``keep_first_reward`` as in ``subsample``: the first rewarded episode is kept whatever its kind.
+    of 0 drops all of that kind. The context then spends its length on the phases that the strides favour
+    instead of on equal parts of the source's time. ``copies`` and ``keep_first_reward`` as in ``subsample``:
+    the first rewarded episode is kept whether it is marked or not.
     """
     if marked_every == unmarked_every == 0:
         raise UsageError("thin: marked_every and unmarked_every are both 0, so nothing would be left")
     episodes, n_seq = sequences.episodes, len(sequences)
-    first = _first_rewarded(episodes) if keep_first_reward else np.zeros(len(episodes.start), bool)
+    keep = _first_rewarded(episodes) & keep_first_reward
     marked = np.add.reduceat(sequences.mask.astype(np.int64), episodes.start) >= least * episodes.length
     stride = np.where(marked, marked_every, unmarked_every)
-    dropped = (stride == 0) & ~first
+    dropped = (stride == 0) & ~keep
     rate = np.where(stride == 0, 0.0, 1 / np.maximum(stride, 1))
     passed = np.cumsum(rate) - rate
     at_start = passed[np.searchsorted(episodes.sequence, np.arange(n_seq))]
@@ -140,11 +138,11 @@ def thin(
             group = np.floor(since + context.random.random(n_seq)[episodes.sequence]).astype(np.int64)
             yield np.where(dropped, -1, group)
 
-    return _one_of_each(sequences, groups(), first, context.random)
+    return _one_of_each(sequences, groups(), keep, context.random)
 
 
 def _first_rewarded(episodes: Episodes) -> BoolArray:
-    """(K,) episodes in which their sequence first met a reward."""
+    """(K,) the first rewarded episode of each sequence."""
     first = np.zeros(len(episodes.start), bool)
     rows = np.flatnonzero(episodes.rewarded)
     _, where = np.unique(episodes.sequence[rows], return_index=True)
@@ -157,7 +155,7 @@ def _one_of_each(
 ) -> Sequences:
     """For each grouping of the episodes (K,), new sequences of one complete episode per group.
 
-    A preferred episode is taken if there is one, else a random one; episodes in group -1 are left out.
+    The episode is drawn at random, from the preferred ones if the group has any. Group -1 is left out.
     """
     n_seq = len(sequences)
     draws = [_draw(sequences.episodes, group, preferred, random) for group in groups]
@@ -189,13 +187,12 @@ def stitch(
 ) -> Sequences:
     """Before the task's goal is first met, show episodes of other training tasks' learners instead.
 
-    For each sequence, episodes are drawn from the last ``late`` share of sequences of other tasks, their
-    rewards recomputed for the sequence's own task, until one of them meets a reward; the sequence then
-    continues with its own episodes, from the first that earns the share ``skill`` of its best. Of
-    ``candidates`` drawn episodes the one that visits most observations not yet seen is shown. Sequences that
-    find nothing within ``longest`` episodes, or that never met a reward themselves, end there. Needs the
-    family's reward function and Discrete or MultiDiscrete observations: a declared departure from pure
-    Algorithm Distillation.
+    For each sequence, episodes are drawn from the last ``late`` share of sequences of other tasks, with
+    rewards recomputed for this sequence's task, until one of them is rewarded. The sequence then continues
+    with its original episodes, from the first that earns the share ``skill`` of its best. Of ``candidates``
+    drawn episodes, the one with most unseen observations is shown. A sequence ends after ``longest``
+    episodes without a reward, or after the search if its original episodes never met one. Needs the family's
+    reward function and Discrete or MultiDiscrete observations.
     """
     family, tasks = context.family, context.tasks
     if not isinstance(family, RewardFunction) or tasks is None:
@@ -216,12 +213,11 @@ def prolong(
     """Put up to ``longest`` fruitless episodes of the same task before each sequence.
 
     Streams that share a policy meet the reward within a few episodes of each other, so a model never sees a
-    long search and does not know how to go on with one. For each sequence a number from 0 to ``longest`` is
-    drawn, and that many unmarked episodes without reward of any stream of its task are put before its first
-    episode: of ``candidates`` drawn ones always the one that visits most observations not yet seen, so that
-    the search is a directed one. No reward is recomputed and no other task is shown. With ``rewarded``,
-    episodes are drawn whether they are rewarded or not: a control. Needs Discrete or MultiDiscrete
-    observations. A declared departure: a sequence then holds episodes of several streams.
+    long search and does not learn to continue one. For each sequence a number from 0 to ``longest`` is drawn,
+    and that many unmarked, unrewarded episodes of any stream of its task are put before its first episode.
+    Of ``candidates`` drawn episodes, the one with most unseen observations is taken, so that the search is
+    directed. No reward is recomputed and no other task is shown. ``rewarded`` also draws rewarded episodes,
+    as a control. Needs Discrete or MultiDiscrete observations.
     """
     episodes = sequences.episodes
     marked = np.maximum.reduceat(sequences.mask, episodes.start)
