@@ -83,7 +83,7 @@ class SourceSummary:
 # ---------------------------------------------------------------- run directories
 
 
-def load_runs(run_dirs: Sequence[Path], name: str | None = None) -> MethodRuns:
+def load_runs(run_dirs: Sequence[str | Path], name: str | None = None) -> MethodRuns:
     """The runs of one method, one run directory per training seed.
 
     Each directory holds ``evaluation.npz`` and ``metrics.jsonl``. The method is called ``name``, or as the
@@ -130,7 +130,7 @@ def load_runs(run_dirs: Sequence[Path], name: str | None = None) -> MethodRuns:
 _SCALARS = ("accuracy", "cross_entropy", "behaviour_entropy")
 
 
-def _seed(path: Path, place: int) -> int:
+def _seed(path: str | Path, place: int) -> int:
     found = re.findall(r"seed(\d+)", Path(path).name)
     return int(found[-1]) if found else place
 

@@ -75,7 +75,7 @@ def make_optimiser(model: nn.Module, config: ModelConfig) -> torch.optim.AdamW:
 def train(
     config: ModelConfig,
     sampler: WindowSampler,
-    run_dir: Path,
+    run_dir: str | Path,
     *,
     seed: int = 0,
     validate: Validate | None = None,
@@ -91,7 +91,7 @@ def train(
     Raises ``Interrupted`` after saving when ``should_stop()`` says so, ``NumericalError`` at a loss that is
     not finite.
     """
-    started = time.perf_counter()
+    run_dir, started = Path(run_dir), time.perf_counter()
     model = build_model(config, seed, device)
     optimiser = make_optimiser(model, config)
     checkpoints = CheckpointDirectory(run_dir / "checkpoints", config.checkpoints)

@@ -66,7 +66,7 @@ class Recorded:
 
 
 Reader = Callable[[Path], Mapping[int, Recorded]]
-Writer = Callable[[HistoryFile, Path, bool, Progress], Path]
+Writer = Callable[[HistoryFile, str | Path, bool, Progress], Path]
 
 LAYOUT: Registry[Reader] = Registry("layout")
 EXPORT: Registry[Writer] = Registry("export format")
@@ -85,14 +85,16 @@ def one_step_per_row(name: str, array: AnyArray) -> AnyArray:
     return array[..., 0] if flat else array
 
 
-def check_free(file: HistoryFile, path: Path, overwrite: bool) -> None:
-    """Raise ``HistoryError`` unless a file may be written at ``path``."""
+def check_free(file: HistoryFile, path: str | Path, overwrite: bool) -> Path:
+    """``path``; ``HistoryError`` unless a file may be written there."""
+    path = Path(path)
     if path.resolve() == file.path.resolve():
         raise HistoryError(f"{path} is the file that is exported; choose another --out")
     if path.is_dir():
         raise HistoryError(f"{path} is a folder; --out must be the name of a file here")
     if path.exists() and not overwrite:
         raise HistoryError(f"{path} exists; replace it with --overwrite, or choose another --out")
+    return path
 
 
 # ---------------------------------------------------------------- ancestor
@@ -140,9 +142,9 @@ def read_ancestor(path: Path) -> Mapping[int, Recorded]:
 
 
 @EXPORT.register("ancestor")
-def write_ancestor(file: HistoryFile, path: Path, overwrite: bool, progress: Progress) -> Path:
+def write_ancestor(file: HistoryFile, path: str | Path, overwrite: bool, progress: Progress) -> Path:
     """HDF5 of the AD research codes: a group per task, arrays (time, stream, ...), no split, no marks."""
-    check_free(file, path, overwrite)
+    path = check_free(file, path, overwrite)
 
     def fill(target: Group) -> None:
         for task in file.task_ids.tolist():
@@ -221,9 +223,9 @@ def read_npz(path: Path) -> Mapping[int, Recorded]:
 
 
 @EXPORT.register("npz")
-def write_npz(file: HistoryFile, path: Path, overwrite: bool, progress: Progress) -> Path:
+def write_npz(file: HistoryFile, path: str | Path, overwrite: bool, progress: Progress) -> Path:
     """NumPy's npz: every array of the file as <task>/<name>, its split, tasks and, as JSON text, info."""
-    check_free(file, path, overwrite)
+    path = check_free(file, path, overwrite)
     image = io.BytesIO()
     heads: dict[str, AnyArray | None] = {
         "tasks": file.tasks,

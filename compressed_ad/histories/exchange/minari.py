@@ -42,14 +42,15 @@ def dataset_id(file: HistoryFile) -> str:
 
 
 @EXPORT.register("minari")
-def write_minari(file: HistoryFile, path: Path, overwrite: bool, progress: Progress) -> Path:
+def write_minari(file: HistoryFile, path: str | Path, overwrite: bool, progress: Progress) -> Path:
     """A Minari dataset of all tasks; the output is the folder of datasets (MINARI_DATASETS_PATH)."""
     try:
         import minari
         from minari.data_collector import EpisodeBuffer
     except ImportError as error:
         raise MissingExtraError("the export to minari", "minari") from error
-    name, aside = dataset_id(file), path / f".partial-{os.getpid()}"
+    path, name = Path(path), dataset_id(file)
+    aside = path / f".partial-{os.getpid()}"
     target = path / name
     if path.is_file():
         raise HistoryError(f"{path} is a file; --out must be a folder here")
