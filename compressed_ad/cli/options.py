@@ -215,7 +215,6 @@ def import_options(parser: argparse.ArgumentParser) -> None:
 
 def export_options(parser: argparse.ArgumentParser) -> None:
     """Options of ``cad export``."""
-    import compressed_ad.histories.exchange.minari  # noqa: F401 (registers its format)
     from compressed_ad.histories.exchange.formats import EXPORT
 
     parser.add_argument("file", type=Path, metavar="FILE", help="history file")

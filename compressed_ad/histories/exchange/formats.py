@@ -69,7 +69,14 @@ Reader = Callable[[Path], Mapping[int, Recorded]]
 Writer = Callable[[HistoryFile, str | Path, bool, Progress], Path]
 
 LAYOUT: Registry[Reader] = Registry("layout")
-EXPORT: Registry[Writer] = Registry("export format")
+EXPORT: Registry[Writer] = Registry(
+    "export format",
+    {
+        "ancestor": "compressed_ad.histories.exchange.formats:write_ancestor",
+        "npz": "compressed_ad.histories.exchange.formats:write_npz",
+        "minari": "compressed_ad.histories.exchange.minari:write_minari",
+    },
+)
 
 
 def task_number(path: Path, name: str) -> int:
@@ -141,7 +148,6 @@ def read_ancestor(path: Path) -> Mapping[int, Recorded]:
     return _Ancestor(path)
 
 
-@EXPORT.register("ancestor")
 def write_ancestor(file: HistoryFile, path: str | Path, overwrite: bool, progress: Progress) -> Path:
     """HDF5 of the AD research codes: a group per task, arrays (time, stream, ...), no split, no marks."""
     path = check_free(file, path, overwrite)
@@ -222,7 +228,6 @@ def read_npz(path: Path) -> Mapping[int, Recorded]:
     return _Npz(path)
 
 
-@EXPORT.register("npz")
 def write_npz(file: HistoryFile, path: str | Path, overwrite: bool, progress: Progress) -> Path:
     """NumPy's npz: every array of the file as <task>/<name>, its split, tasks and, as JSON text, info."""
     path = check_free(file, path, overwrite)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import HistoryError, MissingExtraError
-from compressed_ad.histories.exchange.formats import EXPORT, Progress
+from compressed_ad.histories.exchange.formats import Progress
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.hdf5 import json_text
 from compressed_ad.types import AnyArray, History, from_spec
@@ -41,7 +41,6 @@ def dataset_id(file: HistoryFile) -> str:
     return "-".join(re.sub(r"[^A-Za-z0-9_]+", "_", word) for word in words)
 
 
-@EXPORT.register("minari")
 def write_minari(file: HistoryFile, path: str | Path, overwrite: bool, progress: Progress) -> Path:
     """A Minari dataset of all tasks; the output is the folder of datasets (MINARI_DATASETS_PATH)."""
     try:
