@@ -193,7 +193,7 @@ def test_marked_attention_adds_its_bias_to_the_scores_of_marked_tokens() -> None
         attention.mark_bias.copy_(torch.tensor([1.5, -0.7]))
     assert not torch.allclose(model(tokens), plain(tokens))
     x = torch.randn(3, 20, 16)
-    rotation = model.transformer._rotation(slice(0, 20))
+    rotation = model.transformer.cos[:20], model.transformer.sin[:20]
     q, k, v = attention.heads(x, rotation)
     hidden = torch.ones(20, 20, dtype=torch.bool).triu(1)
     scores = (
