@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
 
-from compressed_ad.cli.call import Call
+from compressed_ad.cli.call import Call, Command
 from compressed_ad.cli.display import print_lines, results_console
+from compressed_ad.cli.options import history_option, out_option, overwrite_option
 from compressed_ad.errors import ConfigError, HistoryError, RunDirectoryError, UsageError
 from compressed_ad.evaluation import intervals
-from compressed_ad.evaluation.settings import EvaluationSettings
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.runs import job as runs, stages
 from compressed_ad.runs.directory import (
@@ -31,7 +32,9 @@ def train(call: Call) -> None:
         return
     history = _history(call, config)
     config = _of_file(config, HistoryFile(history), call.explicit())
-    job = runs.job(config, config.model.model, config.seed, history, call.options.out or Path("runs"))
+    job = runs.training_job(
+        config, config.model.model, config.seed, history, call.options.out or Path("runs")
+    )
     if call.options.dry_run:
         state = "continue" if (job.path / CONFIG).exists() else "train"
         model = config.model
@@ -69,7 +72,7 @@ def evaluate(call: Call) -> None:
     if call.only_shows(config):
         return
     chosen = {key.partition(".")[2] for key in call.explicit() if key.startswith("evaluation.")}
-    todo = [judged(path, call.options.history, config, chosen) for path in call.options.runs]
+    todo = [runs.evaluation_job(path, call.options.history, config, chosen) for path in call.options.runs]
     for job in todo:
         there = stored_evaluation(job.path / EVALUATION)
         if not call.options.overwrite and there is not None and not is_evaluated(job):
@@ -91,17 +94,6 @@ def evaluate(call: Call) -> None:
         print_lines(_score(job))
 
 
-def judged(path: Path, history: Path | None, config: Config, chosen: set[str]) -> Job:
-    """The trained run in ``path``, with the ``chosen`` evaluation settings of ``config``, and its device."""
-    job = runs.stored_job(path, history)
-    if not job.trained:
-        raise RunDirectoryError(f"{path}: its training is not finished; continue it with: cad train --resume")
-    update = {key: getattr(config.evaluation, key) for key in chosen}
-    evaluation: EvaluationSettings = job.config.evaluation.model_copy(update=update)
-    own = job.config.model_copy(update={"evaluation": evaluation, "device": config.device})
-    return Job(own, job.history, job.path)
-
-
 def _score(job: Job) -> str:
     (own,) = stages.method_runs([job])
     curves = intervals.normalise(own.returns[0], own.random, own.optimal).mean(axis=1)
@@ -118,12 +110,12 @@ def _score(job: Job) -> str:
 
 def compare(call: Call) -> None:
     """``cad compare``."""
+    todo = [runs.stored_job(path) for path in call.options.runs]
+    methods = stages.method_runs(todo)
     from compressed_ad.report.comparison import analyse
     from compressed_ad.report.results import summarise_source
     from compressed_ad.report.run_report import terminal_table
 
-    todo = [runs.stored_job(path) for path in call.options.runs]
-    methods = stages.method_runs(todo)
     unknown = any(np.isnan(method.optimal).any() for method in methods)
     source = summarise_source(HistoryFile(todo[0].history)) if unknown else None
     results_console().print(terminal_table(analyse(methods, source)))
@@ -145,3 +137,54 @@ def report(call: Call) -> None:
     with locked(out), call.display.stage("report") as show:
         written = stages.report_stage(todo, todo[0].history, out, commands=[call.typed()], progress=show)
     print_lines(f"{written.analysis.verdict}\nReport: {written.index}")
+
+
+# ---------------------------------------------------------------- options
+
+
+def _train_options(parser: argparse.ArgumentParser) -> None:
+    history_option(parser, "datasets/history_..., as cad collect names it")
+    out_option(parser, "folder of the run directory", "runs")
+    parser.add_argument("--resume", action="store_true", help="continue an unfinished run")
+
+
+TRAIN = Command(
+    train,
+    _train_options,
+    text=(
+        "The task family and the split are those of the history file. Of the section evaluation only "
+        "how models play matters here, since the best checkpoint is chosen by in-context return."
+    ),
+    sections=("env", "model", "evaluation"),
+)
+
+
+def _evaluate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directories")
+    history_option(parser, "the one that the run was trained on")
+    overwrite_option(parser, "an evaluation with other settings")
+
+
+EVALUATE = Command(
+    evaluate,
+    _evaluate_options,
+    text="Settings that are not given are those of the run.",
+    sections=("evaluation",),
+    common=("device", "dry-run"),
+)
+
+
+def _compare_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="evaluated run directories")
+
+
+COMPARE = Command(compare, _compare_options, common=())
+
+
+def _report_options(parser: argparse.ArgumentParser) -> None:
+    _compare_options(parser)
+    history_option(parser, "the one that the runs were trained on")
+    out_option(parser, "folder of the report", "report")
+
+
+REPORT = Command(report, _report_options, common=("dry-run",))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from compressed_ad.cli.call import Call
+from compressed_ad.cli.call import Call, Command
 from compressed_ad.cli.display import duration, print_lines, results_console
+from compressed_ad.cli.options import out_option
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.registry import call_text
 from compressed_ad.runs import job as runs, stages
@@ -21,6 +23,7 @@ from compressed_ad.runs.directory import (
 )
 from compressed_ad.runs.job import Job
 from compressed_ad.runs.judge import EVALUATION, evaluate_run, is_evaluated
+from compressed_ad.runs.layers import SECTIONS
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.trainer import train_run
 from compressed_ad.workers import Report, WorkerPool
@@ -33,7 +36,7 @@ def run(call: Call) -> None:
         return
     out: Path = call.options.out or Path("runs") / call.options.preset
     history = stages.default_history(config, out)
-    todo = runs.jobs(config, history, out)
+    todo = runs.training_jobs(config, history, out)
     if config.env.training_tasks is not None:
         split = planned_split(config.env, config.seed, config.split_seed)
         split.check_training(np.array(config.env.training_tasks))
@@ -130,3 +133,22 @@ def _plan(config: Config, out: Path, history: Path, todo: Sequence[Job]) -> str:
         cores = stages.n_process(config)
         lines.append(f"From nothing roughly {duration(sum(known))} in {cores} process(es) on CPU.")
     return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- options
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    out_option(parser, "output folder, continued if it exists", "runs/PRESET")
+
+
+RUN = Command(
+    run,
+    _options,
+    text=(
+        "Does every stage of a preset and continues where it was interrupted. The output folder holds "
+        "the history file, one directory per training run, and report/index.html, table.csv, "
+        "summary.json."
+    ),
+    sections=tuple(SECTIONS),
+)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from compressed_ad.cli.call import Call
+from compressed_ad.cli.call import Call, Command
 from compressed_ad.cli.display import duration, print_lines
+from compressed_ad.cli.options import count, option
 from compressed_ad.errors import RunError, UsageError
 from compressed_ad.files import write_atomically
 from compressed_ad.report import study_tables
-from compressed_ad.report.study_report import write_page
 from compressed_ad.report.study_rows import Point, Row, read_points, read_rows, write_points, write_rows
 from compressed_ad.runs import study_run as study
 from compressed_ad.runs.config_text import dump
@@ -42,6 +43,8 @@ def run(call: Call) -> None:
     if options.dry_run:
         print_lines(plan(loaded, out, processes))
         return
+    from compressed_ad.report.study_report import write_page
+
     own = out / loaded.name
     own.mkdir(parents=True, exist_ok=True)
     with locked(own):
@@ -155,3 +158,33 @@ def text(loaded: Study, rows: Sequence[Row], points: Sequence[Point], *, markdow
     if markdown:
         return "\n".join(study_tables.markdown(table) for table in parts)
     return "\n\n".join(study_tables.plain(table) for table in parts)
+
+
+# ---------------------------------------------------------------- options
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    option(parser, "file", "STUDY.yaml", "what is compared, on which families, how often", Path)
+    out = "output folder; studies in one folder share histories and runs"
+    option(parser, "--out", "DIR", out, Path, default=Path("runs/study"))
+    option(parser, "--runs", "N", "this many runs of each variant instead", count)
+    option(parser, "--families", "A,B", "only these families")
+    option(parser, "--variants", "A,B", "only these variants, and the baseline")
+    small = "tiny histories and models: shows that it works, not what is true"
+    parser.add_argument("--small", action="store_true", help=small)
+    option(parser, "--process", "N", "cells at once (default: all cores)", count)
+    option(parser, "--ray", "ADDRESS", "train on a Ray cluster: its address, or auto")
+    option(parser, "--tables", "CSV", "only print the tables of stored results", Path)
+    parser.add_argument("--markdown", action="store_true", help="print those tables as Markdown")
+
+
+STUDY = Command(
+    run,
+    _options,
+    text=(
+        "Every cell goes through the same stages as the single commands and is kept: the same command "
+        "again continues. Any setting of all cells may be given as --section.key VALUE."
+    ),
+    common=("dry-run",),
+    overrides=True,
+)

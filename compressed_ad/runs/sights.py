@@ -9,7 +9,7 @@ from compressed_ad.errors import CompressedADError
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.runs.explore import figures, play
 from compressed_ad.runs.job import Job, silent
-from compressed_ad.runs.look_inside import inside
+from compressed_ad.runs.look_inside import examine_model
 from compressed_ad.workers import Report
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _inside(model: str, job: Job, report: Report) -> Iterator[tuple[str, str, Fi
     from compressed_ad.report.figures.attention import attention_summary, border_embeddings
 
     report(0, 1, "attention")
-    found = inside(job)
+    found = examine_model(job)
     yield (
         f"attention_{model}",
         f"Attention of {job.name} on held-out histories, by head: the share on marked and rewarded steps, the"
