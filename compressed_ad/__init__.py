@@ -43,11 +43,11 @@ if TYPE_CHECKING:
     from compressed_ad.models.compressed_ad import CompressedAD as CompressedAD
     from compressed_ad.models.encoders import SpaceEncoder as SpaceEncoder
     from compressed_ad.models.settings import ModelConfig as ModelConfig
-    from compressed_ad.report.figures.style import (
-        in_context_curves as in_context_curves,
+    from compressed_ad.report.figures.histories import (
         learning_curves as learning_curves,
         probability_trace as probability_trace,
     )
+    from compressed_ad.report.figures.returns import in_context_curves as in_context_curves
     from compressed_ad.report.results import load_runs as load_runs
     from compressed_ad.seeding import SlotDraws as SlotDraws
     from compressed_ad.tasks.as_gymnasium import TaskEnv as TaskEnv
@@ -90,7 +90,8 @@ _NAMES = {
     "models.compressed_ad": "CompressedAD",
     "models.encoders": "SpaceEncoder",
     "models.settings": "ModelConfig",
-    "report.figures.style": "in_context_curves learning_curves probability_trace",
+    "report.figures.histories": "learning_curves probability_trace",
+    "report.figures.returns": "in_context_curves",
     "report.results": "load_runs",
     "seeding": "SlotDraws",
     "tasks.as_gymnasium": "TaskEnv",

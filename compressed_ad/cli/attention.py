@@ -12,7 +12,7 @@ from compressed_ad.cli.call import Call, Command
 from compressed_ad.cli.display import print_lines
 from compressed_ad.cli.options import count, history_option, one_of, option, out_option
 from compressed_ad.cli.output import check_output, write_output
-from compressed_ad.report.study_tables import plain
+from compressed_ad.report.pages import plain
 from compressed_ad.runs.data import PARTS
 from compressed_ad.runs.look_inside import ModelFindings, examination_job, examine_model
 from compressed_ad.types import FloatArray

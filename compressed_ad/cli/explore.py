@@ -17,7 +17,7 @@ from compressed_ad.cli.options import count, history_option, option, out_option,
 from compressed_ad.cli.output import check_output, write_output
 from compressed_ad.errors import UsageError
 from compressed_ad.histories.file import HistoryFile
-from compressed_ad.report.study_tables import plain
+from compressed_ad.report.pages import plain
 from compressed_ad.runs.explore import FIGURES, Exploration, Explorer, figures, play, task_label
 from compressed_ad.runs.job import evaluation_job
 from compressed_ad.types import AnyArray, FloatArray, IntArray

@@ -104,7 +104,8 @@ INSPECT = Command(_inspect, _inspect_options, common=())
 
 
 def _plot(options: argparse.Namespace) -> None:
-    from compressed_ad.report.figures.style import figure_to_png, figure_to_svg, probability_trace
+    from compressed_ad.report.figures.histories import probability_trace
+    from compressed_ad.report.figures.style import figure_to_png, figure_to_svg
 
     writers = {".png": figure_to_png, ".svg": figure_to_svg}
     if options.plot.suffix not in writers:

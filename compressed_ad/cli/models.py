@@ -11,8 +11,9 @@ from compressed_ad.cli.call import Call, Command
 from compressed_ad.cli.display import print_lines, results_console
 from compressed_ad.cli.options import history_option, out_option, overwrite_option
 from compressed_ad.errors import ConfigError, HistoryError, RunDirectoryError, UsageError
-from compressed_ad.evaluation import intervals
+from compressed_ad.evaluation.intervals import mean
 from compressed_ad.histories.file import HistoryFile
+from compressed_ad.report.measures import final_return
 from compressed_ad.runs import job as runs, stages
 from compressed_ad.runs.directory import (
     CONFIG,
@@ -95,16 +96,15 @@ def evaluate(call: Call) -> None:
 
 
 def _score(job: Job) -> str:
-    (own,) = stages.method_runs([job])
-    curves = intervals.normalise(own.returns[0], own.random, own.optimal).mean(axis=1)
-    if np.isnan(own.optimal).any():
-        final, unit = own.returns[0][..., -intervals.final_episodes(own.returns.shape[-1]) :].mean(), "return"
+    (runs_of_one,) = stages.method_runs([job])
+    if np.isnan(runs_of_one.optimal).any():
+        final, unit = float(final_return(runs_of_one.returns).mean()), "return"
     else:
-        final, unit = float(intervals.mean(intervals.final_return(curves))), "normalised return"
-    measured = "" if np.isnan(own.accuracy[0]) else f" accuracy {own.accuracy[0]:.3f},"
+        final, unit = float(mean(final_return(runs_of_one.curves).ravel())), "normalised return"
+    accuracy = runs_of_one.accuracy[0]
     return (
-        f"{job.path}: final {unit} {final:.3f},{measured} cross-entropy"
-        f" {own.cross_entropy[0]:.3f} nats ({len(own.task_ids)} held-out tasks)"
+        f"{job.path}: final {unit} {final:.3f},{'' if np.isnan(accuracy) else f' accuracy {accuracy:.3f},'}"
+        f" cross-entropy {runs_of_one.cross_entropy[0]:.3f} nats ({len(runs_of_one.task_ids)} held-out tasks)"
     )
 
 
@@ -136,7 +136,7 @@ def report(call: Call) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with locked(out), call.display.stage("report") as show:
         written = stages.report_stage(todo, todo[0].history, out, commands=[call.typed()], progress=show)
-    print_lines(f"{written.analysis.verdict}\nReport: {written.index}")
+    print_lines(f"{' '.join(written.analysis.verdicts)}\nReport: {written.index}")
 
 
 # ---------------------------------------------------------------- options

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressed_ad.evaluation import intervals
+from compressed_ad.evaluation.intervals import mean
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.marking.apply import mark_all
 from compressed_ad.marking.settings import MarkerSettings
+from compressed_ad.report.measures import area_under_curve, final_return, normalise
 from compressed_ad.report.results import episode_returns
 from compressed_ad.runs.config import marker_params, transform_pairs
 from compressed_ad.runs.job import Job, device, playing, silent
@@ -151,11 +152,11 @@ class RunData:
         returns = self.play(
             model, ids, settings.validation_rollouts, settings.validation_episodes, seed, silent
         )
-        curves = intervals.normalise(returns, *self.scale(ids)).mean(axis=1)
+        curves = normalise(returns, *self.scale(ids)).mean(axis=1)
         imitation = self.imitation(model, ids, _VALIDATION_WINDOWS)
         return {
-            "validation_return": float(intervals.mean(intervals.final_return(curves))),
-            "validation_auc": float(intervals.mean(intervals.area_under_curve(curves))),
+            "validation_return": float(mean(final_return(curves))),
+            "validation_auc": float(mean(area_under_curve(curves))),
             "validation_accuracy": imitation["accuracy"],
             "validation_excess_cross_entropy": imitation["cross_entropy"] - imitation["behaviour_entropy"],
         }

@@ -37,7 +37,7 @@ from compressed_ad.training.transforms import departures
 from compressed_ad.workers import Report, Stop, WorkerPool
 
 if TYPE_CHECKING:
-    from compressed_ad.report.run_report import Report as WrittenReport
+    from compressed_ad.report.run_report import WrittenReport
 
 # ---------------------------------------------------------------- collect and mark
 
@@ -196,18 +196,16 @@ def report_stage(
     progress: Report = silent,
 ) -> WrittenReport:
     """Compare the evaluated runs of ``todo`` and write ``index.html``, ``table.csv`` and ``summary.json``."""
-    from compressed_ad.report.run_report import Protocol, build_report
+    from compressed_ad.report.pages import provenance
+    from compressed_ad.report.run_report import Experiment, build_report
     from compressed_ad.runs.sights import sights
 
-    file = HistoryFile(history)
-    config = todo[0].config
+    file, config, methods = HistoryFile(history), todo[0].config, method_runs(todo)
     transforms = transform_pairs(config.model)
-    facts = environment()
-    methods = method_runs(todo)
     return build_report(
         out,
         methods,
-        protocol=Protocol(
+        experiment=Experiment(
             family=call_text(file.info.family, file.info.family_kwargs),
             split={name: ids.tolist() for name, ids in vars(file.split).items()},
             transforms=[call_text(name, params) for name, params in transforms],
@@ -217,13 +215,11 @@ def report_stage(
         seconds=seconds,
         commands=commands,
         provenance={
-            "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
-            "hardware": ", ".join(f"{key} {value}" for key, value in facts["hardware"].items()),
-            "revision": str(facts["revision"]),
+            **provenance(environment()),
             "history file": f"{file.path.name}, SHA-256 {file.digest()}",
         },
         notes=departures([name for name, _ in transforms]),
-        sights=sights(todo, progress, searches=methods[0].searches),
+        further=sights(todo, progress, searches=methods[0].searches),
     )
 
 

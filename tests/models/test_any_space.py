@@ -19,9 +19,10 @@ from compressed_ad.models.ad import AD
 from compressed_ad.models.compressed_ad import CompressedAD
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.models.tokens import Batch
-from compressed_ad.report.comparison import METRICS, analyse
+from compressed_ad.report.comparison import analyse
+from compressed_ad.report.measures import MEASURES
 from compressed_ad.report.results import load_runs
-from compressed_ad.report.run_report import Protocol, build_report
+from compressed_ad.report.run_report import Experiment, build_report
 from compressed_ad.runs import job as runs
 from compressed_ad.runs.judge import evaluate_run, make_player
 from compressed_ad.runs.look_inside import examine_model
@@ -335,14 +336,13 @@ def test_continuous_runs_are_judged_reported_and_looked_into(
     methods = [load_runs([job.path]) for job in trained.values()]
     assert all(np.isnan(m.accuracy).all() and np.isnan(m.behaviour_entropy).all() for m in methods)
     assert all(np.isfinite(m.cross_entropy).all() and np.isfinite(m.returns).all() for m in methods)
-    assert np.isnan(analyse(methods).means["AD"]["accuracy"])
-    protocol = Protocol("aim", {"train": [0]}, (), {})
-    built = build_report(tmp_path / "report", methods, protocol=protocol)
+    assert np.isnan(analyse(methods).methods["AD"]["accuracy"].value)
+    experiment = Experiment("aim", {"train": [0]}, (), {})
+    built = build_report(tmp_path / "report", methods, experiment=experiment)
     page = built.index.read_text()
-    assert (
-        "Final normalised return" in page and METRICS["accuracy"] not in page and ">nan<" not in page.lower()
-    )
-    assert built.summary["methods"]["AD"]["accuracy"]["iqm"] is None
+    label = MEASURES["accuracy"].label
+    assert "Final return" in page and f">{label}<" not in page and ">nan<" not in page.lower()
+    assert built.summary["methods"]["AD"]["accuracy"]["mean"] is None
     assert "accuracy" not in _score(trained["AD"]) and "cross-entropy" in _score(trained["AD"])
     found = examine_model(trained["CompressedAD"], windows=8)
     assert found.effects is not None and np.isfinite(found.effects.divergence[2, 2]).all()

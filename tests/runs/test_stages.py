@@ -87,7 +87,9 @@ def test_summary_is_complete(smoke: SmokeRun):
     assert set(summary["methods"]) == {"AD", "CompressedAD"}
     for row in (*summary["methods"].values(), summary["differences"]["CompressedAD-AD"]):
         assert set(row) >= metrics
-        assert all(set(interval) == {"iqm", "low", "high"} for interval in row.values())
+        assert all(
+            set(interval) == {"mean", "iqm", "low", "high", "interval_of"} for interval in row.values()
+        )
     assert set(summary["marking"]) == {"total_steps", "compressed_steps", "compression_ratio"}
     assert 0.1 < summary["marking"]["compression_ratio"] < 0.8
     seconds = summary["seconds"]
