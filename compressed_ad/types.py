@@ -70,6 +70,10 @@ class Split:
         if len(self.train) == 0:
             raise SplitError("the split has no training task")
 
+    def __repr__(self) -> str:
+        sizes = f"{len(self.train)} training, {len(self.validation)} validation, {len(self.heldout)} held-out"
+        return f"<Split of {len(self.train) + len(self.validation) + len(self.heldout)} tasks: {sizes}>"
+
     def check_training(self, tasks: IntArray) -> None:
         """Raise ``SplitError`` unless all of ``tasks`` are training tasks."""
         others = np.setdiff1d(tasks, self.train)
@@ -108,6 +112,11 @@ class History:
                 raise HistoryError(f"{name}: expected {shape} as rewards have, got {array.shape[:2]}")
         if self.learner.shape != shape[:1]:
             raise HistoryError(f"learner: expected ({shape[0]},), got {self.learner.shape}")
+
+    def __repr__(self) -> str:
+        mask = self.compression_mask
+        marked = "not marked" if mask is None else f"{mask.mean():.1%} marked"
+        return f"<History of {self.n_stream} streams x {self.n_step} steps, {marked}>"
 
     @property
     def n_stream(self) -> int:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import compressed_ad.histories.exchange.minari  # noqa: F401 (registers its format)
 from compressed_ad.cli.call import Call, Command
 from compressed_ad.cli.display import duration, print_lines
 from compressed_ad.cli.options import count, option, out_option, overwrite_option, ray_option

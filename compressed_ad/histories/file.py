@@ -116,6 +116,10 @@ class HistoryWriter:
         elif self.shards.exists():
             shutil.rmtree(self.shards)
 
+    def __repr__(self) -> str:
+        done, wanted = len(self.done_tasks()), len(self._header.task_ids)
+        return f"<HistoryWriter {self.path}: {done} of {wanted} tasks of {self._header.info.family} stored>"
+
     def done_tasks(self) -> set[int]:
         """Indices of the tasks whose histories are on disk."""
         if self._finished:
@@ -249,6 +253,13 @@ class HistoryFile:
             header.tasks,
             header.optimal_return,
             header.random_return,
+        )
+
+    def __repr__(self) -> str:
+        marked = "no marker" if self.marking is None else f"marked by {self.marking['marker']}"
+        return (
+            f"<HistoryFile {self.path.name}: {len(self.task_ids)} tasks of {self.info.family},"
+            f" {self.n_stream} streams x {self.n_step} steps of {self.info.learner}, {marked}>"
         )
 
     def load(self, task_ids: Iterable[int] | None = None) -> dict[int, History]:

@@ -36,8 +36,10 @@ class AD(nn.Module):
         observation, action = self.config.observation_space, self.config.action_space
         if observation is None or action is None:
             raise ConfigError(
-                "observation_space and action_space are not in the model's config;"
-                " take them from a checkpoint: config = torch.load(path)['config']"
+                "observation_space and action_space are not in the model's config. For a first training take"
+                " them from the history file, HistoryFile(path).info.spaces['observation'] and ['action'], or"
+                " from an environment, to_spec(env.observation_space) and to_spec(env.action_space); for a"
+                " trained model from its checkpoint, config = torch.load(path)['config']"
             )
         width = self.config.tf_n_embd
         self.stem = observation_stem(observation, self.config.observation_mean, self.config.observation_std)
@@ -63,6 +65,10 @@ class AD(nn.Module):
         # In bandits, contextual or not, the last state of an episode does not depend on the last action.
         only_one_state = observation == {"kind": "discrete", "n": 1}
         self.shows_last_action = self.config.one_step or only_one_state
+
+    def __repr__(self) -> str:
+        size = sum(parameter.numel() for parameter in self.parameters())
+        return f"<{type(self).__name__}: {size:,} parameters, context of {self.config.n_transit} steps>"
 
     def embed(self, tokens: Tokens) -> Tensor:
         """(B, L, D). The reward, in units of ``reward_scale``, scales an embedding of the true next state.

@@ -105,7 +105,7 @@ class MethodRuns:
         return np.stack([normalise(run, random, optimal) for run in returns])
 
 
-def load_runs(run_dirs: Sequence[Path], name: str | None = None) -> MethodRuns:
+def load_runs(run_dirs: Sequence[str | Path], name: str | None = None) -> MethodRuns:
     """The runs of one method, one run directory per training seed.
 
     Each directory holds ``evaluation.npz`` and ``metrics.jsonl``. The method is called ``name``, or as the
@@ -134,7 +134,7 @@ def load_runs(run_dirs: Sequence[Path], name: str | None = None) -> MethodRuns:
     return _method(ordered[0][1].name.split("-")[0] if name is None else name, seeds, runs, metrics)
 
 
-def _seed(path: Path, place: int) -> int:
+def _seed(path: str | Path, place: int) -> int:
     found = re.findall(r"seed(\d+)", Path(path).name)
     return int(found[-1]) if found else place
 

@@ -66,10 +66,17 @@ class Recorded:
 
 
 Reader = Callable[[Path], Mapping[int, Recorded]]
-Writer = Callable[[HistoryFile, Path, bool, Progress], Path]
+Writer = Callable[[HistoryFile, str | Path, bool, Progress], Path]
 
 LAYOUT: Registry[Reader] = Registry("layout")
-EXPORT: Registry[Writer] = Registry("export format")
+EXPORT: Registry[Writer] = Registry(
+    "export format",
+    {
+        "ancestor": "compressed_ad.histories.exchange.formats:write_ancestor",
+        "npz": "compressed_ad.histories.exchange.formats:write_npz",
+        "minari": "compressed_ad.histories.exchange.minari:write_minari",
+    },
+)
 
 
 class _Tasks(Mapping[int, Recorded]):
@@ -105,14 +112,16 @@ def _task_number(path: Path, name: str) -> int:
     return int(name)
 
 
-def check_free(file: HistoryFile, path: Path, overwrite: bool) -> None:
-    """Raise ``HistoryError`` unless a file may be written at ``path``."""
+def check_free(file: HistoryFile, path: str | Path, overwrite: bool) -> Path:
+    """``path``; ``HistoryError`` unless a file may be written there."""
+    path = Path(path)
     if path.resolve() == file.path.resolve():
         raise HistoryError(f"{path} is the file that is exported; choose another --out")
     if path.is_dir():
         raise HistoryError(f"{path} is a folder; --out must be the name of a file here")
     if path.exists() and not overwrite:
         raise HistoryError(f"{path} exists; replace it with --overwrite, or choose another --out")
+    return path
 
 
 # ---------------------------------------------------------------- ancestor
@@ -143,10 +152,9 @@ def read_ancestor(path: Path) -> Mapping[int, Recorded]:
     return _Tasks(path, names, read_task)
 
 
-@EXPORT.register("ancestor")
-def write_ancestor(file: HistoryFile, path: Path, overwrite: bool, progress: Progress) -> Path:
+def write_ancestor(file: HistoryFile, path: str | Path, overwrite: bool, progress: Progress) -> Path:
     """HDF5 of the AD research codes: a group per task, arrays (time, stream, ...), no split, no marks."""
-    check_free(file, path, overwrite)
+    path = check_free(file, path, overwrite)
 
     def fill(target: Group) -> None:
         for task in file.task_ids.tolist():
@@ -205,10 +213,9 @@ def _npz(path: Path) -> Iterator[Any]:
         yield file
 
 
-@EXPORT.register("npz")
-def write_npz(file: HistoryFile, path: Path, overwrite: bool, progress: Progress) -> Path:
+def write_npz(file: HistoryFile, path: str | Path, overwrite: bool, progress: Progress) -> Path:
     """NumPy's npz: every array of the file as <task>/<name>, its split, tasks and, as JSON text, info."""
-    check_free(file, path, overwrite)
+    path = check_free(file, path, overwrite)
     image = io.BytesIO()
     heads: dict[str, AnyArray | None] = {
         "tasks": file.tasks,

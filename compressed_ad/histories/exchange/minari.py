@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import HistoryError, MissingExtraError
-from compressed_ad.histories.exchange.formats import EXPORT, Progress
+from compressed_ad.histories.exchange.formats import Progress
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.hdf5 import json_text
 from compressed_ad.types import History, from_spec
@@ -41,15 +41,15 @@ def dataset_id(file: HistoryFile) -> str:
     return "-".join(re.sub(r"[^A-Za-z0-9_]+", "_", word) for word in words)
 
 
-@EXPORT.register("minari")
-def write_minari(file: HistoryFile, path: Path, overwrite: bool, progress: Progress) -> Path:
+def write_minari(file: HistoryFile, path: str | Path, overwrite: bool, progress: Progress) -> Path:
     """A Minari dataset of all tasks; the output is the folder of datasets (MINARI_DATASETS_PATH)."""
     try:
         import minari
         from minari.data_collector import EpisodeBuffer
     except ImportError as error:
         raise MissingExtraError("the export to minari", "minari") from error
-    name, aside = dataset_id(file), path / f".partial-{os.getpid()}"
+    path, name = Path(path), dataset_id(file)
+    aside = path / f".partial-{os.getpid()}"
     target = path / name
     if path.is_file():
         raise HistoryError(f"{path} is a file; --out must be a folder here")
