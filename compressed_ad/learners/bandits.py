@@ -1,63 +1,37 @@
-"""Thompson sampling and UCB1 as source algorithms: the rules of ``tasks.bandit_rules``, recorded.
+"""Thompson sampling and UCB1 as source algorithms: they record the rules of ``tasks.bandit_rules``.
 
-They learn bandits only. Every stream is a run of its own.
+They learn bandits only. Every stream is an independent run.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Any
+from abc import abstractmethod
 
-import numpy as np
-
-from compressed_ad.errors import ConfigError, UsageError
-from compressed_ad.learners.base import Progress
-from compressed_ad.learners.scripted import record
+from compressed_ad.errors import UsageError
+from compressed_ad.learners.scripted import MakeAgent, ScriptedLearner
+from compressed_ad.registry import checked
+from compressed_ad.settings import NonNegative
 from compressed_ad.tasks.bandit import Bandit
 from compressed_ad.tasks.bandit_rules import Generators, Rule
 from compressed_ad.tasks.base import TASK_FAMILY, TaskFamily
-from compressed_ad.types import AnyArray, History, IntArray
 
 
-class BanditLearner(ABC):
-    """``SourceLearner`` that plays ``rule`` in every stream; ``update`` is the number of pulls before."""
-
-    name: str
+class BanditLearner(ScriptedLearner):
+    """Plays ``rule`` in every stream."""
 
     @abstractmethod
-    def rule(self, family: Bandit, generators: Generators) -> Rule:
-        """The rule on ``family``."""
+    def rule(self, family: Bandit, generators: Generators) -> Rule: ...
 
-    def learn(
-        self,
-        family: TaskFamily,
-        task_ids: IntArray,
-        tasks: AnyArray,
-        *,
-        n_timesteps: int,
-        n_learner: int,
-        n_stream: int,
-        seed: int,
-        progress: Progress = lambda steps: None,
-    ) -> list[History]:
-        """See ``SourceLearner.learn``; ``UsageError`` for a family that is no bandit."""
+    def agents(self, family: TaskFamily, n_timesteps: int) -> MakeAgent:
         if not isinstance(family, Bandit):
+            bandits = [n for n, f in TASK_FAMILY.items() if isinstance(f, type) and issubclass(f, Bandit)]
             raise UsageError(
-                f"{self.name} learns bandits ({', '.join(_bandits())}), not {family.name}; try ppo or noise"
+                f"{self.name} learns bandits ({', '.join(bandits)}), not {family.name}; try ppo or noise"
             )
-        return record(
-            family, task_ids, tasks, lambda slots, generators: self.rule(family, generators),
-            source=self.name, update=np.arange(n_timesteps), n_stream=n_learner * n_stream, seed=seed,
-            progress=progress,
-        )  # fmt: skip
+        return lambda tasks, generators: self.rule(family, generators)
 
 
-def _bandits() -> list[str]:
-    return [
-        name for name, maker in TASK_FAMILY.items() if isinstance(maker, type) and issubclass(maker, Bandit)
-    ]
-
-
+@checked
 class ThompsonSampling(BanditLearner):
     """Thompson sampling with conjugate posteriors.
 
@@ -67,18 +41,14 @@ class ThompsonSampling(BanditLearner):
 
     name = "Thompson"
 
-    def __init__(self, prior: list[float] | tuple[float, float] | None = None) -> None:
-        if prior is not None and (
-            not isinstance(prior, list | tuple) or len(prior) != 2 or not all(map(_is_number, prior))
-        ):
-            raise ConfigError(f"thompson: prior must be two numbers, got {prior!r}")
-        self.prior = None if prior is None else (float(prior[0]), float(prior[1]))
+    def __init__(self, prior: tuple[float, float] | None = None) -> None:
+        self.prior = prior
 
     def rule(self, family: Bandit, generators: Generators) -> Rule:
-        """See ``BanditLearner.rule``."""
         return family.thompson(generators, self.prior)
 
 
+@checked
 class UCB(BanditLearner):
     """UCB1 (Auer, Cesa-Bianchi & Fischer 2002).
 
@@ -88,15 +58,8 @@ class UCB(BanditLearner):
 
     name = "UCB1"
 
-    def __init__(self, scale: float | None = None) -> None:
-        if scale is not None and (not _is_number(scale) or scale < 0):
-            raise ConfigError(f"ucb1: scale must be a number >= 0, got {scale!r}")
+    def __init__(self, scale: NonNegative | None = None) -> None:
         self.scale = scale
 
     def rule(self, family: Bandit, generators: Generators) -> Rule:
-        """See ``BanditLearner.rule``."""
         return family.ucb1(generators, self.scale)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,20 +1,23 @@
-"""What a source algorithm must offer so that its learning can be recorded."""
+"""The protocols of source algorithms, and the learners by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from compressed_ad.registry import Registry
 from compressed_ad.tasks.base import TaskFamily
 from compressed_ad.types import AnyArray, History, IntArray
 
 Progress = Callable[[int], None]
-"""Called with the number of environment steps done since the last call (all streams together)."""
+"""Called with the number of environment steps since the last call, summed over all streams."""
 
 
 class SourceLearner(Protocol):
-    """Learns tasks from scratch and records everything it did."""
+    """Learns tasks from scratch and records every step."""
 
     name: str  # as in file names, e.g. "PPO"
 
@@ -30,21 +33,33 @@ class SourceLearner(Protocol):
         seed: int,
         progress: Progress = lambda steps: None,
     ) -> list[History]:
-        """One history per task, each of S = n_learner * n_stream streams of T = n_timesteps transitions.
+        """One history for each task, with S = n_learner * n_stream streams of T = n_timesteps transitions.
 
-        ``n_learner`` independent learners train on each task, each with ``n_stream`` parallel
-        environments. Streams are ordered by learner, and ``History.learner`` says which is whose.
-        Everything random derives from (seed, task id, learner index), so that the history of a task does
-        not depend on which tasks are learned beside it.
+        ``n_learner`` independent learners train on each task, each in ``n_stream`` parallel environments.
+        Streams are ordered by learner; ``History.learner`` gives the learner of each. All random numbers
+        derive from (seed, task id, learner index), so that the history of a task does not depend on the
+        other tasks of the call.
         """
 
 
 @runtime_checkable
 class Checks(Protocol):
-    """What a learner offers that can tell beforehand whether it fits, so that nothing is started in vain."""
+    """Optional for a learner: it can tell whether ``learn`` will succeed, before any work starts."""
 
     def check(self, family: TaskFamily, *, n_timesteps: int, n_stream: int) -> None:
         """Raise ``SpaceError``, ``ConfigError`` or ``UsageError`` if ``learn`` would."""
+
+
+def histories_of_tasks(arrays: Mapping[str, AnyArray], learner: NDArray[np.int32]) -> list[History]:
+    """One history for each task, from ``arrays`` (N * S, T, ...) of all tasks in order.
+
+    ``learner`` (S,) numbers the learners of the streams, the same for every task.
+    """
+    n_stream = len(learner)
+    return [
+        History(learner=learner, **{name: array[i : i + n_stream] for name, array in arrays.items()})
+        for i in range(0, len(arrays["rewards"]), n_stream)
+    ]
 
 
 LEARNER: Registry[Callable[..., SourceLearner]] = Registry(

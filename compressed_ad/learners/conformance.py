@@ -1,11 +1,10 @@
-"""Does a source learner keep its promises? Every broken one is said in a sentence."""
+"""Does a source learner keep its promises? A sentence for every broken one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 
@@ -30,11 +29,11 @@ _KINDS = {
 def check_learner(
     learner: Any, family: TaskFamily | None = None, *, n_timesteps: int = 200, seed: int = 0
 ) -> list[str]:
-    """What ``learner`` does other than ``SourceLearner`` promises, one sentence each; empty if nothing.
+    """The promises of ``SourceLearner`` that ``learner`` breaks, one sentence each.
 
     It learns two tasks of ``family`` (None: a Darkroom of 3 x 3 cells) with two learners of two streams each,
-    together and each alone. What is checked later assumes what was checked before, so fix the first sentence
-    first. Where the family is deterministic its actions are also played again, to compare.
+    together and each alone. If the family is deterministic, the recorded actions are replayed and compared.
+    Later checks assume that earlier ones passed, so fix the first sentence first.
     """
     members = [name for name in ("name", "learn") if not hasattr(learner, name)]
     if members:
@@ -46,7 +45,7 @@ def check_learner(
 
 
 class _Failed(Exception):
-    """The learner could not be run; the message is the sentence."""
+    """The learner could not be run; the message says why."""
 
 
 class _Trial:
@@ -56,18 +55,20 @@ class _Trial:
         self.learner, self.family, self.n_timesteps, self.seed = learner, family, n_timesteps, seed
         self.tasks = family.tasks()[-2:]
         self.ids = np.arange(len(family.tasks()))[-2:]
+        observation: Any = family.observation_space
+        action: Any = family.action_space
+        self._spaces = (("states", observation), ("actions", action), ("next_states", observation))
         self.reported = 0
 
     def problems(self) -> Iterator[str]:
-        """The sentences."""
         try:
             histories = self._learn("two tasks", self.ids, self.tasks)
             reported = self.reported
             pairs = zip(histories, self.tasks, strict=True)
-            found = [problem for history, task in pairs for problem in self._of_one(history, task)]
+            found = [problem for history, task in pairs for problem in self._history_problems(history, task)]
             yield from dict.fromkeys(found)
             if not found:
-                yield from self._of_many(histories)
+                yield from self._call_problems(histories)
         except _Failed as failure:
             yield str(failure)
             return
@@ -96,14 +97,17 @@ class _Trial:
     def _progress(self, steps: int) -> None:
         self.reported += steps
 
-    # ------------------------------------------------------------ each history by itself
+    # ------------------------------------------------------------ one history
 
-    def _of_one(self, history: History, task: AnyArray) -> list[str]:
-        found = list(self._form(history)) or list(self._values(history)) or list(self._time(history))
-        return found or list(self._play(history, task))
+    def _history_problems(self, history: History, task: AnyArray) -> list[str]:
+        return (
+            list(self._shape_problems(history))
+            or list(self._value_problems(history))
+            or list(self._order_problems(history))
+            or list(self._replay_problems(history, task))
+        )
 
-    def _form(self, history: History) -> Iterator[str]:
-        """Shapes and kinds of dtypes."""
+    def _shape_problems(self, history: History) -> Iterator[str]:
         shape = (_N_LEARNER * _N_STREAM, self.n_timesteps)
         if history.rewards.shape != shape:
             yield (
@@ -114,20 +118,21 @@ class _Trial:
             dtype = getattr(history, name).dtype
             if dtype.kind not in kinds:
                 yield f"{name} must be of a {word} dtype, not {dtype}."
-        for name, space in self._spaced():
+        for name, space in self._spaces:
             array = getattr(history, name)
             if array.shape[2:] != space.shape:
                 yield f"{name} hold elements of shape {array.shape[2:]}; the space {space} has {space.shape}."
-            elif not np.can_cast(array.dtype, _widest(space), "same_kind"):
+            elif not np.can_cast(
+                array.dtype, space.dtype if isinstance(space, spaces.Box) else np.int64, "same_kind"
+            ):
                 yield f"{name} are of dtype {array.dtype}, which does not fit the space {space}."
 
-    def _values(self, history: History) -> Iterator[str]:
-        """What no array may hold."""
+    def _value_problems(self, history: History) -> Iterator[str]:
         for name, array in history.per_step():
             if name in ("states", "actions", "next_states", "rewards") and not np.isfinite(array).all():
                 yield f"{name} hold NaN or infinity."
                 return
-        for name, space in self._spaced():
+        for name, space in self._spaces:
             array = getattr(history, name)
             seen = np.unique(array.reshape(-1, *space.shape), axis=0).astype(space.dtype)
             outside = [element for element in seen if not space.contains(element)]
@@ -143,17 +148,16 @@ class _Trial:
             )
         if (np.diff(history.update.astype(np.int64), axis=1) < 0).any():
             yield "update, the version of the policy that acted, decreases within a stream."
-        wanted = np.repeat(np.arange(_N_LEARNER), _N_STREAM)
-        alone = np.arange(_N_LEARNER * _N_STREAM)  # every stream a run of its own
-        if not any(np.array_equal(history.learner, labels) for labels in (wanted, alone)):
-            yield f"learner must be {wanted.tolist()}, whose each stream is, not {history.learner.tolist()}."
+        expected = np.repeat(np.arange(_N_LEARNER), _N_STREAM)
+        independent = np.arange(_N_LEARNER * _N_STREAM)
+        if not any(np.array_equal(history.learner, labels) for labels in (expected, independent)):
+            yield (
+                f"learner must be {expected.tolist()}, the learner of each stream, not "
+                f"{history.learner.tolist()}."
+            )
 
-    def _spaced(self) -> Iterator[tuple[str, Any]]:
-        observation, action = self.family.observation_space, self.family.action_space
-        yield from (("states", observation), ("actions", action), ("next_states", observation))
-
-    def _time(self, history: History) -> Iterator[str]:
-        """What holds from one step to the next."""
+    def _order_problems(self, history: History) -> Iterator[str]:
+        """Wrong transitions from one step to the next."""
         inner = ~history.episode_end[:, :-1]
         broken = np.argwhere(inner & differ(history.next_states[:, :-1], history.states[:, 1:]))
         if len(broken):
@@ -168,8 +172,8 @@ class _Trial:
                 "terminated nor truncated?"
             )
 
-    def _play(self, history: History, task: AnyArray) -> Iterator[str]:
-        """What the family would have done with the same actions, unless chance decides there."""
+    def _replay_problems(self, history: History, task: AnyArray) -> Iterator[str]:
+        """Differences from a replay of the actions, if the family is deterministic."""
         slots = np.repeat(task[None], history.n_stream, axis=0)
         played, again = (play(self.family, slots, history.actions, seed) for seed in (1, 2))
         if not any(differ(getattr(played, name), getattr(again, name)).any() for name in vars(played)):
@@ -177,8 +181,8 @@ class _Trial:
 
     # ------------------------------------------------------------ several calls
 
-    def _of_many(self, histories: list[History]) -> Iterator[str]:
-        """The same again, each task alone, another seed, the two learners."""
+    def _call_problems(self, histories: list[History]) -> Iterator[str]:
+        """Wrong dependence on the call, the other tasks, the seed or the learner."""
         if not all(map(_same, histories, self._learn("the same again", self.ids, self.tasks))):
             yield "The same seed gives other histories a second time; draw from seed, task id and learner."
             return
@@ -197,7 +201,7 @@ class _Trial:
 
 
 def _compare(history: History, played: Played) -> Iterator[str]:
-    """Where a history and what its actions really lead to part."""
+    """Differences of a history from the replay of its actions."""
     wrong = differ(history.states, played.states)
     if wrong.any():
         yield f"states are not where the actions lead, first in {_place(wrong)}."
@@ -233,11 +237,6 @@ def _same(a: History, b: History) -> bool:
     return set(ours) == set(theirs) and all(
         np.array_equal(ours[name], theirs[name], equal_nan=ours[name].dtype.kind == "f") for name in ours
     )
-
-
-def _widest(space: gymnasium.Space[Any]) -> np.dtype[Any]:
-    """What an array of the space's elements may be cast to."""
-    return np.dtype(space.dtype if isinstance(space, spaces.Box) else np.int64)
 
 
 def _kind(value: Any) -> str:

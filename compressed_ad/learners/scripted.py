@@ -1,50 +1,73 @@
-"""Sources that follow a rule, all streams of all tasks in one batch: the loop that plays and records them.
+"""Source learners that follow a rule: plays and records all streams of all tasks in one batch.
 
-Their streams share nothing, so each is a learner of its own in ``History.learner``, whether it was asked for
-as a learner or as a stream.
+Streams share nothing, so ``History.learner`` numbers every stream as a separate learner, whether it was asked
+for as a learner or as a stream.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
-from compressed_ad.learners.base import Progress
+from compressed_ad.learners.base import Progress, histories_of_tasks
 from compressed_ad.seeding import rng
+from compressed_ad.tasks.bandit_rules import Generators
 from compressed_ad.tasks.base import TaskFamily
-from compressed_ad.types import AnyArray, FloatArray, History, IntArray, Step
-
-Generators = Callable[[int], Sequence[np.random.Generator]]
+from compressed_ad.types import Agent, AnyArray, FloatArray, History, IntArray
 
 
-class ScriptedAgent(Protocol):
-    """An agent that knows the probability of what it just did."""
+class ScriptedAgent(Agent, Protocol):
+    """An agent that knows the probability of its last actions."""
 
     @property
     def probability(self) -> FloatArray:
-        """(N,) of the last actions, as ``History.action_probs``."""
+        """(N,) of the last actions, for ``History.action_probs``."""
 
     @property
     def entropy(self) -> FloatArray | None:
         """(N,) nats, of the policy that chose them; None where undefined."""
 
-    def reset(self, n_env: int) -> None:
-        """Start anew in ``n_env`` slots."""
 
-    def act(self, obs: AnyArray) -> AnyArray:
-        """Actions (N, ...) for observations (N, ...)."""
+MakeAgent = Callable[[AnyArray, Generators], ScriptedAgent]
+"""Makes an agent from the task (N, P) of every slot and the slots' generators."""
 
-    def observe(self, actions: AnyArray, step: Step) -> None:
-        """What came of ``actions``."""
+
+class ScriptedLearner(ABC):
+    """``SourceLearner`` whose agents follow a rule; ``update`` counts the steps before."""
+
+    name: str
+
+    @abstractmethod
+    def agents(self, family: TaskFamily, n_timesteps: int) -> MakeAgent:
+        """A function that makes the agent; raises an error if the agent cannot play ``family``."""
+
+    def learn(
+        self,
+        family: TaskFamily,
+        task_ids: IntArray,
+        tasks: AnyArray,
+        *,
+        n_timesteps: int,
+        n_learner: int,
+        n_stream: int,
+        seed: int,
+        progress: Progress = lambda steps: None,
+    ) -> list[History]:
+        return record(
+            family, task_ids, tasks, self.agents(family, n_timesteps),
+            source=self.name, update=np.arange(n_timesteps), n_stream=n_learner * n_stream, seed=seed,
+            progress=progress,
+        )  # fmt: skip
 
 
 def record(
     family: TaskFamily,
     task_ids: IntArray,
     tasks: AnyArray,
-    make_agent: Callable[[AnyArray, Generators], ScriptedAgent],
+    make_agent: MakeAgent,
     *,
     source: str,
     update: IntArray,
@@ -52,11 +75,10 @@ def record(
     seed: int,
     progress: Progress,
 ) -> list[History]:
-    """One history per task of ``n_stream`` independent streams, played by what ``make_agent`` makes.
+    """One history for each task, with ``n_stream`` independent streams that ``make_agent``'s agent plays.
 
-    ``make_agent`` is given the task (N, P) of every slot and the slots' own generators. ``update`` (T,) is
-    the version of the policy at each step. Everything random derives from (seed, ``source``, task id,
-    stream).
+    ``update`` (T,) is the version of the policy at each step. All random numbers derive from (seed,
+    ``source``, task id, stream).
     """
     slots = np.repeat(tasks, n_stream, axis=0)
     who = [(int(task), stream) for task in task_ids for stream in range(n_stream)]
@@ -65,7 +87,7 @@ def record(
     env = family.make(slots, np.array(env_seeds, np.int64))
     agent.reset(len(slots))
     obs = env.reset()
-    kept: dict[str, list[AnyArray]] = {}
+    rows: dict[str, list[AnyArray]] = {}
     for _ in range(len(update)):
         actions = agent.act(obs)
         step = env.step(actions)
@@ -81,16 +103,10 @@ def record(
         if agent.entropy is not None:
             row["entropy"] = np.asarray(agent.entropy, np.float32)
         for name, array in row.items():
-            kept.setdefault(name, []).append(np.array(array))  # a copy: the environment may reuse its array
+            rows.setdefault(name, []).append(np.array(array))  # a copy: the environment may reuse its array
         agent.observe(actions, step)
         obs = step.obs
         progress(len(slots))
-    arrays = {name: np.stack(rows, axis=1) for name, rows in kept.items()}
+    arrays = {name: np.stack(steps, axis=1) for name, steps in rows.items()}
     arrays["update"] = np.broadcast_to(update.astype(np.int32), (len(slots), len(update)))
-    return [
-        History(
-            learner=np.arange(n_stream, dtype=np.int32),
-            **{name: array[i : i + n_stream] for name, array in arrays.items()},
-        )
-        for i in range(0, len(slots), n_stream)
-    ]
+    return histories_of_tasks(arrays, np.arange(n_stream, dtype=np.int32))

@@ -1,8 +1,8 @@
-"""Vectorised environments of other libraries as a ``BatchedEnv``, and a task family as one of gymnasium's.
+"""Vectorised environments of other libraries as a ``BatchedEnv``.
 
 Libraries differ in what they return when an episode ends. A ``Step`` always holds the true successor in
-``next_obs`` and the first observation of the new episode in ``obs``, and every step is a real transition:
-where an environment would spend a dummy step on a reset, the adapter resets those slots itself.
+``next_obs`` and the first observation of the new episode in ``obs``, and every step is a real transition: if
+an environment needs a dummy step for a reset, the adapter resets those slots itself.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from typing import Any, cast
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 
 from compressed_ad.errors import SpaceError, UsageError
-from compressed_ad.tasks.base import BatchedEnv, TaskFamily
-from compressed_ad.types import AnyArray, BoolArray, IntArray, Step
+from compressed_ad.tasks.base import BatchedEnv
+from compressed_ad.types import AnyArray, Step
 
 
 def as_batched(env: Any) -> BatchedEnv:
@@ -64,7 +63,7 @@ class _GymnasiumBatched:
         obs = np.array(returned)
         terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
         ended = terminated | truncated
-        truncated &= ~terminated  # where the world ends just as time is up, it ended
+        truncated &= ~terminated  # an episode that also terminates does not count as truncated
         next_obs = obs
         if ended.any() and self._same_step:
             if "final_obs" not in infos:
@@ -114,51 +113,3 @@ def _supported(space: Any) -> gymnasium.Space[Any]:
     if isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
         raise SpaceError(f"{space} is not supported; flatten it with gymnasium.wrappers.FlattenObservation")
     return cast("gymnasium.Space[Any]", space)
-
-
-class FamilyVectorEnv(VectorEnv[AnyArray, AnyArray, AnyArray]):
-    """Slots of a task family as a gymnasium ``VectorEnv`` with same-step autoreset.
-
-    ``tasks`` is (N, P), one row per slot. Slots are seeded by ``reset(seed=...)``: an integer s gives slot i
-    the seed s + i, as in gymnasium; without a seed, from entropy at first and then continued.
-    """
-
-    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 (gymnasium's own declaration)
-
-    def __init__(self, family: TaskFamily, tasks: AnyArray) -> None:
-        self.family, self.tasks, self.num_envs = family, np.asarray(tasks), len(tasks)
-        self.single_observation_space = family.observation_space
-        self.single_action_space = family.action_space
-        self.observation_space = batch_space(family.observation_space, self.num_envs)
-        self.action_space = batch_space(family.action_space, self.num_envs)
-        self._env: BatchedEnv | None = None
-
-    def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[AnyArray, dict[str, Any]]:
-        """Start an episode in every slot; (N, ...) observations and no infos."""
-        if seed is not None or self._env is None:
-            self._env = self.family.make(self.tasks, self._seeds(seed))
-        return self._env.reset(), {}
-
-    def step(self, actions: AnyArray) -> tuple[AnyArray, AnyArray, BoolArray, BoolArray, dict[str, Any]]:
-        """Advance every slot; where one ended, ``infos["final_obs"]`` holds the true successor."""
-        if self._env is None:
-            raise UsageError("step() before reset()")
-        step = self._env.step(actions)
-        ended = step.terminated | step.truncated
-        infos: dict[str, Any] = {}
-        if ended.any():
-            final = np.full(self.num_envs, None, object)
-            for i in np.flatnonzero(ended):
-                final[i] = step.next_obs[i]
-            infos = {"final_obs": final, "_final_obs": ended}
-        return step.obs, step.reward, step.terminated, step.truncated, infos
-
-    def _seeds(self, seed: int | list[int | None] | None) -> IntArray:
-        if isinstance(seed, int):
-            return np.arange(seed, seed + self.num_envs)
-        fresh = np.random.default_rng().integers(2**31, size=self.num_envs)
-        if seed is None:
-            return fresh
-        return np.array([fresh[i] if s is None else s for i, s in enumerate(seed)])

@@ -1,9 +1,9 @@
-"""Bandits: K arms that pay independently from unknown distributions, and nothing to see.
+"""Bandits: K arms that pay independently from unknown distributions; observations are always 0.
 
 A task is a row (K,) of arm means, drawn once from ``task_seed``. An episode is ``horizon`` pulls, by default
-one: then the in-context episodes are the pulls, and regret adds up over them. An episode that is over has
-nothing after it, so it terminates. What a slot pays depends on its own seed alone; the reward of a pull is
-made from the slot's next random number whatever the arm, so different players meet the same luck.
+one: then every in-context episode is a pull, and regret adds up over them. Episodes terminate: after the last
+pull nothing has value. A slot's rewards depend on its own seed alone, and each pull uses the slot's next
+random number whatever the arm, so different agents meet the same luck.
 
 ``gaussian_bandit`` is by default the bandit of Lee et al. 2023, "Supervised Pretraining Can Learn In-Context
 Reinforcement Learning": means uniform in [0, 1], noise of standard deviation 0.3.
@@ -16,51 +16,46 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from annotated_types import Ge
 from gymnasium import spaces
-from numpy.typing import NDArray
 
-from compressed_ad.errors import SpaceError, UsageError, nearest
+from compressed_ad.errors import SpaceError, UsageError
+from compressed_ad.registry import checked
 from compressed_ad.seeding import SlotDraws, rng
+from compressed_ad.settings import Count, Positive, Seed
 from compressed_ad.tasks.bandit_rules import (
     UCB1,
     BetaPosterior,
+    Floats,
     Generators,
     NormalPosterior,
     Posterior,
     Thompson,
     seeded,
 )
-from compressed_ad.tasks.base import ReferencePlayer, check_number, check_whole
-from compressed_ad.types import AnyArray, FloatArray, IntArray, Step
-
-Floats = NDArray[np.float64]
+from compressed_ad.tasks.base import OneLineRepr
+from compressed_ad.types import Agent, AnyArray, FloatArray, IntArray, Step
 
 
-@dataclass(frozen=True)
-class Bandit(ABC):
-    """What bandits have in common: ``n_arm`` arms, ``n_task`` tasks drawn from ``task_seed``."""
+@dataclass(frozen=True, repr=False)
+class Bandit(OneLineRepr, ABC):
+    """``n_arm`` arms, and ``n_task`` tasks drawn with ``task_seed``."""
 
     name: ClassVar[str]
-    n_arm: int = 10
-    n_task: int = 500
-    task_seed: int = 0
-    horizon: int = 1
-
-    def __post_init__(self) -> None:
-        for key, least in (("n_arm", 2), ("n_task", 1), ("task_seed", 0), ("horizon", 1)):
-            check_whole(self.name, key, getattr(self, key), least)
+    n_arm: Annotated[int, Ge(2)] = 10
+    n_task: Count = 500
+    task_seed: Seed = 0
+    horizon: Count = 1
 
     @cached_property
     def observation_space(self) -> spaces.Discrete:
-        """There is nothing to see."""
         return spaces.Discrete(1)
 
     @cached_property
     def action_space(self) -> spaces.Discrete:
-        """The arms."""
         return spaces.Discrete(self.n_arm)
 
     @cached_property
@@ -68,7 +63,7 @@ class Bandit(ABC):
         return self.draw(rng(self.task_seed, self.name))
 
     def tasks(self) -> Floats:
-        """(n_task, n_arm) arm means. More tasks of one seed begin with the same ones."""
+        """(n_task, n_arm) arm means. With the same seed, a larger ``n_task`` only appends tasks."""
         return self._means.copy()
 
     @abstractmethod
@@ -77,42 +72,37 @@ class Bandit(ABC):
 
     @abstractmethod
     def make(self, tasks: AnyArray, seeds: IntArray) -> BanditEnv:
-        """One slot per row of ``tasks`` (N, n_arm), each with the random numbers of its own seed."""
+        """One slot for each row of ``tasks`` (N, n_arm), with the random numbers of its own seed."""
 
     @abstractmethod
     def posterior(self, prior: tuple[float, float] | None = None) -> Posterior:
-        """What Thompson sampling starts from, by default the distribution of the arm means."""
+        """The belief that Thompson sampling starts from, by default the distribution of the arm means."""
 
     @property
     @abstractmethod
     def ucb_scale(self) -> float:
-        """The scale of UCB1's bound that its guarantee asks for."""
+        """The scale of UCB1's bound that its guarantee needs."""
 
     def thompson(self, generators: Generators, prior: tuple[float, float] | None = None) -> Thompson:
-        """Thompson sampling on this family."""
         return Thompson(self.posterior(prior), generators)
 
     def ucb1(self, generators: Generators, scale: float | None = None) -> UCB1:
-        """UCB1 on this family."""
         return UCB1(self.n_arm, generators, self.ucb_scale if scale is None else scale)
 
-    def references(self, tasks: AnyArray) -> Mapping[str, Callable[[int], ReferencePlayer]]:
-        """Thompson sampling and UCB1, which know nothing of ``tasks``; see ``ReferencePolicies``."""
+    def references(self, tasks: AnyArray) -> Mapping[str, Callable[[int], Agent]]:
+        """Thompson sampling and UCB1, which know nothing of ``tasks``."""
         return {
             "Thompson sampling": lambda seed: self.thompson(seeded(seed, "reference", "thompson")),
             "UCB1": lambda seed: self.ucb1(seeded(seed, "reference", "ucb1")),
         }
 
     def optimal_return(self, tasks: AnyArray) -> Floats:
-        """(N,) the best arm at every pull."""
         return np.asarray(self.horizon * self.check(tasks).max(axis=1))
 
     def random_return(self, tasks: AnyArray) -> Floats:
-        """(N,) the mean of the arms at every pull."""
         return np.asarray(self.horizon * self.check(tasks).mean(axis=1))
 
     def optimal_action(self, tasks: AnyArray, obs: AnyArray, episode_return: FloatArray) -> IntArray:
-        """(N,) the best arm; see ``OptimalPolicy``."""
         return np.asarray(self.check(tasks).argmax(axis=1))
 
     def check(self, tasks: AnyArray) -> Floats:
@@ -126,7 +116,7 @@ class Bandit(ABC):
 
 
 class BanditEnv:
-    """N bandits pulled together; ``pay`` makes the rewards (N,) of arms with given means (N,)."""
+    """N bandits that step together; ``pay`` draws the rewards (N,) of arms with given means (N,)."""
 
     def __init__(self, family: Bandit, means: Floats, pay: Callable[[Floats], Floats]) -> None:
         self._family, self._means, self._pay, self.num_envs = family, means, pay, len(means)
@@ -134,12 +124,11 @@ class BanditEnv:
         self._pulls = 0
 
     def reset(self) -> IntArray:
-        """Start an episode in every slot; observations (N,)."""
         self._pulls = 0
         return np.zeros(self.num_envs, np.int64)
 
     def step(self, actions: AnyArray) -> Step:
-        """Pull one arm (N,) in every slot. All slots end together."""
+        """Pull one arm (N,) in every slot. All episodes end together."""
         actions = np.asarray(actions)
         if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
             raise SpaceError(
@@ -159,24 +148,19 @@ def _streams(seeds: IntArray) -> list[np.random.Generator]:
     return [rng(int(seed), "bandit") for seed in seeds]
 
 
-@dataclass(frozen=True)
+@checked
+@dataclass(frozen=True, repr=False)
 class BernoulliBandit(Bandit):
     """Arms that pay 1 with a chance drawn from Beta(``alpha``, ``beta``), by default uniform, and else 0."""
 
     name: ClassVar[str] = "bernoulli_bandit"
-    alpha: float = 1.0
-    beta: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_above_zero(self, "alpha", "beta")
+    alpha: Positive = 1.0
+    beta: Positive = 1.0
 
     def draw(self, random: np.random.Generator) -> Floats:
-        """(n_task, n_arm) chances to pay."""
         return random.beta(self.alpha, self.beta, size=(self.n_task, self.n_arm))
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> BanditEnv:
-        """See ``Bandit.make``."""
         uniform = SlotDraws(_streams(seeds))
         return BanditEnv(self, self.check(tasks), lambda chance: (uniform() < chance).astype(np.float64))
 
@@ -189,28 +173,17 @@ class BernoulliBandit(Bandit):
 
     @property
     def ucb_scale(self) -> float:
-        """1: rewards lie in [0, 1]."""
-        return 1.0
+        return 1.0  # rewards lie in [0, 1]
 
     def check(self, tasks: AnyArray) -> Floats:
-        """``tasks`` (N, n_arm) as float64; ``UsageError`` unless they are chances."""
         chances = super().check(tasks)
         if ((chances < 0) | (chances > 1)).any():
             raise UsageError(f"{self.name}: tasks must be chances in [0, 1]")
         return chances
 
 
-DISTRIBUTION: Mapping[str, Callable[[np.random.Generator, tuple[int, int]], Floats]] = {
-    "uniform": lambda random, shape: random.uniform(-1.0, 1.0, shape),
-    "normal": lambda random, shape: random.standard_normal(shape),
-}
-"""Distributions of arm means, around 0 with width 1: the half width, or the standard deviation."""
-
-_DEVIATION = {"uniform": 1 / math.sqrt(3), "normal": 1.0}
-"""Their standard deviations."""
-
-
-@dataclass(frozen=True)
+@checked
+@dataclass(frozen=True, repr=False)
 class GaussianBandit(Bandit):
     """Arms that pay their mean plus normal noise of standard deviation ``sigma``.
 
@@ -219,33 +192,26 @@ class GaussianBandit(Bandit):
     """
 
     name: ClassVar[str] = "gaussian_bandit"
-    sigma: float = 0.3
-    distribution: str = "uniform"
+    sigma: Positive = 0.3
+    distribution: Literal["uniform", "normal"] = "uniform"
     mean: float = 0.5
-    width: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_above_zero(self, "sigma", "width")
-        if self.distribution not in DISTRIBUTION:
-            raise UsageError(
-                f"{self.name}: unknown distribution {self.distribution!r}"
-                f"{nearest(str(self.distribution), DISTRIBUTION)}; one of {', '.join(DISTRIBUTION)}"
-            )
-        check_number(self.name, "mean", self.mean)
+    width: Positive = 0.5
 
     def draw(self, random: np.random.Generator) -> Floats:
-        """(n_task, n_arm) means."""
-        return self.mean + self.width * DISTRIBUTION[self.distribution](random, (self.n_task, self.n_arm))
+        shape = (self.n_task, self.n_arm)
+        uniform = self.distribution == "uniform"
+        return self.mean + self.width * (
+            random.uniform(-1.0, 1.0, shape) if uniform else random.standard_normal(shape)
+        )
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> BanditEnv:
-        """See ``Bandit.make``."""
         noise = SlotDraws(_streams(seeds), "standard_normal")
         return BanditEnv(self, self.check(tasks), lambda mean: mean + self.sigma * noise())
 
     def posterior(self, prior: tuple[float, float] | None = None) -> NormalPosterior:
         """``prior`` is (mean, standard deviation); by default those of the arm means."""
-        mean, spread = (self.mean, self.width * _DEVIATION[self.distribution]) if prior is None else prior
+        deviation = 1 / math.sqrt(3) if self.distribution == "uniform" else 1.0
+        mean, spread = (self.mean, self.width * deviation) if prior is None else prior
         if spread <= 0:
             raise UsageError(
                 f"{self.name}: the prior is (mean, standard deviation), the latter above 0; got {prior}"
@@ -254,12 +220,4 @@ class GaussianBandit(Bandit):
 
     @property
     def ucb_scale(self) -> float:
-        """Twice the noise."""
         return 2 * self.sigma
-
-
-def _check_above_zero(family: Bandit, *keys: str) -> None:
-    for key in keys:
-        value = getattr(family, key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise UsageError(f"{family.name}: {key} must be a number above 0, got {value!r}")

@@ -1,7 +1,7 @@
-"""Compiled kernels of Thompson sampling: how likely is each arm of N bandits to be the best one?
+"""Compiled kernels of Thompson sampling: the chance of each arm of N bandits to be the best one.
 
 P(a is best) is the integral of prod_{b != a} F_b dF_a over the posteriors, here by the trapezoid rule on a
-grid of G points. Slots are walked over one by one, so that what a slot gets does not depend on the others.
+grid of G points. Slots are computed one by one, so that a slot's result does not depend on the others.
 Everything compiled is in this file, because Numba recompiles only when the file of the called function
 changes.
 """

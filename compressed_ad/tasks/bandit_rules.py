@@ -1,10 +1,10 @@
-"""Thompson sampling and UCB1 for N bandits at once: what the source learners record and references play.
+"""Thompson sampling and UCB1 for N bandits at once, as source learners and as references.
 
-Both choose from the probabilities (N, K) that their rule gives the arms, with one random number per pull and
-slot. For Thompson sampling that is the rule itself: an arm is drawn with the probability that it is the best
-one given the rewards so far (Thompson 1933), an integral that ``bandit_kernels`` takes on a grid. Its error
-is below 1e-3 for Beta posteriors of up to 300 pulls, 2e-3 at 1,000, and below 5e-3 for normal ones; what is
-recorded as the probability of a choice is exactly what the arm was drawn with.
+Both compute the probability of each arm (N, K), then draw with one random number per pull and slot. For
+Thompson sampling that is the probability that the arm is the best one given the rewards so far (Thompson
+1933), an integral that ``bandit_kernels`` computes on a grid. Its error is below 1e-3 for Beta posteriors of
+up to 300 pulls, 2e-3 at 1,000, and below 5e-3 for normal ones. The recorded probability of a choice is
+exactly the one that it was drawn with.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ from compressed_ad.types import AnyArray, IntArray, Step
 
 Floats = NDArray[np.float64]
 Generators = Callable[[int], Sequence[np.random.Generator]]
-"""Makes the generators of so many slots, one each."""
+"""Makes one generator for each of the given number of slots."""
 
 _CELLS = 256
-"""Cells of the grid of Beta posteriors. One is narrower than a posterior's spread up to 6,000 pulls of it."""
+"""Cells of the grid of Beta posteriors, narrower than a posterior's spread up to 6,000 pulls of its arm."""
 _NODES = 192
-"""Points of the grid of normal posteriors, shared out between the arms."""
+"""Points of the grid of normal posteriors, divided between the arms."""
 _REACH = 5.0
-"""How many standard deviations from its mean a normal posterior has points."""
+"""The points of a normal posterior reach this many standard deviations from its mean."""
 
 
 class Posterior(Protocol):
-    """What is believed of the arms of N bandits."""
+    """The belief about the arms of N bandits."""
 
     n_arm: int
 
     def reset(self, n_env: int) -> None:
-        """Back to the prior, in ``n_env`` bandits."""
+        """Return to the prior, in ``n_env`` bandits."""
 
     def best(self) -> Floats:
         """(N, K) chance of each arm to be the best."""
 
     def update(self, actions: IntArray, rewards: AnyArray) -> None:
-        """The arms (N,) paid ``rewards`` (N,)."""
+        """Learn that the arms ``actions`` (N,) paid ``rewards`` (N,)."""
 
 
 class BetaPosterior:
     """Rewards 0 or 1 with an unknown chance whose prior is Beta(alpha, beta).
 
-    The grid is even in arcsin(sqrt(chance)), where all posteriors after n pulls have a spread near
-    1 / (2 sqrt(n)). One pull changes one distribution function, by a known term:
+    The grid is uniform in arcsin(sqrt(chance)), where every posterior after n pulls has a spread near
+    1 / (2 sqrt(n)). One pull changes one distribution function by a known term:
     I_x(a + 1, b) = I_x(a, b) - x^a (1 - x)^b / (a B(a, b)), and likewise for b.
     """
 
@@ -62,19 +62,16 @@ class BetaPosterior:
             self._log = np.log(np.stack([self._x, 1 - self._x]))
 
     def reset(self, n_env: int) -> None:
-        """See ``Posterior.reset``."""
         self.counts = np.tile(self.prior, (n_env, self.n_arm, 1))  # (N, K, 2) alpha and beta
         start = scipy.special.betainc(*self.prior, self._x)
         self._cdf = np.tile(start, (n_env, self.n_arm, 1))
 
     def best(self) -> Floats:
-        """See ``Posterior.best``."""
         from compressed_ad.tasks.bandit_kernels import best_arm  # Numba takes a second to import
 
         return np.asarray(best_arm(self._cdf))
 
     def update(self, actions: IntArray, rewards: AnyArray) -> None:
-        """See ``Posterior.update``."""
         slot, won = np.arange(len(actions)), np.asarray(rewards) > 0
         alpha, beta = self.counts[slot, actions].T
         log = (
@@ -95,7 +92,6 @@ class NormalPosterior:
         self._z = np.linspace(-_REACH, _REACH, max(8, -(-_NODES // n_arm)))
 
     def reset(self, n_env: int) -> None:
-        """See ``Posterior.reset``."""
         mean, spread = self.prior
         self._precision = np.full((n_env, self.n_arm), spread**-2.0)
         self._weighted = self._precision * mean
@@ -111,23 +107,22 @@ class NormalPosterior:
         return np.asarray(self._precision**-0.5)
 
     def best(self) -> Floats:
-        """See ``Posterior.best``. Each arm has points where its own posterior has mass."""
+        # Each arm has points where its own posterior has mass.
         from compressed_ad.tasks.bandit_kernels import best_normal  # Numba takes a second to import
 
         return np.asarray(best_normal(self.mean, self.spread, self._z))
 
     def update(self, actions: IntArray, rewards: AnyArray) -> None:
-        """See ``Posterior.update``."""
         slot = np.arange(len(actions))
         self._precision[slot, actions] += self.sigma**-2.0
         self._weighted[slot, actions] += np.asarray(rewards, np.float64) * self.sigma**-2.0
 
 
 class Rule(ABC):
-    """An agent that knows the probabilities of its own choices: those of its last ``act`` are kept."""
+    """An agent that keeps the probabilities of its last choices."""
 
     probability: Floats  # (N,) of the chosen arm
-    entropy: Floats  # (N,) nats, of the choice
+    entropy: Floats  # (N,) nats, of the distribution over the arms
 
     def __init__(self, generators: Generators) -> None:
         self._generators = generators
@@ -137,23 +132,20 @@ class Rule(ABC):
         """(N, K) probability of each arm."""
 
     def reset(self, n_env: int) -> None:
-        """Forget everything, in ``n_env`` slots."""
         self._uniform = SlotDraws(self._generators(n_env))
 
     def act(self, obs: AnyArray) -> IntArray:
-        """Arms (N,)."""
         chances = self.policy()
         passed = chances.cumsum(axis=1) <= self._uniform()[:, None]
         actions = np.minimum(passed.sum(axis=1), chances.shape[1] - 1)
-        # Rounding may lead past the last arm with any chance.
+        # Rounding may lead to an arm that has no chance.
         actions = np.where(chances[np.arange(len(actions)), actions] > 0, actions, chances.argmax(axis=1))
         self.probability = chances[np.arange(len(actions)), actions]
         self.entropy = scipy.special.entr(chances).sum(axis=1)
         return np.asarray(actions, np.int64)
 
     @abstractmethod
-    def observe(self, actions: IntArray, step: Step) -> None:
-        """What came of ``actions`` (N,)."""
+    def observe(self, actions: IntArray, step: Step) -> None: ...
 
 
 class Thompson(Rule):
@@ -164,16 +156,13 @@ class Thompson(Rule):
         self.posterior = posterior
 
     def reset(self, n_env: int) -> None:
-        """Forget everything, in ``n_env`` slots."""
         super().reset(n_env)
         self.posterior.reset(n_env)
 
     def policy(self) -> Floats:
-        """(N, K) chance of each arm to be the best."""
         return self.posterior.best()
 
     def observe(self, actions: IntArray, step: Step) -> None:
-        """What came of ``actions`` (N,)."""
         self.posterior.update(actions, step.reward)
 
 
@@ -181,8 +170,8 @@ class UCB1(Rule):
     """The arm with the highest mean + scale sqrt(2 ln t / n); untried arms first, ties at random.
 
     t counts all pulls so far and n those of the arm (Auer, Cesa-Bianchi & Fischer 2002, figure 1). For
-    rewards in [0, 1] ``scale`` is 1; rewards of standard deviation sigma have the same guarantee with
-    2 sigma, since what the proof asks of [0, 1] is that its rewards are sub-Gaussian with 1/2.
+    rewards in [0, 1] ``scale`` is 1. For normal rewards of standard deviation sigma, 2 sigma gives the same
+    guarantee: the proof only uses that rewards in [0, 1] are sub-Gaussian with 1/2.
     """
 
     def __init__(self, n_arm: int, generators: Generators, scale: float = 1.0) -> None:
@@ -190,7 +179,6 @@ class UCB1(Rule):
         self.n_arm, self.scale = n_arm, scale
 
     def reset(self, n_env: int) -> None:
-        """Forget everything, in ``n_env`` slots."""
         super().reset(n_env)
         self._count, self._total = np.zeros((n_env, self.n_arm)), np.zeros((n_env, self.n_arm))
 
@@ -202,13 +190,12 @@ class UCB1(Rule):
         return np.asarray(np.where(self._count > 0, bound, np.inf))
 
     def policy(self) -> Floats:
-        """(N, K): 1 for the highest bound, shared out evenly between ties."""
+        """(N, K): 1 for the highest bound, shared equally between ties."""
         index = self.index()
         best = index == index.max(axis=1, keepdims=True)
         return np.asarray(best / best.sum(axis=1, keepdims=True))
 
     def observe(self, actions: IntArray, step: Step) -> None:
-        """What came of ``actions`` (N,)."""
         slot = np.arange(len(actions))
         self._count[slot, actions] += 1
         self._total[slot, actions] += step.reward

@@ -1,8 +1,11 @@
-"""What a task family and its batched environment must offer; satisfied by structure, not inheritance."""
+"""The protocols of task families and batched environments, and the built-in families by name.
+
+Any object with the members of a protocol satisfies it, without inheritance.
+"""
 
 from __future__ import annotations
 
-import math
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,13 +13,13 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from compressed_ad.errors import SpaceError, UsageError
-from compressed_ad.registry import Registry
-from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray, SpaceSpec, Step, to_spec
+from compressed_ad.errors import SpaceError
+from compressed_ad.registry import Registry, call_text
+from compressed_ad.types import Agent, AnyArray, BoolArray, FloatArray, IntArray, SpaceSpec, Step, to_spec
 
 
 class BatchedEnv(Protocol):
-    """N environment slots stepped together; a slot whose episode ends is reset at once."""
+    """N environment slots that step together; a slot whose episode ends is reset at once."""
 
     num_envs: int
 
@@ -33,7 +36,7 @@ class TaskFamily(Protocol):
 
     @property
     def name(self) -> str:
-        """The name it is registered under, or any other short one."""
+        """The name under which it is registered, or any other short one."""
 
     @property
     def observation_space(self) -> gymnasium.Space[Any]:
@@ -45,13 +48,13 @@ class TaskFamily(Protocol):
 
     @property
     def horizon(self) -> int:
-        """Maximal steps of an episode."""
+        """Maximum number of steps of an episode."""
 
     def tasks(self) -> IntArray | FloatArray:
         """All tasks, (count, P): one row of parameters each, in a fixed order."""
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> BatchedEnv:
-        """One slot for each row of ``tasks`` (N, P); ``seeds`` (N,) seeds each slot on its own."""
+        """One slot for each row of ``tasks`` (N, P), each with its own seed of ``seeds`` (N,)."""
 
     def optimal_return(self, tasks: AnyArray) -> NDArray[Any] | None:
         """Expected undiscounted return (N,) of an optimal policy, or None if unknown."""
@@ -62,7 +65,7 @@ class TaskFamily(Protocol):
 
 @runtime_checkable
 class RewardFunction(Protocol):
-    """What a family offers so that rewards can be recomputed for another task (``stitch``)."""
+    """Optional for a family: rewards can be recomputed for another task (``stitch``)."""
 
     def reward(
         self, tasks: AnyArray, states: AnyArray, actions: AnyArray, next_states: AnyArray, start: BoolArray
@@ -75,52 +78,71 @@ class RewardFunction(Protocol):
 
 @runtime_checkable
 class OptimalPolicy(Protocol):
-    """What a family offers if an optimal policy is known."""
+    """Optional for a family: an optimal policy is known."""
 
     def optimal_action(self, tasks: AnyArray, obs: AnyArray, episode_return: FloatArray) -> AnyArray:
         """Optimal actions (N, ...) of ``tasks`` (N, P) on seeing ``obs`` (N, ...).
 
         ``episode_return`` (N,) is the undiscounted return of the current episode so far: together with the
-        observation it must tell the family's state (a found key, say). Whoever acts can keep it, so no
-        access to the environment's inside is needed.
+        observation it must determine the family's state (a found key, say). An agent can keep track of it
+        without access to the environment.
         """
 
 
 @runtime_checkable
 class FixedSplit(Protocol):
-    """What a family offers whose held-out tasks are given, as a benchmark's test tasks are, not drawn."""
+    """Optional for a family: its held-out tasks are fixed, like the test tasks of a benchmark."""
 
     def heldout_tasks(self) -> IntArray:
         """Ids into ``tasks()`` of the tasks that may only be held out."""
 
 
-class ReferencePlayer(Protocol):
-    """Who plays a reference line in N slots: any agent of ``agents``."""
+@runtime_checkable
+class GoalDistance(Protocol):
+    """Optional for a family: every task has a goal at a known distance."""
 
-    def reset(self, n_env: int) -> None:
-        """Start anew in ``n_env`` slots."""
+    def goal_distance(self, tasks: AnyArray) -> IntArray:
+        """(N,) steps from the start to the goal of ``tasks`` (N, P)."""
 
-    def act(self, obs: AnyArray) -> AnyArray:
-        """Actions (N, ...) for observations (N, ...)."""
 
-    def observe(self, actions: AnyArray, step: Step) -> None:
-        """What came of ``actions``."""
+@runtime_checkable
+class RandomFound(Protocol):
+    """Optional for a family: it is known how well random actions explore."""
+
+    def random_found(self, tasks: AnyArray) -> NDArray[np.float64]:
+        """(N,) exact chance that the uniformly random policy meets a reward within one episode.
+
+        Only for families whose episodes all begin in the same state.
+        """
 
 
 @runtime_checkable
 class ReferencePolicies(Protocol):
-    """What a family offers if there are known algorithms beside which models should be shown."""
+    """Optional for a family: models should be compared with known algorithms."""
 
-    def references(self, tasks: AnyArray) -> Mapping[str, Callable[[int], ReferencePlayer]]:
-        """By name, as a figure should say it: what makes a player from a seed.
+    def references(self, tasks: AnyArray) -> Mapping[str, Callable[[int], Agent]]:
+        """By name, as figures label it: makes the agent from a seed.
 
-        ``tasks`` (N, P) are those of the slots; with k slots for each task, slots stand together by task.
-        An honest reference learns the tasks from its own rewards, as a model does.
+        ``tasks`` (N, P) are those of the slots; with k slots for each task, the slots of a task are adjacent.
+        A fair reference learns the tasks from its own rewards, as a model does.
         """
 
 
+class OneLineRepr:
+    """Shows a family as ``Darkroom(size=9, horizon=20): 81 tasks``, without computing its tasks.
+
+    The family has its parameters, and the number of tasks ``n_task``, as attributes.
+    """
+
+    def __repr__(self) -> str:
+        names = [name for name in inspect.signature(type(self)).parameters if name != "n_task"]
+        parameters = {n: getattr(self, n) for n in names if getattr(self, n, None) not in (None, {})}
+        n_task: int = self.n_task  # type: ignore[attr-defined]
+        return f"{call_text(type(self).__name__, parameters)}: {n_task:,} task{'s' * (n_task != 1)}"
+
+
 def family_specs(family: TaskFamily) -> dict[str, SpaceSpec]:
-    """The descriptions of its ``"observation"`` and ``"action"`` space; ``SpaceError`` names both."""
+    """The space descriptions of ``"observation"`` and ``"action"``; ``SpaceError`` names family and space."""
     specs = {}
     for name in ("observation", "action"):
         try:
@@ -143,23 +165,3 @@ TASK_FAMILY: Registry[Callable[..., TaskFamily]] = Registry(
         "point_mass": "compressed_ad.tasks.point_mass:PointMass",
     },
 )
-
-
-def is_number(value: Any) -> bool:
-    """Whether ``value`` is a finite number, which a truth value is not."""
-    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    return number and math.isfinite(value)
-
-
-def check_number(family: str, key: str, value: Any) -> None:
-    """Raise ``UsageError`` unless the parameter ``key`` of ``family`` is a finite number."""
-    if not is_number(value):
-        raise UsageError(f"{family}: {key} must be a number, got {value!r}")
-
-
-def check_whole(family: str, key: str, value: Any, least: int, most: int | None = None) -> None:
-    """Raise ``UsageError`` unless the parameter ``key`` of ``family`` is a whole number, least..most."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
-        limit = f"of at least {least}" if most is None else f"in {least}..{most}"
-        raise UsageError(f"{family}: {key} must be a whole number {limit}, got {value!r}")

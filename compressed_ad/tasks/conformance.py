@@ -1,10 +1,11 @@
-"""Does a task family keep its promises? Every broken one is said in a sentence."""
+"""Does a task family keep its promises? A sentence for every broken one."""
 
 from __future__ import annotations
 
 import copy
 import pickle
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,35 +24,31 @@ _MEMBERS = (
     "optimal_return",
     "random_return",
 )
-_FLAGS = ("reward", "terminated", "truncated")
 
 
 def check_family(family: Any, *, n_task: int = 3, seed: int = 0) -> None:
     """Raise ``UsageError`` listing everything that ``family_problems`` finds."""
-    problems = family_problems(family, n_task=n_task, seed=seed)
-    if problems:
+    if problems := family_problems(family, n_task=n_task, seed=seed):
         raise UsageError("\n".join(problems))
 
 
 def family_problems(family: Any, *, n_task: int = 3, seed: int = 0) -> list[str]:
-    """What ``family`` does other than ``TaskFamily`` promises, one sentence each; empty if nothing.
+    """The promises of ``TaskFamily`` that ``family`` breaks, one sentence each.
 
-    Plays two episodes' worth of random actions on up to ``n_task`` tasks. What is checked later assumes what
-    was checked before, so fix the first sentence first.
+    Plays random actions on up to ``n_task`` tasks, for two episodes. Later checks assume that earlier ones
+    passed, so fix the first sentence first.
     """
     missing = [name for name in _MEMBERS if not hasattr(family, name)]
     if missing:
         return [f"{type(family).__name__} lacks {', '.join(missing)}"]
     try:
-        problems = list(_static(family))
-        if not problems:
-            problems = list(_play(family, n_task, seed))
+        problems = list(_member_problems(family)) or list(_play_problems(family, n_task, seed))
     except (CompressedADError, ValueError, TypeError, IndexError, AttributeError) as error:
         return [f"{family.name}: {type(error).__name__} while it was tried out: {error}"]
     return [f"{family.name}: {problem}" for problem in problems]
 
 
-def _static(family: TaskFamily) -> Iterator[str]:
+def _member_problems(family: TaskFamily) -> Iterator[str]:
     for key in ("observation_space", "action_space"):
         try:
             to_spec(getattr(family, key))
@@ -80,9 +77,7 @@ def _static(family: TaskFamily) -> Iterator[str]:
         elif heldout.size >= len(tasks):
             yield "heldout_tasks() leaves no task to train on"
     optimal, random = family.optimal_return(tasks), family.random_return(tasks)
-    returns = (
-        {"random_return": random} if optimal is None else {"random_return": random, "optimal_return": optimal}
-    )
+    returns = {"random_return": random, **({} if optimal is None else {"optimal_return": optimal})}
     for key, value in returns.items():
         if np.shape(value) != (len(tasks),) or not np.isfinite(value).all():
             yield f"{key}(tasks) must be {len(tasks)} finite numbers"
@@ -96,7 +91,18 @@ def _static(family: TaskFamily) -> Iterator[str]:
         yield f"cannot be pickled, which worker processes need ({error})"
 
 
-def _play(family: TaskFamily, n_task: int, seed: int) -> Iterator[str]:
+@dataclass(frozen=True)
+class _Trial:
+    """Random actions in a few tasks, and everything that they led to."""
+
+    tasks: AnyArray  # (N, P)
+    seeds: AnyArray  # (N,)
+    actions: AnyArray  # (T, N, ...)
+    first: AnyArray  # (N, ...) the observations of the reset
+    steps: list[Step]
+
+
+def _play_problems(family: TaskFamily, n_task: int, seed: int) -> Iterator[str]:
     tasks = family.tasks()[:n_task]
     space = copy.deepcopy(family.action_space)
     space.seed(seed)
@@ -112,27 +118,28 @@ def _play(family: TaskFamily, n_task: int, seed: int) -> Iterator[str]:
     if problem:
         yield problem
         return
-    steps, kept = [], []
+    returned, copies = [], []
     for row in actions:
         step = env.step(row)
         problem = _step_problem(family, step, len(tasks))
         if problem:
             yield problem
             return
-        steps.append(step)
-        kept.append(copy.deepcopy(step))
-    if any(not _same(a, b) for a, b in zip(steps, kept, strict=True)):
+        returned.append(step)
+        copies.append(copy.deepcopy(step))
+    if any(not _same(a, b) for a, b in zip(returned, copies, strict=True)):
         yield "arrays of an earlier Step change in later steps; return new arrays"
-    ended = np.stack([s.terminated | s.truncated for s in kept])
+    ended = np.stack([s.terminated | s.truncated for s in copies])
     if not ended[: family.horizon].any(0).all():
         yield f"an episode lasts longer than horizon = {family.horizon} steps"
-    for step, end in zip(kept, ended, strict=True):
+    for step, end in zip(copies, ended, strict=True):
         if not np.array_equal(step.obs[~end], step.next_obs[~end]):
             yield "obs differs from next_obs in a slot whose episode goes on"
             break
-    yield from _independence(family, tasks, seeds, actions, first, kept)
+    trial = _Trial(tasks, seeds, actions, first, copies)
+    yield from _independence_problems(family, trial)
     if isinstance(family, RewardFunction):
-        yield from _rewards(family, tasks, actions, first, kept, ended)
+        yield from _reward_problems(family, trial)
 
 
 def _observation_problem(family: TaskFamily, what: str, obs: AnyArray, n: int) -> str | None:
@@ -147,7 +154,7 @@ def _observation_problem(family: TaskFamily, what: str, obs: AnyArray, n: int) -
 def _step_problem(family: TaskFamily, step: Any, n: int) -> str | None:
     if not isinstance(step, Step):
         return f"step() must return a Step, not {type(step).__name__}"
-    for key, dtype in zip(_FLAGS, (np.float32, np.bool_, np.bool_), strict=True):
+    for key, dtype in (("reward", np.float32), ("terminated", np.bool_), ("truncated", np.bool_)):
         array = getattr(step, key)
         if not isinstance(array, np.ndarray) or array.shape != (n,) or array.dtype != dtype:
             got = f"{getattr(array, 'dtype', type(array).__name__)} {np.shape(array)}"
@@ -160,42 +167,31 @@ def _step_problem(family: TaskFamily, step: Any, n: int) -> str | None:
 
 
 def _same(a: Step, b: Step, slot: slice = slice(None)) -> bool:
-    keys = ("next_obs", *_FLAGS, "obs")
-    return all(np.array_equal(getattr(a, key)[slot], getattr(b, key)) for key in keys)
+    return all(np.array_equal(array[slot], getattr(b, key)) for key, array in vars(a).items())
 
 
-def _independence(
-    family: TaskFamily,
-    tasks: AnyArray,
-    seeds: AnyArray,
-    actions: AnyArray,
-    first: AnyArray,
-    steps: list[Step],
-) -> Iterator[str]:
-    """A slot alone must do what it did beside the others: its seed alone decides."""
-    for i in range(len(tasks)):
+def _independence_problems(family: TaskFamily, trial: _Trial) -> Iterator[str]:
+    """A slot alone must do what it did beside the others: only its own seed may matter."""
+    for i in range(len(trial.tasks)):
         slot = slice(i, i + 1)
-        env = family.make(tasks[slot], seeds[slot])
-        same = np.array_equal(env.reset(), first[slot])
-        same = same and all(_same(s, env.step(a[slot]), slot) for s, a in zip(steps, actions, strict=True))
+        env = family.make(trial.tasks[slot], trial.seeds[slot])
+        same = np.array_equal(env.reset(), trial.first[slot]) and all(
+            _same(step, env.step(row[slot]), slot)
+            for step, row in zip(trial.steps, trial.actions, strict=True)
+        )
         if not same:
             yield f"task {i} with the same seed and actions plays differently alone than beside other slots"
             return
 
 
-def _rewards(
-    family: RewardFunction,
-    tasks: AnyArray,
-    actions: AnyArray,
-    first: AnyArray,
-    steps: list[Step],
-    ended: AnyArray,
-) -> Iterator[str]:
-    states = np.stack([first, *(s.obs for s in steps[:-1])])
+def _reward_problems(family: RewardFunction, trial: _Trial) -> Iterator[str]:
+    steps = trial.steps
+    states = np.stack([trial.first, *(s.obs for s in steps[:-1])])
     successors, rewards = np.stack([s.next_obs for s in steps]), np.stack([s.reward for s in steps])
-    start = np.concatenate([np.ones((1, len(tasks)), bool), ended[:-1]])
-    for i, task in enumerate(tasks):
-        got = family.reward(task, states[:, i], actions[:, i], successors[:, i], start[:, i])
+    ended = np.stack([s.terminated | s.truncated for s in steps])
+    start = np.concatenate([np.ones_like(ended[:1]), ended[:-1]])
+    for i, task in enumerate(trial.tasks):
+        got = family.reward(task, states[:, i], trial.actions[:, i], successors[:, i], start[:, i])
         if np.shape(got) != rewards[:, i].shape or not np.allclose(got, rewards[:, i]):
             yield f"reward() of task {i} does not give the rewards that its environment gave"
             return

@@ -1,8 +1,8 @@
-"""Any gymnasium environment as a task family: its parameters make the tasks.
+"""Any gymnasium environment as a task family: tasks differ in its parameters.
 
 ``GymnasiumFamily("CartPole-v1", {"length": "0.25:1.0", "gravity": "5:15"}, n_task=64)``, by name
-``gymnasium:CartPole-v1``. A parameter is an argument of the environment's constructor, or else a number that
-the constructed environment holds (``env.unwrapped.length``), which is then set.
+``gymnasium:CartPole-v1``. A parameter is an argument of the environment's constructor, or else a numeric
+attribute of the constructed environment (``env.unwrapped.length``), which is then set.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from compressed_ad.errors import ConfigError, SpaceError, UsageError, nearest
-from compressed_ad.registry import import_attribute
+from compressed_ad.registry import checked, import_attribute
 from compressed_ad.seeding import rng
-from compressed_ad.tasks.base import TaskFamily, check_number, check_whole, family_specs, is_number
+from compressed_ad.settings import Count, Seed
+from compressed_ad.tasks.base import OneLineRepr, TaskFamily, family_specs
+from compressed_ad.tasks.random_play import MeasuredReturns
 from compressed_ad.types import AnyArray, FloatArray, IntArray, Step
 
 Env = gymnasium.Env[Any, Any]
 
 _DRAWS = 100
-"""Times as many rows are drawn as are asked for before equal ones are blamed on the parameters."""
-
+"""Rows drawn for each task that is asked for; if too few of them differ, the parameters allow no more."""
 
 DERIVED: Mapping[str, Mapping[str, Callable[[Any], float]]] = {
     "CartPoleEnv": {
@@ -37,14 +38,14 @@ DERIVED: Mapping[str, Mapping[str, Callable[[Any], float]]] = {
         "polemass_length": lambda env: env.masspole * env.length,
     }
 }
-"""By class name: what an environment derived from its numbers when it was constructed, to be recomputed."""
+"""By class name: attributes that a constructor derives from others, and that must be recomputed."""
 
 
 class Parameter:
-    """What one parameter of the tasks may be: a range, or a choice from a list.
+    """The values that one parameter of the tasks can take: a range, or a list of choices.
 
-    ``"low:high"`` and ``{low: ..., high: ...}`` are ranges, drawn uniformly (whole numbers where ``whole``);
-    a list, or ``"a,b,c"``, is a choice. Values that are no numbers stand in task rows as their index.
+    ``"low:high"`` and ``{low: ..., high: ...}`` are ranges, drawn uniformly (as integers if ``whole``); a
+    list, or ``"a,b,c"``, gives the choices. A task row holds the index of a choice that is not a number.
     """
 
     def __init__(self, key: str, given: Any) -> None:
@@ -55,7 +56,7 @@ class Parameter:
             given = _parsed(given)
         if isinstance(given, Mapping) and set(given) == {"low", "high"}:
             ends = [given["low"], given["high"]]
-            if not all(is_number(end) for end in ends) or not ends[0] < ends[1]:
+            if not all(_is_number(end) for end in ends) or not ends[0] < ends[1]:
                 raise UsageError(
                     f"task parameter {key!r}: a range needs two numbers, low < high; got {given!r}"
                 )
@@ -66,50 +67,52 @@ class Parameter:
             raise UsageError(
                 f"task parameter {key!r}: expected a range low:high or a list of values, got {given!r}"
             )
-        self.numeric = all(is_number(choice) for choice in self.choices)
+        self.numeric = all(_is_number(choice) for choice in self.choices)
+        self.adopt(None)
 
     def __repr__(self) -> str:
         return repr(self.choices) if self.choices else f"{self.low:g}:{self.high:g}"
 
-    def whole(self, default: Any) -> bool:
-        """Whether values are whole numbers: given as such, for what is one (or not a number) by default."""
+    def adopt(self, default: Any) -> None:
+        """Let values be ``whole``, integers, if they are given as such and a numeric ``default`` is one."""
         given = self.choices or [self.low, self.high]
         if not self.numeric or any(value != int(value) for value in given):
-            return False
-        if is_number(default):
-            return isinstance(default, int | np.integer)
-        return all(isinstance(value, int) for value in given)
+            self.whole = False
+        elif _is_number(default):
+            self.whole = isinstance(default, int | np.integer)
+        else:
+            self.whole = all(isinstance(value, int) for value in given)
 
-    def probes(self, whole: bool) -> list[Any]:
+    def probes(self) -> list[Any]:
         """The choices, or both ends of the range."""
-        return self.choices or [self.value(end, whole) for end in (self.low, self.high)]
+        return self.choices or [self.value(end) for end in (self.low, self.high)]
 
-    def draw(self, random: np.random.Generator, n: int, whole: bool) -> FloatArray:
-        """(n,) values as they stand in task rows."""
+    def draw(self, random: np.random.Generator, n: int) -> FloatArray:
+        """(n,) entries of task rows."""
         if not self.choices:
-            if whole:
+            if self.whole:
                 return random.integers(int(self.low), int(self.high) + 1, n).astype(np.float64)
             return random.uniform(self.low, self.high, n)
         index = random.integers(len(self.choices), size=n)
         return np.array(self.choices, np.float64)[index] if self.numeric else index.astype(np.float64)
 
-    def value(self, entry: float, whole: bool) -> Any:
-        """What the environment gets for an entry of a task row."""
+    def value(self, entry: float) -> Any:
+        """The value that an entry of a task row stands for."""
         if self.choices and not self.numeric:
             return self.choices[int(entry)]
-        return int(entry) if whole else float(entry)
+        return int(entry) if self.whole else float(entry)
 
 
 def _parsed(text: str) -> Any:
     ends = [_word(part) for part in text.split(":")]
-    if len(ends) == 2 and all(map(is_number, ends)):
+    if len(ends) == 2 and all(map(_is_number, ends)):
         return {"low": ends[0], "high": ends[1]}
     words = [_word(part) for part in text.split(",")]
-    return words if len(words) > 1 or is_number(words[0]) else text
+    return words if len(words) > 1 or _is_number(words[0]) else text
 
 
 def _word(text: str) -> Any:
-    """A word of the command line as a number or a truth value, if it is one."""
+    """A word of the command line, as a number or a truth value where it is one."""
     text = text.strip()
     for kind in (int, float):
         try:
@@ -119,65 +122,54 @@ def _word(text: str) -> Any:
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
-class GymnasiumFamily:
+@checked
+class GymnasiumFamily(OneLineRepr, MeasuredReturns):
     """A gymnasium environment whose constructor arguments and numbers make tasks.
 
-    ``params`` names what varies: ``{"length": "0.25:1.0", "gravity": [5, 10]}``; ``n_task`` tasks (64)
-    are drawn with ``task_seed``. Without ``params`` there is one task, the environment as it is.
-    ``kwargs`` are fixed arguments of the constructor. ``horizon`` replaces the environment's own time
-    limit, which truncates. ``setup`` (``module:function``) is called with each environment once its
-    numbers are set, to recompute what it derives from them. ``best_return`` is the return that counts as
-    optimal (500 for CartPole-v1); without it returns are compared with the source's. The random policy's
-    return is measured, over ``random_episodes`` seeded episodes of each task.
+    ``params`` names the parameters that vary: ``{"length": "0.25:1.0", "gravity": [5, 10]}``; ``n_task``
+    tasks (64) are drawn with ``task_seed``. Without ``params`` there is one task, the unchanged environment.
+    ``kwargs`` are fixed arguments of the constructor. ``horizon`` replaces the environment's own time limit;
+    both truncate. ``setup`` (``module:function``) is called with each environment after its attributes are
+    set, to recompute attributes that depend on them. ``best_return`` is the return that counts as optimal
+    (500 for CartPole-v1); without it, returns are compared with those of the source. The random policy's
+    return is measured in ``random_episodes`` seeded episodes of each task.
 
     Raises ``UsageError`` for unknown environments and parameters, ``SpaceError`` for unsupported spaces.
     """
 
     prefix: ClassVar[str] = "gymnasium"
     by_parameters: ClassVar[bool] = True
-    """Whether tasks differ in ``params``, without which there is one."""
+    """Whether tasks differ in ``params``; then there is only one task without them."""
 
     def __init__(
         self,
         env_id: str,
         params: Mapping[str, Any] | None = None,
-        n_task: int | None = None,
-        task_seed: int = 0,
+        n_task: Count | None = None,
+        task_seed: Seed = 0,
         kwargs: Mapping[str, Any] | None = None,
-        horizon: int | None = None,
+        horizon: Count | None = None,
         best_return: float | None = None,
-        random_episodes: int = 20,
+        random_episodes: Count = 20,
         setup: str | None = None,
     ) -> None:
         self.name = f"{self.prefix}:{env_id}"
         self.env_id, self.task_seed = env_id, task_seed
-        for key, given in (("params", params), ("kwargs", kwargs)):
-            if given is not None and not isinstance(given, Mapping):
-                raise UsageError(f"{self.name}: {key} must map names to values, got {given!r}")
         self.params = {key: Parameter(key, given) for key, given in (params or {}).items()}
         self.kwargs, self.best_return, self.setup = dict(kwargs or {}), best_return, setup
         self.n_task = n_task if n_task is not None else 64 if self.params else 1
         self.random_episodes = random_episodes
         self._horizon = horizon
-        self._random_return: dict[bytes, float] = {}
-        check_whole(self.name, "n_task", self.n_task, 1)
-        check_whole(self.name, "task_seed", task_seed, 0)
-        check_whole(self.name, "random_episodes", random_episodes, 1)
-        if horizon is not None:
-            check_whole(self.name, "horizon", horizon, 1)
-        if best_return is not None:
-            check_number(self.name, "best_return", best_return)
         twice = self.params.keys() & self.kwargs.keys()
         if twice:
             raise UsageError(f"{self.name}: {', '.join(sorted(twice))} stands in params and in kwargs")
-        self._look()
+        self._inspect()
         self.environment(self._tasks[0]).close()
 
-    def _look(self) -> None:
-        """Construct one environment: spaces, time limit, which parameters it has, whether they may vary."""
+    def _inspect(self) -> None:
+        """Construct one environment to read its spaces, its time limit and its parameters."""
         spec = self._spec()
-        required = {key: self.params[key] for key in _required(spec) if key in self.params}
-        first = {key: parameter.probes(parameter.whole(None))[0] for key, parameter in required.items()}
+        first = {key: self.params[key].probes()[0] for key in _required(spec) if key in self.params}
         env = self._construct(first)
         derived = DERIVED.get(type(env.unwrapped).__name__, {})
         held = {key: value for key, value in _numbers(env).items() if key not in derived}
@@ -198,8 +190,8 @@ class GymnasiumFamily:
         for key in self.params.keys() - set(self.constructed):
             if not self.params[key].numeric:
                 raise UsageError(f"{self.name}: task parameter {key!r} is a number, not {self.params[key]}")
-        now = {**held, **arguments}
-        self.whole = {key: parameter.whole(now[key]) for key, parameter in self.params.items()}
+        for key, parameter in self.params.items():
+            parameter.adopt({**held, **arguments}[key])
         limit = self._horizon or spec.max_episode_steps or self._own_limit(env)
         if limit is None:
             raise UsageError(f"{self.name}: has no time limit of its own; say which with horizon")
@@ -211,8 +203,8 @@ class GymnasiumFamily:
             self._check_spaces(key, first)
 
     def _check_spaces(self, key: str, others: Mapping[str, Any]) -> None:
-        """Tasks share their spaces: what a constructor's argument may be must not change them."""
-        for value in self.params[key].probes(self.whole[key]):
+        """Raise ``SpaceError`` if values of the constructor's argument ``key`` change the spaces."""
+        for value in self.params[key].probes():
             env = self._construct({**others, key: value})
             for kind in ("observation_space", "action_space"):
                 ours, theirs = getattr(self, kind), getattr(env, kind)
@@ -224,20 +216,20 @@ class GymnasiumFamily:
             env.close()
 
     def _spec(self) -> EnvSpec:
-        """The registered specification; ``module:EnvId`` imports the module first, as gymnasium.make does."""
+        """The registered specification; as in gymnasium.make, ``module:EnvId`` imports the module first."""
         module, _, env_id = self.env_id.rpartition(":")
         try:
             if module:
                 importlib.import_module(module)
             return gymnasium.spec(env_id)
         except gymnasium.error.Error as error:
-            said = _line(error).partition(" Did you mean")[0]
-            raise UsageError(f"{self.name}: {said}{nearest(env_id, gymnasium.registry)}") from None
+            reason = _line(error).partition(" Did you mean")[0]
+            raise UsageError(f"{self.name}: {reason}{nearest(env_id, gymnasium.registry)}") from None
         except ImportError as error:
             raise UsageError(f"{self.name}: cannot import {module} ({_line(error)})") from None
 
     def _own_limit(self, env: Env) -> int | None:
-        """The time limit that ``env`` keeps itself, where gymnasium keeps none."""
+        """The time limit that ``env`` enforces itself, if gymnasium has none for it."""
         return None
 
     def _construct(self, arguments: Mapping[str, Any]) -> Env:
@@ -259,11 +251,7 @@ class GymnasiumFamily:
         if not self.params:
             return np.zeros((1, 1))
         drawn = [
-            parameter.draw(
-                rng(self.task_seed, "gymnasium tasks", self.env_id, key),
-                _DRAWS * self.n_task,
-                self.whole[key],
-            )
+            parameter.draw(rng(self.task_seed, "gymnasium tasks", self.env_id, key), _DRAWS * self.n_task)
             for key, parameter in self.params.items()
         ]
         rows = np.stack(drawn, axis=1)
@@ -276,13 +264,13 @@ class GymnasiumFamily:
         return rows[first[: self.n_task]]
 
     def tasks(self) -> FloatArray:
-        """(n_task, P): the drawn parameters, in the order in which they were named."""
+        """(n_task, P) the drawn parameters, in the order of ``params``."""
         return self._tasks.copy()
 
     def environment(self, task: AnyArray) -> Env:
         """The environment of one row of ``tasks()``."""
         values = {
-            key: parameter.value(float(entry), self.whole[key])
+            key: parameter.value(float(entry))
             for (key, parameter), entry in zip(self.params.items(), task, strict=False)
         }
         env = self._construct({key: values[key] for key in self.constructed})
@@ -296,27 +284,18 @@ class GymnasiumFamily:
             try:
                 setup(bare)
             except Exception as error:  # a user's function can raise anything
-                said = f"{type(error).__name__}: {_line(error)}"
-                raise UsageError(f"{self.name}: setup {self.setup} failed ({said})") from error
+                reason = f"{type(error).__name__}: {_line(error)}"
+                raise UsageError(f"{self.name}: setup {self.setup} failed ({reason})") from error
         return env
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> GymnasiumSlots:
-        """One environment per row of ``tasks``, each with its own seed."""
+        """One environment for each row of ``tasks``, with its own seed."""
         return GymnasiumSlots(self, [self.environment(task) for task in tasks], seeds)
 
-    def optimal_return(self, tasks: AnyArray) -> FloatArray | None:
-        """(N,) ``best_return`` for every task, or None if it was not given."""
-        return None if self.best_return is None else np.full(len(tasks), float(self.best_return))
+    def play_randomly(self, tasks: AnyArray) -> FloatArray:
+        return np.array([self._random_return(row) for row in tasks])
 
-    def random_return(self, tasks: AnyArray) -> FloatArray:
-        """(N,) mean return of ``random_episodes`` episodes of uniformly random actions, measured once."""
-        rows = np.asarray(tasks, np.float64)
-        for row in rows:
-            if row.tobytes() not in self._random_return:
-                self._random_return[row.tobytes()] = self._play_randomly(row)
-        return np.array([self._random_return[row.tobytes()] for row in rows])
-
-    def _play_randomly(self, row: FloatArray) -> float:
+    def _random_return(self, row: FloatArray) -> float:
         random = rng(self.task_seed, "random return", self.env_id, *(repr(float(x)) for x in row))
         env, total = self.environment(row), 0.0
         env.action_space.seed(int(random.integers(2**31)))
@@ -332,7 +311,7 @@ class GymnasiumFamily:
 
 
 class GymnasiumSlots:
-    """Single environments stepped one after another as a ``BatchedEnv``."""
+    """Single environments as a ``BatchedEnv``, stepped one after another."""
 
     def __init__(self, family: TaskFamily, envs: Sequence[Env], seeds: IntArray) -> None:
         self.num_envs, self._envs = len(envs), list(envs)
@@ -342,13 +321,12 @@ class GymnasiumSlots:
         self._as_action: Callable[[Any], Any] = int if discrete else np.asarray
 
     def reset(self) -> AnyArray:
-        """Start an episode in every slot: the first with the slot's seed, later ones where it went on."""
+        """Start an episode in every slot; only the first reset uses the slot's seed."""
         first = [env.reset(seed=seed)[0] for env, seed in zip(self._envs, self._seeds, strict=True)]
         self._seeds = [None] * self.num_envs
         return np.array(first, self._dtype)
 
     def step(self, actions: AnyArray) -> Step:
-        """Advance every slot by one action; slots whose episode ends are reset at once."""
         reward = np.zeros(self.num_envs, np.float32)
         terminated, truncated = np.zeros((2, self.num_envs), bool)
         following = []
@@ -366,7 +344,7 @@ class GymnasiumSlots:
 
 
 def _required(spec: EnvSpec) -> list[str]:
-    """Arguments without a default of what makes the environment."""
+    """The constructor's arguments that have no default."""
     maker = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
     found = _arguments(maker) if callable(maker) else {}
     return [name for name, default in found.items() if default is inspect.Parameter.empty]
@@ -380,11 +358,16 @@ def _arguments(maker: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _numbers(env: Env) -> dict[str, Any]:
-    """The public numbers that an environment holds, its class's included."""
+    """The public numeric attributes of an environment and its class."""
     bare = env.unwrapped
     names = [name for name in dir(bare) if not name.startswith("_") and name != "np_random_seed"]
     held = {name: inspect.getattr_static(bare, name) for name in names}
-    return {name: value for name, value in held.items() if is_number(value)}
+    return {name: value for name, value in held.items() if _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return number and math.isfinite(value)
 
 
 def _line(what: object) -> str:

@@ -1,4 +1,4 @@
-"""What the gridworlds share: cells, moves, the random walk on them, and N slots stepped together.
+"""Shared by the gridworlds: cells, moves, the random walk, and N slots that step together.
 
 A cell is (x, y) with 0 <= x, y < ``size``; observations are int64 (N, 2). Actions are 0 stay, 1 up (y + 1),
 2 down (y - 1), 3 left (x - 1), 4 right (x + 1); walls stop a move.
@@ -7,24 +7,29 @@ A cell is (x, y) with 0 <= x, y < ``size``; observations are int64 (N, 2). Actio
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from annotated_types import Ge
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
 from compressed_ad.errors import SpaceError, UsageError
-from compressed_ad.tasks.base import check_whole
+from compressed_ad.settings import Count
+from compressed_ad.tasks.base import OneLineRepr
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray, Step
 
 N_ACTION = 5
 _STEPS = np.array([[0, 0], [0, 1], [0, -1], [-1, 0], [1, 0]])
 
+Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
+
+Size = Annotated[int, Ge(2)]
 
 
 @lru_cache(maxsize=16)
@@ -94,26 +99,21 @@ def towards(obs: IntArray, target: IntArray) -> Int64Array:
     return move
 
 
-@dataclass(frozen=True)
-class Grid(ABC):
-    """What the rooms have in common; ``size`` cells a side, episodes of at most ``horizon`` steps."""
+@dataclass(frozen=True, repr=False)
+class Grid(OneLineRepr, ABC):
+    """A square room with ``size`` cells a side and episodes of at most ``horizon`` steps."""
 
     name: ClassVar[str]
-    size: int
-    horizon: int
-
-    def __post_init__(self) -> None:
-        for key, least in (("size", 2), ("horizon", 1)):
-            check_whole(self.name, key, getattr(self, key), least)
+    size: Size
+    horizon: Count
 
     @cached_property
     def observation_space(self) -> spaces.MultiDiscrete:
-        """The agent's own cell, (x, y)."""
+        """The agent's cell, (x, y)."""
         return spaces.MultiDiscrete([self.size, self.size])
 
     @cached_property
     def action_space(self) -> spaces.Discrete:
-        """Stay, up, down, left, right."""
         return spaces.Discrete(N_ACTION)
 
     @property
@@ -122,13 +122,20 @@ class Grid(ABC):
         return self.size // 2, self.size // 2
 
     @abstractmethod
-    def optimal_action(self, tasks: AnyArray, obs: IntArray, episode_return: FloatArray) -> Int64Array:
-        """(N,) an optimal action of each task; see ``OptimalPolicy``."""
+    def optimal_action(self, tasks: AnyArray, obs: IntArray, episode_return: FloatArray) -> Int64Array: ...
 
     def index(self, cells: ArrayLike) -> Int64Array:
         """Number x * size + y of cells (..., 2)."""
         x, y = np.moveaxis(np.asarray(cells, np.int64), -1, 0)
         return np.asarray(x * self.size + y)
+
+    def random_hit(self, cells: ArrayLike) -> Float64Array:
+        """(N,) chance that random actions step onto each of ``cells`` (N, 2) within an episode."""
+        return hit_chance(self.size, self.horizon, int(self.index(self.start)))[self.index(cells)]
+
+    def random_visits(self, cells: ArrayLike) -> Float64Array:
+        """(N,) expected number of steps of an episode of random actions onto each of ``cells`` (N, 2)."""
+        return visits(self.size, self.horizon, int(self.index(self.start)))[self.index(cells)]
 
     def check(self, tasks: AnyArray, width: int) -> Int64Array:
         """``tasks`` (N, ``width``) as int64; ``UsageError`` unless they are coordinates of cells."""
@@ -140,12 +147,22 @@ class Grid(ABC):
         return np.asarray(tasks, np.int64)
 
 
-class GridEnv(ABC):
-    """N slots of one room, stepped together; subclasses judge the cells stepped onto."""
+class GridEnv:
+    """N slots of one room that step together.
 
-    def __init__(self, family: Grid, tasks: Int64Array) -> None:
+    ``judge`` gives rewards (N,) float32 and terminations (N,) for stepping onto cells (N,), given the returns
+    (N,) of the episodes so far. ``moves`` translates actions (N,) into moves.
+    """
+
+    def __init__(
+        self,
+        family: Grid,
+        tasks: Int64Array,
+        judge: Callable[[Int64Array, Float32Array], tuple[Float32Array, BoolArray]],
+        moves: Callable[[AnyArray], AnyArray] = lambda actions: actions,
+    ) -> None:
         self.num_envs = num_envs = len(tasks)
-        self._family, self._tasks = family, tasks
+        self._family, self._tasks, self._judge, self._moves = family, tasks, judge, moves
         self._n_cell = family.size**2
         self._cells = all_cells(family.size)
         self._successors = successors(family.size).ravel()
@@ -155,14 +172,12 @@ class GridEnv(ABC):
         self._return = np.zeros(num_envs, np.float32)
 
     def reset(self) -> Int64Array:
-        """Start an episode in every slot; observations (N, 2) int64."""
         self._cell[:] = self._start
         self._time[:] = 0
         self._return[:] = 0
         return self._cells.take(self._cell, axis=0)
 
     def step(self, actions: AnyArray) -> Step:
-        """Advance every slot by one action (N,); slots whose episode ends are reset at once."""
         actions = np.asarray(actions)
         if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
             raise SpaceError(
@@ -171,9 +186,9 @@ class GridEnv(ABC):
             )
         if self.num_envs and (actions.min() < 0 or actions.max() >= N_ACTION):
             raise SpaceError(f"{self._family.name}: actions must lie in 0..{N_ACTION - 1}")
-        cell = self._successors.take(self.moves(actions) * self._n_cell + self._cell)
+        cell = self._successors.take(self._moves(actions) * self._n_cell + self._cell)
         self._time += 1
-        reward, terminated = self.judge(cell)
+        reward, terminated = self._judge(cell, self._return)
         self._return += reward
         truncated = (self._time >= self._family.horizon) & ~terminated
         next_obs = obs = self._cells.take(cell, axis=0)
@@ -187,13 +202,5 @@ class GridEnv(ABC):
         return Step(next_obs, reward, terminated, truncated, obs)
 
     def optimal_actions(self) -> Int64Array:
-        """(N,) an optimal action in the present state of every slot."""
+        """(N,) an optimal action in the current state of every slot."""
         return self._family.optimal_action(self._tasks, self._cells.take(self._cell, axis=0), self._return)
-
-    def moves(self, actions: AnyArray) -> AnyArray:
-        """(N,) the moves that ``actions`` (N,) stand for."""
-        return actions
-
-    @abstractmethod
-    def judge(self, cell: Int64Array) -> tuple[NDArray[np.float32], BoolArray]:
-        """Rewards (N,) and terminations (N,) for stepping onto ``cell`` (N,)."""

@@ -1,7 +1,7 @@
-"""Dark rooms: gridworlds whose agent sees only its own cell and must find out where the reward is.
+"""Dark rooms: gridworlds whose agent sees only its own cell and must find the reward.
 
-Cells, observations and moves are those of ``grid``. Rewards look at the *successor* of the action: standing
-on a goal and staying pays. The time limit truncates; an episode that terminates on its last step counts as
+Cells, observations and moves are those of ``grid``. The *successor* of an action decides its reward: staying
+on a goal pays. The time limit truncates; an episode that terminates on its last step counts as
 terminated only. Everything is deterministic, so the ``seeds`` of ``make`` have no effect.
 
 Source: Laskin et al., "In-context Reinforcement Learning with Algorithm Distillation", 2022, section 4 and
@@ -11,33 +11,36 @@ appendix (Dark Room, Dark Room Hard, Dark Key-to-Door); the large and the permut
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compressed_ad.errors import UsageError
+from compressed_ad.registry import checked
+from compressed_ad.settings import Count
 from compressed_ad.tasks.grid import (
     N_ACTION,
+    Float32Array,
     Float64Array,
     Grid,
     GridEnv,
     Int64Array,
+    Size,
     all_cells,
     distance,
     first_hits,
     first_in_episode,
-    hit_chance,
     towards,
-    visits,
 )
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray
 
 
-@dataclass(frozen=True)
+@checked
+@dataclass(frozen=True, repr=False)
 class Darkroom(Grid):
     """A room with one invisible goal cell; +1 for every step that ends on it (Laskin et al. 2022).
 
@@ -46,87 +49,82 @@ class Darkroom(Grid):
 
     name: ClassVar[str] = "darkroom"
     terminates: ClassVar[bool] = False
-    size: int = 9
-    horizon: int = 20
+    size: Size = 9
+    horizon: Count = 20
+
+    @property
+    def n_task(self) -> int:
+        return self.size**2
 
     def tasks(self) -> Int64Array:
-        """(size**2, 2) goal cells, y running fastest."""
+        """(size**2, 2) goal cells; y changes fastest."""
         return all_cells(self.size).copy()
 
-    def make(self, tasks: AnyArray, seeds: IntArray) -> _DarkroomEnv:
-        """One slot per row of ``tasks`` (N, 2)."""
-        return _DarkroomEnv(self, self.check(tasks, 2))
+    def make(self, tasks: AnyArray, seeds: IntArray) -> GridEnv:
+        goal, never = self.index(self.check(tasks, 2)), np.zeros(len(tasks), bool)
+
+        def judge(cell: Int64Array, episode_return: FloatArray) -> tuple[Float32Array, BoolArray]:
+            on_goal = cell == goal
+            return on_goal.astype(np.float32), on_goal if self.terminates else never.copy()
+
+        return GridEnv(self, np.asarray(tasks), judge)
 
     def goal_distance(self, tasks: AnyArray) -> Int64Array:
         """(N,) steps from the start to the goal (Manhattan distance)."""
         return distance(self.check(tasks, 2), self.start)
 
     def optimal_return(self, tasks: AnyArray) -> Float64Array:
-        """(N,) walk to the goal and stay; on a goal at distance 0 every step pays."""
+        """(N,) walking to the goal and staying there; at distance 0 every step pays."""
         arrival = np.maximum(self.goal_distance(tasks), 1)
         pay = self.horizon - arrival + 1
         return np.asarray(np.clip(pay, 0, 1 if self.terminates else None), np.float64)
 
     def random_return(self, tasks: AnyArray) -> Float64Array:
-        """(N,) exact, from the occupancy (or first hits, if the goal ends the episode) of a random walk."""
-        start, goal = int(self.index(self.start)), self.index(self.check(tasks, 2))
-        if self.terminates:
-            return np.asarray(hit_chance(self.size, self.horizon, start)[goal])
-        return np.asarray(visits(self.size, self.horizon, start)[goal])
+        """(N,) exact: expected visits of a random walk, or its chance to hit a goal that ends the episode."""
+        goals = self.check(tasks, 2)
+        return self.random_hit(goals) if self.terminates else self.random_visits(goals)
 
     def random_found(self, tasks: AnyArray) -> Float64Array:
-        """(N,) exact chance that the uniformly random policy meets the reward within one episode."""
-        chance = hit_chance(self.size, self.horizon, int(self.index(self.start)))
-        return chance[self.index(self.check(tasks, 2))]
+        return self.random_hit(self.check(tasks, 2))
 
     def optimal_action(self, tasks: AnyArray, obs: IntArray, episode_return: FloatArray) -> Int64Array:
-        """(N,) an optimal action in ``obs`` (N, 2); ``episode_return`` is not needed here."""
         return towards(obs, self.check(tasks, 2))
 
     def reward(
         self, task: AnyArray, states: AnyArray, actions: AnyArray, next_states: AnyArray, start: BoolArray
-    ) -> NDArray[np.float32]:
-        """(T,) rewards of recorded transitions had ``task`` (2,) been the goal."""
+    ) -> Float32Array:
         on_goal = (np.asarray(next_states) == task).all(-1)
         return (first_in_episode(on_goal, start) if self.terminates else on_goal).astype(np.float32)
 
 
-class _DarkroomEnv(GridEnv):
-    def __init__(self, family: Darkroom, tasks: Int64Array) -> None:
-        super().__init__(family, tasks)
-        self._terminates, self._goal = family.terminates, family.index(tasks)
-        self._never = np.zeros(len(tasks), bool)
-
-    def judge(self, cell: Int64Array) -> tuple[NDArray[np.float32], BoolArray]:
-        on_goal = cell == self._goal
-        return on_goal.astype(np.float32), on_goal if self._terminates else self._never.copy()
-
-
-@dataclass(frozen=True)
+@checked
+@dataclass(frozen=True, repr=False)
 class DarkroomLarge(Darkroom):
     """Darkroom with 15x15 cells and 50 steps (Son et al. 2025)."""
 
     name: ClassVar[str] = "darkroom_large"
-    size: int = 15
-    horizon: int = 50
+    size: Size = 15
+    horizon: Count = 50
 
 
-@dataclass(frozen=True)
+@checked
+@dataclass(frozen=True, repr=False)
 class DarkroomHard(Darkroom):
     """Dark Room Hard: 17x17 cells, 20 steps, +1 exactly once, on reaching the goal (Laskin et al. 2022).
 
-    The paper says "r = 1 exactly once"; what follows it cannot pay, so the episode terminates there, which
-    also keeps the cell a sufficient observation. The farthest goals are 16 steps away. A goal on the start
+    The paper says "r = 1 exactly once". No later step could pay, so the episode terminates there; the cell
+    then also remains a sufficient observation. The farthest goals are 16 steps away. A goal on the start
     cell pays on the first step that ends there.
     """
 
     name: ClassVar[str] = "darkroom_hard"
     terminates: ClassVar[bool] = True
-    size: int = 17
-    horizon: int = 20
+    size: Size = 17
+    horizon: Count = 20
 
 
-@dataclass(frozen=True)
+@checked
+@dataclass(frozen=True, repr=False)
 class DarkroomPermuted(Grid):
     """From one corner to the opposite one with permuted actions; +1 for every step that ends on the goal.
 
@@ -135,47 +133,49 @@ class DarkroomPermuted(Grid):
     """
 
     name: ClassVar[str] = "darkroom_permuted"
-    size: int = 9
-    horizon: int = 50
+    size: Size = 9
+    horizon: Count = 50
 
     @property
     def start(self) -> tuple[int, int]:
-        """The cell where every episode starts: the corner (0, 0)."""
         return 0, 0
 
     @property
     def goal(self) -> tuple[int, int]:
-        """The opposite corner."""
         return self.size - 1, self.size - 1
+
+    @property
+    def n_task(self) -> int:
+        return math.factorial(N_ACTION)
 
     def tasks(self) -> Int64Array:
         """(120, 5) permutations."""
         return np.array(list(permutations(range(N_ACTION))), np.int64)
 
-    def make(self, tasks: AnyArray, seeds: IntArray) -> _PermutedEnv:
-        """One slot per row of ``tasks`` (N, 5)."""
-        return _PermutedEnv(self, self._permutations(tasks))
+    def make(self, tasks: AnyArray, seeds: IntArray) -> GridEnv:
+        permutations, goal = self._permutations(tasks), int(self.index(self.goal))
+        moves, row = permutations.ravel(), np.arange(len(tasks)) * N_ACTION
+
+        def judge(cell: Int64Array, episode_return: FloatArray) -> tuple[Float32Array, BoolArray]:
+            return (cell == goal).astype(np.float32), np.zeros(len(cell), bool)
+
+        return GridEnv(self, permutations, judge, lambda actions: moves.take(row + actions))
 
     def goal_distance(self, tasks: AnyArray) -> Int64Array:
-        """(N,) steps from corner to corner, the same for all tasks."""
         return np.full(len(tasks), 2 * (self.size - 1))
 
     def optimal_return(self, tasks: AnyArray) -> Float64Array:
-        """(N,) walk to the goal and stay; the same for all tasks."""
+        """(N,) walking to the goal and staying there; the same for all tasks."""
         return np.asarray(np.maximum(self.horizon - self.goal_distance(tasks) + 1.0, 0.0))
 
     def random_return(self, tasks: AnyArray) -> Float64Array:
-        """(N,) exact; a uniformly random policy does not notice the permutation."""
-        expected = visits(self.size, self.horizon, int(self.index(self.start)))
-        return np.full(len(tasks), expected[self.index(self.goal)])
+        """(N,) exact; permuting its actions does not change the uniformly random policy."""
+        return np.full(len(tasks), self.random_visits(self.goal))
 
     def random_found(self, tasks: AnyArray) -> Float64Array:
-        """(N,) exact chance that the uniformly random policy meets the reward within one episode."""
-        chance = hit_chance(self.size, self.horizon, int(self.index(self.start)))
-        return np.full(len(tasks), chance[self.index(self.goal)])
+        return np.full(len(tasks), self.random_hit(self.goal))
 
     def optimal_action(self, tasks: AnyArray, obs: IntArray, episode_return: FloatArray) -> Int64Array:
-        """(N,) an optimal action in ``obs`` (N, 2); ``episode_return`` is not needed here."""
         move = towards(obs, np.broadcast_to(self.goal, np.shape(obs)))
         inverse = np.argsort(self._permutations(tasks), axis=1)
         return np.take_along_axis(inverse, move[:, None], 1)[:, 0]
@@ -189,41 +189,41 @@ class DarkroomPermuted(Grid):
         return np.asarray(tasks, np.int64)
 
 
-class _PermutedEnv(GridEnv):
-    def __init__(self, family: DarkroomPermuted, tasks: Int64Array) -> None:
-        super().__init__(family, tasks)
-        self._goal = family.index(family.goal)
-        self._flat, self._row = tasks.ravel(), np.arange(len(tasks)) * N_ACTION
-
-    def moves(self, actions: AnyArray) -> AnyArray:
-        return self._flat.take(self._row + actions)
-
-    def judge(self, cell: Int64Array) -> tuple[NDArray[np.float32], BoolArray]:
-        return (cell == self._goal).astype(np.float32), np.zeros(self.num_envs, bool)
-
-
-@dataclass(frozen=True)
+@checked
+@dataclass(frozen=True, repr=False)
 class KeyToDoor(Grid):
     """Dark Key-to-Door: +1 once for stepping onto the key, +1 for then stepping onto the door, which ends
     the episode (Laskin et al. 2022). Neither the cells nor whether the key is held can be seen.
 
-    Tasks are all pairs of key and door cells, rows (key_x, key_y, door_x, door_y). The two coincidences:
-    a key on the start cell is not held at the start, but picked up by any step that ends there; a key on the
-    door opens it at once, so one step pays 2 and ends the episode. Hence the optimum is 2 for every task.
+    Tasks are all pairs of key and door cells, rows (key_x, key_y, door_x, door_y). Two special cases: a key
+    on the start cell is not held at the start, but picked up by any step that ends there; a key on the door
+    opens it at once, so one step pays 2 and ends the episode. Hence the optimum is 2 for every task.
     """
 
     name: ClassVar[str] = "key_to_door"
-    size: int = 9
-    horizon: int = 50
+    size: Size = 9
+    horizon: Count = 50
+
+    @property
+    def n_task(self) -> int:
+        return self.size**4
 
     def tasks(self) -> Int64Array:
-        """(size**4, 4) key and door cells, the door running fastest."""
+        """(size**4, 4) key and door cells; the door changes fastest."""
         cells = all_cells(self.size)
         return np.concatenate([np.repeat(cells, len(cells), 0), np.tile(cells, (len(cells), 1))], 1)
 
-    def make(self, tasks: AnyArray, seeds: IntArray) -> _KeyToDoorEnv:
-        """One slot per row of ``tasks`` (N, 4)."""
-        return _KeyToDoorEnv(self, self.check(tasks, 4))
+    def make(self, tasks: AnyArray, seeds: IntArray) -> GridEnv:
+        tasks = self.check(tasks, 4)
+        key, door = self.index(tasks[:, :2]), self.index(tasks[:, 2:])
+
+        def judge(cell: Int64Array, episode_return: FloatArray) -> tuple[Float32Array, BoolArray]:
+            held = episode_return > 0
+            found = (cell == key) & ~held
+            opened = (cell == door) & (held | found)
+            return found.astype(np.float32) + opened, opened
+
+        return GridEnv(self, tasks, judge)
 
     def goal_distance(self, tasks: AnyArray) -> Int64Array:
         """(N,) steps from the start to the key and from there to the door (Manhattan distances)."""
@@ -231,7 +231,7 @@ class KeyToDoor(Grid):
         return distance(tasks[:, :2], self.start) + distance(tasks[:, 2:], tasks[:, :2])
 
     def optimal_return(self, tasks: AnyArray) -> Float64Array:
-        """(N,) 2 where both cells can be reached in time."""
+        """(N,) 1 for the key and 1 for the door, if they can be reached in time."""
         tasks = self.check(tasks, 4)
         key = np.maximum(distance(tasks[:, :2], self.start), 1)
         door = key + distance(tasks[:, 2:], tasks[:, :2])
@@ -244,20 +244,17 @@ class KeyToDoor(Grid):
         return table[self.index(tasks[:, :2]), self.index(tasks[:, 2:])]
 
     def random_found(self, tasks: AnyArray) -> Float64Array:
-        """(N,) exact chance that the uniformly random policy finds the key (which pays) in one episode."""
-        chance = hit_chance(self.size, self.horizon, int(self.index(self.start)))
-        return chance[self.index(self.check(tasks, 4)[:, :2])]
+        """(N,) exact chance that random actions find the key, which pays first."""
+        return self.random_hit(self.check(tasks, 4)[:, :2])
 
     def optimal_action(self, tasks: AnyArray, obs: IntArray, episode_return: FloatArray) -> Int64Array:
-        """(N,) an optimal action; ``episode_return`` (N,) so far tells whether the key is held."""
         tasks = self.check(tasks, 4)
-        held = np.asarray(episode_return)[:, None] > 0
+        held = np.asarray(episode_return)[:, None] > 0  # the key has paid
         return towards(obs, np.where(held, tasks[:, 2:], tasks[:, :2]))
 
     def reward(
         self, task: AnyArray, states: AnyArray, actions: AnyArray, next_states: AnyArray, start: BoolArray
-    ) -> NDArray[np.float32]:
-        """(T,) rewards of recorded transitions under ``task`` (4,); an opened door pays nothing more."""
+    ) -> Float32Array:
         next_states, task = np.asarray(next_states), np.asarray(task)
         key = first_in_episode((next_states == task[:2]).all(-1), start)
         # Episodes with the key in hand: picked up at or before this step, since the episode began.
@@ -279,15 +276,3 @@ def _key_to_door_random(size: int, horizon: int, start: int) -> Float64Array:
     key = from_start.sum(0)
     np.fill_diagonal(both, key)
     return np.asarray(key[:, None] + both)
-
-
-class _KeyToDoorEnv(GridEnv):
-    def __init__(self, family: KeyToDoor, tasks: Int64Array) -> None:
-        super().__init__(family, tasks)
-        self._key, self._door = family.index(tasks[:, :2]), family.index(tasks[:, 2:])
-
-    def judge(self, cell: Int64Array) -> tuple[NDArray[np.float32], BoolArray]:
-        had = self._return > 0
-        found = (cell == self._key) & ~had
-        opened = (cell == self._door) & (had | found)
-        return found.astype(np.float32) + opened, opened

@@ -6,17 +6,20 @@ Importing this module needs Meta-World; without it ``MissingExtraError`` says wh
 from __future__ import annotations
 
 import pickle
-from functools import lru_cache
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Annotated, Any, ClassVar, Literal
 
 import gymnasium
 import numpy as np
+from annotated_types import Ge, Le
 from gymnasium import spaces
 
 from compressed_ad.errors import MissingExtraError, UsageError, nearest
+from compressed_ad.registry import checked
 from compressed_ad.seeding import rng
-from compressed_ad.tasks.base import check_number, check_whole
+from compressed_ad.tasks.base import OneLineRepr
 from compressed_ad.tasks.from_gymnasium import GymnasiumSlots
+from compressed_ad.tasks.random_play import MeasuredReturns
 from compressed_ad.types import AnyArray, FloatArray, IntArray
 
 try:
@@ -25,36 +28,37 @@ except ImportError as error:
     raise MissingExtraError("metaworld:NAME", "metaworld") from error
 
 LIMIT = 500
-"""Most steps of an episode: Meta-World's own limit."""
+"""Meta-World's own limit on the steps of an episode."""
 
 N_GOAL = 50
 """Training goals of ML1, and as many test goals."""
 
-REWARDS = ("success", "dense")
 
-
-class MetaWorldFamily:
+@checked
+class MetaWorldFamily(OneLineRepr, MeasuredReturns):
     """Meta-World's ML1 of one name: 50 training goals, then its 50 test goals, which are the held-out tasks.
 
-    A task is a row of the numbers that ML1 draws for it (places of the object and of the goal), made with
-    ``task_seed``. Observations are its 39 numbers, float32, the goal's three always 0; actions are 4 numbers
-    in [-1, 1]. ``reward`` is ``success``, 1 at the first successful step of an episode and 0 otherwise, so
-    that the return is whether the episode succeeded at any step; or ``dense``, Meta-World's own, 0 to 10 a
-    step. Episodes last ``horizon`` steps, success or not, and are truncated. ``best_return`` is what counts
-    as optimal, by default 1 for ``success``. The random policy's return is measured over ``random_episodes``
-    seeded episodes, each of another training task, and is one number for all tasks.
+    A task row holds the numbers that ML1 draws with ``task_seed`` (positions of the object and of the goal).
+    Observations are Meta-World's 39 numbers, float32, of which the goal's three are always 0; actions are 4
+    numbers in [-1, 1]. ``reward`` is ``success``, 1 at the first successful step of an episode and 0
+    otherwise, so that the return tells whether the episode succeeded at any step; or ``dense``, Meta-World's
+    own, 0 to 10 a step. Episodes last ``horizon`` steps, success or not, and are truncated. ``best_return``
+    is the return that counts as optimal, by default 1 for ``success``. The random policy's return is measured
+    in ``random_episodes`` seeded episodes, each of another training task, and is one number for all tasks.
 
     Raises ``UsageError`` for a name that ML1 lacks and for parameters out of range.
     """
 
+    n_task: ClassVar[int] = 2 * N_GOAL
+
     def __init__(
         self,
         env_id: str,
-        reward: str = "success",
-        task_seed: int = 0,
-        horizon: int = LIMIT,
+        reward: Literal["success", "dense"] = "success",
+        task_seed: Annotated[int, Ge(0), Le(2**32 - 2)] = 0,  # ML1 seeds its test goals with one more
+        horizon: Annotated[int, Ge(1), Le(LIMIT)] = LIMIT,
         best_return: float | None = None,
-        random_episodes: int = 10,
+        random_episodes: Annotated[int, Ge(1), Le(N_GOAL)] = 10,
     ) -> None:
         self.name = f"metaworld:{env_id}"
         known = metaworld.ML1.ENV_NAMES
@@ -62,30 +66,21 @@ class MetaWorldFamily:
             raise UsageError(
                 f"{self.name}: ML1 has no {env_id!r}{nearest(env_id, known)}; it has {', '.join(known)}"
             )
-        if reward not in REWARDS:
-            raise UsageError(f"{self.name}: reward must be one of {', '.join(REWARDS)}, got {reward!r}")
-        check_whole(self.name, "task_seed", task_seed, 0, 2**32 - 2)  # ML1 seeds its test goals with one more
-        check_whole(self.name, "horizon", horizon, 1, LIMIT)
-        check_whole(self.name, "random_episodes", random_episodes, 1, N_GOAL)
-        if best_return is not None:
-            check_number(self.name, "best_return", best_return)
         self.env_id, self.reward_kind, self.task_seed, self.horizon = env_id, reward, task_seed, horizon
         self.best_return = 1.0 if best_return is None and reward == "success" else best_return
         self.random_episodes = random_episodes
         self.observation_space = spaces.Box(-np.inf, np.inf, (39,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
-        self._random_return: float | None = None
 
     def tasks(self) -> FloatArray:
         """(100, P): the 50 training tasks, then the 50 test tasks."""
         return np.array([_data(task)["rand_vec"] for task in _goals(self.env_id, self.task_seed)])
 
     def heldout_tasks(self) -> IntArray:
-        """The test tasks; see ``FixedSplit``."""
         return np.arange(N_GOAL, 2 * N_GOAL)
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> GymnasiumSlots:
-        """One simulation per row of ``tasks``. All is deterministic: ``seeds`` have no effect."""
+        """One simulation for each row of ``tasks``. Everything is deterministic; ``seeds`` have no effect."""
         return GymnasiumSlots(self, [self._environment(row) for row in np.asarray(tasks, np.float64)], seeds)
 
     def _environment(self, row: FloatArray) -> _Episodes:
@@ -95,19 +90,14 @@ class MetaWorldFamily:
         env.set_task(template._replace(data=pickle.dumps(data)))
         return _Episodes(env, self)
 
-    def optimal_return(self, tasks: AnyArray) -> FloatArray | None:
-        """(N,) ``best_return`` for every task, or None if there is none."""
-        return None if self.best_return is None else np.full(len(tasks), float(self.best_return))
+    def play_randomly(self, tasks: AnyArray) -> FloatArray:
+        return np.full(len(tasks), self._mean_random_return)
 
-    def random_return(self, tasks: AnyArray) -> FloatArray:
-        """(N,) the mean return of uniformly random actions, the same number for every task."""
-        if self._random_return is None:
-            self._random_return = float(
-                np.mean([self._play_randomly(k) for k in range(self.random_episodes)])
-            )
-        return np.full(len(tasks), self._random_return)
+    @cached_property
+    def _mean_random_return(self) -> float:
+        return float(np.mean([self._random_return(k) for k in range(self.random_episodes)]))
 
-    def _play_randomly(self, task: int) -> float:
+    def _random_return(self, task: int) -> float:
         """The return of an episode of random actions on a training task."""
         random = rng(self.task_seed, "random return", self.env_id, task)
         env = self._environment(self.tasks()[task])
@@ -146,12 +136,12 @@ class _Episodes(gymnasium.Env[AnyArray, AnyArray]):
 
 @lru_cache(maxsize=8)
 def _goals(name: str, seed: int) -> tuple[Any, ...]:
-    """The training and the test tasks of ML1: seconds of work, done once in a process."""
+    """The training and the test tasks of ML1, which take seconds to make."""
     benchmark = metaworld.ML1(name, seed=seed)
     return (*benchmark.train_tasks, *benchmark.test_tasks)
 
 
 def _data(task: Any) -> dict[str, Any]:
-    """What ML1 made in this process, so that unpickling it runs nothing foreign."""
+    # ML1 pickled this in the same process, so unpickling it is safe.
     found: dict[str, Any] = pickle.loads(task.data)
     return found

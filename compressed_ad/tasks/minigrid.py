@@ -14,29 +14,32 @@ import numpy as np
 from gymnasium import spaces
 
 from compressed_ad.errors import MissingExtraError, UsageError
+from compressed_ad.registry import checked
 from compressed_ad.seeding import rng
+from compressed_ad.settings import Count, Seed
 from compressed_ad.tasks.from_gymnasium import Env, GymnasiumFamily
 from compressed_ad.types import AnyArray, FloatArray
 
 try:
-    from minigrid.wrappers import ImgObsWrapper  # with it come MiniGrid's registered environments
+    from minigrid.wrappers import ImgObsWrapper  # registers MiniGrid's environments
 except ImportError as error:
     raise MissingExtraError("minigrid:ID", "minigrid") from error
 
 _TRIES = 10
-"""Times as many seeds are tried as layouts are asked for."""
+"""Seeds tried for each layout that is asked for."""
 
 
+@checked
 class MiniGridFamily(GymnasiumFamily):
     """A MiniGrid environment; tasks are seeds that lay it out differently, for every episode.
 
-    ``n_task`` layouts are drawn with ``task_seed``; a row is the seed that ``reset`` gets. What happens
-    within an episode (moving obstacles) comes from the slot's own seed. Observed is the egocentric image,
-    (7, 7, 3) uint8: object, colour and state of each cell. The mission's text is not observed: a layout has
-    one mission, so it is part of what a task hides. ``kwargs``, ``horizon``, ``best_return`` and
-    ``random_episodes`` are those of ``GymnasiumFamily``.
+    ``n_task`` layouts are drawn with ``task_seed``; a task row is the seed of ``reset``. Randomness within an
+    episode (moving obstacles) comes from the slot's own seed. Observations are the egocentric image,
+    (7, 7, 3) uint8: object, colour and state of each cell. The text of the mission is not observed: a layout
+    has one mission, and a task hides it. ``kwargs``, ``horizon``, ``best_return`` and ``random_episodes`` are
+    those of ``GymnasiumFamily``.
 
-    Raises ``UsageError`` for unknown environments and where seeds make fewer layouts than ``n_task``.
+    Raises ``UsageError`` for unknown environments, and if the seeds make fewer layouts than ``n_task``.
     """
 
     prefix: ClassVar[str] = "minigrid"
@@ -45,17 +48,17 @@ class MiniGridFamily(GymnasiumFamily):
     def __init__(
         self,
         env_id: str,
-        n_task: int = 64,
-        task_seed: int = 0,
+        n_task: Count = 64,
+        task_seed: Seed = 0,
         kwargs: Mapping[str, Any] | None = None,
-        horizon: int | None = None,
+        horizon: Count | None = None,
         best_return: float | None = None,
-        random_episodes: int = 10,
+        random_episodes: Count = 10,
     ) -> None:
         super().__init__(env_id, None, n_task, task_seed, kwargs, horizon, best_return, random_episodes)
 
     def _own_limit(self, env: Env) -> int | None:
-        # BabyAI's levels say 0 and choose a limit in each reset.
+        # BabyAI's levels give 0 and choose a limit in each reset.
         return int(getattr(env.unwrapped, "max_steps", 0)) or None
 
     def _construct(self, arguments: Mapping[str, Any]) -> Env:
@@ -74,8 +77,8 @@ class MiniGridFamily(GymnasiumFamily):
             try:
                 env.reset(seed=seed)
             except Exception as error:  # a generator of layouts can raise anything
-                said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-                raise UsageError(f"{self.name}: cannot be laid out ({said})") from error
+                reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                raise UsageError(f"{self.name}: cannot be laid out ({reason})") from error
             found.setdefault(_layout(env), seed)
             if len(found) == self.n_task:
                 break
@@ -89,18 +92,18 @@ class MiniGridFamily(GymnasiumFamily):
 
     def environment(self, task: AnyArray) -> Env:
         """The environment that resets to the layout of a row of ``tasks()``."""
-        return _Laid(self._construct({}), int(task[0]))
+        return _FixedLayout(self._construct({}), int(task[0]))
 
 
 def _layout(env: Env) -> bytes:
-    """What tells one layout from another: the grid, where the agent stands and faces, the mission."""
+    """A key of the layout: the grid, the agent's position and direction, the mission."""
     bare: Any = env.unwrapped
     agent = (*(int(x) for x in bare.agent_pos), int(bare.agent_dir), bare.mission)
     return bytes(bare.grid.encode().tobytes()) + repr(agent).encode()
 
 
-class _Laid(gymnasium.Wrapper[AnyArray, Any, AnyArray, Any]):
-    """Every reset makes the same layout; the seed of a reset decides what happens afterwards."""
+class _FixedLayout(gymnasium.Wrapper[AnyArray, Any, AnyArray, Any]):
+    """Every reset makes the same layout; the seed of a reset only affects the steps after it."""
 
     def __init__(self, env: Env, layout_seed: int) -> None:
         super().__init__(env)

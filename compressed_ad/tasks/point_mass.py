@@ -1,9 +1,8 @@
-"""A point on a square that must find out where its goal is: continuous control with hidden goals.
+"""A point on a square that must find its goal: continuous control with hidden goals.
 
-Positions lie in [-1, 1]^2, every episode starts at (0, 0), and an action moves the point by ``speed`` times
-the action, of which no more than the unit disc counts: in one step the point gets ``speed`` far in any
-direction. Only the position is observed. Since the square is convex, a straight line to the goal is optimal
-at every step at once, which makes optimal returns exact.
+Positions lie in [-1, 1]^2, every episode starts at (0, 0), and an action, shortened to length 1 if it is
+longer, moves the point by ``speed`` times the action. Only the position is observed. Since the square is
+convex, a straight line to the goal is optimal at every step, so optimal returns are exact.
 
 The setting is the point robot of meta-RL (Finn et al. 2017, "Model-Agnostic Meta-Learning", section 5.3),
 with a reward that can also be sparse (Gupta et al. 2018, "Meta-Reinforcement Learning of Structured
@@ -14,59 +13,50 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from annotated_types import Gt, Le
 from gymnasium import spaces
 from numpy.typing import NDArray
 
 from compressed_ad.errors import SpaceError, UsageError
+from compressed_ad.registry import checked
 from compressed_ad.seeding import rng
-from compressed_ad.tasks.base import check_whole
+from compressed_ad.settings import Count, Seed
+from compressed_ad.tasks.base import OneLineRepr
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray, Step
 
 Float32Array = NDArray[np.float32]
+Distance = Annotated[float, Gt(0), Le(2)]
 
 _WALKS = 4000
 """Random episodes over which the random policy's return is measured, the same ones for every goal."""
 
-REWARDS = ("dense", "sparse")
 
-
-@dataclass(frozen=True)
-class PointMass:
+@checked
+@dataclass(frozen=True, repr=False)
+class PointMass(OneLineRepr):
     """A point with a hidden goal in the unit disc; it pays minus its distance (dense) or 1 near it (sparse).
 
-    Tasks are ``n_task`` goals, rows (x, y), drawn uniformly from the disc with ``task_seed``. Distances
-    are the successor's; near is at most ``radius``.
+    Tasks are ``n_task`` goals, rows (x, y), drawn uniformly from the disc with ``task_seed``. The distance is
+    that of the successor; near means at most ``radius``.
     """
 
     name: ClassVar[str] = "point_mass"
     reward_kind: Literal["dense", "sparse"] = "dense"
-    horizon: int = 20
-    speed: float = 0.15
-    radius: float = 0.2
-    n_task: int = 64
-    task_seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.reward_kind not in REWARDS:
-            raise UsageError(f"{self.name}: reward_kind must be dense or sparse, got {self.reward_kind!r}")
-        for key in ("horizon", "n_task"):
-            check_whole(self.name, key, getattr(self, key), 1)
-        for key in ("speed", "radius"):
-            value = getattr(self, key)
-            if not isinstance(value, int | float) or not 0 < value <= 2:
-                raise UsageError(f"{self.name}: {key} must lie in (0, 2], got {value!r}")
+    horizon: Count = 20
+    speed: Distance = 0.15
+    radius: Distance = 0.2
+    n_task: Count = 64
+    task_seed: Seed = 0
 
     @cached_property
     def observation_space(self) -> spaces.Box:
-        """The position."""
         return spaces.Box(-1.0, 1.0, (2,), np.float32)
 
     @cached_property
     def action_space(self) -> spaces.Box:
-        """The direction and share of ``speed``; what is longer than 1 is shortened to 1."""
         return spaces.Box(-1.0, 1.0, (2,), np.float32)
 
     def tasks(self) -> FloatArray:
@@ -76,7 +66,7 @@ class PointMass:
         return np.asarray(np.sqrt(share)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1))
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> PointMassEnv:
-        """One slot per row of ``tasks`` (N, 2). All is deterministic: ``seeds`` have no effect."""
+        """One slot for each row of ``tasks`` (N, 2). Everything is deterministic: ``seeds`` do nothing."""
         return PointMassEnv(self, self.check(tasks))
 
     def check(self, tasks: AnyArray) -> FloatArray:
@@ -87,7 +77,7 @@ class PointMass:
         return tasks
 
     def optimal_return(self, tasks: AnyArray) -> FloatArray:
-        """(N,) exact: a straight line brings the point as near as it can be, at every step at once."""
+        """(N,) exact: on a straight line to the goal, the point is as near as possible at every step."""
         start = np.linalg.norm(self.check(tasks), axis=1)
         step = np.arange(1, self.horizon + 1)
         pay = self.pay(np.maximum(start[:, None] - self.speed * step, 0), 1e-6)
@@ -106,18 +96,18 @@ class PointMass:
     def reward(
         self, tasks: AnyArray, states: AnyArray, actions: AnyArray, next_states: AnyArray, start: BoolArray
     ) -> Float32Array:
-        """(T,) rewards of recorded transitions had ``tasks`` (2,) or (T, 2) been the goal."""
+        """(T,) rewards of recorded transitions if ``tasks``, (2,) or (T, 2), had been the goal."""
         return self.pay(_distance(next_states, tasks))
 
     def pay(self, distance: FloatArray, slack: float = 0.0) -> Float32Array:
-        """Rewards (...) for being ``distance`` (...) away; ``slack`` forgives rounding."""
+        """Rewards (...) at ``distance`` (...) from the goal; ``slack`` allows for rounding."""
         if self.reward_kind == "dense":
             return (-distance).astype(np.float32)
         return (distance <= self.radius + slack).astype(np.float32)
 
 
 class PointMassEnv:
-    """N points stepped together."""
+    """N points that step together."""
 
     def __init__(self, family: PointMass, goals: FloatArray) -> None:
         self.num_envs = len(goals)
@@ -126,13 +116,12 @@ class PointMassEnv:
         self._time = 0
 
     def reset(self) -> Float32Array:
-        """Every point back to the middle."""
         self._place = np.zeros((self.num_envs, 2), np.float32)
         self._time = 0
         return self._place.copy()
 
     def step(self, actions: AnyArray) -> Step:
-        """Advance every slot by its action; all episodes end together, by the time limit."""
+        """Advance every slot by one action (N, 2). The time limit ends all episodes together."""
         actions = np.asarray(actions)
         if actions.shape != (self.num_envs, 2) or actions.dtype.kind != "f":
             raise SpaceError(
@@ -152,12 +141,12 @@ class PointMassEnv:
 
 
 def shortened(actions: FloatArray) -> FloatArray:
-    """``actions`` (..., 2) with no length above 1."""
+    """``actions`` (..., 2), those longer than 1 shortened to length 1."""
     return np.asarray(actions / np.maximum(np.linalg.norm(actions, axis=-1, keepdims=True), 1.0))
 
 
 def moved(place: Float32Array, actions: AnyArray, speed: float) -> Float32Array:
-    """(..., 2) where ``actions`` lead from ``place``."""
+    """(..., 2) the positions that ``actions`` lead to from ``place``."""
     way = speed * shortened(np.asarray(actions, np.float64))
     return np.clip(place + way, -1.0, 1.0).astype(np.float32)
 
@@ -168,7 +157,7 @@ def _distance(place: AnyArray, goals: FloatArray) -> FloatArray:
 
 @lru_cache(maxsize=4)
 def _random_walk(horizon: int, speed: float) -> Float32Array:
-    """(horizon, walks, 2) places of uniformly random actions."""
+    """(horizon, walks, 2) positions under uniformly random actions."""
     random, place, places = rng(0, "point mass walk"), np.zeros((_WALKS, 2), np.float32), []
     for _ in range(horizon):
         place = moved(place, random.uniform(-1, 1, (_WALKS, 2)), speed)

@@ -1,4 +1,4 @@
-"""Recorded actions played once more in a task family, to compare what happens with what was recorded."""
+"""Replays recorded actions in a task family, so that the outcome can be compared with the record."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compressed_ad.types import AnyArray, BoolArray, IntArray
 
 @dataclass(frozen=True)
 class Played:
-    """What a family does with given actions, (S, T, ...)."""
+    """The outcome of given actions, (S, T, ...)."""
 
     states: AnyArray
     rewards: AnyArray
@@ -28,19 +28,19 @@ class Played:
 
 
 def play(family: TaskFamily, tasks: AnyArray, actions: AnyArray, seed: int) -> Played:
-    """What ``family`` does in slots of ``tasks`` (S, P) with ``actions`` (S, T, ...)."""
+    """The outcome of ``actions`` (S, T, ...) in slots of ``family`` with ``tasks`` (S, P)."""
     seeds = rng(seed, "replay").integers(2**31, size=len(tasks))
     env = family.make(tasks, seeds)
-    obs, seen = env.reset(), []
+    obs, transitions = env.reset(), []
     for action in actions.swapaxes(0, 1):
         step = env.step(action)
-        seen.append((obs, step.reward, step.next_obs, step.terminated, step.truncated))
+        transitions.append((obs, step.reward, step.next_obs, step.terminated, step.truncated))
         obs = step.obs
-    return Played(*(np.stack(arrays, axis=1) for arrays in zip(*seen, strict=True)))
+    return Played(*(np.stack(arrays, axis=1) for arrays in zip(*transitions, strict=True)))
 
 
 def differ(a: AnyArray, b: AnyArray) -> BoolArray:
-    """(S, T) where two arrays (S, T, ...) are not equal, up to rounding."""
+    """(S, T) True where two arrays (S, T, ...) differ by more than rounding."""
     if a.shape != b.shape:
         return np.ones(a.shape[:2], bool)
     floats = "f" in (a.dtype.kind, b.dtype.kind)
@@ -49,7 +49,7 @@ def differ(a: AnyArray, b: AnyArray) -> BoolArray:
 
 
 def episode_step(end: BoolArray) -> IntArray:
-    """(S, T) number of each step within its episode, from 1; ``end`` is True on the last steps."""
+    """(S, T) number of each step within its episode, from 1; ``end`` (S, T) is True on last steps."""
     step = np.broadcast_to(np.arange(end.shape[1]), end.shape)
     start = np.zeros(end.shape, np.int64)
     start[:, 1:] = np.maximum.accumulate(np.where(end[:, :-1], step[:, 1:], 0), axis=1)

@@ -15,16 +15,15 @@ ADAPTER: Mapping[str, str] = {
     "metaworld": "compressed_ad.tasks.metaworld:MetaWorldFamily",
     "xland": "compressed_ad.tasks.xland:XLandFamily",
 }
-"""Prefix of a family's name -> ``module:attribute`` that makes a family of what stands after the colon."""
+"""By the prefix of a family's name, before the colon: ``module:attribute`` of the class that makes it."""
 
 
 def make_family(name: str, kwargs: Mapping[str, Any]) -> TaskFamily:
     """The task family ``name`` built with ``kwargs``.
 
-    ``name`` is a registered name (``darkroom``), the prefix of an adapter and what it adapts
+    ``name`` is a registered name (``darkroom``), the prefix of an adapter and the id of an environment
     (``gymnasium:CartPole-v1``), or ``module:attribute``. Raises ``UnknownNameError``, ``ConfigError`` listing
-    unknown and missing parameters, ``MissingExtraError``, and whatever ``UsageError`` the family has about
-    their values.
+    wrong parameters, ``MissingExtraError``, and any ``UsageError`` of the family itself.
     """
     prefix, _, what = name.partition(":")
     if not what or prefix not in ADAPTER:

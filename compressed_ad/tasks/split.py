@@ -1,4 +1,4 @@
-"""Which tasks of a family are taken, and which of them train, choose and judge."""
+"""Which tasks of a family are used, and which of them train, validate and are held out."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def split_family(
     validation: int | None = None,
     heldout: int | None = None,
 ) -> Split:
-    """The split of the tasks ``task_ids`` of ``family``, numbered from 0 as they stand there.
+    """The split of the tasks ``task_ids`` of ``family``, as indices into ``task_ids``.
 
-    As ``split_tasks`` draws it; but where the family has held-out tasks of its own (``FixedSplit``), exactly
-    those are held out, and the others validate and train.
+    ``split_tasks`` draws it. If the family has fixed held-out tasks (``FixedSplit``), exactly those are held
+    out, and only the others are drawn to validate and train.
     """
     if not isinstance(family, FixedSplit):
         return split_tasks(len(task_ids), seed, train=train, validation=validation, heldout=heldout)

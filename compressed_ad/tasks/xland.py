@@ -1,7 +1,7 @@
-"""XLand-MiniGrid: a task is a ruleset, ``xland:XLand-MiniGrid-R1-9x9``; all slots are stepped by one call.
+"""XLand-MiniGrid: a task is a ruleset, ``xland:XLand-MiniGrid-R1-9x9``; one call steps all slots.
 
 Importing this module needs XLand-MiniGrid and JAX; without them ``MissingExtraError`` says what to install.
-JAX runs on the CPU unless ``JAX_PLATFORMS`` says otherwise: on a GPU it would take the models' memory.
+JAX runs on the CPU unless ``JAX_PLATFORMS`` says otherwise: on a GPU it would take memory from the models.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ import os
 from collections.abc import Callable
 from functools import cached_property, lru_cache
 from itertools import product
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge, Le
 from gymnasium import spaces
 
 from compressed_ad.errors import MissingExtraError, UsageError, nearest
+from compressed_ad.registry import checked
 from compressed_ad.seeding import rng
-from compressed_ad.tasks.base import check_number, check_whole
+from compressed_ad.settings import Count, Seed
+from compressed_ad.tasks.base import OneLineRepr
+from compressed_ad.tasks.random_play import MeasuredReturns
 from compressed_ad.types import AnyArray, FloatArray, IntArray, Step
 
 try:
@@ -37,7 +41,7 @@ GOALS: tuple[tuple[int, Callable[..., Any]], ...] = (
     (1, AgentNearGoal),
     (2, TileNearGoal),
 )
-"""Goals that are drawn, each with the number of objects it is about: hold, stand beside, put together."""
+"""The goals that are drawn, each with its number of objects: hold, stand beside, put together."""
 
 OBJECTS = np.array(
     list(
@@ -47,27 +51,27 @@ OBJECTS = np.array(
         )
     )
 )
-"""(36, 2) tile and colour of everything that may lie in a room."""
+"""(36, 2) tile and colour of every object that a room can hold."""
 
 MAX_OBJECTS = 16
-"""More of them would crowd the smallest rooms, of 36 cells."""
+"""More objects would crowd the smallest rooms, which have 36 cells."""
 
 _TRIES = 10
-"""Times as many rulesets are drawn as are asked for."""
+"""Rulesets drawn for each one that is asked for."""
 
-_FEWEST = 8
-"""Slots that are stepped at least."""
+_MIN_SLOTS = 8
 
 
-class XLandFamily:
+@checked
+class XLandFamily(OneLineRepr, MeasuredReturns):
     """XLand-MiniGrid; tasks are rulesets: a hidden goal about objects that lie elsewhere in every episode.
 
     ``n_task`` rulesets are drawn with ``task_seed``: one goal (hold an object, stand beside one, put two
-    together) and ``n_object`` different objects, without production rules. A row is the goal, then the
-    objects, in the library's encoding. Observed are tile and colour, uint8, of the ``view`` x ``view`` cells
-    before the agent. Reaching the goal pays 1 - 0.9 * steps / ``horizon`` and ends the episode; the horizon
-    is by default the library's, 3 * height * width. The random policy's return is measured over
-    ``random_episodes`` seeded episodes of each task; ``best_return`` is what counts as optimal.
+    together) and ``n_object`` different objects, without production rules. A task row is the goal, then the
+    objects, in the library's encoding. Observations are the tile and colour, uint8, of the ``view`` x
+    ``view`` cells before the agent. Reaching the goal pays 1 - 0.9 * steps / ``horizon`` and ends the
+    episode; by default the horizon is the library's, 3 * height * width. The random policy's return is
+    measured in ``random_episodes`` seeded episodes of each task; ``best_return`` counts as optimal.
 
     Raises ``UsageError`` for unknown environments and for parameters out of range.
     """
@@ -75,13 +79,13 @@ class XLandFamily:
     def __init__(
         self,
         env_id: str,
-        n_task: int = 64,
-        task_seed: int = 0,
-        n_object: int = 4,
-        view: int = 5,
-        horizon: int | None = None,
+        n_task: Count = 64,
+        task_seed: Seed = 0,
+        n_object: Annotated[int, Ge(2), Le(MAX_OBJECTS)] = 4,
+        view: Annotated[int, Ge(3)] = 5,
+        horizon: Count | None = None,
         best_return: float | None = None,
-        random_episodes: int = 10,
+        random_episodes: Count = 10,
     ) -> None:
         self.name = f"xland:{env_id}"
         known = [name for name in xminigrid.registered_environments() if name.startswith("XLand")]
@@ -89,23 +93,13 @@ class XLandFamily:
             raise UsageError(
                 f"{self.name}: unknown environment{nearest(env_id, known)}; known: {', '.join(known)}"
             )
-        check_whole(self.name, "n_task", n_task, 1)
-        check_whole(self.name, "task_seed", task_seed, 0)
-        check_whole(self.name, "n_object", n_object, 2, MAX_OBJECTS)
-        check_whole(self.name, "view", view, 3)
-        check_whole(self.name, "random_episodes", random_episodes, 1)
         if view % 2 == 0:
             raise UsageError(f"{self.name}: view must be odd, got {view!r}")
-        if horizon is not None:
-            check_whole(self.name, "horizon", horizon, 1)
-        if best_return is not None:
-            check_number(self.name, "best_return", best_return)
         self.env_id, self.n_task, self.task_seed, self.n_object = env_id, n_task, task_seed, n_object
         self.view, self.best_return, self.random_episodes = view, best_return, random_episodes
         self.horizon = horizon or int(xminigrid.make(env_id)[1].max_steps)
         self.observation_space = spaces.Box(0, 255, (view, view, NUM_LAYERS), np.uint8)
         self.action_space = spaces.Discrete(NUM_ACTIONS)
-        self._random_return: dict[bytes, float] = {}
 
     @cached_property
     def _tasks(self) -> IntArray:
@@ -122,39 +116,25 @@ class XLandFamily:
         )
 
     def tasks(self) -> IntArray:
-        """(n_task, 5 + 2 * n_object): the goal's number and what it is about, then the objects."""
+        """(n_task, 5 + 2 * n_object): the number of the goal and its objects, then all objects."""
         return self._tasks.copy()
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> XLandSlots:
-        """One slot for each ruleset, a row of ``tasks``; ``seeds`` place the objects and the agent."""
+        """One slot for each row of ``tasks``; its seed places the objects and the agent."""
         rows = jnp.asarray(np.asarray(tasks), jnp.uint8)
         rules = jnp.broadcast_to(EmptyRule().encode(), (len(rows), 1, len(EmptyRule().encode())))
         goals, objects = rows[:, :MAX_GOAL_ENCODING_LEN], rows[:, MAX_GOAL_ENCODING_LEN:]
         rulesets = RuleSet(goal=goals, rules=rules, init_tiles=objects.reshape(len(rows), -1, 2))
         return XLandSlots(_compiled(self.env_id, self.horizon, self.view), rulesets, seeds)
 
-    def optimal_return(self, tasks: AnyArray) -> FloatArray | None:
-        """(N,) ``best_return`` for every task, or None if it was not given."""
-        return None if self.best_return is None else np.full(len(tasks), float(self.best_return))
-
-    def random_return(self, tasks: AnyArray) -> FloatArray:
-        """(N,) mean return of ``random_episodes`` episodes of uniformly random actions, measured once."""
-        rows = np.asarray(tasks, np.int64)
-        todo = [row for row in rows if row.tobytes() not in self._random_return]
-        if todo:
-            for row, mean in zip(todo, self._play_randomly(np.stack(todo)), strict=True):
-                self._random_return[row.tobytes()] = float(mean)
-        return np.array([self._random_return[row.tobytes()] for row in rows])
-
-    def _play_randomly(self, rows: IntArray) -> FloatArray:
-        """(N,) mean returns; every episode has a slot of its own."""
-        streams = [
+    def play_randomly(self, tasks: AnyArray) -> FloatArray:
+        streams = [  # every episode has its own slot
             rng(self.task_seed, "random return", self.env_id, *row.tolist(), k)
-            for row in rows
+            for row in tasks
             for k in range(self.random_episodes)
         ]
         env = self.make(
-            np.repeat(rows, self.random_episodes, axis=0),
+            np.repeat(tasks, self.random_episodes, axis=0),
             np.array([stream.integers(2**63 - 1) for stream in streams]),
         )
         actions = np.stack([stream.integers(NUM_ACTIONS, size=self.horizon) for stream in streams], axis=1)
@@ -164,11 +144,11 @@ class XLandFamily:
             step = env.step(action)
             total += step.reward * on
             on &= ~(step.terminated | step.truncated)
-        return np.asarray(total.reshape(len(rows), -1).mean(axis=1))
+        return np.asarray(total.reshape(len(tasks), -1).mean(axis=1))
 
 
 def _ruleset(random: np.random.Generator, n_object: int) -> IntArray:
-    """A row of ``tasks``. What does not matter is in order: rulesets that are the same have equal rows."""
+    """A row of ``tasks``. Its objects are sorted, so that equivalent rulesets have equal rows."""
     kinds = random.permutation(len(OBJECTS))[:n_object]
     about, goal = GOALS[random.integers(len(GOALS))]
     encoded = goal(*(jnp.asarray(tile) for tile in OBJECTS[np.sort(kinds[:about])])).encode()
@@ -179,7 +159,7 @@ def _ruleset(random: np.random.Generator, n_object: int) -> IntArray:
 def _compiled(env_id: str, horizon: int, view: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """``start(rulesets, keys)`` and ``advance(rulesets, timesteps, actions, keys)`` over all slots.
 
-    ``advance`` gives what came of the actions and, beside it, what to go on from: the same, or a new episode.
+    ``advance`` returns the time steps after the actions, and those to go on from: the same, or new episodes.
     """
     env, params = xminigrid.make(env_id, max_steps=horizon, view_size=view)
 
@@ -196,17 +176,17 @@ def _compiled(env_id: str, horizon: int, view: int) -> tuple[Callable[..., Any],
 
 
 class XLandSlots:
-    """N slots stepped together as a ``BatchedEnv``.
+    """N slots that step together as a ``BatchedEnv``.
 
-    Compiling takes seconds for every number of slots, so there are more of them than are asked for: the next
-    power of two, with copies of the others whose steps nobody sees.
+    Every number of slots is compiled separately, which takes seconds. So their number is raised to the next
+    power of two; the additional slots are copies whose steps are dropped.
     """
 
     def __init__(
         self, compiled: tuple[Callable[..., Any], Callable[..., Any]], rulesets: Any, seeds: IntArray
     ) -> None:
         self.num_envs = len(seeds)
-        self._filled = np.arange(max(_FEWEST, 1 << (self.num_envs - 1).bit_length())) % self.num_envs
+        self._filled = np.arange(max(_MIN_SLOTS, 1 << (self.num_envs - 1).bit_length())) % self.num_envs
         self._rulesets = jax.tree.map(lambda part: part[self._filled], rulesets)
         self._start, self._advance = compiled
         self._seeds = np.asarray(seeds).astype(np.uint64)[self._filled]
@@ -214,31 +194,29 @@ class XLandSlots:
         self._timestep: Any = None
 
     def _keys(self) -> Any:
-        """A key for the next episode of each slot, made of its seed and the number of the episode."""
+        """A key for the next episode of each slot, made from its seed and the number of the episode."""
         mixed = _mixed(self._seeds + self._episode * np.uint64(0x9E3779B97F4A7C15))
         halves = np.stack([mixed >> np.uint64(32), mixed & np.uint64(0xFFFFFFFF)], axis=1)
         return jnp.asarray(halves.astype(np.uint32))
 
     def reset(self) -> AnyArray:
-        """Start an episode in every slot; observations (N, view, view, 2)."""
         self._timestep = self._start(self._rulesets, self._keys())
         self._episode += np.uint64(1)
         return np.array(self._timestep.observation)[: self.num_envs]
 
     def step(self, actions: AnyArray) -> Step:
-        """Advance every slot by one action; slots whose episode ends are reset at once."""
         filled = jnp.asarray(np.asarray(actions, np.int32)[self._filled])
         after, self._timestep = self._advance(self._rulesets, self._timestep, filled, self._keys())
         over = np.array(after.last())
         terminated = over & (np.array(after.discount) == 0)
         self._episode += over.astype(np.uint64)
-        asked = slice(self.num_envs)
+        kept = slice(self.num_envs)
         return Step(
-            np.array(after.observation)[asked],
-            np.array(after.reward, np.float32)[asked],
-            terminated[asked],
-            (over & ~terminated)[asked],
-            np.array(self._timestep.observation)[asked],
+            np.array(after.observation)[kept],
+            np.array(after.reward, np.float32)[kept],
+            terminated[kept],
+            (over & ~terminated)[kept],
+            np.array(self._timestep.observation)[kept],
         )
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compressed_ad.cli.main import COMMANDS, Stop, main
+from compressed_ad.cli.call import Command
+from compressed_ad.cli.main import COMMANDS, Stop, load_command, main
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.learners.ppo import BatchedPPO
 from compressed_ad.runs.layers import SECTIONS
@@ -85,11 +86,12 @@ def tree(folder: Path) -> dict[str, bytes]:
 def test_help_shows_every_option_and_setting_with_its_default(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0
-    for section in COMMANDS[command].sections:
+    sections = load_command(command).sections
+    for section in sections:
         assert f"--{section}." in out
-    if "model" in COMMANDS[command].sections:
+    if "model" in sections:
         assert "--model.tf_n_embd [96]\n        embedding dimension" in out
-    if COMMANDS[command].sections:
+    if sections:
         assert "--print-config" in out
 
 
@@ -102,14 +104,26 @@ def test_help_lists_the_commands(run):
     assert run("--version")[1].startswith("cad ")
 
 
-def test_help_and_config_errors_import_no_torch():
-    code = (
-        "import sys; from compressed_ad.cli.main import main;"
-        " codes = [main(['--help']), main(['run', '--help']),"
-        " main(['run', '--model.lr', '-1']), main(['run', '--dry-run']), main(['list', 'markers'])];"
-        " assert codes == [0, 0, 2, 0, 0], codes; assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+def test_help_and_what_is_found_before_work_starts_import_nothing_heavy(tmp_path):
+    wrong = """
+        nosuch|run --nosuch|run --model.lr -1|run --env nosuch|run --config nosuch.yaml|run --marker.nosuch 3
+        run --algorithm.learner_kwargs.n_epochs -1|collect --preset nosuch|mark nosuch|inspect nosuch|train
+        train --history nosuch|evaluate nosuch|compare nosuch|report nosuch|rollouts nosuch|attention nosuch
+        study nosuch.yaml|import nosuch|import nosuch --family darkroom|import nosuch --layout nosuch
+        export nosuch --to nosuch --out x|export nosuch --to minari --out x|check nosuch x|list nosuch
+        check family nosuch|check marker nosuch|check learner nosuch|check family darkroom --kwargs {nosuch:3}
+    """
+    lines = [line.strip() for text in wrong.splitlines() for line in text.split("|") if line.strip()]
+    code = """
+import sys
+from compressed_ad.cli.main import COMMANDS, main
+heavy = {"torch", "numba", "matplotlib", "scipy.stats", "scipy.special", "jinja2", "pandas"}
+right = [f"{name} --help" for name in COMMANDS] + ["run --dry-run", "list markers"]
+for line in [*right, *sys.argv[1:]]:
+    assert (main(line.split()) == 0) == (line in right), line
+    assert not heavy & set(sys.modules), (line, heavy & set(sys.modules))
+"""
+    subprocess.run([sys.executable, "-c", code, *lines], check=True, stdout=subprocess.DEVNULL, cwd=tmp_path)
 
 
 # ---------------------------------------------------------------- usage: exit code 2, nothing started
@@ -142,6 +156,10 @@ def test_help_and_config_errors_import_no_torch():
         (["trian"], "unknown command 'trian' (did you mean 'train'?)"),
         (["list", "marker"], "unknown list 'marker' (did you mean 'markers'?)"),
         (["collect", "--env.heldout", "90"], "cannot be made of 81 tasks"),
+        (["check", "famly", "x"], "unknown kind 'famly' (did you mean 'family'?)"),
+        (["attention", "x", "--part", "test"], "unknown part 'test'; one of heldout, validation, train"),
+        (["run", "--task-param", "length"], "--task-param takes KEY=LOW:HIGH or KEY=A,B,C, not 'length'"),
+        (["run", "--tasks", "0"], "--tasks: expected a whole number of at least 1, got '0'"),
         (["collect", "--algorithm", "sb3:PPOO"], "PPOO"),
         (["run", "--model.transforms", "[subsampel]"], "unknown history transform 'subsampel'"),
         (["run", "--model.transforms", "[{name: subsample, every: -3}]"], "every must be a whole number"),
@@ -493,7 +511,7 @@ def test_internal_errors_are_one_line_unless_asked(run, monkeypatch):
     def broken(call: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("compressed_ad.cli.doctor.doctor", broken)
+    monkeypatch.setattr("compressed_ad.cli.doctor.DOCTOR", Command(broken))
     code, _, lines = run("doctor")
     assert (code, lines) == (1, ["cad: error: internal error: ZeroDivisionError: oops (--debug shows more)"])
     code, _, lines = run("doctor", "--debug")
@@ -509,7 +527,7 @@ def test_too_little_memory_is_one_line(run, monkeypatch, error):
     def greedy(call: object) -> None:
         raise error
 
-    monkeypatch.setattr("compressed_ad.cli.doctor.doctor", greedy)
+    monkeypatch.setattr("compressed_ad.cli.doctor.DOCTOR", Command(greedy))
     code, _, (line,) = run("doctor")
     assert code == 1
     assert line.startswith("cad: error: not enough memory, choose something smaller: ")
@@ -533,7 +551,7 @@ def test_signals_have_their_exit_codes(run, monkeypatch, number, code):
     def stopped(call: object) -> None:
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr("compressed_ad.cli.doctor.doctor", stopped)
+    monkeypatch.setattr("compressed_ad.cli.doctor.DOCTOR", Command(stopped))
     before = signal.getsignal(number)
     found, _, lines = run("doctor")
     assert (found, lines) == (code, ["cad: stopped; what was finished is kept"])
@@ -569,4 +587,4 @@ def test_the_real_command_line_fails_with_the_right_code():
 
 
 def test_every_section_is_used_by_some_command():
-    assert {section for command in COMMANDS.values() for section in command.sections} == set(SECTIONS)
+    assert {section for name in COMMANDS for section in load_command(name).sections} == set(SECTIONS)

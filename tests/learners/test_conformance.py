@@ -196,7 +196,7 @@ BROKEN = {
     ),
     "learner labels": (
         Walker(change=changed("learner", lambda k: k[::-1].copy())),
-        "learner must be [0, 0, 1, 1], whose each stream is, not [1, 1, 0, 0].",
+        "learner must be [0, 0, 1, 1], the learner of each stream, not [1, 1, 0, 0].",
     ),
     "not continuous": (
         Walker(change=step_of_one_stream_to_another),

@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNorm
 
 from compressed_ad.errors import ConfigError, SpaceError, UsageError
 from compressed_ad.learners.sb3.algorithms import ALGORITHM
-from compressed_ad.learners.sb3.learner import CompressedHistoryCallback
+from compressed_ad.learners.sb3.callback import CompressedHistoryCallback
 from compressed_ad.learners.sb3.probability import epsilon_greedy, relative_probability, squashed_entropy
 from compressed_ad.marking.markers import threshold
 

@@ -231,8 +231,8 @@ def test_small_images_are_learned_from(name):
         ("SAC", {"policy": "MlpPolice"}, "unknown policy 'MlpPolice' .did you mean 'MlpPolicy'"),
         ("TD3", {"action_noise": -1}, "action_noise must be a number >= 0"),
         ("TD3", {"action_noise": {"kind": "normall", "sigma": 1}}, "did you mean 'normal'"),
-        ("TD3", {"action_noise": {"sigma": 1, "theta": 1}}, "action_noise: unknown key 'theta'"),
-        ("TD3", {"action_noise": {"kind": "ornstein_uhlenbeck"}}, "sigma is missing"),
+        ("TD3", {"action_noise": {"sigma": 1, "theta": 1}}, "action_noise: unknown parameter 'theta'"),
+        ("TD3", {"action_noise": {"kind": "ornstein_uhlenbeck"}}, "parameter 'sigma' is missing"),
         ("PPO", {"policy_kwargs": {"activation_fn": "Tahn"}}, "has no 'Tahn' .did you mean 'Tanh'"),
     ],
 )  # fmt: skip

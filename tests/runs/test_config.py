@@ -211,12 +211,12 @@ def test_dumped_values_read_back(values):
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
-        ("seed: 1\nmodel: {lr: 1}\nseed: 2\n", "x.yaml:3: 'seed' stands here and on line 1"),
+        ("seed: 1\nmodel: {lr: 1}\nseed: 2\n", "x.yaml:3: duplicate key 'seed', first given at .*:1"),
         ("seed: !!python/object/apply:os.system ['true']\n", "x.yaml:1: the tag .* is refused"),
         ("a: &b [1]\nc: *b\n", "x.yaml:1: anchors and aliases are not supported"),
         ("model: [1\n", "x.yaml:2: "),
         ("- 1\n", "expected keys and values, not a sequence"),
-        ("model: {lr: 1, lr: 2}\n", "'lr' stands here and on line 1"),
+        ("model: {lr: 1, lr: 2}\n", "duplicate key 'lr', first given at .*:1"),
         ("[" * 5000, "x.yaml"),
         ("tf_n_embd: 8\nlr: 1\n", "holds only the section 'model'; give it as --model"),
         ("? [a]\n: 1\n", "a key must be a word"),

@@ -11,8 +11,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 import compressed_ad.tasks.as_gymnasium as task_gymnasium
 from compressed_ad.errors import SpaceError, UsageError
-from compressed_ad.tasks.as_batched import FamilyVectorEnv, as_batched
-from compressed_ad.tasks.as_gymnasium import TaskEnv, gymnasium_id
+from compressed_ad.tasks.as_batched import as_batched
+from compressed_ad.tasks.as_gymnasium import FamilyVectorEnv, TaskEnv, gymnasium_id
 from compressed_ad.tasks.base import TASK_FAMILY
 from compressed_ad.tasks.conformance import check_family, family_problems
 from compressed_ad.tasks.gridworld import Darkroom, DarkroomHard, KeyToDoor

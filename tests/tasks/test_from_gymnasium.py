@@ -229,12 +229,12 @@ REFUSED = [
     ("CartPole-v1", {"params": {"length": "2:1"}}, UsageError, "low < high"),
     ("CartPole-v1", {"params": {"length": "a,b"}}, UsageError, "'length' is a number, not"),
     ("CartPole-v1", {"params": {"length": "1,2"}}, UsageError, "only 2 different tasks"),
-    ("CartPole-v1", {"params": ["length"]}, UsageError, "params must map names to values"),
+    ("CartPole-v1", {"params": ["length"]}, ConfigError, "params must be keys with values"),
     ("CartPole-v1", {"n_task": 8}, UsageError, "8 tasks, but .*; say it with --task-param .*gravity"),
-    ("CartPole-v1", {"n_task": 0}, UsageError, "n_task must be a whole number"),
-    ("CartPole-v1", {"horizon": True}, UsageError, "horizon must be a whole number"),
-    ("CartPole-v1", {"random_episodes": 1.5}, UsageError, "random_episodes must be a whole number"),
-    ("CartPole-v1", {"best_return": "high"}, UsageError, "best_return must be a number"),
+    ("CartPole-v1", {"n_task": 0}, ConfigError, "n_task must be a whole number"),
+    ("CartPole-v1", {"horizon": True}, ConfigError, "horizon must be a whole number"),
+    ("CartPole-v1", {"random_episodes": 1.5}, ConfigError, "random_episodes must be a whole number"),
+    ("CartPole-v1", {"best_return": "high"}, ConfigError, "best_return must be a number"),
     ("CartPole-v1", {"n_task": 1, "kwargs": {"blah": 1}}, UsageError, "cannot be made"),
     ("CartPole-v1", {"n_task": 1, "setup": "nowhere:f"}, UsageError, "cannot import 'nowhere'"),
     ("CartPole-v1", {"n_task": 1, "setup": f"{__name__}:broken"}, UsageError, "failed .KeyError"),
@@ -313,7 +313,7 @@ def test_cart_pole_tasks_go_from_the_command_line_to_the_report(tmp_path):
         assert evaluation["returns"].shape == (2, 2, 5) and (evaluation["returns"] > 0).all()
     # Every step pays, and the best possible return is not known: both is said, in terminal and report.
     shown = " ".join(done.stdout.split())
-    assert "Final normalised return" in shown and "Met the reward" not in shown
+    assert "Final return" in shown and "Met by episode 10" not in shown
     assert "1 is the best episode of the source algorithm (the optimal return is unknown)" in shown
     page = (out / "report" / "index.html").read_text()
     assert "the best episode of the source algorithm" in page and "Met the reward" not in page

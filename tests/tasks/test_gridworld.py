@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from compressed_ad.errors import SpaceError, UsageError
+from compressed_ad.tasks.bandit import BernoulliBandit
 from compressed_ad.tasks.base import TASK_FAMILY, OptimalPolicy, RewardFunction, TaskFamily
+from compressed_ad.tasks.from_gymnasium import GymnasiumFamily
 from compressed_ad.tasks.gridworld import (
     Darkroom,
     DarkroomHard,
@@ -15,6 +17,7 @@ from compressed_ad.tasks.gridworld import (
     DarkroomPermuted,
     KeyToDoor,
 )
+from compressed_ad.tasks.point_mass import PointMass
 
 STAY, UP, DOWN, LEFT, RIGHT = range(5)
 SMALL = [
@@ -220,6 +223,32 @@ def test_wrong_parameters_name_the_key(size, horizon):
         UsageError, match=r"darkroom: (size|horizon) must be a whole number of at least [12], got"
     ):
         TASK_FAMILY["darkroom"](size=size, horizon=horizon)
+
+
+@pytest.mark.parametrize(
+    ("family", "shown"),
+    [
+        (Darkroom(), "Darkroom(size=9, horizon=20): 81 tasks"),
+        (DarkroomPermuted(4), "DarkroomPermuted(size=4, horizon=50): 120 tasks"),
+        (KeyToDoor(), "KeyToDoor(size=9, horizon=50): 6,561 tasks"),
+        (
+            BernoulliBandit(n_task=30),
+            "BernoulliBandit(n_arm=10, task_seed=0, horizon=1, alpha=1.0, beta=1.0): 30 tasks",
+        ),
+        (
+            PointMass("sparse", speed=1),
+            "PointMass(reward_kind=sparse, horizon=20, speed=1.0, radius=0.2, task_seed=0): 64 tasks",
+        ),
+        (
+            GymnasiumFamily("Pendulum-v1", horizon=9),
+            "GymnasiumFamily(env_id=Pendulum-v1, task_seed=0, horizon=9, random_episodes=20): 1 task",
+        ),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_a_family_shows_itself_in_one_line(family, shown, monkeypatch):
+    monkeypatch.setattr(type(family), "tasks", None)  # nothing is computed for it
+    assert repr(family) == shown
 
 
 def test_wrong_tasks_and_actions():

@@ -86,7 +86,7 @@ def test_random_returns_do_not_depend_on_what_is_asked_together(family):
         ("xland:MiniGrid-FourRooms", {}, "unknown environment"),
         (ROOM, {"view": 4}, "view must be odd"),
         (ROOM, {"view": "5"}, "view must be a whole number"),
-        (ROOM, {"n_object": 1}, r"n_object must be a whole number in 2\.\.16, got 1"),
+        (ROOM, {"n_object": 1}, "n_object must be a whole number between 2 and 16, got 1"),
         (ROOM, {"n_task": True}, "n_task must be a whole number"),
         (ROOM, {"task_seed": -1}, "task_seed must be a whole number"),
         (ROOM, {"best_return": "most"}, "best_return must be a number"),

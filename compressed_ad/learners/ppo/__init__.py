@@ -1,4 +1,4 @@
-"""PPO that trains the source learners of many tasks at once, each on its own.
+"""PPO that trains the source learners of many tasks in one batch, each independently.
 
 The algorithm and its defaults are those of Stable-Baselines3's ``PPO("MlpPolicy")`` (Schulman et al. 2017,
 "Proximal Policy Optimization Algorithms"; Raffin et al. 2021): separate tanh networks for policy and value,
@@ -16,11 +16,11 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, MinLen
 from gymnasium import spaces
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from compressed_ad.errors import ConfigError, SpaceError, nearest
+from compressed_ad.errors import ConfigError, SpaceError
 from compressed_ad.learners.base import Progress
-from compressed_ad.settings import Count, Fraction, NonNegative, Positive, Settings
+from compressed_ad.settings import Count, Fraction, NonNegative, Positive, Settings, validated
 from compressed_ad.tasks.base import TaskFamily
 from compressed_ad.types import AnyArray, History, IntArray
 
@@ -49,20 +49,6 @@ class PPOConfig(Settings):
     )
 
 
-def _config(values: dict[str, Any]) -> PPOConfig:
-    try:
-        return PPOConfig(**values)
-    except ValidationError as error:
-        problems = []
-        for issue in error.errors():
-            key = ".".join(str(part) for part in issue["loc"])
-            if issue["type"] == "extra_forbidden":
-                problems.append(f"ppo: unknown key {key!r}{nearest(key, PPOConfig.model_fields)}")
-            else:
-                problems.append(f"ppo: {key}: {issue['msg']}, got {issue['input']!r}")
-        raise ConfigError(problems) from error
-
-
 class BatchedPPO:
     """``SourceLearner`` for Discrete actions and Discrete, MultiDiscrete or Box observations.
 
@@ -72,10 +58,10 @@ class BatchedPPO:
     name = "PPO"
 
     def __init__(self, **config: Any) -> None:
-        self.config = _config(config)
+        self.config = validated(PPOConfig, config, "ppo")
 
     def check(self, family: TaskFamily, *, n_timesteps: int, n_stream: int) -> None:
-        """See ``learners.base.Checks``; observations and ``count_bonus`` are looked at by ``learn`` alone."""
+        """As ``Checks.check``; only ``learn`` checks the observations and ``count_bonus``."""
         if n_timesteps < self.config.n_steps:
             raise ConfigError(
                 f"ppo: n_steps {self.config.n_steps} exceeds the {n_timesteps} steps of a stream; "
@@ -99,15 +85,13 @@ class BatchedPPO:
         seed: int,
         progress: Progress = lambda steps: None,
     ) -> list[History]:
-        """See ``SourceLearner.learn``.
+        """As ``SourceLearner.learn``, with an update of the policy every ``n_steps`` steps.
 
-        The policy is updated every ``n_steps`` steps; where ``n_timesteps`` is no multiple, the remaining
-        steps are recorded under the last policy and their ``log_prob_next`` is NaN.
-
-        Raises ``SpaceError`` for spaces that this PPO cannot learn, ``ConfigError`` if ``n_timesteps`` is too
-        short for an update, ``NumericalError`` for NaN or infinity.
+        If ``n_timesteps`` is no multiple of ``n_steps``, the last policy plays the remaining steps, and their
+        ``log_prob_next`` is NaN. Raises ``SpaceError`` for spaces that this PPO cannot learn, ``ConfigError``
+        if ``n_timesteps`` is too short for an update, ``NumericalError`` for NaN or infinity.
         """
-        # Numba takes a second to import, which a command line that only prints help should not spend.
+        # Numba takes a second to import, too long for a command line that only prints help.
         from compressed_ad.learners.ppo.training import train
 
         self.check(family, n_timesteps=n_timesteps, n_stream=n_stream)

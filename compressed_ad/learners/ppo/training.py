@@ -1,7 +1,7 @@
 """The training loop of the batched PPO: rollouts in lockstep over all environments, then compiled updates.
 
-Arrays here are (T, L, S): steps of a rollout, learners of all tasks, streams of a learner. Environments see
-the L * S slots flat.
+Arrays are (T, L, S): steps of a rollout, learners of all tasks, streams of a learner. In environments these
+are L * S slots.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from compressed_ad.errors import NumericalError, SpaceError
-from compressed_ad.learners.base import Progress
+from compressed_ad.learners.base import Progress, histories_of_tasks
 from compressed_ad.learners.ppo import kernels
 from compressed_ad.seeding import rng, seed64
 from compressed_ad.tasks.base import TaskFamily
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Float32Array = NDArray[np.float32]
 
 _NUMBERED = 1 << 16
-"""Discrete spaces with at most this many observations are numbered, so that repeated ones are recognised."""
+"""Observations of discrete spaces up to this size are numbered, so that repeated ones are recognised."""
 
 
 def train(
@@ -42,7 +42,7 @@ def train(
     seed: int,
     progress: Progress,
 ) -> list[History]:
-    """What ``BatchedPPO.learn`` promises, of a family and lengths that its ``check`` accepts."""
+    """``BatchedPPO.learn`` for a family and lengths that its ``check`` accepts."""
     encoder = Encoder(family.observation_space)
     if cfg.count_bonus and encoder.n_obs is None:
         raise SpaceError(
@@ -61,9 +61,9 @@ def train(
     env = family.make(np.repeat(tasks, n_learner * n_stream, axis=0), np.concatenate(env_seeds))
     obs = env.reset()
     record: dict[str, AnyArray] = {}
-    # Without a table, every version of the policy is asked twice per step, in tiles of a few rows.
-    asked = 2 * cfg.n_steps * (-(-n_stream // kernels.TILE_ROWS) * kernels.TILE_ROWS)
-    tabular = encoder.n_obs is not None and encoder.n_obs <= asked
+    # Without a table, every version of the policy is evaluated twice per step, in tiles of a few rows.
+    n_evaluated = 2 * cfg.n_steps * (-(-n_stream // kernels.TILE_ROWS) * kernels.TILE_ROWS)
+    tabular = encoder.n_obs is not None and encoder.n_obs <= n_evaluated
     policy = Policy(learners, encoder, shape, tabular)
 
     for number, start in enumerate(range(0, n_timesteps, cfg.n_steps)):
@@ -108,14 +108,7 @@ def train(
                 rollout.log_prob_next[t] = seen.log_probs[learner_index, seen.rows, rollout.actions[t]]
         rollout.write(record, n_timesteps, start, number, first_action)
 
-    n_task_stream = n_learner * n_stream
-    return [
-        History(
-            learner=np.repeat(np.arange(n_learner, dtype=np.int32), n_stream),
-            **{name: array[i : i + n_task_stream] for name, array in record.items()},
-        )
-        for i in range(0, len(task_ids) * n_task_stream, n_task_stream)
-    ]
+    return histories_of_tasks(record, np.repeat(np.arange(n_learner, dtype=np.int32), n_stream))
 
 
 def _check_finite(array: AnyArray, family: TaskFamily, who: list[tuple[int, int]], what: str) -> None:
@@ -133,14 +126,15 @@ def generalized_advantage(
     gamma: float,
     gae_lambda: float,
 ) -> tuple[Float32Array, Float32Array]:
-    """Advantages and returns (T, ...) of a rollout; ``last_value`` (...) is that of the observation after it.
+    """Advantages and returns (T, ...) of a rollout (Schulman et al. 2016, equation 16).
 
-    ``done`` ends an episode: nothing beyond it counts. At a time limit the caller adds gamma times the value
-    of the terminal observation to the reward first (Pardo et al. 2018; Schulman et al. 2016, equation 16).
+    ``last_value`` (...) is the value of the observation after it. Nothing after ``done``, the end of an
+    episode, counts. At a time limit the caller must have added gamma times the value of the terminal
+    observation to the reward (Pardo et al. 2018).
     """
     advantage = np.empty_like(reward)
     running = np.zeros_like(last_value)
-    with np.errstate(over="ignore", invalid="ignore"):  # the caller names the task whose numbers overflow
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller names the task with the overflow
         for t in range(len(reward) - 1, -1, -1):
             goes_on = (~done[t]).astype(np.float32)
             delta = reward[t] + gamma * goes_on * last_value - value[t]
@@ -150,7 +144,7 @@ def generalized_advantage(
 
 
 class Encoder:
-    """Turns observations into network inputs as SB3 does: one-hot per discrete component, or flat floats."""
+    """Network inputs as in SB3: one-hot codes of discrete components, or the flat numbers of a Box."""
 
     def __init__(self, space: Any) -> None:
         self._sizes: NDArray[np.int64] | None = None
@@ -166,7 +160,7 @@ class Encoder:
         if self._sizes is not None and (count := prod(self._sizes.tolist())) <= _NUMBERED:
             self.n_obs = count
             every = np.stack(np.unravel_index(np.arange(count), self._sizes), axis=-1)
-            self._table = self._ones(every)
+            self.table = self._ones(every)  # features of all observations, in order
             self._strides = np.array([prod(self._sizes[i + 1 :].tolist()) for i in range(len(self._sizes))])
 
     def number(self, obs: AnyArray) -> NDArray[np.int64]:
@@ -175,9 +169,9 @@ class Encoder:
         return np.asarray(self._digits(obs) @ self._strides)
 
     def encode(self, obs: AnyArray) -> tuple[kernels.Features, NDArray[np.int64]]:
-        """Features (R, ...) and the row (N,) of each observation (N, ...) in them."""
+        """Features (R, ...), and for each observation (N, ...) its row (N,) in them."""
         if self.n_obs is not None:
-            return self._table, self.number(obs)
+            return self.table, self.number(obs)
         rows = np.arange(len(obs))
         if self._sizes is not None:
             return self._ones(self._digits(obs)), rows
@@ -186,10 +180,6 @@ class Encoder:
         if not np.isfinite(dense).all():
             raise NumericalError("an observation is not finite")
         return kernels.Features(np.empty((len(obs), 0), np.int32), dense), rows
-
-    def everything(self) -> tuple[kernels.Features, NDArray[np.int64]]:
-        """Features of all observations of a numbered space, in their order."""
-        return self._table, np.arange(len(self._table.ones))
 
     def _digits(self, obs: AnyArray) -> NDArray[np.int64]:
         """(N, C) discrete components, each counted from 0."""
@@ -238,7 +228,7 @@ class Learners:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What networks say of K observations per learner, and which of them (``rows``) each stream sees."""
+    """Network outputs for K observations per learner, and the ``rows`` that each stream sees."""
 
     rows: NDArray[np.int64]  # (L, S)
     log_probs: Float32Array  # (L, K, n_action)
@@ -257,11 +247,11 @@ class Policy:
         self._learners, self._encoder, self._shape = learners, encoder, shape
         self._table: Outputs | None = None
         if tabular:
-            features, rows = encoder.everything()
-            self._table = self._evaluate(features, np.broadcast_to(rows, (shape[0], len(rows))).copy())
+            rows = np.arange(len(encoder.table.ones))
+            self._table = self._evaluate(encoder.table, np.broadcast_to(rows, (shape[0], len(rows))).copy())
 
     def at(self, obs: AnyArray) -> Outputs:
-        """The networks on one observation (L * S, ...) per slot."""
+        """Network outputs for one observation per slot, ``obs`` (L * S, ...)."""
         if self._table is not None:
             rows = self._encoder.number(obs).reshape(self._shape)
             return Outputs(rows, self._table.log_probs, self._table.entropy, self._table.value)
@@ -273,12 +263,12 @@ class Policy:
         log_probs = np.empty((*rows.shape, net.n_action), np.float32)
         entropy, value = np.empty(rows.shape, np.float32), np.empty(rows.shape, np.float32)
         kernels.evaluate(net, self._learners.params, features, rows, log_probs, entropy, value)
-        own = np.broadcast_to(np.arange(rows.shape[1]), rows.shape)
-        return Outputs(np.ascontiguousarray(own), log_probs, entropy, value)
+        every = np.broadcast_to(np.arange(rows.shape[1]), rows.shape)
+        return Outputs(np.ascontiguousarray(every), log_probs, entropy, value)
 
 
 class Rollout:
-    """What happened between two updates, time first: (T, L, S), observations (T, L * S, ...)."""
+    """The transitions between two updates, (T, L, S); observations are (T, L * S, ...)."""
 
     def __init__(self, n_step: int, shape: tuple[int, int], obs: AnyArray) -> None:
         full = (n_step, *shape)
@@ -291,7 +281,6 @@ class Rollout:
         self.log_prob_next = np.full(full, np.nan, np.float32)
 
     def add(self, t: int, step: Step) -> None:
-        """Keep what step ``t`` led to."""
         self.next_states[t] = step.next_obs
         shape = self.rewards.shape[1:]
         self.rewards[t] = step.reward.reshape(shape)
@@ -300,7 +289,7 @@ class Rollout:
     def write(
         self, record: dict[str, AnyArray], n_timesteps: int, start: int, number: int, first_action: int
     ) -> None:
-        """Append to the (L * S, n_timesteps, ...) arrays of ``record`` at ``start``."""
+        """Write into the (L * S, n_timesteps, ...) arrays of ``record``, from step ``start`` on."""
         n_step, *shape = self.rewards.shape
         arrays = {
             "states": self.states,
@@ -330,7 +319,7 @@ def _aligned(n_row: int, n_column: int) -> Float32Array:
 
 
 def layout(n_input: int, n_action: int, net_arch: tuple[int, ...]) -> kernels.Net:
-    """Where the parameters of a learner stand in its flat vector."""
+    """The places of a learner's parameters in its flat vector."""
     line = 16  # float32 numbers of a cache line
     widths = [-(-w // kernels.TILE_COLUMNS) * kernels.TILE_COLUMNS for w in net_arch]
     weights, biases, at = [], [], 0
@@ -340,17 +329,8 @@ def layout(n_input: int, n_action: int, net_arch: tuple[int, ...]) -> kernels.Ne
         at = biases[-1] + 2 * width
     head_bias = at + (n_action + 1) * widths[-1]
     size = -(-(head_bias + n_action + 1) // line) * line
-    return kernels.Net(
-        np.array(widths),
-        np.array(weights),
-        np.array(biases),
-        at,
-        head_bias,
-        max(widths),
-        n_input,
-        n_action,
-        size,
-    )
+    places = np.array(widths), np.array(weights), np.array(biases)
+    return kernels.Net(*places, at, head_bias, max(widths), n_input, n_action, size)
 
 
 def views(
@@ -363,11 +343,8 @@ def views(
         zip(net_arch, net.widths.tolist(), net.weights.tolist(), net.biases.tolist(), strict=True)
     ):
         matrix = p[at : at + n_before * 2 * width]
-        halves = (
-            matrix.reshape(n_before, 2, width).swapaxes(0, 1)
-            if i == 0
-            else matrix.reshape(2, n_before, width)
-        )
+        first = matrix.reshape(n_before, 2, width).swapaxes(0, 1)
+        halves = matrix.reshape(2, n_before, width) if i else first
         bias = p[b_at : b_at + 2 * width].reshape(2, width)
         for half, kind in enumerate(("policy", "value")):
             out[f"mlp_extractor.{kind}_net.{2 * i}.weight"] = halves[half, :before, :real]

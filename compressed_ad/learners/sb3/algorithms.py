@@ -1,4 +1,4 @@
-"""Which algorithms of Stable-Baselines3 and sb3-contrib can be sources, as data: imports neither of them."""
+"""The source algorithms of Stable-Baselines3 and sb3-contrib, as data: imports neither of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ANY = (DISCRETE, MULTIDISCRETE, BOX)
 
 @dataclass(frozen=True)
 class Algorithm:
-    """One source algorithm: where its class is, what it is, which kinds of actions it learns."""
+    """A source algorithm: the library of its class, its description, the action spaces that it learns."""
 
     library: str
     words: str
@@ -40,13 +40,12 @@ ALGORITHM: Mapping[str, Algorithm] = {
         "stable_baselines3", "Deterministic policy gradient; explores by action_noise.", (BOX,)
     ),
 }
-"""Source algorithms by name."""
 
 REFUSED: Mapping[str, str] = {
     "ARS": "random search plays whole episodes inside SB3's evaluation, which tells a callback neither "
     "observations nor actions",
 }
-"""Algorithms that cannot be recorded, and why."""
+"""Algorithms that cannot be recorded, and the reason."""
 
 
 def find_algorithm(name: str) -> Algorithm:

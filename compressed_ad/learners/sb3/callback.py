@@ -1,4 +1,4 @@
-"""A callback that records the learning history of one's own Stable-Baselines3 run."""
+"""A callback that records the learning history of a Stable-Baselines3 run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import MissingExtraError, SpaceError, UsageError
-from compressed_ad.learners.sb3.probability import Law, OnPolicyLaw, find_law
+from compressed_ad.learners.sb3.probability import ActionDistribution, OnPolicy, find_distribution
 from compressed_ad.marking.markers import threshold
+from compressed_ad.registry import checked
+from compressed_ad.settings import Count, Fraction
 from compressed_ad.types import AnyArray, History, to_spec
 
 try:
@@ -19,6 +21,7 @@ except ImportError as error:
     raise MissingExtraError("compressed_ad.learners.sb3.callback", "sb3") from error
 
 
+@checked
 class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
     """Records the complete learning history of one run of SB3 or sb3-contrib; streams are its environments.
 
@@ -31,38 +34,34 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
     limits apart from terminations. ``update`` counts how often the policy was trained before the step.
     ``action_probs`` is the probability of the action under the policy that acted, exploration included: for
     discrete actions itself (MultiDiscrete: geometric mean), for Box the relative probability of the draw
-    behind it (see ``sb3_probability.relative_probability``); uniform warm-up steps in a Box count as 0, and
+    behind it (see ``probability.relative_probability``); uniform warm-up steps in a Box count as 0, and
     NaN stands for unknown. On-policy algorithms also have ``log_prob_next``, evaluated once the update that
     consumed the step is done; it stays NaN for steps that no update consumed.
     """
 
     def __init__(
-        self, on_policy_threshold: float = 0.7, compression_window: int = 10, verbose: int = 0
+        self, on_policy_threshold: Fraction = 0.7, compression_window: Count = 10, verbose: int = 0
     ) -> None:
         super().__init__(verbose)
-        threshold(
-            np.zeros((1, 1)), on_policy_threshold, compression_window
-        )  # refuses bad values now, not later
         self.on_policy_threshold = on_policy_threshold
         self.compression_window = compression_window
         self._steps = _Columns()
         self._ends: list[tuple[int, int, AnyArray]] = []  # step, environment, terminal observation
-        self._after: AnyArray = np.empty(0)  # what follows the last step, ends aside
+        self._after: AnyArray = np.empty(0)  # observations after the last step, and after resets
         self._recorded: Any = None  # the model
-        self._law: Law | None = None
         self._update = 0  # version of the policy
         self._trained = 0  # SB3's count of updates when it was last looked at
         self._rollout = 0  # first step of the current rollout
-        self._described = 0  # steps whose probability is known
+        self._n_evaluated = 0  # steps whose probability is known
 
     def history(self) -> History:
-        """What was recorded so far, S = number of environments.
+        """The history so far; its S streams are the environments.
 
-        It carries the guide's ``compression_mask``, unless a probability is unknown.
+        It has the ``compression_mask`` of the threshold rule, unless a probability is unknown.
         """
         if not len(self._steps):
             raise UsageError("CompressedHistoryCallback: nothing was recorded; pass it to learn() first")
-        self._describe()
+        self._evaluate()
         states = self._steps["states"]
         next_states = np.concatenate([states[1:], self._after[None]])
         for step, i, obs in self._ends:
@@ -70,7 +69,7 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
         arrays = {**self._steps.all(), "next_states": next_states}
         if isinstance(self.training_env, VecTransposeImage) and not self.training_env.skip:
             for name in ("states", "next_states"):
-                arrays[name] = np.moveaxis(arrays[name], 2, -1)  # channels last, as the environment has them
+                arrays[name] = np.moveaxis(arrays[name], 2, -1)  # channels last, as in the environment
         arrays = {name: np.ascontiguousarray(np.swapaxes(array, 0, 1)) for name, array in arrays.items()}
         history = History(learner=np.zeros(len(arrays["rewards"]), np.int32), **arrays)
         if np.isnan(history.action_probs).any():
@@ -83,7 +82,8 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
         model = self.model
         if self._recorded not in (None, model):
             raise UsageError("CompressedHistoryCallback records one run; make another one for another model")
-        self._law = self._law or find_law(model)
+        if self._recorded is None:
+            self._distribution: ActionDistribution = find_distribution(model)
         for kind, space in (("observations", model.observation_space), ("actions", model.action_space)):
             try:
                 to_spec(space)
@@ -97,13 +97,13 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
                 "CompressedHistoryCallback: VecNormalize changes what is recorded; train without it"
             )
         if len(self._steps):
-            self._describe()  # an exception may have ended the run before
+            self._evaluate()  # an exception may have ended the run before
             if not np.array_equal(self._after, model._last_obs):
                 self._cut()
         self._recorded, self._trained, self._rollout = model, model._n_updates, len(self._steps)
 
     def _cut(self) -> None:
-        """A new ``learn`` has reset the environments: episodes that were under way ended there."""
+        """Truncate the unfinished episodes: a new ``learn`` has reset the environments."""
         step = len(self._steps) - 1
         truncated = self._steps["truncated"]
         for i in np.flatnonzero(~(truncated[step] | self._steps["terminated"][step])):
@@ -111,13 +111,11 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
             self._ends.append((step, int(i), self._after[i]))
 
     def _on_rollout_start(self) -> None:
-        assert self._law is not None
-        self._look_for_update()
+        self._notice_update()
         self._rollout = len(self._steps)
-        self._law.start()
+        self._distribution.start()
 
     def _on_step(self) -> bool:
-        assert self._law is not None
         seen, infos = self.locals, self.locals["infos"]
         cut = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
         for i in np.flatnonzero(seen["dones"]):
@@ -137,47 +135,45 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
         }
         later = [
             "action_probs",
-            *["entropy"] * self._law.has_entropy,
-            *["log_prob_next"] * isinstance(self._law, OnPolicyLaw),
+            *["entropy"] * self._distribution.has_entropy,
+            *["log_prob_next"] * isinstance(self._distribution, OnPolicy),
         ]
         self._steps.append(row | dict.fromkeys(later, np.full(len(cut), np.nan, np.float32)))
         self._after = np.array(seen["new_obs"])
-        self._law.note(seen)
+        self._distribution.note(seen)
         return True
 
     def _on_rollout_end(self) -> None:
-        self._describe()
+        self._evaluate()
 
     def _on_training_end(self) -> None:
-        self._describe()
-        self._look_for_update()
+        self._evaluate()
+        self._notice_update()
 
-    def _describe(self) -> None:
-        """Probability and entropy of the rollout so far; the policy that acted still stands."""
-        if self._described == len(self._steps):
+    def _evaluate(self) -> None:
+        """Fill in probability and entropy of the rollout, before the policy that acted is trained again."""
+        if self._n_evaluated == len(self._steps):
             return
-        assert self._law is not None
         part = slice(self._rollout, None)
-        probability, entropy = self._law.describe(self._steps["states"][part])
+        probability, entropy = self._distribution.evaluate(self._steps["states"][part])
         self._steps["action_probs"][part] = probability
-        if self._law.has_entropy:
+        if self._distribution.has_entropy:
             self._steps["entropy"][part] = entropy
-        self._described = len(self._steps)
+        self._n_evaluated = len(self._steps)
 
-    def _look_for_update(self) -> None:
-        """Notice that the policy was trained on the last rollout."""
+    def _notice_update(self) -> None:
+        """Count an update of the policy, and fill in ``log_prob_next`` of the rollout that it used."""
         if self.model._n_updates == self._trained:
             return
-        assert self._law is not None
         self._trained = self.model._n_updates
         self._update += 1
-        if isinstance(self._law, OnPolicyLaw) and self._rollout < len(self._steps):
+        if isinstance(self._distribution, OnPolicy) and self._rollout < len(self._steps):
             part = slice(self._rollout, None)
-            self._steps["log_prob_next"][part] = self._law.log_prob(self._steps["states"][part])
+            self._steps["log_prob_next"][part] = self._distribution.log_prob(self._steps["states"][part])
 
 
 class _Columns:
-    """Named arrays (T, ...) that grow by a row at a time, without a Python object for each step."""
+    """Named arrays (T, ...) that grow by rows, without a Python object for each step."""
 
     def __init__(self) -> None:
         self._arrays: dict[str, AnyArray] = {}
@@ -190,11 +186,9 @@ class _Columns:
         return self._arrays[name][: self._length]
 
     def all(self) -> dict[str, AnyArray]:
-        """Every array up to the last row."""
         return {name: self[name] for name in self._arrays}
 
     def append(self, row: Mapping[str, AnyArray]) -> None:
-        """Add one row to every array."""
         for name, value in row.items():
             array = self._arrays.get(name)
             if array is None or len(array) == self._length:

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
 
 from compressed_ad.errors import ConfigError, MissingExtraError, SpaceError, UsageError, nearest
 from compressed_ad.learners.base import Progress
 from compressed_ad.learners.sb3.algorithms import ALGORITHM, find_algorithm
 from compressed_ad.learners.sb3.callback import CompressedHistoryCallback
 from compressed_ad.learners.sb3.networks import choose_policy
+from compressed_ad.registry import Parameters
 from compressed_ad.seeding import rng, seed64
 from compressed_ad.tasks.base import BatchedEnv, TaskFamily
 from compressed_ad.types import AnyArray, History, IntArray
@@ -37,21 +37,18 @@ try:
 except ImportError as error:
     raise MissingExtraError("compressed_ad.learners.sb3.learner", "sb3") from error
 
-__all__ = ["CompressedHistoryCallback", "SB3Learner"]
-
 _NOISE = {"normal": NormalActionNoise, "ornstein_uhlenbeck": OrnsteinUhlenbeckActionNoise}
-_NAMED_CLASSES = {"activation_fn": torch.nn, "optimizer_class": torch.optim}
 
 
 class SB3Learner:
     """``SourceLearner`` that runs an algorithm of SB3 or sb3-contrib (``"PPO"``, ``"SAC"``, ``"TQC"``, ...).
 
     Keyword arguments are those of the algorithm's class except ``env``, ``seed`` and ``device``, which this
-    learner sets itself (CPU, one thread). ``policy`` is chosen by the observations unless given, and
-    ``net_arch`` stands for ``policy_kwargs={"net_arch": ...}``. ``action_noise`` may be a number, the
-    standard deviation of Gaussian noise in the actor's units [-1, 1], or a mapping such as
-    ``{"kind": "ornstein_uhlenbeck", "sigma": 0.2}``. Replay buffers are no larger than the run can fill.
-    ``ConfigError`` names every wrong argument.
+    learner sets itself (CPU, one thread). By default the observation space decides ``policy``. ``net_arch``
+    is short for ``policy_kwargs={"net_arch": ...}``. ``action_noise`` may be a number, the standard deviation
+    of Gaussian noise in the actor's units [-1, 1], or a mapping such as ``{"kind": "ornstein_uhlenbeck",
+    "sigma": 0.2}``. Replay buffers are no larger than the run can fill. ``ConfigError`` names every wrong
+    argument.
     """
 
     def __init__(self, algorithm: str, **config: Any) -> None:
@@ -62,18 +59,16 @@ class SB3Learner:
             raise MissingExtraError(f"sb3:{algorithm}", "sb3") from error
         self.name = algorithm
         ours = {"self", "env", "seed", "device", "_init_setup_model"}
-        self._defaults = {
-            key: parameter.default
-            for key, parameter in inspect.signature(self._class.__init__).parameters.items()
-            if key not in ours
-        }
-        known = [*self._defaults, "net_arch"]
+        parameters = inspect.signature(self._class.__init__).parameters
+        defaults = {key: parameter.default for key, parameter in parameters.items() if key not in ours}
+        known = [*defaults, "net_arch"]
         problems = [f"unknown key {key!r}{nearest(key, known)}" for key in config if key not in known]
         self.config = {key: value for key, value in config.items() if key != "net_arch"}
         if "net_arch" in config:
             arch = config["net_arch"]
             arch = dict(arch) if isinstance(arch, Mapping) else list(arch)
             self.config["policy_kwargs"] = {**config.get("policy_kwargs", {}), "net_arch": arch}
+        self._settings = {**defaults, **self.config}
         policies = list(self._class.policy_aliases)
         policy = config.get("policy", policies[0])
         if isinstance(policy, str) and policy not in policies:
@@ -81,12 +76,15 @@ class SB3Learner:
                 f"unknown policy {policy!r}{nearest(policy, policies)}; it has {', '.join(policies)}"
             )
         problems += _noise_problems(config.get("action_noise"))
-        problems += _class_problems(self.config.get("policy_kwargs") or {})
+        problems += [
+            f"{key}: {module.__name__} has no {name!r}{nearest(name, vars(module))}"
+            for key, name, module in self._named_classes()
+            if not hasattr(module, name)
+        ]
         if problems:
             raise ConfigError([f"sb3:{algorithm}: {problem}" for problem in problems])
 
     def check(self, family: TaskFamily, *, n_timesteps: int, n_stream: int) -> None:
-        """See ``learners.base.Checks``."""
         space = family.action_space
         kind, able = type(space).__name__, ALGORITHM[self.name].actions
         if kind not in able:
@@ -111,7 +109,21 @@ class SB3Learner:
                     f"{family.name}: sb3:MaskablePPO needs environments with a method action_masks() -> "
                     "(N, number of actions); without masks it is sb3:PPO"
                 )
-        self._check_length(n_timesteps, n_stream)
+        if self._on_policy and n_timesteps < (n_steps := self._settings["n_steps"]):
+            raise ConfigError(
+                f"sb3:{self.name}: n_steps {n_steps} exceeds the {n_timesteps} steps of a stream; "
+                "nothing would be learned"
+            )
+        if not self._on_policy and n_timesteps * n_stream <= (warm_up := self._settings["learning_starts"]):
+            raise ConfigError(
+                f"sb3:{self.name}: learning_starts {warm_up} exceeds the {n_timesteps * n_stream} steps of "
+                "all streams of a learner; nothing would be learned"
+            )
+        frequency = self._settings.get("train_freq")
+        if n_stream > 1 and isinstance(frequency, list | tuple) and frequency[-1] == "episode":
+            raise ConfigError(
+                f"sb3:{self.name}: train_freq in episodes needs n_stream 1; n_learner may be larger instead"
+            )
 
     def learn(
         self,
@@ -125,45 +137,30 @@ class SB3Learner:
         seed: int,
         progress: Progress = lambda steps: None,
     ) -> list[History]:
-        """See ``SourceLearner.learn``. Seeds NumPy's and PyTorch's global generators, as SB3 does."""
+        """As ``SourceLearner.learn``. Seeds the global generators of NumPy and PyTorch, as SB3 does."""
         self.check(family, n_timesteps=n_timesteps, n_stream=n_stream)
         n_thread = torch.get_num_threads()
         torch.set_num_threads(1)
+
+        def learn_one(task_id: int, task: AnyArray, learner: int) -> History:
+            env_seeds = rng(seed, "sb3-env", task_id, learner).integers(2**63 - 1, size=n_stream)
+            slots = family.make(np.repeat(task[None], n_stream, axis=0), env_seeds)
+            env = _SlotsVecEnv(slots, family.observation_space, family.action_space)
+            model = self._model(env, n_timesteps, seed64(seed, "sb3", task_id, learner) % 2**31)
+            callback = CompressedHistoryCallback()
+            # An on-policy run whose last rollout is complete must not be stopped before its last update.
+            whole = self._on_policy and n_timesteps % model.n_steps == 0
+            pace = _Pace(None if whole else n_timesteps, progress)
+            model.learn(n_timesteps * n_stream, CallbackList([callback, pace]), log_interval=None)
+            return replace(callback.history(), compression_mask=None)
+
         try:
             return [
-                _join(
-                    [
-                        self._learn_one(family, task, n_timesteps, n_stream, progress, seed, int(task_id), k)
-                        for k in range(n_learner)
-                    ]
-                )
+                _join([learn_one(int(task_id), task, k) for k in range(n_learner)])
                 for task_id, task in zip(task_ids, tasks, strict=True)
             ]
         finally:
             torch.set_num_threads(n_thread)
-
-    def _learn_one(
-        self,
-        family: TaskFamily,
-        task: NDArray[Any],
-        n_timesteps: int,
-        n_stream: int,
-        progress: Progress,
-        seed: int,
-        task_id: int,
-        learner: int,
-    ) -> History:
-        who = (task_id, learner)
-        env_seeds = rng(seed, "sb3-env", *who).integers(2**63 - 1, size=n_stream)
-        slots = family.make(np.repeat(task[None], n_stream, axis=0), env_seeds)
-        env = _SlotsVecEnv(slots, family.observation_space, family.action_space)
-        model = self._model(env, n_timesteps, seed64(seed, "sb3", *who) % 2**31)
-        callback = CompressedHistoryCallback()
-        # An on-policy run that ends with its rollout is not stopped before that rollout's update.
-        whole = self._on_policy and n_timesteps % model.n_steps == 0
-        pace = _Pace(None if whole else n_timesteps, progress)
-        model.learn(n_timesteps * n_stream, CallbackList([callback, pace]), log_interval=None)
-        return replace(callback.history(), compression_mask=None)
 
     def _model(self, env: VecEnv, n_timesteps: int, seed: int) -> Any:
         """The algorithm as configured, for ``env``."""
@@ -172,16 +169,19 @@ class SB3Learner:
             self._class,
             env.observation_space,
             arguments.get("policy"),
-            _with_classes(arguments.get("policy_kwargs") or {}),
+            {
+                **(arguments.get("policy_kwargs") or {}),
+                **{key: getattr(module, name) for key, name, module in self._named_classes()},
+            },
         )
         if arguments.get("action_noise") is not None:
             arguments["action_noise"] = _make_noise(arguments["action_noise"], env.action_space)
-        if "buffer_size" in self._defaults:
-            # Never full, so that the history is the same as with any larger buffer.
+        if "buffer_size" in self._settings:
+            # A buffer that is never full gives the same history as any larger one.
             fill = (n_timesteps + 1) * env.num_envs
-            arguments["buffer_size"] = min(self._setting("buffer_size"), fill)
-        if isinstance(self._setting("train_freq"), list):
-            arguments["train_freq"] = tuple(self._setting("train_freq"))
+            arguments["buffer_size"] = min(self._settings["buffer_size"], fill)
+        if isinstance(arguments.get("train_freq"), list):
+            arguments["train_freq"] = tuple(arguments["train_freq"])
         try:
             return self._class(env=env, seed=seed, device="cpu", **arguments)
         except (AssertionError, TypeError, ValueError) as error:
@@ -191,52 +191,38 @@ class SB3Learner:
     def _on_policy(self) -> bool:
         return issubclass(self._class, OnPolicyAlgorithm)
 
-    def _setting(self, key: str) -> Any:
-        return self.config.get(key, self._defaults.get(key))
-
-    def _check_length(self, n_timesteps: int, n_stream: int) -> None:
-        """Raise ``ConfigError`` if nothing would be learned."""
-        n_steps, warm_up = self._setting("n_steps"), self._setting("learning_starts")
-        if self._on_policy and n_timesteps < n_steps:
-            raise ConfigError(
-                f"sb3:{self.name}: n_steps {n_steps} exceeds the {n_timesteps} steps of a stream; "
-                "nothing would be learned"
-            )
-        if not self._on_policy and n_timesteps * n_stream <= warm_up:
-            raise ConfigError(
-                f"sb3:{self.name}: learning_starts {warm_up} exceeds the {n_timesteps * n_stream} steps of "
-                "all streams of a learner; nothing would be learned"
-            )
-        frequency = self._setting("train_freq")
-        if n_stream > 1 and isinstance(frequency, list | tuple) and frequency[-1] == "episode":
-            raise ConfigError(
-                f"sb3:{self.name}: train_freq in episodes needs n_stream 1; n_learner may be larger instead"
-            )
+    def _named_classes(self) -> Iterator[tuple[str, str, Any]]:
+        """Key, name and module of activations and optimisers given by name (``Tanh``, ``Adam``)."""
+        policy_kwargs = self.config.get("policy_kwargs") or {}
+        for key, module in (("activation_fn", torch.nn), ("optimizer_class", torch.optim)):
+            if isinstance(policy_kwargs.get(key), str):
+                yield key, policy_kwargs[key], module
 
 
 # ---------------------------------------------------------------- arguments from YAML
 
 
-def _noise_problems(noise: Any) -> list[str]:
+def _noise_problems(noise: Any) -> Sequence[str]:
     if noise is None or isinstance(noise, ActionNoise):
         return []
-    if isinstance(noise, Mapping):
-        kind = noise.get("kind", "normal")
-        if kind not in _NOISE:
-            return [
-                f"action_noise: unknown kind {kind!r}{nearest(str(kind), _NOISE)}; known: {', '.join(_NOISE)}"
-            ]
-        known = [key for key in inspect.signature(_NOISE[kind]).parameters if key != "dtype"]
-        wrong = [key for key in noise if key not in ("kind", *known)]
-        missing = [] if "sigma" in noise else ["action_noise: sigma is missing"]
-        return [f"action_noise: unknown key {key!r}{nearest(key, known)}" for key in wrong] + missing
-    if isinstance(noise, bool) or not isinstance(noise, int | float) or noise < 0:
-        return [f"action_noise must be a number >= 0 or a mapping with kind and sigma, got {noise!r}"]
-    return []
+    if not isinstance(noise, Mapping):
+        if isinstance(noise, bool) or not isinstance(noise, int | float) or noise < 0:
+            return [f"action_noise must be a number >= 0 or a mapping with kind and sigma, got {noise!r}"]
+        return []
+    kind = noise.get("kind", "normal")
+    if kind not in _NOISE:
+        return [
+            f"action_noise: unknown kind {kind!r}{nearest(str(kind), _NOISE)}; known: {', '.join(_NOISE)}"
+        ]
+    options = {"mean": 0.0, **{key: value for key, value in noise.items() if key != "kind"}}
+    return [
+        problem.within("action_noise")
+        for problem in Parameters(_NOISE[kind], handed=["dtype"]).complete(options)[1]
+    ]
 
 
 def _make_noise(noise: Any, space: spaces.Box) -> ActionNoise:
-    """Noise of the shape of ``space``, around 0 unless it says otherwise."""
+    """Noise of the shape of ``space``, by default with mean 0."""
     if isinstance(noise, ActionNoise):
         return noise
     options = dict(noise) if isinstance(noise, Mapping) else {"sigma": noise}
@@ -247,24 +233,6 @@ def _make_noise(noise: Any, space: spaces.Box) -> ActionNoise:
         if key in options or key == "mean"
     }
     return kind(**arrays, **options)
-
-
-def _class_problems(policy_kwargs: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{key}: {module.__name__} has no {policy_kwargs[key]!r}{nearest(policy_kwargs[key], vars(module))}"
-        for key, module in _NAMED_CLASSES.items()
-        if isinstance(policy_kwargs.get(key), str) and not hasattr(module, policy_kwargs[key])
-    ]
-
-
-def _with_classes(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Names of activations and optimisers (``Tanh``, ``Adam``) become the classes."""
-    named = {
-        key: getattr(module, policy_kwargs[key])
-        for key, module in _NAMED_CLASSES.items()
-        if isinstance(policy_kwargs.get(key), str)
-    }
-    return {**policy_kwargs, **named}
 
 
 # ---------------------------------------------------------------- running
@@ -296,7 +264,7 @@ class _SlotsVecEnv(VecEnv):  # type: ignore[misc]
     def close(self) -> None: ...
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        # SB3 asks for the render mode and warns where there is none.
+        # SB3 asks for the render mode, and warns if there is none.
         value = None if attr_name == "render_mode" else getattr(self._env, attr_name)
         return [value for _ in self._get_indices(indices)]
 
@@ -304,7 +272,7 @@ class _SlotsVecEnv(VecEnv):  # type: ignore[misc]
         raise UsageError("slots of a task family have no attributes to set")
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Rows of what the slots' method gives for all of them: ``action_masks``."""
+        """The rows that a method of the slots, ``action_masks``, returns for all of them."""
         rows = getattr(self._env, method_name)(*args, **kwargs)
         return [rows[i] for i in self._get_indices(indices)]
 
@@ -313,7 +281,7 @@ class _SlotsVecEnv(VecEnv):  # type: ignore[misc]
 
 
 class _Pace(BaseCallback):  # type: ignore[misc]
-    """Reports progress, and stops after ``last`` steps although SB3 would go on to the end of its rollout."""
+    """Reports progress, and stops after ``last`` steps; SB3 alone would finish its rollout."""
 
     def __init__(self, last: int | None, progress: Progress) -> None:
         super().__init__()
@@ -326,7 +294,7 @@ class _Pace(BaseCallback):  # type: ignore[misc]
 
 
 def _join(learners: Sequence[History]) -> History:
-    """One history whose streams are those of all ``learners``, in order."""
+    """One history with the streams of all ``learners``, in order."""
     arrays = {
         name: np.concatenate([getattr(history, name) for history in learners])
         for name, _ in learners[0].per_step()

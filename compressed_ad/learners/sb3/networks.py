@@ -1,4 +1,4 @@
-"""Which network an algorithm of Stable-Baselines3 gets where the user names none, small images included."""
+"""The default networks of Stable-Baselines3's algorithms, also for small images."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _NATURE = 36
 class SmallImages(BaseFeaturesExtractor):  # type: ignore[misc]
     """Two 3 x 3 convolutions and a linear layer, for images of any size, channels first or last.
 
-    The first convolution is normalised over the image, so that it does not matter whether pixels count to 255
-    or name one of ten kinds of things.
+    The first convolution is normalised over the image, so that it does not matter whether pixels range up to
+    255 or number ten kinds of objects.
     """
 
     def __init__(self, observation_space: spaces.Box, features_dim: int = 128) -> None:
         super().__init__(observation_space, features_dim)
         shape = observation_space.shape
-        # As SB3 tells them apart: there are fewer channels than rows or columns.
+        # As in SB3: there are fewer channels than rows or columns.
         self._channels_last = int(np.argmin(shape)) != 0
         channels, height, width = (shape[2], *shape[:2]) if self._channels_last else shape
         self.body = torch.nn.Sequential(
@@ -46,14 +46,13 @@ class SmallImages(BaseFeaturesExtractor):  # type: ignore[misc]
         )
 
     def forward(self, observations: torch.Tensor) -> torch.Tensor:
-        """Features (B, features_dim) of images (B, ...)."""
         images = observations.movedim(-1, 1) if self._channels_last else observations
         features: torch.Tensor = self.body(images)
         return features
 
 
 class _Flat(FlattenExtractor):  # type: ignore[misc]
-    """SB3's default, whose size is a NumPy integer for MultiDiscrete observations; an LSTM wants Python's."""
+    """SB3's default with its size as a Python integer, which an LSTM needs, instead of a NumPy one."""
 
     def __init__(self, observation_space: spaces.MultiDiscrete) -> None:
         super().__init__(observation_space)
@@ -63,10 +62,10 @@ class _Flat(FlattenExtractor):  # type: ignore[misc]
 def choose_policy(
     kind: type[Any], space: gymnasium.Space[Any], policy: str | None, policy_kwargs: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """The name of the policy for ``kind``, an SB3 class, on observations in ``space``, and its arguments.
+    """The name and the arguments of the policy of ``kind``, an SB3 class, for observations in ``space``.
 
     Images get convolutions (NatureCNN from 36 x 36 on, else ``SmallImages``), everything else ``MlpPolicy``.
-    A ``policy`` or ``features_extractor_class`` that the user chose stays.
+    A ``policy`` or ``features_extractor_class`` that the user chose is kept.
     """
     names = list(kind.policy_aliases)
     mlp = next(name for name in names if name.startswith("Mlp"))

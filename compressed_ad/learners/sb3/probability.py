@@ -1,14 +1,14 @@
-"""How likely the actions of Stable-Baselines3's algorithms were under the policy that chose them.
+"""The probability of the actions of Stable-Baselines3's algorithms under the policy that chose them.
 
-A ``Law`` belongs to one run. It notes, step by step, what is only known at that moment (exploration rate,
-state of the noise, action masks, LSTM states) and, while the policy that acted still stands, describes the
+An ``ActionDistribution`` belongs to one run. At every step it notes what is only known then (exploration
+rate, state of the noise, action masks, LSTM states). Before the policy is trained again, it evaluates the
 whole rollout at once. Letters: T steps of the rollout, S environments, d dimensions of an action.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 from gymnasium import spaces
@@ -32,7 +32,7 @@ except ImportError as error:
     raise MissingExtraError("compressed_ad.learners.sb3.probability", "sb3") from error
 
 _PIECE = 8192
-"""Observations that are evaluated at once."""
+"""Observations in one forward pass."""
 
 Doubles = NDArray[np.float64]
 
@@ -40,7 +40,7 @@ Doubles = NDArray[np.float64]
 
 
 def epsilon_greedy(greedy: BoolArray, epsilon: AnyArray, n_action: int) -> tuple[Doubles, Doubles]:
-    """Probability and entropy (nats) of choices, ``greedy`` or not, at exploration rate ``epsilon``."""
+    """Probability and entropy (nats) of actions that are ``greedy`` or not, at the rate ``epsilon``."""
     other = np.asarray(epsilon, np.float64) / n_action
     best = 1 - epsilon + other
     entropy = -_x_log_x(best) - (n_action - 1) * _x_log_x(other)
@@ -59,12 +59,12 @@ def relative_probability(
     noise_std: AnyArray | None = None,
     rounding: AnyArray | float = 1e-6,
 ) -> Doubles:
-    """Density of the draw behind ``action`` over the highest density, to the power 1/d: (...) in [0, 1].
+    """Density of the draw behind ``action``, divided by the highest density, to the power 1/d: in [0, 1].
 
-    ``action`` (..., d) is ``tanh(u) + n`` cut to [-1, 1], with ``u ~ Normal(mean, std)`` and the exploration
-    noise ``n ~ Normal(noise_mean, noise_std)``. Without ``std`` the policy's own part is certain, it is
-    ``mean`` itself; without ``noise_std`` there is no noise. ``action`` is known up to ``rounding``, and one
-    at a bound stands for all that was cut there: of all draws that give it, the most likely counts.
+    ``action`` (..., d) is ``tanh(u) + n`` clipped to [-1, 1], with ``u ~ Normal(mean, std)`` and the
+    exploration noise ``n ~ Normal(noise_mean, noise_std)``. Without ``std`` the policy is deterministic and
+    gives ``mean``; without ``noise_std`` there is no noise. ``action`` is known up to ``rounding``, and an
+    action at a bound may have been clipped: of all draws that give ``action``, the most likely one counts.
     """
     action, mean = np.asarray(action, np.float64), np.asarray(mean, np.float64)
     if std is None and noise_std is None:
@@ -79,7 +79,7 @@ def relative_probability(
     shift, spread = 0.0 if noise_mean is None else noise_mean, np.maximum(noise_std, 1e-8)
 
     def noise_square(base: Doubles) -> Doubles:
-        """z**2 of the smallest noise that leads from ``base`` to the action."""
+        """z**2 of the most likely noise that leads from ``base`` to the action."""
         centre = base + shift
         return np.asarray(((np.clip(centre, low, high) - centre) / spread) ** 2)
 
@@ -90,7 +90,7 @@ def relative_probability(
 def _smallest_sum(target: Doubles, mean: Doubles, std: Any, noise_square: Any) -> Doubles:
     """Minimum over u of z(u)**2 + z(noise)**2, on a grid that is refined twice.
 
-    It lies between the mean and the u that needs no noise, since beyond either both terms grow.
+    The minimiser is bracketed by ``mean`` and the u that needs no noise: outside, both terms grow.
     """
     first, last = mean, np.arctanh(np.clip(target, -1 + 1e-9, 1 - 1e-9))
     share = np.linspace(0, 1, 65).reshape(-1, *(1 for _ in target.shape))
@@ -114,43 +114,28 @@ def squashed_entropy(mean: AnyArray, std: AnyArray) -> Doubles:
     return np.asarray((0.5 * np.log(2 * np.pi * np.e) + np.log(std) + log_slope @ _WEIGHTS).sum(-1))
 
 
-# ---------------------------------------------------------------- laws
+# ---------------------------------------------------------------- distributions
 
 
-class Described(NamedTuple):
-    """What is known about the actions of a rollout."""
-
-    probability: AnyArray  # (T, S)
-    entropy: AnyArray | None  # (T, S)
-
-
-class Law(Protocol):
-    """How an algorithm chooses its actions."""
+class ActionDistribution(Protocol):
+    """The distribution from which an algorithm draws its actions."""
 
     has_entropy: bool
 
     def start(self) -> None:
-        """A rollout begins."""
+        """Begin a rollout."""
 
     def note(self, seen: Mapping[str, Any]) -> None:
-        """A step was made; ``seen`` are the local variables of SB3's loop."""
+        """Note a step; ``seen`` are the local variables of SB3's loop."""
 
-    def describe(self, states: AnyArray) -> Described:
-        """All steps noted since ``start``, which were made in ``states`` (T, S, ...)."""
-
-
-@runtime_checkable
-class OnPolicyLaw(Law, Protocol):
-    """A law that can also judge noted actions once the policy was trained on them."""
-
-    def log_prob(self, states: AnyArray) -> AnyArray:
-        """Log-probability (T, S) of the same actions under the present policy."""
+    def evaluate(self, states: AnyArray) -> tuple[AnyArray, AnyArray | None]:
+        """Probability and entropy (T, S) of the noted actions, chosen in ``states`` (T, S, ...)."""
 
 
-def find_law(model: Any) -> Law:
-    """The law of ``model``; ``UsageError`` for an algorithm whose probabilities are not known."""
+def find_distribution(model: Any) -> ActionDistribution:
+    """The action distribution of ``model``; ``UsageError`` if it is not known for this algorithm."""
     if isinstance(model, OnPolicyAlgorithm):
-        return _OnPolicy(model)
+        return OnPolicy(model)
     if isinstance(model, OffPolicyAlgorithm):
         if hasattr(model, "exploration_rate"):
             return _EpsilonGreedy(model)
@@ -163,8 +148,8 @@ def find_law(model: Any) -> Law:
     raise UsageError(f"CompressedHistoryCallback cannot record {name}{reason}")
 
 
-class _OnPolicy:
-    """Samples from the policy's distribution: PPO, A2C, TRPO, with action masks or an LSTM."""
+class OnPolicy:
+    """Samples of the policy's distribution: PPO, A2C, TRPO, with action masks or an LSTM."""
 
     has_entropy = True
 
@@ -186,37 +171,41 @@ class _OnPolicy:
         if self._recurrent:
             self._begins.append(np.array(self._model._last_episode_starts, np.float32))
 
-    def describe(self, states: AnyArray) -> Described:
-        pieces = [
-            (self._probability(law, actions), law.entropy()) for law, actions in self._distributions(states)
-        ]
-        entropies = [_numbers(entropy) for _, entropy in pieces if entropy is not None]
+    def evaluate(self, states: AnyArray) -> tuple[AnyArray, AnyArray]:
+        probabilities, entropies = [], []
+        for distribution, actions in self._distributions(states):
+            probabilities.append(self._probability(distribution, actions))
+            if (entropy := distribution.entropy()) is not None:
+                entropies.append(_numbers(entropy))
         unknown = np.full(states.shape[:2], np.nan)
-        return Described(
-            self._rows([probability for probability, _ in pieces]),
-            self._rows(entropies) if entropies else unknown,
-        )
+        return self._rows(probabilities), self._rows(entropies) if entropies else unknown
 
     def log_prob(self, states: AnyArray) -> AnyArray:
-        return self._rows([_numbers(law.log_prob(actions)) for law, actions in self._distributions(states)])
+        """Log-probability (T, S) of the noted actions under the policy as it is now."""
+        return self._rows(
+            [
+                _numbers(distribution.log_prob(actions))
+                for distribution, actions in self._distributions(states)
+            ]
+        )
 
-    def _probability(self, law: Any, actions: torch.Tensor) -> AnyArray:
+    def _probability(self, distribution: Any, actions: torch.Tensor) -> AnyArray:
         space = self._model.action_space
         if not isinstance(space, spaces.Box):
             n_component = 1 if isinstance(space, spaces.Discrete) else len(space.nvec)
-            return np.asarray(np.exp(np.minimum(_numbers(law.log_prob(actions)), 0) / n_component))
+            return np.asarray(np.exp(np.minimum(_numbers(distribution.log_prob(actions)), 0) / n_component))
         drawn, mean, std = (
             _numbers(part).reshape(len(actions), -1)
-            for part in (actions, law.distribution.mean, law.distribution.stddev)
+            for part in (actions, distribution.distribution.mean, distribution.distribution.stddev)
         )
         if self._model.policy.squash_output:
             return relative_probability(drawn, mean, std, rounding=float(np.finfo(np.float32).eps))
         return np.asarray(np.exp(-0.5 * (((drawn - mean) / std) ** 2).mean(-1)))
 
     def _distributions(self, states: AnyArray) -> Iterator[tuple[Any, torch.Tensor]]:
-        """The present policy's distributions and the actions, in pieces of time.
+        """The policy's distributions and the noted actions, in pieces of time.
 
-        Within a piece, environments come first, as SB3's LSTM wants its sequences.
+        Within a piece, environments come first, as SB3's LSTM needs its sequences.
         """
         policy, memory = self._model.policy, getattr(self, "_memory", None)
         policy.set_training_mode(False)
@@ -230,12 +219,11 @@ class _OnPolicy:
                 observed = policy.obs_to_tensor(obs)[0]
                 if self._recurrent:
                     episode = torch.as_tensor(begins, device=policy.device)
-                    law, memory = policy.get_distribution(observed, memory, episode)
-                elif masks is not None:
-                    law = policy.get_distribution(observed, masks)
+                    distribution, memory = policy.get_distribution(observed, memory, episode)
                 else:
-                    law = policy.get_distribution(observed)
-            yield law, torch.as_tensor(actions, device=policy.device)
+                    masked = () if masks is None else (masks,)
+                    distribution = policy.get_distribution(observed, *masked)
+            yield distribution, torch.as_tensor(actions, device=policy.device)
 
     def _rows(self, pieces: list[AnyArray]) -> AnyArray:
         """(T, S) of pieces whose environments come first."""
@@ -264,7 +252,7 @@ def _in_pieces(states: AnyArray) -> Iterator[AnyArray]:
 
 
 class _EpsilonGreedy:
-    """The action of highest value, or with the exploration rate any: DQN, QR-DQN."""
+    """The action of highest value, or any action at the exploration rate: DQN, QR-DQN."""
 
     has_entropy = True
 
@@ -277,10 +265,10 @@ class _EpsilonGreedy:
 
     def note(self, seen: Mapping[str, Any]) -> None:
         self._actions.append(np.array(seen["actions"]))
-        # SB3 tosses one coin for all environments; for each alone the chance is the same.
+        # SB3 draws once for all environments, which leaves the chance of each unchanged.
         self._rates.append(1.0 if _warming_up(self._model, seen) else self._model.exploration_rate)
 
-    def describe(self, states: AnyArray) -> Described:
+    def evaluate(self, states: AnyArray) -> tuple[AnyArray, AnyArray | None]:
         policy, actions = self._model.policy, np.stack(self._actions)
         with torch.no_grad():
             best = [
@@ -289,7 +277,7 @@ class _EpsilonGreedy:
             ]
         greedy = actions == np.concatenate(best).reshape(actions.shape)
         rates = np.array(self._rates)[:, None]
-        return Described(*epsilon_greedy(greedy, rates, int(self._model.action_space.n)))
+        return epsilon_greedy(greedy, rates, int(self._model.action_space.n))
 
 
 class _Continuous:
@@ -305,7 +293,7 @@ class _Continuous:
         space = model.action_space
         low, high = (np.asarray(bound, np.float64).ravel() for bound in (space.low, space.high))
         size = 1 + 2 * np.maximum(np.abs(low), np.abs(high)) / (high - low)
-        self._rounding = 2 * np.finfo(np.float32).eps * size  # of scaling to the space's units and back
+        self._rounding = 2 * np.finfo(np.float32).eps * size  # of scaling to the units of the space and back
 
     def start(self) -> None:
         self._actions: list[AnyArray] = []
@@ -320,7 +308,7 @@ class _Continuous:
             self._noise.append(self._next)
             self._next = self._coming_noise(seen["dones"])
 
-    def describe(self, states: AnyArray) -> Described:
+    def evaluate(self, states: AnyArray) -> tuple[AnyArray, AnyArray | None]:
         actions, uniform = np.stack(self._actions), np.array(self._uniform)
         with torch.no_grad():
             pieces = [self._actor(piece) for piece in _in_pieces(states)]
@@ -328,15 +316,15 @@ class _Continuous:
         deviations = [std for _, std in pieces if std is not None]
         std = np.concatenate(deviations).reshape(actions.shape) if deviations else None
         noise_mean, noise_std = (
-            np.stack([law[k] for law in self._noise]) if self._noise else None for k in (0, 1)
+            np.stack([step[k] for step in self._noise]) if self._noise else None for k in (0, 1)
         )
         probability = relative_probability(actions, mean, std, noise_mean, noise_std, self._rounding)
         probability[uniform] = 0
         if std is None or not self.has_entropy:
-            return Described(probability, None)
+            return probability, None
         entropy = squashed_entropy(mean, std)
         entropy[uniform] = actions.shape[-1] * np.log(2)
-        return Described(probability, entropy)
+        return probability, entropy
 
     def _actor(self, states: AnyArray) -> tuple[AnyArray, AnyArray | None]:
         """Mean and deviation before squashing, or the deterministic action and None."""
@@ -348,18 +336,16 @@ class _Continuous:
         return _numbers(normal.mean), _numbers(normal.stddev)
 
     def _coming_noise(self, done: BoolArray) -> tuple[AnyArray, AnyArray] | None:
-        """Mean and deviation (S, d) of the next noise; where ``done``, the noise starts afresh before it."""
+        """Mean and deviation (S, d) of the next noise; where ``done``, the noise is reset first."""
         noise = self._model.action_noise
         if noise is None:
             return None
         noises = noise.noises if isinstance(noise, VectorizedActionNoise) else [noise]
-        laws = [
-            _NOISE_LAW.get(type(n), _unknown_noise)(n, bool(d)) for n, d in zip(noises, done, strict=True)
-        ]
-        shape = (len(laws), len(self._rounding))
+        normals = [_NOISE.get(type(n), _unknown_noise)(n, bool(d)) for n, d in zip(noises, done, strict=True)]
+        shape = (len(normals), len(self._rounding))
         mean, std = (
             np.stack([np.broadcast_to(part, shape[1:]) for part in parts]).astype(np.float64)
-            for parts in zip(*laws, strict=True)
+            for parts in zip(*normals, strict=True)
         )
         return mean, std
 
@@ -379,5 +365,5 @@ def _unknown_noise(noise: Any, done: bool) -> tuple[AnyArray, AnyArray]:
     return np.array(np.nan), np.array(np.nan)
 
 
-# By exact type: a subclass may draw otherwise.
-_NOISE_LAW = {NormalActionNoise: _normal_noise, OrnsteinUhlenbeckActionNoise: _ornstein_uhlenbeck}
+# By exact type: a subclass may draw differently.
+_NOISE = {NormalActionNoise: _normal_noise, OrnsteinUhlenbeckActionNoise: _ornstein_uhlenbeck}
