@@ -34,12 +34,10 @@ import llvmlite.binding as llvm
 import numpy as np
 from numba import njit
 
-from compressed_ad.learners.ppo import BatchedPPO, kernels
+from compressed_ad import BatchedPPO, Darkroom, History, make_learner
+from compressed_ad.learners.ppo import kernels
 from compressed_ad.learners.ppo.training import Encoder, layout
-from compressed_ad.learners.sb3.learner import SB3Learner
 from compressed_ad.seeding import rng
-from compressed_ad.tasks.gridworld import Darkroom
-from compressed_ad.types import History
 
 RESULTS = Path(__file__).parent / "results"
 HYPER = {"n_steps": 20, "batch_size": 50, "n_epochs": 20, "learning_rate": 3e-4}
@@ -111,7 +109,7 @@ def _whole() -> dict[str, float]:
 
 def run(quick: bool, full: bool = False) -> dict[str, Any]:
     """Measure, print and return all figures; ``quick`` takes 15 s, ``full`` adds the whole collection."""
-    ours, sb3 = BatchedPPO(**HYPER), SB3Learner("PPO", **HYPER)
+    ours, sb3 = BatchedPPO(**HYPER), make_learner("sb3:PPO", HYPER)
     many = BatchedPPO(**{**HYPER, "n_steps": 100})
     start = time.perf_counter()
     _learn(ours, np.arange(1), n_timesteps=20, n_stream=5)

@@ -20,17 +20,20 @@ import torch
 import yaml
 
 from benchmarks.measuring import cpu_seconds, matmul_peak, side_by_side, write
-from compressed_ad.evaluation.agents import InContextAgent
-from compressed_ad.models.ad import AD
-from compressed_ad.models.settings import ModelConfig
+from compressed_ad import (
+    AD,
+    CompressedADDataset,
+    Darkroom,
+    InContextAgent,
+    ModelConfig,
+    WindowSampler,
+    to_spec,
+)
 from compressed_ad.models.tokens import shift
 from compressed_ad.runs.layers import config_folder
-from compressed_ad.tasks.gridworld import Darkroom
 from compressed_ad.training.flops import training_flops
 from compressed_ad.training.loop import build_model, gradient, make_optimiser
 from compressed_ad.training.sequences import Sequences
-from compressed_ad.training.windows import CompressedADDataset, WindowSampler
-from compressed_ad.types import to_spec
 
 FAMILY = Darkroom()
 MODEL_FILE = yaml.safe_load((config_folder() / "model" / "ad_dr.yaml").read_text())

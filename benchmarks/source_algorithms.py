@@ -23,12 +23,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measuring import write
+from compressed_ad import Darkroom, History, apply_marker, make_learner
 from compressed_ad.errors import MarkerError
 from compressed_ad.learners.sb3.algorithms import ALGORITHM, DISCRETE
-from compressed_ad.learners.sb3.learner import SB3Learner
-from compressed_ad.marking.apply import apply_marker
-from compressed_ad.tasks.gridworld import Darkroom
-from compressed_ad.types import History
 
 MARKERS = ("threshold", "high_confidence", "low_entropy", "policy_ratio", "rollout")
 ROLLOUT = {"n_steps": 100, "batch_size": 50}
@@ -53,7 +50,7 @@ class Allowed(Darkroom):
 
 def _learn(name: str, family: Any, n_timesteps: int) -> tuple[float, History]:
     """CPU seconds, and the history."""
-    learner, task = SB3Learner(name, **HYPER.get(name, {})), np.array([30])
+    learner, task = make_learner(f"sb3:{name}", HYPER.get(name, {})), np.array([30])
     start = time.process_time()
     (history,) = learner.learn(
         family, task, family.tasks()[task], n_timesteps=n_timesteps, n_learner=1, n_stream=1, seed=0

@@ -1,6 +1,7 @@
 """Compressed Algorithm Distillation: in-context reinforcement learning from marked learning histories.
 
-Everything public is here, and imported when first used: ``import compressed_ad`` imports no torch.
+Everything public is imported from here: ``from compressed_ad import HistoryFile, train``. A name is loaded
+when it is first used, so ``import compressed_ad`` itself imports no torch.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# For type checkers and editors. ``_NAMES`` is what the program uses; a test compares the two.
 if TYPE_CHECKING:
     from compressed_ad.evaluation.agents import (
         InContextAgent as InContextAgent,
@@ -16,22 +18,45 @@ if TYPE_CHECKING:
     )
     from compressed_ad.evaluation.evaluate import (
         evaluate_in_context as evaluate_in_context,
+        evaluate_references as evaluate_references,
         evaluate_tasks as evaluate_tasks,
     )
     from compressed_ad.histories.collector import collect as collect
+    from compressed_ad.histories.exchange.formats import EXPORT as EXPORT, Recorded as Recorded
+    from compressed_ad.histories.exchange.importing import import_histories as import_histories
     from compressed_ad.histories.file import HistoryFile as HistoryFile, HistoryWriter as HistoryWriter
+    from compressed_ad.histories.header import HistoryInfo as HistoryInfo
     from compressed_ad.learners.base import LEARNER as LEARNER
     from compressed_ad.learners.conformance import check_learner as check_learner
     from compressed_ad.learners.ppo import BatchedPPO as BatchedPPO
     from compressed_ad.learners.sb3.callback import CompressedHistoryCallback as CompressedHistoryCallback
-    from compressed_ad.marking.apply import apply_marker as apply_marker, check_marker as check_marker
-    from compressed_ad.marking.markers import MARKER as MARKER, borders as borders
+    from compressed_ad.learners.scripted import record as record
+    from compressed_ad.learners.select import make_learner as make_learner
+    from compressed_ad.marking.apply import apply_marker as apply_marker
+    from compressed_ad.marking.conformance import check_marker as check_marker
+    from compressed_ad.marking.markers import MARKER as MARKER, borders as borders, threshold as threshold
+    from compressed_ad.marking.statistics import marking_statistics as marking_statistics
     from compressed_ad.models import MODEL as MODEL
     from compressed_ad.models.ad import AD as AD
     from compressed_ad.models.compressed_ad import CompressedAD as CompressedAD
+    from compressed_ad.models.encoders import SpaceEncoder as SpaceEncoder
     from compressed_ad.models.settings import ModelConfig as ModelConfig
+    from compressed_ad.report.figures.histories import (
+        learning_curves as learning_curves,
+        probability_trace as probability_trace,
+    )
+    from compressed_ad.report.figures.returns import in_context_curves as in_context_curves
+    from compressed_ad.report.results import load_runs as load_runs
+    from compressed_ad.seeding import SlotDraws as SlotDraws
+    from compressed_ad.tasks.as_gymnasium import TaskEnv as TaskEnv
+    from compressed_ad.tasks.bandit import GaussianBandit as GaussianBandit
     from compressed_ad.tasks.base import TASK_FAMILY as TASK_FAMILY
-    from compressed_ad.tasks.conformance import check_family as check_family
+    from compressed_ad.tasks.conformance import (
+        check_family as check_family,
+        family_problems as family_problems,
+    )
+    from compressed_ad.tasks.gridworld import Darkroom as Darkroom
+    from compressed_ad.tasks.select import make_family as make_family
     from compressed_ad.tasks.split import split_tasks as split_tasks
     from compressed_ad.training.loop import train as train
     from compressed_ad.training.sequences import from_histories as from_histories
@@ -40,31 +65,47 @@ if TYPE_CHECKING:
         CompressedADDataset as CompressedADDataset,
         WindowSampler as WindowSampler,
     )
-    from compressed_ad.types import History as History, Split as Split, Step as Step
+    from compressed_ad.types import History as History, Split as Split, Step as Step, to_spec as to_spec
 
 _NAMES = {
     "evaluation.agents": "InContextAgent OptimalAgent RandomAgent",
-    "evaluation.evaluate": "evaluate_in_context evaluate_tasks",
+    "evaluation.evaluate": "evaluate_in_context evaluate_references evaluate_tasks",
     "histories.collector": "collect",
+    "histories.exchange.formats": "EXPORT Recorded",
+    "histories.exchange.importing": "import_histories",
     "histories.file": "HistoryFile HistoryWriter",
+    "histories.header": "HistoryInfo",
     "learners.base": "LEARNER",
     "learners.conformance": "check_learner",
     "learners.ppo": "BatchedPPO",
     "learners.sb3.callback": "CompressedHistoryCallback",
-    "marking.apply": "apply_marker check_marker",
-    "marking.markers": "MARKER borders",
+    "learners.scripted": "record",
+    "learners.select": "make_learner",
+    "marking.apply": "apply_marker",
+    "marking.conformance": "check_marker",
+    "marking.markers": "MARKER borders threshold",
+    "marking.statistics": "marking_statistics",
     "models": "MODEL",
     "models.ad": "AD",
     "models.compressed_ad": "CompressedAD",
+    "models.encoders": "SpaceEncoder",
+    "models.settings": "ModelConfig",
+    "report.figures.histories": "learning_curves probability_trace",
+    "report.figures.returns": "in_context_curves",
+    "report.results": "load_runs",
+    "seeding": "SlotDraws",
+    "tasks.as_gymnasium": "TaskEnv",
+    "tasks.bandit": "GaussianBandit",
     "tasks.base": "TASK_FAMILY",
-    "tasks.conformance": "check_family",
+    "tasks.conformance": "check_family family_problems",
+    "tasks.gridworld": "Darkroom",
+    "tasks.select": "make_family",
     "tasks.split": "split_tasks",
     "training.loop": "train",
     "training.sequences": "from_histories",
-    "models.settings": "ModelConfig",
     "training.transforms": "TRANSFORM apply_transforms",
     "training.windows": "CompressedADDataset WindowSampler",
-    "types": "History Split Step",
+    "types": "History Split Step to_spec",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 

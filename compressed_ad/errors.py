@@ -1,12 +1,12 @@
 """The exceptions of this library.
 
-CompressedADError               everything below; ``cad`` prints it without a traceback
-├── UsageError                  what was asked for is wrong (exit code 2)
-│   ├── ConfigError             one or several wrong keys or values, all listed
-│   ├── UnknownNameError        a name that no registry knows
+CompressedADError               all errors below; ``cad`` prints them without a traceback
+├── UsageError                  a wrong request (exit code 2)
+│   ├── ConfigError             wrong keys or values of a configuration, all listed
+│   ├── UnknownNameError        a name that is not registered
 │   ├── SplitError              a task used where the split forbids it
 │   └── MissingExtraError       an optional dependency is not installed
-└── RunError                    something met while running (exit code 1)
+└── RunError                    an error met while running (exit code 1)
     ├── HistoryError            a history file that cannot be used as asked
     ├── MarkerError             a marker that cannot mark these histories
     ├── SpaceError              observation or action spaces that do not fit
@@ -23,12 +23,12 @@ from typing import Any
 
 
 class CompressedADError(Exception):
-    """Base of every exception that this library raises on purpose."""
+    """Base of all exceptions that this library raises on purpose."""
 
     exit_code = 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Some subclasses build their message from several arguments; worker processes send the result home.
+        # Workers send errors home by pickle, which would call ``__init__`` with the finished message alone.
         return _rebuild, (type(self), self.args, self.__dict__)
 
 
@@ -42,13 +42,13 @@ def _rebuild(
 
 
 class UsageError(CompressedADError):
-    """What was asked for is wrong; nothing was started."""
+    """The request is wrong; nothing was started."""
 
     exit_code = 2
 
 
 class ConfigError(UsageError):
-    """One or several wrong keys or values; ``problems`` lists them, one line each."""
+    """Wrong keys or values; ``problems`` lists them, one line each."""
 
     def __init__(self, problems: str | Iterable[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
@@ -56,7 +56,7 @@ class ConfigError(UsageError):
 
 
 class UnknownNameError(UsageError):
-    """A name that is not registered; the message gives the nearest match and all names."""
+    """A name that is not registered; the message has the nearest match and all names."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         known = sorted(known)
@@ -66,22 +66,22 @@ class UnknownNameError(UsageError):
 
 
 class SplitError(UsageError):
-    """A task used where the stored split forbids it."""
+    """A task used where the split forbids it."""
 
 
 class MissingExtraError(UsageError):
-    """An optional dependency is missing."""
+    """An optional dependency is not installed."""
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs an optional dependency: pip install 'compressed-ad[{extra}]'")
 
 
 class RunError(CompressedADError):
-    """Something met while running."""
+    """An error met while running."""
 
 
 class HistoryError(RunError):
-    """A history file that is damaged, foreign, or lacks what was asked of it."""
+    """A history file that is damaged, of another kind, or lacks what is needed."""
 
 
 class MarkerError(RunError):
@@ -93,7 +93,7 @@ class SpaceError(RunError):
 
 
 class CheckpointError(RunError):
-    """A checkpoint that is damaged, foreign, or of another configuration."""
+    """A checkpoint that is damaged, of another kind, or of another configuration."""
 
 
 class RunDirectoryError(RunError):
@@ -101,10 +101,16 @@ class RunDirectoryError(RunError):
 
 
 class NumericalError(RunError):
-    """NaN or infinity where there must be none; the message names the place."""
+    """NaN or infinity where there must be none; the message says where."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` for the closest of ``known``, or an empty string."""
+    """`` (did you mean 'x'?)`` with the closest of ``known``; empty if none is close."""
     match = get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """The first line of the message of ``error``, cut to ``limit`` characters; its type if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:limit] if lines else type(error).__name__

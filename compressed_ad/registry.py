@@ -1,4 +1,4 @@
-"""What users may extend: found by name or ``module:attribute``, and called with validated parameters."""
+"""Registries of what users may extend, and the validation of parameters when it is called."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def import_attribute(kind: str, path: str) -> Any:
 def make(registry: Registry[Callable[..., T]], name: str, kwargs: Mapping[str, Any], offers: str) -> T:
     """What ``registry[name](**kwargs)`` makes; ``UsageError`` unless it has the attribute ``offers``.
 
-    ``ConfigError`` lists wrong, unknown and missing parameters.
+    ``ConfigError`` lists wrong, unknown and missing arguments.
     """
     maker = registry[name]
     if not callable(maker):
@@ -105,8 +105,8 @@ def make(registry: Registry[Callable[..., T]], name: str, kwargs: Mapping[str, A
 def checked(function: F) -> F:
     """Decorator: validate the parameters of a function or class (dataclasses too) whenever it is called.
 
-    ``ConfigError`` lists the wrong, unknown and missing ones, prefixed by the class's ``name`` or the
-    function's. Put it below ``register`` and above ``dataclass``.
+    ``ConfigError`` lists the wrong, unknown and missing ones, prefixed by the ``name`` of the class, or by
+    the function's. Put it below ``register`` and above ``dataclass``.
     """
     is_class = isinstance(function, type)
     inner = function.__init__ if is_class else function
@@ -114,17 +114,16 @@ def checked(function: F) -> F:
 
     @functools.wraps(inner)
     def call(*args: Any, **kwargs: Any) -> Any:
-        known = parameters()
-        signature, own = known.signature, args[:1] if is_class else ()
-        strange = {k: v for k, v in kwargs.items() if not known.takes_any and k not in signature.parameters}
-        bound = signature.bind_partial(*args[len(own) :], **{k: kwargs[k] for k in kwargs.keys() - strange})
-        given = {name: value for name, value in bound.arguments.items() if name in known.settable}
-        values, found = known.complete({**given, **strange})
+        known, instance = parameters(), args[:1] if is_class else ()
+        given = known.signature.bind_partial(*args[len(instance) :]).arguments
+        if given.keys() & kwargs.keys():
+            return inner(*args, **kwargs)  # Python raises its own error
+        values, found = known.complete({**given, **kwargs})
         if found:
-            label = getattr(own[0], "name", type(own[0]).__name__) if is_class else function.__name__
+            label = getattr(type(args[0]), "name", None) if is_class else function.__name__
+            label = label if isinstance(label, str) else type(args[0]).__name__
             raise ConfigError([problem.within(label) for problem in found])
-        bound.arguments.update(values)
-        return inner(*own, *bound.args, **bound.kwargs)
+        return inner(*instance, **values)
 
     if not is_class:
         return cast(F, call)
@@ -136,9 +135,9 @@ class Parameters:
     """The parameters of a function or class that a user may set, and their validation by annotation.
 
     Numbers, truth values, texts, ``Literal``, and lists, tuples, mappings and unions of these are validated
-    as in ``Settings``, but strictly: a text is no number. What is annotated as anything else, or not at all,
-    is passed through. ``handed`` are the parameters that the caller fills in himself. With ``guess``, a
-    default that is a number or a truth value stands for a missing annotation.
+    as in ``Settings``, but strictly: a text is no number. Parameters with another annotation, or with none,
+    are passed through. ``handed`` are parameters that the user may not set. With ``guess``, a default that
+    is a number or a truth value stands for a missing annotation.
     """
 
     def __init__(
@@ -151,14 +150,8 @@ class Parameters:
         self._function, self._handed, self._guess = function, parameters.keys() & set(handed), guess
         self._types: dict[str, tuple[Any, TypeAdapter[Any] | None]] = {}
 
-    def complete(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-        """As ``validated``; a parameter without a default that is not ``given`` is a mistake, too."""
-        values, found = self.validated(given)
-        missing = [n for n, p in self.settable.items() if p.default is p.empty and n not in given]
-        return values, found + [Problem(f"parameter {name!r} is missing", (name,)) for name in missing]
-
     def validated(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-        """The values ``given``, validated, and every mistake in them."""
+        """The validated values of the parameters ``given``, and the problems with them."""
         values, found = dict(given), list[Problem]()
         for name, value in given.items():
             if name in self.settable:
@@ -175,11 +168,21 @@ class Parameters:
                 found.append(Problem(text, (name,)))
         return values, found
 
+    def missing(self, given: Collection[str]) -> list[str]:
+        """Names of the parameters without a default that are not ``given``."""
+        return [name for name, p in self.settable.items() if p.default is p.empty and name not in given]
+
+    def complete(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+        """As ``validated``; missing parameters are problems, too."""
+        values, found = self.validated(given)
+        missing = [Problem(f"parameter {name!r} is missing", (name,)) for name in self.missing(given)]
+        return values, found + missing
+
     def _type(self, name: str) -> tuple[Any, TypeAdapter[Any] | None]:
-        """The annotation of a parameter and what validates it; made when it is first asked for."""
+        """The annotation of a parameter, and its validator; both are made when they are first needed."""
         if name not in self._types:
             parameter = self.settable[name]
-            hint = _evaluated(parameter.annotation, _namespace(self._function, name))
+            hint = _annotation(self._function, parameter)
             if self._guess and hint is parameter.empty and isinstance(parameter.default, int | float):
                 hint = bool if isinstance(parameter.default, bool) else _NUMBER
             strict = _strict(hint)
@@ -197,28 +200,23 @@ _NUMBER = Annotated[Any, BeforeValidator(_refuse_text)]
 _CONFIG = ConfigDict(allow_inf_nan=False)
 
 
-def _evaluated(annotation: Any, namespace: dict[str, Any]) -> Any:
-    if not isinstance(annotation, str):
-        return annotation
+def _annotation(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    """The type that a parameter is annotated with; None if the annotation cannot be evaluated."""
+    if not isinstance(parameter.annotation, str):
+        return parameter.annotation
+    written_in = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
+    namespace = getattr(inspect.unwrap(written_in), "__globals__", {})
+    if isinstance(function, type) and is_dataclass(function):  # fields may be inherited from another module
+        owners = (owner for owner in function.__mro__ if parameter.name in inspect.get_annotations(owner))
+        namespace = vars(sys.modules[next(owners, function).__module__])
     try:
-        return eval(annotation, namespace)
-    except NameError:  # imported for type checkers alone, so not plain
+        return eval(parameter.annotation, namespace)
+    except Exception:  # a name that is imported for type checkers only
         return None
 
 
-def _namespace(function: Callable[..., Any], name: str) -> dict[str, Any]:
-    """Where the annotation of the parameter ``name`` was written: a dataclass inherits fields."""
-    if isinstance(function, type):
-        for owner in function.__mro__ if is_dataclass(function) else ():
-            if name in inspect.get_annotations(owner):
-                return vars(sys.modules[owner.__module__])
-        function = function.__init__  # type: ignore[misc]
-    found: dict[str, Any] = getattr(inspect.unwrap(function), "__globals__", {})
-    return found
-
-
 def _strict(hint: Any) -> Any:
-    """``hint`` for values that need not be converted, but lists to tuples; None if it is not plain."""
+    """``hint`` without conversions, except from lists to tuples; None if it is not plain."""
     origin, items = get_origin(hint), get_args(hint)
     if hint in (bool, int, float, str):
         return Annotated[hint, Strict()]
@@ -234,8 +232,8 @@ def _strict(hint: Any) -> Any:
 
 
 def _without_numpy(value: Any) -> Any:
-    """NumPy's numbers as Python's: these compare with arrays at the precision of the array."""
-    import numpy as np  # not before something is called: a command line that prints help needs no NumPy
+    """NumPy scalars as Python numbers, which compare with arrays at the precision of the array."""
+    import numpy as np  # here, because ``cad --help`` needs no NumPy
 
     if isinstance(value, list | tuple):
         return [_without_numpy(item) for item in value]

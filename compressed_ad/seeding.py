@@ -1,6 +1,6 @@
-"""One place where randomness comes from: a generator is named by a seed and its purpose.
+"""Random generators, each identified by a seed and a purpose.
 
-Two purposes never share a stream, and adding a new consumer never shifts the numbers of another.
+Different purposes get independent streams, so a new consumer never changes the numbers of another.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def _words(purpose: tuple[str | int, ...]) -> list[int]:
 
 
 def rng(seed: int, *purpose: str | int) -> np.random.Generator:
-    """The generator of ``(seed, purpose)``, e.g. ``rng(0, "split")`` or ``rng(0, "learner", task, k)``."""
+    """The generator for ``(seed, purpose)``, e.g. ``rng(0, "split")`` or ``rng(0, "learner", task, k)``."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *_words(purpose)])))
 
 
@@ -28,10 +28,10 @@ def seed64(seed: int, *purpose: str | int) -> int:
 
 
 class SlotDraws:
-    """Random numbers for many slots at once, each slot's from its own generator alone.
+    """Random numbers for many slots at once; each slot's come from its own generator alone.
 
-    They are drawn ahead in blocks of ``block`` steps, so that a step costs no Python per slot; the block
-    changes no number. ``shape`` is that of what a slot gets per step.
+    They are drawn ahead in blocks of ``block`` steps, so that a step needs no Python loop over slots. The
+    block size changes no number. ``shape`` is the shape of one slot's draw per step.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class SlotDraws:
         self._ahead: NDArray[Any] = np.empty((block, len(generators), *shape))
 
     def __call__(self) -> NDArray[np.float64]:
-        """(N, ...) numbers of the next step."""
+        """The numbers (N, ...) of the next step."""
         block, _, *shape = self._ahead.shape
         if self._at == block:
             self._at = 0

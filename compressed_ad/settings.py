@@ -1,17 +1,18 @@
-"""Settings, and what is said about a wrong one. Imports no torch.
+"""Base class and number types of all settings, and the wording of their error messages.
 
-Each section of the configuration is a ``Settings`` class in the room that it configures. Mistakes are
-worded here, in one place: for settings, and for the parameters of ``registry.checked`` functions.
+Each section of the configuration is a ``Settings`` class in the room that it configures. The parameters of
+``registry.checked`` functions use the same types and the same wording. Imports no torch.
 """
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from compressed_ad.errors import ConfigError, nearest
@@ -25,44 +26,68 @@ Whole = Annotated[int, Ge(0), Le(2**31 - 1)]
 Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
 
 _LARGE = 2**31 - 1
-"""Upper limits from here on are mentioned only to whoever exceeds them."""
+"""Messages mention an upper limit of this size only if it is exceeded."""
 
 
 class Settings(BaseModel):
-    """Base of every section: frozen, and strict about unknown keys."""
+    """Base of every section; wrong and unknown keys raise ``ConfigError``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_truth_for_number(cls, value: Any, field: ValidationInfo) -> Any:
-        """``episodes: true`` is a mistake, not 1."""
+        # ``episodes: true`` is a mistake, not 1.
         if isinstance(value, bool) and cls.model_fields[field.field_name or ""].annotation is not bool:
             raise PydanticCustomError("truth_value", "not a truth value")
         return value
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError([p.within(type(self).__name__) for p in problems(type(self), error)]) from None
+
+    # Without this mark, pydantic calls ``__init__`` for nested settings as well and loses their path.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
 S = TypeVar("S", bound=Settings)
 
 
 class Problem(str):
-    """One mistake in a sentence, with the path of the key that it is about."""
+    """An error message with the paths of its keys; validators of settings raise ``ValueError(problem)``."""
 
-    path: tuple[str, ...]
+    paths: tuple[tuple[str, ...], ...]
 
-    def __new__(cls, text: str, path: Iterable[str] = ()) -> Problem:
-        """``text`` with its ``path``."""
+    def __new__(cls, text: str, *paths: Iterable[str]) -> Problem:
         problem = super().__new__(cls, text)
-        problem.path = tuple(path)
+        problem.paths = tuple(map(tuple, paths))
         return problem
 
     def within(self, where: str) -> Problem:
-        """The same mistake, prefixed by ``where``."""
-        return Problem(f"{where}: {self}", self.path)
+        return Problem(f"{where}: {self}", *self.paths)
+
+
+def _refuse_infinite(values: dict[str, Any]) -> dict[str, Any]:
+    bad = {key: value for key, value in values.items() if not _is_finite(value)}
+    if bad:
+        raise ValueError(Problem(f"numbers must be finite, got {bad}", *((key,) for key in bad)))
+    return values
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, Mapping | list | tuple):
+        return all(map(_is_finite, value.values() if isinstance(value, Mapping) else value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+FreeParameters = Annotated[dict[str, Any], AfterValidator(_refuse_infinite)]
+"""Keyword arguments of a family, learner, marker or transform, which validates them itself."""
 
 
 def validated(kind: type[S], values: Mapping[str, Any], where: str) -> S:
-    """``values`` as settings of a ``kind``; ``ConfigError`` lists all mistakes, prefixed by ``where``."""
+    """``values`` as settings of a ``kind``; ``ConfigError`` lists all problems, prefixed by ``where``."""
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
@@ -70,39 +95,44 @@ def validated(kind: type[S], values: Mapping[str, Any], where: str) -> S:
 
 
 def problems(hint: Any, error: ValidationError, name: str = "") -> list[Problem]:
-    """The mistakes in a value of the type ``hint``, one for each key; the value itself is called ``name``."""
+    """The problems of a value of type ``hint``, called ``name``: one for each wrong key."""
     found: dict[tuple[str, ...], Problem] = {}
     for mistake in error.errors(include_url=False):
-        loc = mistake["loc"]
-        if mistake["type"] == "missing" and isinstance(loc[-1], int):
-            loc = loc[:-1]  # a tuple that is too short is wrong as a whole
+        kind, loc = mistake["type"], mistake["loc"]
+        if kind == "missing" and isinstance(loc[-1], int):
+            kind, loc = "too_short", loc[:-1]  # the list is wrong as a whole
         path, wanted = _walk(hint, loc)
-        if mistake["type"] in ("extra_forbidden", "missing"):
+        if kind in ("extra_forbidden", "missing"):
             path = tuple(map(str, loc))
         path = (name, *path) if name else path
-        found.setdefault(path, Problem(_sentence(".".join(path), wanted, mistake), path))
+        key, context = ".".join(path), mistake.get("ctx", {})
+        if kind == "extra_forbidden":
+            text = f"unknown key {key!r}{nearest(path[-1], getattr(wanted, 'model_fields', ()))}"
+        elif kind == "missing":
+            text = f"{key} is missing"
+        elif kind == "value_error":
+            text = f"{key}: {context['error']}" if key else str(context["error"])
+        else:
+            text = f"{key} must be {_required(wanted, mistake)}, got {mistake['input']!r}"
+        inner = getattr(context.get("error"), "args", ("",))[0]
+        paths = [(*path, *below) for below in getattr(inner, "paths", ())] or [path]
+        found.setdefault(path, Problem(text, *paths))
     return list(found.values())
 
 
-def _sentence(key: str, wanted: Any, mistake: Mapping[str, Any]) -> str:
-    kind, value, context = mistake["type"], mistake["input"], mistake.get("ctx", {})
-    if kind == "extra_forbidden":
-        return f"unknown key {key!r}{nearest(str(mistake['loc'][-1]), getattr(wanted, 'model_fields', ()))}"
-    if kind == "missing" and not isinstance(mistake["loc"][-1], int):
-        return f"{key} is missing"
-    if kind == "value_error":
-        return f"{key}: {context['error']}" if key else str(context["error"])
-    if kind == "finite_number":
-        must = "a finite number"
-    elif kind == "less_than_equal" and context["le"] >= _LARGE:
-        must = f"at most {context['le']}"
-    else:
-        must = requirement(wanted) or mistake["msg"]
-    return f"{key} must be {must}, got {value!r}"
+def _required(hint: Any, mistake: Mapping[str, Any]) -> str:
+    if mistake["type"] == "finite_number":
+        return "a finite number"
+    if mistake["type"] == "less_than_equal" and mistake["ctx"]["le"] >= _LARGE:
+        return f"at most {mistake['ctx']['le']}"
+    return requirement(hint) or str(mistake["msg"])
 
 
 def _walk(hint: Any, loc: Iterable[str | int]) -> tuple[tuple[str, ...], Any]:
-    """As much of ``loc`` as leads to keys and items of a ``hint``, and the type of what it leads to."""
+    """The part of ``loc`` that names keys and items of a value of type ``hint``, and the type found there.
+
+    The rest of ``loc`` tells the members of a union apart, which is of no interest to users.
+    """
     path = []
     for part in loc:
         bare, _ = _bare(hint)
@@ -134,8 +164,8 @@ def requirement(hint: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, items))}"
     if origin in UNIONS:
-        words = [requirement(item) for item in items if item is not type(None)]
-        return ", or ".join(word.replace(f"values, each {words[0]}", "them") for word in words)
+        words = [requirement(item) for item in items]
+        return ", or ".join(word.replace(f"values, each {words[0]}", "them") for word in words if word)
     if origin in LISTS:
         least = max((limit.min_length for limit in limits if isinstance(limit, MinLen)), default=0)
         count = f"{len(items)} " if _is_fixed(bare) else "one or more " if least == 1 else ""
@@ -146,7 +176,6 @@ def requirement(hint: Any) -> str:
 
 
 def _range(limits: Iterable[Any]) -> str:
-    """`` of at least 1``, `` between 0 and 1``, ..."""
     bounds = {
         word: getattr(limit, key) for limit in limits for key, word in _BOUNDS.items() if hasattr(limit, key)
     }
@@ -166,7 +195,7 @@ MAPPINGS = (dict, Mapping)
 
 
 def _bare(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """``hint`` without ``Annotated`` and without ``None``; and what it was annotated with."""
+    """``hint`` without ``Annotated`` and ``None``, and the constraints that it was annotated with."""
     limits: tuple[Any, ...] = ()
     while True:
         others = [item for item in get_args(hint) if item is not type(None)]

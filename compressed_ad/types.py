@@ -1,4 +1,4 @@
-"""What rooms hand to each other: arrays with their shapes checked, and spaces as plain data.
+"""The types that rooms exchange: arrays whose shapes are checked, and spaces as plain data.
 
 Letters used in shapes everywhere: N tasks or environment slots, S streams, T steps, B batch, L context,
 E episodes, R runs; ``...`` is the shape of one observation or action.
@@ -26,16 +26,16 @@ AnyArray = NDArray[Any]
 
 @dataclass(frozen=True)
 class Step:
-    """What one call of ``BatchedEnv.step`` returns, for N slots.
+    """What one call of ``BatchedEnv.step`` returns for N slots.
 
-    ``next_obs`` is the true successor of the action; ``obs`` is what to act on next, which differs from
-    ``next_obs`` exactly in the slots whose episode ended (they were reset).
+    ``next_obs`` is what the action led to, ``obs`` is what to act on next. They differ only in slots whose
+    episode ended: these were reset, and their ``obs`` begins the next episode.
     """
 
     next_obs: AnyArray  # (N, ...)
     reward: NDArray[np.float32]  # (N,)
-    terminated: BoolArray  # (N,) the MDP ended: no future value
-    truncated: BoolArray  # (N,) the time limit ended the episode: the future has value
+    terminated: BoolArray  # (N,) the MDP ended: no value beyond this step
+    truncated: BoolArray  # (N,) the time limit ended the episode: there is value beyond this step
     obs: AnyArray  # (N, ...)
 
 
@@ -54,46 +54,46 @@ class Agent(Protocol):
 
 @dataclass(frozen=True)
 class Split:
-    """Which tasks train, choose (validation) and judge (heldout): disjoint index arrays into the family."""
+    """Task indices by purpose; no task is in two parts."""
 
     train: IntArray
-    validation: IntArray
-    heldout: IntArray
+    validation: IntArray  # for choosing a checkpoint
+    heldout: IntArray  # for evaluation
 
     def __post_init__(self) -> None:
         for field in fields(self):
             ids = np.unique(np.asarray(getattr(self, field.name), dtype=np.int64))
             object.__setattr__(self, field.name, ids)
-        together = np.concatenate([self.train, self.validation, self.heldout])
-        values, counts = np.unique(together, return_counts=True)
+        tasks, counts = np.unique(np.concatenate(list(vars(self).values())), return_counts=True)
         if (counts > 1).any():
-            raise SplitError(f"tasks {values[counts > 1].tolist()} stand in more than one part of the split")
+            raise SplitError(f"tasks {tasks[counts > 1].tolist()} are in more than one part of the split")
         if len(self.train) == 0:
             raise SplitError("the split has no training task")
 
+    def __repr__(self) -> str:
+        sizes = f"{len(self.train)} training, {len(self.validation)} validation, {len(self.heldout)} held-out"
+        return f"<Split of {len(self.train) + len(self.validation) + len(self.heldout)} tasks: {sizes}>"
+
     def check_training(self, tasks: IntArray) -> None:
-        """Raise ``SplitError`` unless every one of ``tasks`` is a training task."""
-        foreign = np.setdiff1d(tasks, self.train)
-        if len(foreign):
-            kinds = {
-                name: np.intersect1d(foreign, getattr(self, name)).tolist()
-                for name in ("validation", "heldout")
-            }
-            named = ", ".join(f"{name} tasks {ids}" for name, ids in kinds.items() if ids)
-            raise SplitError(f"only training tasks may be trained on; asked for {named or foreign.tolist()}")
+        """Raise ``SplitError`` unless all of ``tasks`` are training tasks."""
+        others = np.setdiff1d(tasks, self.train)
+        if len(others):
+            parts = {name: np.intersect1d(others, ids).tolist() for name, ids in vars(self).items()}
+            named = ", ".join(f"{name} tasks {ids}" for name, ids in parts.items() if ids)
+            raise SplitError(f"only training tasks may be trained on; asked for {named or others.tolist()}")
 
 
 @dataclass(frozen=True)
 class History:
     """The learning histories of one task: S streams of T transitions in time order, across episodes.
 
-    Streams with the same ``learner`` shared one policy, so they are not independent samples.
+    Streams with the same ``learner`` number shared one policy, so they are not independent samples.
     """
 
     states: AnyArray  # (S, T, ...)
     actions: AnyArray  # (S, T, ...)
     rewards: NDArray[np.float32]  # (S, T)
-    next_states: AnyArray  # (S, T, ...) the true successor, never the state after a reset
+    next_states: AnyArray  # (S, T, ...) what the action led to, never the state after a reset
     terminated: BoolArray  # (S, T)
     truncated: BoolArray  # (S, T)
     action_probs: NDArray[np.float32]  # (S, T) in (0, 1]; NaN where unknown
@@ -112,6 +112,11 @@ class History:
                 raise HistoryError(f"{name}: expected {shape} as rewards have, got {array.shape[:2]}")
         if self.learner.shape != shape[:1]:
             raise HistoryError(f"learner: expected ({shape[0]},), got {self.learner.shape}")
+
+    def __repr__(self) -> str:
+        mask = self.compression_mask
+        marked = "not marked" if mask is None else f"{mask.mean():.1%} marked"
+        return f"<History of {self.n_stream} streams x {self.n_step} steps, {marked}>"
 
     @property
     def n_stream(self) -> int:
@@ -140,9 +145,9 @@ class History:
         return replace(self, compression_mask=mask)
 
     def check_finite(self, where: str) -> None:
-        """Raise ``NumericalError`` naming the first array and place with NaN or infinity.
+        """Raise ``NumericalError`` with the first array and index that holds NaN or infinity.
 
-        Probabilities may be NaN (unknown); markers refuse those themselves.
+        Probabilities may be NaN (unknown); markers that need them check this.
         """
         for name, array in self.per_step():
             if name in ("action_probs", "entropy", "log_prob_next") or array.dtype.kind != "f":
@@ -160,16 +165,18 @@ SUPPORTED = "Discrete, MultiDiscrete (flat), Box"
 
 
 def to_spec(space: gymnasium.Space[Any]) -> SpaceSpec:
-    """JSON-able description of a Discrete, MultiDiscrete or Box space; ``SpaceError`` for any other.
+    """A Discrete, MultiDiscrete or Box space as JSON values; ``SpaceError`` for any other.
 
-    ``start`` stands only where numbers begin elsewhere than at 0. A Box's ``low`` and ``high`` are one number
-    per component, None where there is no bound; or, instead of the list, None if no component has one, and
-    one number for a Box of several dimensions whose components all have the same.
+    ``start`` is left out where the values begin at 0. ``low`` and ``high`` of a Box list one number per
+    component, None for a component without a bound. In place of the list stands None if no component has a
+    bound, or one number if the Box has several dimensions and all its components have the same bound.
     """
     if isinstance(space, spaces.Discrete):
-        return {"kind": "discrete", "n": int(space.n), **_start(int(space.start))}
+        start = {"start": int(space.start)} if space.start else {}
+        return {"kind": "discrete", "n": int(space.n), **start}
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
-        return {"kind": "multidiscrete", "nvec": space.nvec.tolist(), **_start(space.start.tolist())}
+        start = {"start": space.start.tolist()} if space.start.any() else {}
+        return {"kind": "multidiscrete", "nvec": space.nvec.tolist(), **start}
     if isinstance(space, spaces.Box):
         limits = {name: _limits(getattr(space, name)) for name in ("low", "high")}
         return {"kind": "box", "shape": list(space.shape), "dtype": str(space.dtype), **limits}
@@ -178,7 +185,7 @@ def to_spec(space: gymnasium.Space[Any]) -> SpaceSpec:
 
 
 def from_spec(spec: SpaceSpec) -> gymnasium.Space[Any]:
-    """The gymnasium space of a description made by ``to_spec``."""
+    """The space that ``to_spec`` described."""
     if spec["kind"] == "discrete":
         return spaces.Discrete(spec["n"], start=spec.get("start", 0))
     if spec["kind"] == "multidiscrete":
@@ -190,10 +197,6 @@ def from_spec(spec: SpaceSpec) -> gymnasium.Space[Any]:
     raise SpaceError(f"unknown space description {spec!r}")
 
 
-def _start(start: Any) -> dict[str, Any]:
-    return {"start": start} if np.any(start) else {}
-
-
 def _limits(values: AnyArray) -> Any:
     flat = values.ravel().tolist()
     known = [None if math.isinf(value) else value for value in flat]
@@ -202,53 +205,51 @@ def _limits(values: AnyArray) -> Any:
     return known[0] if values.ndim > 1 and len(set(known)) == 1 else known
 
 
-# ---------------------------------------------------------------- what a description says
-
-
 def shape_of(spec: SpaceSpec) -> tuple[int, ...]:
-    """Shape of one element."""
-    shapes = {"discrete": (), "multidiscrete": (len(spec.get("nvec", ())),)}
-    return tuple(spec["shape"]) if spec["kind"] == "box" else shapes[spec["kind"]]
+    """Shape of one element of the space."""
+    if spec["kind"] == "box":
+        return tuple(spec["shape"])
+    return () if spec["kind"] == "discrete" else (len(spec["nvec"]),)
 
 
 def sizes(spec: SpaceSpec) -> list[int]:
-    """How many values each component of a Discrete or MultiDiscrete space has."""
+    """Number of values of each component of a Discrete or MultiDiscrete space."""
     return [spec["n"]] if spec["kind"] == "discrete" else list(spec["nvec"])
 
 
 def starts(spec: SpaceSpec) -> list[int]:
-    """The least value of each component of a Discrete or MultiDiscrete space."""
-    start = spec.get("start", [0] * len(sizes(spec)))
-    return [start] if spec["kind"] == "discrete" and "start" in spec else list(start)
+    """Smallest value of each component of a Discrete or MultiDiscrete space."""
+    found: list[int] = np.broadcast_to(spec.get("start", 0), len(sizes(spec))).tolist()
+    return found
 
 
 def bounds(spec: SpaceSpec) -> tuple[FloatArray, FloatArray]:
-    """Bounds (D,) of a Box, flat; infinite where there are none."""
+    """Flat bounds (D,) of a Box; infinite for components without a bound."""
     size = math.prod(spec["shape"])
 
-    def flat(limit: Any, none: float) -> FloatArray:
+    def flat(limit: Any, unbounded: float) -> FloatArray:
         values = np.broadcast_to(np.asarray(limit, np.float64), (size,))  # None becomes NaN
-        return np.where(np.isnan(values), none, values)
+        return np.where(np.isnan(values), unbounded, values)
 
     return flat(spec["low"], -np.inf), flat(spec["high"], np.inf)
 
 
 def is_image(spec: SpaceSpec) -> bool:
-    """Whether a space is a Box of three dimensions: height, width and channels."""
+    """Whether the space is a Box of three dimensions: height, width and channels."""
     return spec["kind"] == "box" and len(spec["shape"]) == 3
 
 
 def channels_first(spec: SpaceSpec) -> bool:
-    """Whether an image is (C, H, W): where its first dimension is smaller than its last one.
+    """Whether images are (C, H, W), which is assumed if the first dimension is smaller than the last one.
 
-    All others are (H, W, C), as gymnasium's environments have them.
+    All others are (H, W, C), as in gymnasium's environments.
     """
     first, _, last = spec["shape"]
     return bool(first < last)
 
 
 def features(spec: SpaceSpec, array: AnyArray) -> AnyArray:
-    """Elements (..., *shape) of a Box as rows (M, D) of its components, or (M, C) of an image's channels."""
+    """Elements (..., *shape) of a Box as rows: (M, D) of its components, or (M, C) of an image's channels."""
     if not is_image(spec):
         return array.reshape(-1, math.prod(spec["shape"]))
     first = channels_first(spec)
@@ -256,6 +257,6 @@ def features(spec: SpaceSpec, array: AnyArray) -> AnyArray:
 
 
 def check_same(where: str, expected: SpaceSpec, got: SpaceSpec) -> None:
-    """Raise ``SpaceError`` naming ``where`` unless the two descriptions agree."""
+    """Raise ``SpaceError``, which begins with ``where``, unless the two descriptions are equal."""
     if expected != got:
         raise SpaceError(f"{where}: expected {expected}, got {got}")

@@ -1,6 +1,6 @@
-"""Jobs in worker processes: progress comes home, a polite stop lets them save, a death is told apart.
+"""Work in several processes, here or on a Ray cluster: one progress, a polite stop, a retry after a death.
 
-Workers live for several jobs, so that each pays for its imports once. They ignore Ctrl-C and SIGTERM, which
+Workers live for several runs, so that each pays for its imports once. They ignore Ctrl-C and SIGTERM, which
 reach the whole process group: the parent decides. They end at once when the parent is gone.
 """
 
@@ -15,109 +15,239 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache, partial
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, Self
 
-from compressed_ad.errors import RunError, UsageError
+from compressed_ad.errors import RunError, UsageError, one_line
 
 Report = Callable[[int, int, str], None]
 """Called with units done, units expected, and a short text."""
 
-Stop = Callable[[], bool]
-"""True once work should stop."""
+ShouldStop = Callable[[], bool]
+"""True once work should stop: it then saves and raises ``KeyboardInterrupt``."""
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+Event = tuple[str, str, Any]
+"""The name of a unit; "progress", "result", "error" or "died"; and the content that goes with it."""
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 _POLL_S = 0.2
 _RAY_POLL_S = 0.5
 _REPORT_S = 0.2
 _PATIENCE_S = 120.0
 
 
-class WorkerPool:
-    """At most ``n_process`` workers; a context manager that leaves no process behind."""
+def silent(done: int, total: int, text: str) -> None:
+    """A ``Report`` that shows nothing."""
 
-    def __init__(self, n_process: int) -> None:
-        self.n_process = n_process
-        self.context = multiprocessing.get_context("spawn")
-        self.stop = self.context.RawValue(ctypes.c_bool, False)
-        self.workers: list[_Worker] = []
 
-    def __enter__(self) -> WorkerPool:
-        return self
+def never() -> bool:
+    """A ``ShouldStop`` that never comes."""
+    return False
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+
+class Parts:
+    """Adds up the progress of many parts, each on its own scale, into one report.
+
+    ``weights`` says how much each part counts, ``before`` how much was done earlier. A weight of 1 is
+    shown as ``unit`` units; if that is None, as the largest total of any part.
+    """
+
+    def __init__(
+        self, report: Report, weights: Mapping[str, float], *, unit: int | None = None, before: float = 0
     ) -> None:
-        for worker in self.workers:
-            worker.end()
+        self.report, self.weights, self.before = report, weights, before
+        self.unit, self.fixed = unit or 0, unit is not None
+        self.shares = dict.fromkeys(weights, 0.0)
+        self.text = ""
+        self._show()
+
+    def advance(self, name: str, done: int, total: int, text: str) -> None:
+        """A ``Report`` of the part ``name``, once that is bound."""
+        if not self.fixed:
+            self.unit = max(self.unit, total)
+        self.text = text
+        self.set(name, min(done / max(total, 1), 1.0))
+
+    def set(self, name: str, share: float) -> None:
+        """A ``share`` of the part ``name`` is done: 1 when it is finished, 0 when it was lost."""
+        self.shares[name] = share
+        self._show()
+
+    def _show(self) -> None:
+        if self.unit:
+            done = self.before + sum(self.weights[name] * share for name, share in self.shares.items())
+            total = self.before + sum(self.weights.values())
+            self.report(round(done * self.unit), round(total * self.unit), self.text)
+
+
+class Pool(Protocol):
+    """Runs units of work in at most ``n_process`` processes; a context manager that leaves none behind."""
+
+    n_process: int
+    elsewhere: bool = False  # whether even a single unit must not run in this process
+
+    def __enter__(self) -> Self:
+        return self
 
     def run(
         self,
-        jobs: Mapping[str, tuple[Callable[..., Any], Sequence[Any]]],
-        progress: Callable[[str, int, int, str], None],
-        should_stop: Stop,
+        function: Callable[..., Any],
+        units: Mapping[str, Sequence[Any]],
+        *,
+        progress: Parts | None = None,
+        should_stop: ShouldStop = never,
         finished: Callable[[str, Any], None] = lambda name, result: None,
+        retry: bool = False,
     ) -> dict[str, Any]:
-        """Results of ``function(*arguments, report=..., should_stop=...)`` for every named job.
+        """Results of ``function(*arguments, report=..., should_stop=...)`` for the arguments of every unit.
 
-        ``finished`` is told each result as it comes.
+        ``function`` is sent to each worker once, so data that all units share belongs to it (as a bound
+        method, say). A single unit, and all units if ``n_process`` is 1, run in this process. ``finished`` is
+        called with each result as it comes.
 
-        Once ``should_stop()`` is true, workers are given time to save, then ``KeyboardInterrupt`` is raised.
-        The first error of a job stops the others in the same way and is raised; a worker that dies without
-        an error is a ``RunError``.
+        Once ``should_stop()`` is true, units get time to save, then ``KeyboardInterrupt`` is raised. The
+        first error of a unit stops the others in the same way and is raised, with its traceback as a note.
+        The death of a worker is a ``RunError``; with ``retry`` its unit is first tried once more, alone.
         """
-        waiting, results = list(jobs), dict[str, Any]()
+        parts = Parts(silent, dict.fromkeys(units, 1)) if progress is None else progress
+        results: dict[str, Any] = {}
+        if min(self.n_process, len(units)) <= 1 and not self.elsewhere:
+            for name, arguments in units.items():
+                report = partial(parts.advance, name)
+                results[name] = function(*arguments, report=report, should_stop=should_stop)
+                parts.set(name, 1)
+                finished(name, results[name])
+                if should_stop():
+                    raise KeyboardInterrupt
+            return results
+        waiting, lost, running, died = list(units), list[str](), set[str](), set[str]()
         failure: BaseException | None = None
         deadline = float("inf")
-        while len(self.workers) < min(self.n_process, len(jobs)):
-            self.workers.append(_Worker(self.context, self.stop))
+        self._begin(function, len(units))
         while True:
-            if should_stop() and failure is None:
+            if failure is None and should_stop():
                 failure = KeyboardInterrupt()
-            if failure is not None and not self.stop.value:
-                self.stop.value = True
+            if failure is not None and deadline == float("inf"):
                 deadline = time.monotonic() + _PATIENCE_S
-            for worker in self.workers:
-                if worker.job is None and waiting and failure is None:
-                    name = waiting.pop(0)
-                    worker.start(name, *jobs[name])
-            busy = [worker for worker in self.workers if worker.job is not None]
-            if not busy or time.monotonic() > deadline:
+                self._ask_to_stop()
+            # Only alone does a lost unit show whether it is the cause: memory may have run out.
+            while failure is None and (waiting or lost) and len(running) < (self.n_process if waiting else 1):
+                name = (waiting or lost).pop(0)
+                running.add(name)
+                self._start(name, units[name])
+            if not running or time.monotonic() > deadline:
                 break
-            ready = wait([end for worker in busy for end in (worker.pipe, worker.process.sentinel)], _POLL_S)
-            for worker in busy:
-                if not {worker.pipe, worker.process.sentinel} & set(ready):
-                    continue
-                name = worker.job or ""
-                kind, content = worker.receive()
+            for name, kind, content in self._events():
                 if kind == "progress":
-                    progress(name, *content)
+                    done, total, text = content
+                    parts.advance(name, done, total, f"{name} {text}")
                     continue
-                worker.job = None
+                running.remove(name)
                 if kind == "result":
                     results[name] = content
+                    parts.set(name, 1)
                     finished(name, content)
                 elif kind == "error":
                     failure = failure or content
+                elif retry and name not in died:
+                    died.add(name)
+                    lost.append(name)
+                    parts.set(name, 0)
                 else:
-                    self.workers.remove(worker)
                     failure = failure or RunError(
-                        f"the process of {name} died ({content}); what it had saved is kept:"
-                        " the same command again continues"
+                        f"the process of {name} died{' twice' if name in died else ''} ({content});"
+                        " what it had saved is kept, and continued when you resume"
                     )
         if failure is not None:
             raise failure
         return results
+
+    # What the two kinds of pool do differently:
+    def __exit__(self, *exception: object) -> None: ...
+    def _begin(self, function: Callable[..., Any], n_unit: int) -> None: ...
+    def _start(self, name: str, arguments: Sequence[Any]) -> None: ...
+    def _events(self) -> Iterator[Event]: ...  # of running units, after a short wait if there are none
+    def _ask_to_stop(self) -> None: ...
+
+
+def open_pool(ray_address: str | None, n_process: int) -> Pool:
+    """Workers on this machine, or on the Ray cluster at ``ray_address``."""
+    return WorkerPool(n_process) if ray_address is None else RayPool(ray_address, n_process)
+
+
+def _outcome(function: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
+    """("result" | "error", content), in a form that can travel between processes."""
+    try:
+        return "result", function(*arguments)
+    except KeyboardInterrupt:
+        return "error", KeyboardInterrupt()
+    except BaseException as error:
+        try:
+            copy: BaseException = pickle.loads(pickle.dumps(error))
+        except Exception:  # whatever a foreign exception does when it is pickled
+            copy = RuntimeError(f"{type(error).__name__}: {error}")
+        copy.add_note("".join(traceback.format_exception(error)))
+        return "error", copy
+
+
+# ---------------------------------------------------------------- this machine
+
+
+class WorkerPool(Pool):
+    """Processes of this machine, with one computing thread each."""
+
+    def __init__(self, n_process: int) -> None:
+        self.n_process = n_process
+        self.context = multiprocessing.get_context("spawn")
+        # Plain shared memory without a lock: a worker may die at any moment.
+        self.stop = self.context.RawValue(ctypes.c_bool, False)
+        self.workers: list[_Worker] = []
+        self.function = b""
+
+    def __exit__(self, *exception: object) -> None:
+        for worker in self.workers:
+            worker.end()
+
+    def _begin(self, function: Callable[..., Any], n_unit: int) -> None:
+        try:
+            self.function = pickle.dumps(function)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise UsageError(f"cannot be sent to worker processes ({error}); use n_process=1") from error
+        self.stop.value = False
+        while len(self.workers) < min(self.n_process, n_unit):
+            self.workers.append(_Worker(self.context, self.stop))
+
+    def _start(self, name: str, arguments: Sequence[Any]) -> None:
+        free = [worker for worker in self.workers if worker.unit is None and worker.process.is_alive()]
+        if not free:  # one has died
+            free = [_Worker(self.context, self.stop)]
+            self.workers += free
+        free[0].start(name, self.function, arguments)
+
+    def _events(self) -> Iterator[Event]:
+        busy = {worker: worker.unit for worker in self.workers if worker.unit is not None}
+        ready = wait([end for worker in busy for end in worker.ends], _POLL_S)
+        for worker, name in busy.items():
+            if not set(worker.ends) & set(ready):
+                continue
+            kind, content = worker.receive()
+            if kind == "died":
+                self.workers.remove(worker)
+            yield name, kind, content
+
+    def _ask_to_stop(self) -> None:
+        self.stop.value = True
 
 
 class _Worker:
     def __init__(self, context: Any, stop: Any) -> None:
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, stop), daemon=True)
-        added = [name for name in THREAD_VARIABLES if name not in os.environ]
+        added = [name for name in _THREAD_VARIABLES if name not in os.environ]
         os.environ.update(dict.fromkeys(added, "1"))
         try:
             self.process.start()
@@ -125,26 +255,33 @@ class _Worker:
             for name in added:
                 del os.environ[name]
         theirs.close()
-        self.job: str | None = None
+        self.ends = (self.pipe, self.process.sentinel)
+        self.unit: str | None = None
+        self.function = b""  # the one that it has
 
-    def start(self, name: str, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
-        self.job = name
-        self.pipe.send((function, tuple(arguments)))
+    def start(self, name: str, function: bytes, arguments: Sequence[Any]) -> None:
+        self.unit = name
+        new = None if function is self.function else function
+        self.function = function
+        with suppress(ConnectionError):  # it has died, which the next event tells
+            self.pipe.send((new, arguments))
 
     def receive(self) -> tuple[str, Any]:
         """("progress" | "result" | "error" | "died", content)."""
-        with suppress(EOFError, ConnectionError):
+        with suppress(EOFError, OSError):  # it may have died in the middle of a message
             if self.pipe.poll():
                 kind, content = self.pipe.recv()
-                return str(kind), content
+                if kind != "progress":
+                    self.unit = None
+                return kind, content
         self.process.join()
         code = self.process.exitcode or 0
         if code < 0:
             return "died", f"signal {-code}, {signal.Signals(-code).name}: killed? out of memory?"
-        return "died", f"exit code {code}"
+        return "died", f"exit code {code}; a script must start work under if __name__ == '__main__'"
 
     def end(self) -> None:
-        if self.job is None:
+        if self.unit is None:
             self.pipe.close()  # an idle worker ends when its pipe does
             self.process.join(5)
         if self.process.is_alive():
@@ -165,32 +302,17 @@ def _work(pipe: Connection, stop: Any) -> None:
             last = now
             pipe.send(("progress", (done, total, text)))
 
-    while True:
-        try:
-            function, arguments = pipe.recv()
-        except (EOFError, ConnectionError):
-            return
-        try:
-            message = ("result", function(*arguments, report=report, should_stop=lambda: bool(stop.value)))
-        except BaseException as error:
-            message = ("error", _portable(error))
-        try:
-            pipe.send(message)
-        except ConnectionError:
-            return
+    load = lru_cache(maxsize=1)(pickle.loads)
 
+    def run(function: bytes, arguments: Sequence[Any]) -> Any:
+        return load(function)(*arguments, report=report, should_stop=lambda: bool(stop.value))
 
-def _portable(error: BaseException) -> BaseException:
-    """``error`` as it can travel between processes, with its traceback as a note."""
-    if isinstance(error, KeyboardInterrupt):
-        return KeyboardInterrupt()
-    text = "".join(traceback.format_exception(error))
-    try:
-        copy: BaseException = pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever a foreign exception does when it is pickled
-        copy = RuntimeError(f"{type(error).__name__}: {error}")
-    copy.add_note(text)
-    return copy
+    function = b""
+    with suppress(EOFError, ConnectionError):  # the parent has closed the pipe
+        while True:
+            new, arguments = pipe.recv()
+            function = function if new is None else new
+            pipe.send(_outcome(run, function, arguments))
 
 
 def _end_with_parent() -> None:
@@ -203,11 +325,14 @@ def _end_with_parent() -> None:
 # ---------------------------------------------------------------- a Ray cluster
 
 
-class RayPool:
-    """At most ``n_process`` jobs at once on the cluster at ``address`` ("auto": the one of this machine).
+class RayPool(Pool):
+    """The cluster at ``address`` ("auto": the one of this machine; "local": one that lives for this pool).
 
-    A job whose machine dies is started again, up to 3 times; it continues from what it saved.
+    A unit whose machine dies is started again, up to 3 times, with or without ``retry``; it continues from
+    what it saved. Relative paths mean the same as here, where the machines share this folder.
     """
+
+    elsewhere = True
 
     def __init__(self, address: str, n_process: int) -> None:
         try:
@@ -215,78 +340,61 @@ class RayPool:
         except ImportError:
             raise UsageError("--ray needs Ray: pip install 'compressed-ad[ray]'") from None
         self.n_process = n_process
-        variables = dict.fromkeys(THREAD_VARIABLES, "1")
+        local = address == "local"
         try:
             self.ray.init(
-                address=None if address == "local" else address,
-                runtime_env={"env_vars": variables},
+                address=None if local else address,
+                runtime_env={"env_vars": dict.fromkeys(_THREAD_VARIABLES, "1")},
                 log_to_driver=False,
-                include_dashboard=False if address == "local" else None,
-                num_cpus=n_process if address == "local" else None,
+                include_dashboard=False if local else None,
+                num_cpus=n_process if local else None,
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UsageError(f"--ray {address}: no such cluster ({str(error).splitlines()[0]})") from None
-        self.board = self.ray.remote(num_cpus=0)(_Board).remote()
+            raise UsageError(f"--ray {address}: no such cluster ({one_line(error)})") from None
+        self.task = self.ray.remote(num_cpus=1, max_retries=3)(_call)
 
-    def __enter__(self) -> RayPool:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.ray.shutdown()
 
-    def run(
-        self,
-        jobs: Mapping[str, tuple[Callable[..., Any], Sequence[Any]]],
-        progress: Callable[[str, int, int, str], None],
-        should_stop: Stop,
-        finished: Callable[[str, Any], None] = lambda name, result: None,
-    ) -> dict[str, Any]:
-        """As ``WorkerPool.run``."""
-        remote = self.ray.remote(num_cpus=1, max_retries=3)(_call)
-        waiting, running, results = list(jobs), dict[Any, str](), dict[str, Any]()
-        failure: BaseException | None = None
-        deadline = float("inf")
-        while (waiting and failure is None) or running:
-            while waiting and failure is None and len(running) < self.n_process:
-                name = waiting.pop(0)
-                running[remote.remote(name, *jobs[name], self.board)] = name
-            if should_stop() and failure is None:
-                failure = KeyboardInterrupt()
-            if failure is not None and deadline == float("inf"):
-                deadline = time.monotonic() + _PATIENCE_S
-                self.board.stop.remote()
-            if time.monotonic() > deadline:
-                break
-            for name, latest in self.ray.get(self.board.latest.remote()).items():
-                progress(name, *latest)
-            for reference in self.ray.wait(list(running), timeout=_RAY_POLL_S)[0]:
-                name = running.pop(reference)
-                try:
-                    results[name] = self.ray.get(reference)
-                    finished(name, results[name])
-                except self.ray.exceptions.RayTaskError as error:
-                    failure = failure or error.as_instanceof_cause()
-                except self.ray.exceptions.RayError as error:
-                    failure = failure or RunError(f"{name} was lost: {str(error).splitlines()[0]}")
-        if failure is not None:
-            raise failure
-        return results
+    def _begin(self, function: Callable[..., Any], n_unit: int) -> None:
+        try:
+            self.function = self.ray.put(function)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise UsageError(f"cannot be sent to a cluster ({one_line(error)})") from error
+        self.board = self.ray.remote(num_cpus=0)(_Board).remote()
+        self.running: dict[Any, str] = {}
+
+    def _start(self, name: str, arguments: Sequence[Any]) -> None:
+        reference = self.task.remote(name, self.function, arguments, self.board, Path.cwd())
+        self.running[reference] = name
+
+    def _events(self) -> Iterator[Event]:
+        latest = self.ray.get(self.board.latest.remote())
+        for name in set(self.running.values()) & set(latest):
+            yield name, "progress", latest[name]
+        for reference in self.ray.wait(list(self.running), timeout=_RAY_POLL_S)[0]:
+            name = self.running.pop(reference)
+            try:
+                kind, content = self.ray.get(reference)
+            except self.ray.exceptions.RayError as error:
+                cause = getattr(error, "cause", None) or error
+                kind, content = "error", RunError(f"{name} was lost: {one_line(cause)}")
+            yield name, kind, content
+
+    def _ask_to_stop(self) -> None:
+        self.board.stop.remote()
 
 
 class _Board:
-    """Where jobs tell how far they are and ask whether to stop; lives on the cluster."""
+    """Lives on the cluster: units tell it how far they are, and hear whether to stop."""
 
     def __init__(self) -> None:
         self.progress: dict[str, tuple[int, int, str]] = {}
         self.stopping = False
 
-    def tell(self, name: str, done: int, total: int, text: str) -> bool:
-        self.progress[name] = (done, total, text)
-        return self.stopping
-
-    def asked(self) -> bool:
+    def tell(self, name: str, progress: tuple[int, int, str] | None) -> bool:
+        if progress is not None:
+            self.progress[name] = progress
         return self.stopping
 
     def latest(self) -> dict[str, tuple[int, int, str]]:
@@ -296,26 +404,25 @@ class _Board:
         self.stopping = True
 
 
-def _call(name: str, function: Callable[..., Any], arguments: Sequence[Any], board: Any) -> Any:
+def _call(
+    name: str, function: Callable[..., Any], arguments: Sequence[Any], board: Any, folder: Path
+) -> tuple[str, Any]:
     import ray
 
+    with suppress(OSError):
+        os.chdir(folder)
+    progress: tuple[int, int, str] | None = None
     last, stopping = 0.0, False
 
-    def hear(answer: Callable[[], Any]) -> None:
-        nonlocal last, stopping
-        if not stopping:
-            last, stopping = time.monotonic(), ray.get(answer())
-
-    def report(done: int, total: int, text: str) -> None:
-        if time.monotonic() - last >= _RAY_POLL_S or done == total:
-            hear(lambda: board.tell.remote(name, done, total, text))
+    def report(*latest: Any) -> None:
+        nonlocal progress
+        progress = latest
+        should_stop()
 
     def should_stop() -> bool:
-        if time.monotonic() - last >= _RAY_POLL_S:
-            hear(board.asked.remote)
+        nonlocal last, stopping
+        if not stopping and time.monotonic() - last >= _RAY_POLL_S:
+            last, stopping = time.monotonic(), ray.get(board.tell.remote(name, progress))
         return stopping
 
-    try:
-        return function(*arguments, report=report, should_stop=should_stop)
-    except KeyboardInterrupt:
-        raise RuntimeError("stopped") from None
+    return _outcome(partial(function, report=report, should_stop=should_stop), *arguments)

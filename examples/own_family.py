@@ -1,4 +1,4 @@
-"""An own task family: a windy ring with a hidden goal and a hidden steering. Checks it and plays in it.
+"""A task family of your own: a windy ring with a hidden goal and hidden steering. Checks it and plays in it.
 
 python examples/own_family.py
 """
@@ -16,7 +16,7 @@ class WindyRing:
     """Walk on a ring of ``size`` cells, from cell 0 to a goal, which pays 1 and ends the episode.
 
     A task is a row (goal, steering): with steering 1, action 1 adds 1 to the cell and action 0 takes 1 away;
-    with -1 the other way round. With chance ``gust`` the wind turns a step around. None of this is seen.
+    with -1 the other way round. With chance ``gust`` the wind turns a step around. The agent sees neither.
     """
 
     name = "windy_ring"

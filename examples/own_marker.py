@@ -1,4 +1,4 @@
-"""An own marker: what follows a reward. Shows how much it marks of a history file, beside the guide's rule.
+"""A marker of your own: the steps after a reward. Shows how much of a file it and ``threshold`` mark.
 
 python examples/own_marker.py FILE
 """
@@ -7,8 +7,7 @@ import sys
 
 import numpy as np
 
-from compressed_ad import HistoryFile, apply_marker, check_marker
-from compressed_ad.marking.apply import marking_statistics
+from compressed_ad import HistoryFile, apply_marker, check_marker, marking_statistics
 
 
 def after_reward(rewards, window: int = 20):

@@ -1,4 +1,4 @@
-"""An own task family with continuous actions: go to a hidden place. Learn it with SAC, TD3, ... or PPO.
+"""A task family of your own with continuous actions: go to a hidden place. For SAC, TD3, PPO, ...
 
 python examples/own_reach.py
 cad collect --env.family own_reach:Reach --algorithm.learner sb3:SAC    (in this folder)

@@ -13,10 +13,10 @@ from statistics import mean
 
 import numpy as np
 
-from compressed_ad.evaluation.intervals import normalise
 from compressed_ad.histories.file import HistoryFile
+from compressed_ad.report.measures import normalise
+from compressed_ad.report.pages import markdown
 from compressed_ad.report.results import load_runs, summarise_source
-from compressed_ad.report.study_tables import markdown
 
 ROOT = Path(__file__).parents[1]
 PAGE, KEPT = ROOT / "docs" / "experiments.md", ROOT / "results" / "experiments.csv"

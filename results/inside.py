@@ -15,7 +15,7 @@ import numpy as np
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.marking.apply import mark_all
 from compressed_ad.runs.explore import play
-from compressed_ad.runs.look_inside import inside
+from compressed_ad.runs.look_inside import examine_model
 from compressed_ad.runs.study import load_study
 from compressed_ad.runs.study_run import Group, groups, history_of
 
@@ -44,7 +44,7 @@ def marks(out: Path) -> Iterable[list[object]]:
     """Size of the border embeddings, and what becomes of the prediction without the marks."""
     for name, variant in (("guide", "CompressedAD"), ("why", "dropout"), ("controls", "random")):
         for group in finished(name, variant, out):
-            found = inside(group.job)
+            found = examine_model(group.job)
             effects, geometry = found.effects, found.geometry[-1]
             assert effects is not None
             ratio = found.shares.ratio[found.shares.kinds.index("marked")]

@@ -13,9 +13,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from compressed_ad.cli.study import text
-from compressed_ad.report.study_rows import Point, Row, read_points, read_rows
-from compressed_ad.report.study_tables import convergence, differences, markdown, means
+from compressed_ad.evaluation.intervals import number
+from compressed_ad.report.comparison import convergence, differences, means
+from compressed_ad.report.pages import markdown
+from compressed_ad.report.results import Row, read_rows
+from compressed_ad.report.study_report import text
 from compressed_ad.runs.study import load_study
 
 ROOT = Path(__file__).parents[1]
@@ -45,19 +47,16 @@ def keep(out: Path) -> None:
 
 
 def rows_of(name: str) -> list[Row]:
-    """The kept rows of a study."""
+    """The kept rows of a study, or its validations (``<study>_curves``)."""
     return read_rows(ROOT / "results" / f"{name}.csv")
-
-
-def points_of(name: str) -> list[Point]:
-    """The kept validations of a study."""
-    return read_points(ROOT / "results" / f"{name}_curves.csv")
 
 
 def study_blocks() -> dict[str, str]:
     """The tables of every study whose rows were kept as Markdown, by its name."""
     return {
-        path.stem: text(load_study(path), rows_of(path.stem), points_of(path.stem), markdown=True)
+        path.stem: text(
+            load_study(path), rows_of(path.stem), rows_of(f"{path.stem}_curves"), as_markdown=True
+        )
         for path in sorted((ROOT / "studies").glob("*.yaml"))
         if (ROOT / "results" / f"{path.stem}.csv").exists()
     }
@@ -133,19 +132,19 @@ def promises() -> str:
     """The guide's comparison table beside what was measured on Darkroom, as Markdown."""
     rows = [row for row in rows_of("guide") if row.family == "darkroom"]
     fewer = rows_of("sample_efficiency")
-    points = [point for point in points_of("guide") if point.family == "darkroom"]
+    points = [point for point in rows_of("guide_curves") if point.family == "darkroom"]
     table = [["", "the guide promises", "AD", "CompressedAD", "difference, 95 % interval", "runs"]]
     table.append(["Accuracy on held-out histories", "75 % → 78 %", *_line(rows, PAIR, "accuracy")])
     for c in ("validation_accuracy", "validation_return"):
-        reached = {r.variant: r for r in convergence(points, "AD") if r.measure == c}
+        reached = {r.method: r for r in convergence(points, "AD", [c])}
         what = c.removeprefix("validation_")
         own, other = reached["AD"], reached["CompressedAD"]
         table.append(
             [
-                f"Gradient steps to AD's last validation {what}",
+                f"Gradient steps to AD's last validation {what}, median",
                 "20 % fewer",
-                f"{own.steps.mean:.0f}",
-                f"{other.steps.mean:.0f}, reached in {other.reached} of {other.runs} runs",
+                own.when,
+                f"{other.when}, reached in {other.reached} of {other.runs} runs",
                 "",
                 str(own.runs),
             ]
@@ -159,11 +158,10 @@ def promises() -> str:
 
 
 def _line(rows: Sequence[Row], pair: Sequence[str], measure: str) -> list[str]:
-    one, other = (means(rows, measure)["darkroom", name].mean for name in pair)
+    one, other = (means(rows, measure)["darkroom", name].value for name in pair)
     (found,) = differences(rows, [(pair[0], pair[1])], measure)
     e = found.estimate
-    span = f"{e.mean:+z.3f} ({e.low:+z.3f} to {e.high:+z.3f})"
-    return [f"{one:z.3f}", f"{other:z.3f}", span, str(e.n)]
+    return [number(one), number(other), f"{number(e.value, '+')} ({e.span('+')})", str(e.n)]
 
 
 def fill(page: str, blocks: dict[str, str]) -> str:

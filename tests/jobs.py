@@ -1,4 +1,4 @@
-"""Jobs for worker processes, in a module that imports nothing heavy."""
+"""Units of work for worker processes, in a module that imports nothing heavy."""
 
 import os
 import signal
@@ -17,6 +17,15 @@ def die(*, report, should_stop) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_once(folder: str, name: str, *, report, should_stop) -> str:
+    report(1, 2, "half")
+    died = Path(folder) / f"{name} died"
+    if name == "mortal" and not died.exists():
+        died.touch()
+        die(report=report, should_stop=should_stop)
+    return name
+
+
 def wrong(*, report, should_stop) -> None:
     raise SplitError("task 3 is held out")
 
@@ -27,3 +36,22 @@ def patient(folder: str, *, report, should_stop) -> None:
         time.sleep(0.01)
     (Path(folder) / "saved").touch()
     raise KeyboardInterrupt
+
+
+def any_of_them(name: str, *arguments, report, should_stop):
+    return globals()[name](*arguments, report=report, should_stop=should_stop)
+
+
+class Shared:
+    """Data that all units share; leaves a note whenever it arrives in a process."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __setstate__(self, state: dict[str, str]) -> None:
+        self.__dict__.update(state)
+        (Path(self.folder) / f"arrived {os.getpid()} {time.monotonic_ns()}").touch()
+
+    def where(self, k: int, *, report, should_stop) -> int:
+        time.sleep(0.05)
+        return os.getpid()

@@ -123,12 +123,16 @@ def test_each_mistake_is_one_short_sentence(key: str, value: Any, words: str) ->
     (line,) = mistakes(marker, np.zeros(3), **{key: value})
     assert line.startswith(f"marker: {words}")
     assert isinstance(line, Problem)
-    assert line.path[0] == key
+    assert line.paths[0][0] == key
 
 
 def test_mistakes_are_listed_together_and_missing_ones_named() -> None:
     lines = mistakes(marker, level=2, windw=3)
-    assert [line.path for line in lines if isinstance(line, Problem)] == [("level",), ("windw",), ("probs",)]
+    assert [line.paths[0] for line in lines if isinstance(line, Problem)] == [
+        ("level",),
+        ("windw",),
+        ("probs",),
+    ]
     assert lines[2] == "marker: parameter 'probs' is missing"
 
 
@@ -211,7 +215,7 @@ def test_settings_are_told_in_the_same_words() -> None:
         "file: rate must be a number above 0, got True",
         "file: n must be a whole number of at least 1, got 0.5",
     ]
-    assert next(p.path for p in caught.value.problems if isinstance(p, Problem)) == ("part", "sizes", "1")
+    assert next(p.paths[0] for p in caught.value.problems if isinstance(p, Problem)) == ("part", "sizes", "1")
 
 
 @pytest.mark.parametrize(

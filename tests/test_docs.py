@@ -19,10 +19,12 @@ from compressed_ad.histories.exchange.formats import write_ancestor
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.runs.directory import extras
 from tests.conftest import SmokeRun
+from tests.test_layering import ROOMS
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+GUIDES = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
 NAME = "history_darkroom_PPO_alg-seed0_compressed.hdf5"
 
 
@@ -79,10 +81,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smoke: SmokeRun) -> 
     gymnasium.registry.pop("Ring-v0", None)
 
 
+@pytest.fixture
+def after_make_run(folder: Path) -> Path:
+    """The same, and a finished ``runs/default``, though of the smoke preset."""
+    shutil.copytree(folder / "runs" / "smoke", folder / "runs" / "default")
+    return folder
+
+
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
 )
-def test_python_runs(page: Path, folder: Path) -> None:
+def test_python_runs(page: Path, after_make_run: Path) -> None:
     scope: dict[str, object] = {"__name__": "page"}
     for number, block in enumerate(blocks(page, "python"), start=1):
         exec(compile(block, f"{page.name}, block {number}", "exec", dont_inherit=True), scope)
@@ -111,7 +120,83 @@ def test_commands_are_understood(page: Path, words: list[str], folder: Path) -> 
     assert main(words if quick or call.options.dry_run else [*words, "--dry-run"]) == 0
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_of_the_readme_run_from_top_to_bottom(after_make_run: Path) -> None:
+    """What takes long is reduced to the smoke preset, or to a dry run."""
+    for words in commands(ROOT / "README.md"):
+        dry = ["--dry-run"] if words[0] in ("run", "collect", "study") else []
+        smaller = ["--preset", "smoke"] if words[0] == "train" else []
+        assert main([*words, *dry, *smaller]) == 0, words
+    assert (after_make_run / "marks.png").exists()
+
+
+INNER = re.compile(r"\bcompressed_ad\.\w+")
+"""A module inside the package, imported or named; links to its files are fine."""
+
+
+@pytest.mark.parametrize("file", [*PAGES, *EXAMPLES], ids=lambda file: file.name)
+def test_users_are_shown_no_inner_modules(file: Path) -> None:
+    """Everything that pages and examples use is imported ``from compressed_ad``."""
+    assert INNER.findall(file.read_text("utf-8")) == []
+
+
+def test_inner_modules_are_recognised() -> None:
+    inner = [
+        "from compressed_ad.types import Split",
+        "import compressed_ad.models.ad",
+        "`compressed_ad.tasks.conformance.family_problems` returns those",
+        "--learner compressed_ad.learners.ppo:BatchedPPO",
+    ]
+    fine = [
+        "from compressed_ad import Split",
+        "import compressed_ad",
+        "python -m compressed_ad",
+        "[tasks/base.py](../compressed_ad/tasks/base.py)",
+        "--env own_family:WindyRing",
+    ]
+    assert [text for text in inner if not INNER.search(text)] == []
+    assert [text for text in fine if INNER.search(text)] == []
+
+
+PACKAGE = ROOT / "compressed_ad"
+
+
+def spine() -> list[Path]:
+    """The files that the README names for reading, in order."""
+    section = (ROOT / "README.md").read_text("utf-8").partition("## The code")[2]
+    files = []
+    for line in section.split("```")[1].strip("\n").splitlines():
+        room, names = line[:12].strip(), re.split(r" {2,}", line[12:])[0]
+        files += [PACKAGE / room / f"{name}.py" for name in names.split()]
+    return files
+
+
+def test_the_files_to_read_in_one_evening_exist_and_are_as_long_as_said() -> None:
+    text = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    said = re.search(r"read these (\d+) files in this order, about ([\d,]+) lines", text)
+    assert said is not None
+    assert [str(file) for file in spine() if not file.is_file()] == []
+    assert len(set(spine())) == len(spine()) == int(said[1])
+    lines, about = sum(len(file.read_text().splitlines()) for file in spine()), int(said[2].replace(",", ""))
+    assert 0.85 * about < lines < 1.15 * about, f"the README says about {about}; it is {lines}"
+
+
+def test_the_readme_names_every_room_in_import_order() -> None:
+    section = (ROOT / "README.md").read_text("utf-8").partition("## The code")[2]
+    assert re.findall(r"^\| `(\w+)/` \|", section, re.MULTILINE) == ROOMS
+    assert [file.parent.relative_to(PACKAGE).parts[:1] for file in spine()] == sorted(
+        (file.parent.relative_to(PACKAGE).parts[:1] for file in spine()),
+        key=lambda room: ROOMS.index(room[0]) if room else -1,
+    )
+
+
+def test_files_that_contributing_names_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    named = re.findall(r"`([\w/.-]+(?:\.(?:py|toml|md)|/))`", text)
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / name).exists() and not (PACKAGE / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, *GUIDES], ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^ *```.*?^ *```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
     links = re.findall(r"\]\(<?([^)>\s]+)", text) + re.findall(r"""(?:src|href)=["']([^"']+)""", text)

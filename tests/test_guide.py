@@ -16,15 +16,15 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from compressed_ad import (
     CompressedADDataset,
+    Darkroom,
     HistoryFile,
+    TaskEnv,
     apply_marker,
     borders,
     from_histories,
+    threshold,
 )
 from compressed_ad.cli.main import main
-from compressed_ad.marking.markers import threshold
-from compressed_ad.tasks.as_gymnasium import TaskEnv
-from compressed_ad.tasks.gridworld import Darkroom
 from tests.conftest import SmokeRun
 
 NAME = "history_darkroom_PPO_alg-seed0_compressed.hdf5"

@@ -1,4 +1,4 @@
-"""Rooms import one way, exotic libraries live in one file each, and the command line starts without torch."""
+"""Rooms import one way, optional libraries in one file each, and the command line starts without torch."""
 
 import ast
 import subprocess
@@ -19,9 +19,9 @@ ROOMS = [
 """Reading order is import order: a room imports from the ground and from rooms before it."""
 
 STANDALONE = {"models": {"tasks", "histories", "marking"}, "marking": {"tasks"}}
-"""Rooms that know nothing of some of those before them."""
+"""Rooms that must not import from some of the rooms before them."""
 
-# A model's thin method plays through the evaluation, imported when called: the one reference that looks up.
+# The one import against the order: a method of the models calls the evaluation, imported when it is called.
 UPWARD = {("models.ad", "evaluation.evaluate")}
 
 ONLY_IN = {
@@ -51,7 +51,7 @@ NAMES = dict(modules())
 
 
 def imports(path: Path, *, lazy: bool = True) -> Iterator[str]:
-    """What a file imports, but for types only; without ``lazy``, only what it imports when it is imported."""
+    """What a file imports, except for type checkers; without ``lazy``, also not what its functions import."""
     tree = ast.parse(path.read_text())
     left_out: set[ast.AST] = set()
     for node in ast.walk(tree):
@@ -83,7 +83,7 @@ def room(name: str) -> str:
     return name.split(".")[0]
 
 
-def test_every_file_stands_in_a_room_or_on_the_ground() -> None:
+def test_every_file_is_in_a_room_or_on_the_ground() -> None:
     assert {room(name) for name in NAMES if name} == {*GROUND, *ROOMS, "__main__"}
     assert len([p for p in PACKAGE.iterdir() if p.name != "__pycache__"]) <= 20
 
@@ -94,25 +94,26 @@ def test_rooms_import_one_way() -> None:
         for other in inner(path) if name else ():
             if room(name) == room(other) or (name, other) in UPWARD:
                 continue
-            assert place[room(other)] < place[room(name)], f"{name} imports {other}, which stands after it"
+            assert place[room(other)] < place[room(name)], f"{name} imports {other}, which comes after it"
             assert room(other) not in STANDALONE.get(room(name), ()), f"{name} imports {other}"
 
 
-def test_no_file_imports_itself_in_a_circle() -> None:
+def test_imports_have_no_circle_and_at_most_twelve_levels() -> None:
     graph = {name: inner(path, lazy=False) - {name} for name, path in NAMES.items() if name}
     order = list(TopologicalSorter(graph).static_order())  # raises CycleError
     level: dict[str, int] = {}
     for name in order:
         level[name] = 1 + max((level[other] for other in graph.get(name, ())), default=0)
     deepest = max(level, key=lambda name: level[name])
-    assert level[deepest] <= 12, f"{deepest} stands on {level[deepest] - 1} floors"
+    assert level[deepest] <= 12, f"{deepest} imports through {level[deepest]} levels"
 
 
-def test_exotic_libraries_live_in_one_file_each() -> None:
+def test_optional_libraries_live_in_one_file_each() -> None:
+    imported = {name: {module.split(".")[0] for module in imports(path)} for name, path in NAMES.items()}
     for library, allowed in ONLY_IN.items():
-        users = {n for n, path in NAMES.items() if any(i.split(".")[0] == library for i in imports(path))}
-        strange = {n for n in users if not any(n == a or n.startswith(f"{a}.") for a in allowed)}
-        assert not strange, f"{library} is imported by {sorted(strange)}"
+        users = {name for name, libraries in imported.items() if library in libraries}
+        others = {n for n in users if not any(n == a or n.startswith(f"{a}.") for a in allowed)}
+        assert not others, f"{library} is imported by {sorted(others)}"
 
 
 def test_help_and_config_errors_import_nothing_heavy() -> None:
@@ -132,9 +133,9 @@ print(sorted(heavy & set(sys.modules)))
         assert done.stdout.splitlines()[-1] == "[]", args
 
 
-def test_the_public_surface() -> None:
+def test_no_file_has_the_name_of_a_public_name() -> None:
+    """Importing a file ``x`` sets the attribute ``x`` of its package, which would hide a function ``x``."""
     assert compressed_ad.__all__ == sorted(compressed_ad._HOME) == dir(compressed_ad)
-    # Once a file is imported, its package's attribute of that name is the file.
     files = {part for name in NAMES for part in name.split(".")}
     assert not files & set(compressed_ad.__all__)
     for name in compressed_ad.__all__:

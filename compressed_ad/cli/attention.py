@@ -1,85 +1,96 @@
-"""``cad attention``: where a trained run looks, and what it made of the border marks."""
+"""``cad attention``: where the model of a trained run looks, and what its border embeddings do."""
 
 from __future__ import annotations
 
-import json
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compressed_ad.cli.call import Call
+from compressed_ad.cli.call import Call, Command
 from compressed_ad.cli.display import print_lines
-from compressed_ad.errors import RunDirectoryError
-from compressed_ad.files import write_atomically
-from compressed_ad.report.study_tables import plain
-from compressed_ad.runs.directory import locked
-from compressed_ad.runs.look_inside import Inside, inside, trained_job
+from compressed_ad.cli.options import count, history_option, one_of, option, out_option
+from compressed_ad.cli.output import check_output, write_output
+from compressed_ad.report.pages import plain
+from compressed_ad.runs.data import PARTS
+from compressed_ad.runs.look_inside import ModelFindings, examination_job, examine_model
 from compressed_ad.types import FloatArray
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from compressed_ad.evaluation.border_embeddings import Effects
 
 FILE = "attention.json"
-_PARTS = {"heldout": "held-out", "validation": "validation", "train": "training"}
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    option(parser, "run", "RUN", "trained run directory", Path)
+    history_option(parser, "the one that the run was trained on")
+    parts = f"part of the split whose histories are used: {', '.join(PARTS)}"
+    option(parser, "--part", "PART", parts, one_of("part", PARTS), default="heldout")
+    option(parser, "--windows", "N", "contexts drawn from them", count, default=64)
+    closest = "the one closest to half marked"
+    option(parser, "--window", "K", f"context that is drawn as a map (default: {closest})", int)
+    out_option(parser, "output folder", "RUN/attention")
 
 
 def run(call: Call) -> None:
-    """``cad attention``."""
     options = call.options
-    job = trained_job(options.run, options.history)
+    job = examination_job(options.run, options.history)
     out: Path = options.out or job.path / "attention"
-    if out.exists() and not (out / FILE).exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunDirectoryError(f"{out}: exists and has no {FILE}; choose another --out")
-    tasks = f"{_PARTS[options.part]} tasks"
+    check_output(out, FILE)
     if options.dry_run:
-        print_lines(f"Would look at {options.windows} windows of the {tasks} of {job.history} into {out}")
+        print_lines(
+            f"Would measure attention in {options.windows} windows of the {PARTS[options.part]} tasks of"
+            f" {job.history} and write to {out}"
+        )
         return
     with call.display.stage("attention"):
-        found = inside(job, part=options.part, windows=options.windows, window=options.window)
-        files = _write(out, found)
+        found = examine_model(job, part=options.part, windows=options.windows, window=options.window)
+        written = write_output(out, FILE, found.summary(), _figures(found))
     for note in found.notes:
         call.display.note(f"note: {note}")
-    print_lines(text(found))
-    print_lines(f"\n{out}: {', '.join(files)}")
+    print_lines(f"{text(found)}\n\n{written}")
 
 
-def _write(out: Path, found: Inside) -> list[str]:
-    """The numbers, and figures beside them; the numbers last, so that a folder with them is whole."""
+ATTENTION = Command(
+    run,
+    _options,
+    text=(
+        "Writes attention.json (all numbers), attention.png (attention on marked, rewarded and other tokens "
+        "by head, beside what uniform attention and the head's preference for lags alone give), "
+        "attention_map.png (one context) and, for CompressedAD, tokens.png (its border embeddings and what "
+        "they change)."
+    ),
+    common=("dry-run",),
+)
+
+
+def _figures(found: ModelFindings) -> dict[str, Figure | None]:
     from compressed_ad.report.figures import attention as draw
-    from compressed_ad.report.figures.style import figure_to_png
 
-    where = f"{found.run}, gradient step {found.step}"
-    context = found.context
-    figures = {
-        "attention.png": draw.attention_summary(
-            found.shares, f"{where}: {found.shares.n_window} windows of {_PARTS[found.part]} tasks"
+    where, context, effects = f"{found.run}, gradient step {found.step}", found.context, found.effects
+    return {
+        "attention": draw.attention_summary(
+            found.shares, f"{where}: {found.shares.n_window} windows of {PARTS[found.part]} tasks"
         ),
-        "attention_map.png": draw.attention_map(
+        "attention_map": draw.attention_map(
             context,
-            f"{where}: {_PARTS[found.part]} task {context.task} from step {context.first_step}"
+            f"{where}: {PARTS[found.part]} task {context.task} from step {context.first_step}"
             f" of its history (window {context.window})",
         ),
+        "tokens": None
+        if effects is None
+        else draw.border_embeddings(
+            found.geometry, effects, f"{where}: {effects.n_window} windows with border marks"
+        ),
     }
-    if found.effects is not None:
-        figures["tokens.png"] = draw.border_embeddings(
-            found.geometry, found.effects, f"{where}: {found.effects.n_window} windows with border marks"
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
-        (out / "tokens.png").unlink(missing_ok=True)
-        for name, figure in figures.items():
-            write_atomically(out / name, figure_to_png(figure))
-        content = json.dumps(found.summary(), indent=2, allow_nan=False) + "\n"
-        write_atomically(out / FILE, content.encode())
-    return [FILE, *figures]
 
 
-# ---------------------------------------------------------------- in words
-
-
-def text(found: Inside) -> str:
-    """The ratios of every head and, for a model with border embeddings, what they do."""
+def text(found: ModelFindings) -> str:
+    """The attention ratios of every head and, for a model with border embeddings, what these do."""
     shares = found.shares
     head = ["Layer", "Head", *(f"{kind[0].upper()}{kind[1:]}" for kind in shares.kinds)]
     rows = [
@@ -88,17 +99,17 @@ def text(found: Inside) -> str:
     ]
     lines = [
         f"{found.run} ({found.model}, gradient step {found.step}): {shares.n_window} windows of"
-        f" {_PARTS[found.part]} tasks, {shares.n_query:,} queries",
+        f" {PARTS[found.part]} tasks, {shares.n_query:,} queries",
         "",
         "Attention on tokens of each kind, divided by what the head's preference for lags alone gives,",
-        "with its 95 % interval over windows:",
+        "with the 95 % interval over windows:",
         plain([head, *rows]),
     ]
     if found.effects is not None:
         last = found.geometry[-1]
         lines += [
             "",
-            f"Border marks, in {found.effects.n_window} windows that have some (nats per query):",
+            f"Effect of border marks in the {found.effects.n_window} windows with marks (nats per query):",
             plain(_effects_table(found.effects)),
             f"Norms at gradient step {last.step}: <compress> {last.norm_start / last.norm_token:.1%},"
             f" \\compress> {last.norm_end / last.norm_token:.1%} of a typical token's embedding.",

@@ -1,8 +1,9 @@
-"""One call of ``cad``, as its command gets it."""
+"""What a file of this folder says of a command, and what the command gets when it is called."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from compressed_ad.cli.display import Display, print_lines
@@ -38,7 +39,7 @@ class Call:
         return explicit_keys(self.request)
 
     def only_shows(self, config: Config) -> bool:
-        """Print ``config`` if that is all that was asked for."""
+        """Print ``config`` if nothing else was asked for."""
         if self.options.print_config:
             print_lines(dump(config))
         return bool(self.options.print_config)
@@ -46,3 +47,15 @@ class Call:
     def typed(self) -> str:
         """The command line as it was typed."""
         return " ".join(["cad", *self.words])
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of ``cad``."""
+
+    run: Callable[[Call], None]
+    options: Callable[[argparse.ArgumentParser], None] = lambda parser: None  # adds those that are its alone
+    text: str = ""  # for its help
+    sections: tuple[str, ...] = ()  # of the configuration, whose settings it uses
+    common: tuple[str, ...] = ("seed", "device", "dry-run")  # options of many commands that it has
+    overrides: bool = False  # takes --section.key although it has no sections

@@ -17,78 +17,62 @@ from compressed_ad.errors import RunError
 from compressed_ad.workers import Report
 
 _LINE_S = 5.0
+_STALL_S = 5.0
+
+
+ShowTable = Callable[[Sequence[Sequence[str]]], None]
+"""Shows a table, header first, instead of the one before."""
 
 
 class Display:
-    """Shows one stage after another, each with the time it will still take."""
+    """Shows one stage after another, each with the time that it still needs."""
 
-    def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
-        self.quiet = quiet
 
     def note(self, text: str) -> None:
-        """A line for the user beside the progress."""
-        if not self.quiet:
-            self.console.print(text, markup=False, soft_wrap=True)
+        """A line for the user, above the progress."""
+        self.console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Report]:
-        """Progress of the stage ``name``; a line says at last how long it took."""
-        started, ticket = time.monotonic(), _Pace()
-        if self.quiet:
-            yield lambda done, total, text: None
-            return
+        """Progress of the stage ``name``; at the end a line says how long it took."""
+        with self.stage_with_table(name) as (report, _):
+            yield report
+
+    @contextmanager
+    def stage_with_table(self, name: str) -> Iterator[tuple[Report, ShowTable]]:
+        """A stage with a table above it, which only a terminal shows."""
+        started, pace = time.monotonic(), _Pace()
         if self.console.is_terminal:
-            with self._bar() as bar:
-                row = bar.add_task(name, total=None, text="")
+            bar = Progress(
+                TextColumn("{task.description:<9}"),
+                BarColumn(bar_width=30, complete_style="cyan", finished_style="green"),
+                TextColumn("{task.fields[text]}"),
+            )
+            row = bar.add_task(name, total=None, text="")
 
-                def show(done: int, total: int, text: str) -> None:
-                    bar.update(row, completed=done, total=total, text=ticket.text(done, total, text))
+            def show(done: int, total: int, text: str) -> None:
+                bar.update(row, completed=done, total=total, text=pace.text(done, total, text))
 
-                yield show
+            with Live(bar, console=self.console, transient=True) as live:
+                yield show, lambda table: live.update(Group(rich_table(table), bar))
         else:
             last = started
 
             def line(done: int, total: int, text: str) -> None:
                 nonlocal last
-                shown, now = ticket.text(done, total, text), time.monotonic()
+                shown, now = pace.text(done, total, text), time.monotonic()
                 if now - last >= _LINE_S:
                     last = now
                     self.note(f"{name:<9} {shown}")
 
-            yield line
+            yield line, lambda table: None
         self.note(f"{name:<9} done in {duration(time.monotonic() - started)}")
-
-    @contextmanager
-    def filling(self, name: str) -> Iterator[tuple[Report, Callable[[Sequence[Sequence[str]]], None]]]:
-        """A stage beside a table (header first) that is shown anew whenever it changes; terminals only."""
-        if self.quiet or not self.console.is_terminal:
-            with self.stage(name) as report:
-                yield report, lambda table: None
-            return
-        started, ticket = time.monotonic(), _Pace()
-        bar = self._bar()
-        row = bar.add_task(name, total=None, text="")
-        with Live(bar, console=self.console, transient=True) as live:
-
-            def show(done: int, total: int, text: str) -> None:
-                bar.update(row, completed=done, total=total, text=ticket.text(done, total, text))
-
-            yield show, lambda table: live.update(Group(rich_table(table), bar))
-        self.note(f"{name:<9} done in {duration(time.monotonic() - started)}")
-
-    def _bar(self) -> Progress:
-        return Progress(
-            TextColumn("{task.description:<9}"),
-            BarColumn(bar_width=30, complete_style="cyan", finished_style="green"),
-            TextColumn("{task.fields[text]}"),
-            console=self.console,
-            transient=True,
-        )
 
 
 def rich_table(table: Sequence[Sequence[str]]) -> Table:
-    """Lines of text, the header first."""
+    """A table for the terminal, from rows of text with the header first."""
     head, *body = table
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for k, name in enumerate(head):
@@ -99,11 +83,17 @@ def rich_table(table: Sequence[Sequence[str]]) -> Table:
 
 
 class _Pace:
-    """Time left by the pace since the first advance: starting, and what was done before, do not count."""
+    """Estimates the time left from the pace since the first progress.
+
+    Starting up and what was done before do not count, nor does one stall right after the first progress:
+    kernels are compiled then.
+    """
 
     def __init__(self) -> None:
         self.initial: int | None = None
         self.anchor: tuple[float, int] | None = None
+        self.heard = 0.0
+        self.stalled = False
 
     def text(self, done: int, total: int, text: str) -> str:
         now, left = time.monotonic(), ""
@@ -111,9 +101,12 @@ class _Pace:
             self.initial, self.anchor = done, None
         elif self.anchor is None:
             self.anchor = (now, done) if done > self.initial else None
+        elif not self.stalled and self.heard - self.anchor[0] < 1 and now - self.heard > _STALL_S:
+            self.anchor, self.stalled = (now, done), True
         elif done > self.anchor[1] and now - self.anchor[0] > 1:
             began, before = self.anchor
             left = f", {duration((total - done) * (now - began) / (done - before))} left"
+        self.heard = now
         return f"{100 * done / max(total, 1):3.0f} % ({done:,} of {total:,}) {text}{left}"
 
 
@@ -128,14 +121,14 @@ def duration(seconds: float) -> str:
 
 
 def results_console() -> Console:
-    """Where tables go: the standard output, 100 columns wide unless it is a terminal."""
+    """The standard output, for tables: 100 columns wide unless it is a terminal."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=100)
 
 
 def print_lines(text: str) -> None:
-    """Results go to the standard output, as they are; ``RunError`` if it takes nothing."""
-    if sys.stdout is None:  # closed by whoever started us
+    """Write results to the standard output; ``RunError`` if that is impossible."""
+    if sys.stdout is None:  # closed by the calling process
         raise RunError("the standard output is closed")
     try:
         sys.stdout.write(text.rstrip("\n") + "\n")

@@ -1,4 +1,4 @@
-"""``cad doctor``: whether this installation works."""
+"""``cad doctor``: checks this installation."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import os
 import tempfile
 from pathlib import Path
 
-from compressed_ad.cli.call import Call
+from compressed_ad.cli.call import Call, Command
 from compressed_ad.cli.display import print_lines
 from compressed_ad.errors import RunError
 from compressed_ad.runs.directory import extras, hardware, revision, versions
 
 
-def doctor(call: Call) -> None:
-    """``cad doctor``."""
+def run(call: Call) -> None:
     machine, problems = hardware(), list[str]()
     print_lines("versions  " + ", ".join(f"{name} {version}" for name, version in versions().items()))
     print_lines(f"revision  {revision() or 'not a git checkout'}")
@@ -29,6 +28,9 @@ def doctor(call: Call) -> None:
     if problems:
         raise RunError("\n".join(problems))
     print_lines("all well")
+
+
+DOCTOR = Command(run, common=())
 
 
 def _device(problems: list[str]) -> str:
@@ -53,10 +55,11 @@ def _kernels() -> str:
 
 
 def _writable(folder: Path, problems: list[str]) -> str:
-    there = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
+    folder = folder.resolve()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     try:
-        with tempfile.TemporaryFile(dir=there):
-            return "writable" if there == folder.resolve() else "can be made"
+        with tempfile.TemporaryFile(dir=existing):
+            return "writable" if existing == folder else "can be made"
     except OSError as error:
-        problems.append(f"{there}: cannot be written to ({error.strerror})")
+        problems.append(f"{existing}: cannot be written to ({error.strerror})")
         return "NOT writable"

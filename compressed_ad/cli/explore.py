@@ -1,74 +1,83 @@
-"""``cad rollouts``: a trained run's in-context episodes, what it explored, and when it met the reward."""
+"""``cad rollouts``: plays a trained run and tells what it explores and when it meets the reward."""
 
 from __future__ import annotations
 
-import json
+import argparse
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from compressed_ad.cli.call import Call
+from compressed_ad.cli.call import Call, Command
 from compressed_ad.cli.display import print_lines
-from compressed_ad.cli.models import judged
-from compressed_ad.errors import RunDirectoryError, UsageError
-from compressed_ad.files import write_atomically
+from compressed_ad.cli.options import count, history_option, option, out_option, setting_option
+from compressed_ad.cli.output import check_output, write_output
+from compressed_ad.errors import UsageError
 from compressed_ad.histories.file import HistoryFile
-from compressed_ad.report.study_tables import plain
-from compressed_ad.runs.directory import locked
-from compressed_ad.runs.explore import Played, Side, figures, label, play
-from compressed_ad.runs.job import Job
-from compressed_ad.types import FloatArray, IntArray
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+from compressed_ad.report.pages import plain
+from compressed_ad.runs.explore import FIGURES, Exploration, Explorer, figures, play, task_label
+from compressed_ad.runs.job import evaluation_job
+from compressed_ad.types import AnyArray, FloatArray, IntArray
 
 FILE = "rollouts.json"
 
 
+def _options(parser: argparse.ArgumentParser) -> None:
+    option(parser, "run", "RUN", "trained run directory", Path)
+    history_option(parser, "the one that the run was trained on")
+    option(parser, "--tasks", "K,K,...", "tasks to play (default: the held-out ones)")
+    option(parser, "--episodes", "N", "in-context episodes (default: the run's)", count)
+    option(parser, "--rollouts", "N", "rollouts of each task (default: the run's)", count)
+    out_option(parser, "output folder", "RUN/rollouts")
+    setting_option(
+        parser, "--seed", key="seed", metavar="N", help="seed of the rollouts (default: the run's)"
+    )
+
+
 def run(call: Call) -> None:
-    """``cad rollouts``."""
     config = call.config()
     if call.only_shows(config):
         return
     options, explicit = call.options, call.explicit()
     chosen = {key.partition(".")[2] for key in explicit if key.startswith("evaluation.")}
-    job = judged(options.run, options.history, config, chosen)
+    job = evaluation_job(options.run, options.history, config, chosen)
     given = {key: getattr(options, key) for key in ("episodes", "rollouts") if getattr(options, key)}
     evaluation = job.config.evaluation.model_copy(update=given)
     seed = config.seed if "seed" in explicit else job.config.seed
-    job = Job(
-        job.config.model_copy(update={"evaluation": evaluation, "seed": seed}),
-        job.history,
-        job.path,
-        job.remark,
-    )
+    job = replace(job, config=job.config.model_copy(update={"evaluation": evaluation, "seed": seed}))
     ids = _tasks(options.tasks, HistoryFile(job.history))
     out: Path = options.out or job.path / "rollouts"
-    if out.exists() and not (out / FILE).exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunDirectoryError(f"{out}: exists and has no {FILE}; choose another --out")
+    check_output(out, FILE)
     size = f"{len(ids)} tasks x {evaluation.rollouts} rollouts x {evaluation.episodes} episodes"
     if options.dry_run:
         print_lines(f"Would play {size} of {job.path} into {out}")
         return
     with call.display.stage("rollouts") as report:
         played = play(job, ids, report)
-    drawn = list(figures(played))
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
-        for old in out.glob("*.png"):
-            old.unlink()
-        _write(out, played, drawn)
-    files = ", ".join([FILE, *(f"{name}.png" for name, _, _ in drawn)])
+    drawn = {name: figure for name, _, figure in figures(played)}
+    written = write_output(out, FILE, _summary(played), {**dict.fromkeys(FIGURES), **drawn})
     print_lines(f"{job.path}: {size} on {played.description}\n")
-    print_lines("\n".join([plain(_table(played)), "", *_sentences(played), f"{out}: {files}"]))
+    print_lines("\n".join([plain(_table(played)), "", *_sentences(played), written]))
+
+
+ROLLOUTS = Command(
+    run,
+    _options,
+    text=(
+        "Plays as cad evaluate does and shows what is explored, when the reward is first met and how far "
+        "away it was, beside a uniform random walk: a table, rollouts.json, and figures. Settings that are "
+        "not given are those of the run."
+    ),
+    sections=("evaluation",),
+    common=("device", "dry-run"),
+)
 
 
 def _tasks(given: str | None, file: HistoryFile) -> IntArray:
-    """Indices of the tasks asked for, the held-out ones if there is no wish."""
+    """Indices of the tasks asked for, by default the held-out ones."""
     if given is None:
         if not len(file.split.heldout):
             raise UsageError(f"{file.path}: has no held-out tasks; choose some with --tasks")
@@ -86,9 +95,9 @@ def _tasks(given: str | None, file: HistoryFile) -> IntArray:
 # ---------------------------------------------------------------- in words
 
 
-def _first_episode(found_by: FloatArray) -> float:
+def _half_met(found_by: FloatArray) -> float:
     """The first episode (from 1) by whose end half of the rollouts had met the reward, or infinity."""
-    # What is computed exactly may miss one half by a rounding error.
+    # A curve that is computed exactly may miss one half by a rounding error.
     late = found_by < 0.5 - 1e-12
     return math.inf if late.all() else float(late.argmin() + 1)
 
@@ -97,11 +106,10 @@ def _number(value: float) -> str:
     return "not reached" if math.isinf(value) else f"{value:,.0f}"
 
 
-def _table(played: Played) -> list[list[str]]:
+def _table(played: Exploration) -> list[list[str]]:
     first, n_task = played.model.first, len(played.ids)
-    labels = [label(played, k) for k in range(n_task)]
     columns = [
-        ["Task", *labels],
+        ["Task", *(task_label(played, k) for k in range(n_task))],
         ["Part", *played.parts],
         ["Found", *(f"{share:.0%}" for share in first.found.mean(axis=1))],
         ["Median step", *map(_number, first.median("steps"))],
@@ -111,7 +119,7 @@ def _table(played: Played) -> list[list[str]]:
         columns.insert(2, ["Fewest steps", *map(_number, played.distance)])
     if played.walk_found is not None:
         columns.append(["Random walk", *(f"{share:.0%}" for share in played.walk_found[:, -1])])
-        columns.append(["Median episode", *(_number(_first_episode(line)) for line in played.walk_found)])
+        columns.append(["Median episode", *(_number(_half_met(curve)) for curve in played.walk_found)])
     if played.n_place is None:
         columns.append(["Observations", *(f"{number:,.0f}" for number in played.model.explored)])
     else:
@@ -119,86 +127,69 @@ def _table(played: Played) -> list[list[str]]:
     return [list(line) for line in zip(*columns, strict=True)]
 
 
-def _sentences(played: Played) -> list[str]:
-    first, n_episode = played.model.first, played.model.first.n_episode
-    times, walk = first.found_by().mean(axis=0), played.walk_found
-    met, count = int(first.found.sum()), first.found.size
+def _sentences(played: Exploration) -> list[str]:
+    first, n_episode, walk = played.model.first, played.model.first.n_episode, played.walk_found
+    met, total = int(first.found.sum()), first.found.size
 
-    def half(curve: FloatArray) -> str:
-        when = _first_episode(curve)
-        return f"within {n_episode} episodes not" if math.isinf(when) else f"by episode {when:.0f}"
+    def half(who: str, found_by: FloatArray) -> str:
+        episode = _half_met(found_by.mean(axis=0))
+        if math.isinf(episode):
+            return f"Fewer than half of {who} met the reward within {n_episode} episodes."
+        return f"Half of {who} had met the reward by episode {episode:.0f}."
 
-    model = f"Half of the model's rollouts had met the reward: {half(times)}"
-    lines = [
-        f"{model}." if walk is None else f"{model}; of the uniform random walk's: {half(walk.mean(axis=0))}.",
-        f"Met the reward in {n_episode} episodes: {met} of {count} rollouts ({met / count:.0%})"
+    def measured(what: str, value: Callable[[Explorer], str | None]) -> list[str]:
+        """``what``: its value for the model and, where there is one, for the random walk."""
+        model, random = value(played.model), None if played.walk is None else value(played.walk)
+        beside = "" if random is None else f", random walk {random}"
+        return [] if model is None else [f"{what}: {model}{beside}."]
+
+    def correlation(each: Explorer) -> str | None:
+        rank = _correlation(played, each)
+        return f"{rank:.2f}" if math.isfinite(rank) else None
+
+    def visited(share: float) -> str:
+        return f"{share:,.1f} observations" if played.n_place is None else f"{share:.0%} of the cells"
+
+    return [
+        half("the model's rollouts", first.found_by()),
+        *([] if walk is None else [half("the uniform random walks", walk)]),
+        f"{met} of {total} rollouts ({met / total:.0%}) met the reward within {n_episode} episodes"
         + ("" if walk is None else f", random walk {walk[:, -1].mean():.0%}")
-        + f"; {count - met} never did and count as later than all others.",
-        f"Tasks never found: {', '.join(str(k) for k in played.ids[first.never]) or 'none'}.",
+        + f"; the other {total - met} rank after all that did.",
+        f"Tasks where no rollout met the reward: {', '.join(map(str, played.ids[first.never])) or 'none'}.",
+        *measured("Rank correlation of the fewest steps to the reward with the steps taken", correlation),
+        *measured("Visited by the end", lambda each: visited(float(each.coverage[-1]))),
+        *measured("Visited before the first reward", lambda each: visited(float(each.searched[-1]))),
+        *(f"Note: {note}." for note in played.notes),
     ]
-    if played.distance is not None and (rank := _correlation(played, played.model)) is not None:
-        theirs = None if played.walk is None else _correlation(played, played.walk)
-        lines.append(
-            f"Rank correlation of the fewest steps to the reward with the steps it took: {rank:.2f}"
-            + ("." if theirs is None else f", random walk {theirs:.2f}.")
-        )
-    lines.append(_seen("Seen by the end", played, "coverage"))
-    lines.append(_seen("Seen until the first reward", played, "searched"))
-    return [*lines, *(f"Note: {note}." for note in played.notes)]
 
 
-def _seen(what: str, played: Played, key: str) -> str:
-    def text(side: Side) -> str:
-        value = float(getattr(side, key)[-1])
-        return f"{value:,.1f} observations" if played.n_place is None else f"{value:.0%} of the cells"
-
-    return f"{what}: {text(played.model)}" + (f", random walk {text(played.walk)}." if played.walk else ".")
-
-
-def _correlation(played: Played, side: Side) -> float | None:
+def _correlation(played: Exploration, each: Explorer) -> float:
+    """Rank correlation of the fewest steps to the first reward with the steps taken; NaN if undefined."""
     from compressed_ad.evaluation.rollouts import rank_correlation
 
-    assert played.distance is not None
-    return _known(rank_correlation(played.distance, side.first.times()))
+    return math.nan if played.distance is None else rank_correlation(played.distance, each.first.times())
 
 
-# ---------------------------------------------------------------- files
+# ---------------------------------------------------------------- as JSON
 
 
-def _known(value: float) -> float | None:
-    """None for what JSON cannot hold: unknown, or never."""
-    return round(float(value), 6) if math.isfinite(value) else None
-
-
-def _list(values: Iterable[float]) -> list[float | None]:
-    return [_known(value) for value in values]
-
-
-def _write(out: Path, played: Played, drawn: list[tuple[str, str, Figure]]) -> None:
-    from compressed_ad.report.figures.style import figure_to_png
-
-    for name, _, figure in drawn:
-        write_atomically(out / f"{name}.png", figure_to_png(figure))
-    content = json.dumps(_summary(played), indent=2, allow_nan=False) + "\n"
-    write_atomically(out / FILE, content.encode())
-
-
-def _summary(played: Played) -> dict[str, Any]:
-    job, first, distance = played.job, played.model.first, played.distance
+def _summary(played: Exploration) -> dict[str, Any]:
+    job, first, walk_found = played.job, played.model.first, played.walk_found
     evaluation = job.config.evaluation
-    walk_found = played.walk_found
+    steps, episodes = _rounded(first.median("steps")), _rounded(first.median("episodes"))
     per_task = [
         {
             "task": int(task),
             "parameters": played.model.record.tasks[k].tolist(),
             "part": played.parts[k],
-            "fewest_steps": None if distance is None else _known(distance[k]),
-            "found": float(first.found[k].mean()),
-            "median_steps": _known(first.median("steps")[k]),
-            "median_episode": _known(first.median("episodes")[k]),
-            "explored": _known(played.model.explored[k]),
-            "random_found": None if walk_found is None else _known(walk_found[k, -1]),
-            "random_median_episode": None if walk_found is None else _known(_first_episode(walk_found[k])),
+            "fewest_steps": None if played.distance is None else _rounded(played.distance[k]),
+            "found": first.found[k].mean(),
+            "median_steps": steps[k],
+            "median_episode": episodes[k],
+            "explored": _rounded(played.model.explored[k]),
+            "random_found": None if walk_found is None else _rounded(walk_found[k, -1]),
+            "random_median_episode": None if walk_found is None else _half_met(walk_found[k]),
         }
         for k, task in enumerate(played.ids)
     ]
@@ -218,22 +209,26 @@ def _summary(played: Played) -> dict[str, Any]:
         "places": played.n_place,
         "notes": played.notes,
         "tasks": per_task,
-        "never_found": played.ids[first.never].tolist(),
+        "never_found": played.ids[first.never],
         "in_context": _curves(played, played.model),
         "random_walk": None if played.walk is None else _curves(played, played.walk),
-        "random_walk_exact_found_by": _list(walk_found.mean(axis=0))
+        "random_walk_exact_found_by": _rounded(walk_found.mean(axis=0))
         if walk_found is not None and played.exact
         else None,
     }
 
 
-def _curves(played: Played, side: Side) -> dict[str, Any]:
+def _curves(played: Exploration, each: Explorer) -> dict[str, Any]:
     """Means over tasks and rollouts, by in-context episode."""
     return {
-        "rollouts": int(side.first.found.size),
-        "censored": int((~side.first.found).sum()),
-        "found_by": _list(side.first.found_by().mean(axis=0)),
-        "coverage": _list(side.coverage),
-        "coverage_until_reward": _list(side.searched),
-        "rank_correlation_with_fewest_steps": None if played.distance is None else _correlation(played, side),
+        "rollouts": each.first.found.size,
+        "censored": int((~each.first.found).sum()),
+        "found_by": _rounded(each.first.found_by().mean(axis=0)),
+        "coverage": _rounded(each.coverage),
+        "coverage_until_reward": _rounded(each.searched),
+        "rank_correlation_with_fewest_steps": _rounded(_correlation(played, each)),
     }
+
+
+def _rounded(values: Any) -> AnyArray:
+    return np.round(np.asarray(values, np.float64), 6)

@@ -1,58 +1,71 @@
-"""``cad collect``, ``mark``, ``inspect``, ``import`` and ``export``: what makes and reads history files."""
+"""``cad collect``, ``mark``, ``inspect``, ``import`` and ``export``: make, read and convert history files."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import compressed_ad.histories.exchange.minari  # noqa: F401 (registers its format)
-from compressed_ad.cli.call import Call
+from compressed_ad.cli.call import Call, Command
 from compressed_ad.cli.display import duration, print_lines
-from compressed_ad.errors import (
-    ConfigError,
-    HistoryError,
-    NumericalError,
-    RunError,
-    UsageError,
-)
+from compressed_ad.cli.options import count, option, out_option, overwrite_option, ray_option
+from compressed_ad.errors import ConfigError, HistoryError, NumericalError, RunError, UsageError
 from compressed_ad.histories.collector import history_path
 from compressed_ad.histories.exchange.formats import EXPORT, LAYOUT, only_tasks
 from compressed_ad.histories.exchange.importing import file_provenance, import_histories, named_split
 from compressed_ad.histories.file import HistoryFile
+from compressed_ad.marking.apply import marker_params
 from compressed_ad.registry import call_text
 from compressed_ad.runs import stages
-from compressed_ad.runs.config import build_family, load_config, marker_params
+from compressed_ad.runs.config import build_family, load_config
 from compressed_ad.runs.settings import Config
 from compressed_ad.tasks.split import split_tasks
 from compressed_ad.types import Split
+from compressed_ad.workers import Report, open_pool
 
 
-def collect(call: Call) -> None:
-    """``cad collect``."""
+def _collect_options(parser: argparse.ArgumentParser) -> None:
+    out_option(parser, "folder of the history file", "datasets")
+    parser.add_argument("--resume", action="store_true", help="continue an unfinished collection")
+    overwrite_option(parser)
+    ray_option(parser)
+
+
+def _collect(call: Call) -> None:
     config = call.config()
     if call.only_shows(config):
         return
     path = stages.default_history(config, call.options.out or Path("datasets"))
     if call.options.dry_run:
-        from compressed_ad.runs.estimates import expected_seconds
-
-        seconds = expected_seconds(config)["collect"]
+        seconds = stages.expected_seconds(config)["collect"]
         time = "time unknown" if seconds is None else f"roughly {duration(seconds)}"
         steps = stages.source_steps(config)
         print_lines(f"Would collect {steps:,} steps of {config.algorithm.learner} into {path} ({time})")
         return
-    with call.display.stage("collect") as report:
+    workers = stages.n_process(config)
+    with open_pool(call.options.ray, workers) as pool, call.display.stage("collect") as report:
         stages.collect_stage(
-            config, path, resume=call.options.resume, overwrite=call.options.overwrite, report=report
+            config,
+            path,
+            resume=call.options.resume,
+            overwrite=call.options.overwrite,
+            report=report,
+            pool=pool,
         )
     print_lines(f"{path}\n{HistoryFile(path, verify=False).statistics().text()}")
 
 
-def mark(call: Call) -> None:
-    """``cad mark``."""
+COLLECT = Command(_collect, _collect_options, sections=("env", "algorithm", "marker"))
+
+
+def _mark_options(parser: argparse.ArgumentParser) -> None:
+    option(parser, "file", "FILE", "history file", Path)
+    option(parser, "--output", "FILE", "write a marked copy (default: mark FILE itself)", Path)
+
+
+def _mark(call: Call) -> None:
     config = call.config()
     if call.only_shows(config):
         return
@@ -70,8 +83,19 @@ def mark(call: Call) -> None:
     print_lines(statistics.text())
 
 
-def inspect(call: Call) -> None:
-    """``cad inspect``."""
+MARK = Command(_mark, _mark_options, sections=("marker",), common=("seed", "dry-run"))
+
+
+def _inspect_options(parser: argparse.ArgumentParser) -> None:
+    option(parser, "file", "FILE", "history file", Path)
+    option(parser, "--plot", "PNG", "draw the action probabilities with the marked segments", Path)
+    option(parser, "--task", None, "task to draw", int, default=0)
+    option(parser, "--stream", None, "stream to draw", int, default=0)
+    option(parser, "--first", "STEP", "first step drawn", int, default=0)
+    option(parser, "--steps", None, "steps drawn", int, default=200)
+
+
+def _inspect(call: Call) -> None:
     from compressed_ad.histories.summary import describe
 
     options = call.options
@@ -82,10 +106,15 @@ def inspect(call: Call) -> None:
     print_lines(text)
 
 
-def _plot(options: argparse.Namespace) -> None:
-    from compressed_ad.report.figures.style import figure_to_png, figure_to_svg, probability_trace
+INSPECT = Command(_inspect, _inspect_options, common=())
 
-    if options.plot.suffix not in (".png", ".svg"):
+
+def _plot(options: argparse.Namespace) -> None:
+    from compressed_ad.report.figures.histories import probability_trace
+    from compressed_ad.report.figures.style import figure_to_png, figure_to_svg
+
+    writers = {".png": figure_to_png, ".svg": figure_to_svg}
+    if options.plot.suffix not in writers:
         raise UsageError(f"--plot {options.plot}: the name must end with .png or .svg")
     file = HistoryFile(options.file, verify=False)
     history = file.load([options.task])[options.task]
@@ -96,94 +125,130 @@ def _plot(options: argparse.Namespace) -> None:
     if not 0 <= options.first < history.n_step or options.steps < 1:
         raise UsageError(f"--first must lie in 0..{history.n_step - 1} and --steps be at least 1")
     part = (options.stream, slice(options.first, options.first + options.steps))
-    parameters = (file.marking or {}).get("parameters", {})
     figure = probability_trace(
         history.action_probs[part],
         history.compression_mask[part],
-        threshold=parameters.get("on_policy_threshold"),
+        threshold=(file.marking or {}).get("parameters", {}).get("on_policy_threshold"),
         episode_end=history.episode_end[part],
         first_step=options.first,
         title=f"{file.info.learner} on {file.info.family}, task {options.task}, stream {options.stream}",
     )
-    draw = figure_to_svg if options.plot.suffix == ".svg" else figure_to_png
     try:
         options.plot.parent.mkdir(parents=True, exist_ok=True)
-        options.plot.write_bytes(draw(figure))
+        options.plot.write_bytes(writers[options.plot.suffix](figure))
     except OSError as error:
         raise RunError(f"{options.plot}: cannot be written ({error.strerror})") from error
 
 
 # ---------------------------------------------------------------- exchange with other programs
 
-_SUFFIXES = (".hdf5", ".h5")
+
+def _task_numbers(text: str) -> list[int]:
+    parts = text.split(",") if text else []
+    if not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"expected task numbers like 3,5,9, got {text!r}")
+    return [int(part) for part in parts]
 
 
-def run_import(call: Call) -> None:
-    """``cad import``."""
+def _import_options(parser: argparse.ArgumentParser) -> None:
+    option(parser, "file", "FILE", "histories of another program", Path)
+    layouts = f"format of FILE: {', '.join(LAYOUT)}, or module:attribute"
+    option(parser, "--layout", "NAME", layouts, default="ancestor")
+    option(parser, "--out", "DIR|FILE", "history file, or folder of it", Path, default=Path("datasets"))
+    option(parser, "--heldout", "K,K,...", "tasks for evaluation", _task_numbers)
+    option(parser, "--validation", "K,K,...", "tasks for choosing a checkpoint", _task_numbers)
+    option(parser, "--split-seed", "N", "draw the split with this seed instead", int)
+    option(
+        parser,
+        "--task-ids",
+        "K,K,...|match",
+        "the family's tasks that FILE holds, in order; match: find them by their rewards "
+        "(default: the tasks with the same numbers)",
+        lambda text: text if text == "match" else _task_numbers(text),
+    )
+    option(parser, "--horizon", "N", "steps of every episode, if FILE has no dones", count)
+    option(parser, "--n-learner", "N", "learners that share the streams", count, default=1)
+    option(parser, "--steps-per-update", "N", "steps between policy updates (default: unknown)", count)
+    option(parser, "--source", "NAME", "name of the algorithm", default="imported")
+    overwrite_option(parser)
+
+
+def _import(call: Call) -> None:
     options, explicit = call.options, call.explicit()
-    config = _config(call, explicit)
+    config = _without_preset_split(call, explicit)
     if call.only_shows(config):
         return
     if options.env is None and "env.family" not in explicit:
         raise ConfigError(
             "name the task family of these histories (--family NAME, prefix:ID or module:attribute): models "
-            "are judged by playing its tasks"
+            "are evaluated by playing its tasks"
         )
     source: Path = options.file
     try:
         tasks = LAYOUT[options.layout](source)
-        split = _split(config, options.split_seed, explicit, list(tasks), options.heldout, options.validation)
+        split = _split(call, config, explicit, list(tasks))
         only_tasks(source, tasks, {name: ids.tolist() for name, ids in vars(split).items()})
-        out = _history_path(options.out, config, options.source)
+        out: Path = options.out
+        if out.suffix not in (".hdf5", ".h5"):
+            out = history_path(out, config.env.short_name, options.source, config.seed)
         n_task = sum(len(ids) for ids in vars(split).values())
         if options.dry_run:
             print_lines(f"Would import {n_task} tasks of {source} ({options.layout}) into {out}")
             return
-        done = 0
         with call.display.stage("import") as report:
-
-            def progress(count: int) -> None:
-                nonlocal done
-                done += count
-                report(done, n_task, "tasks")
-
             findings = import_histories(
                 tasks, out,
                 family=build_family(config), family_name=config.env.family, family_kwargs=config.env.kwargs,
                 split=split, task_ids=options.task_ids, horizon=options.horizon,
                 n_learner=options.n_learner, steps_per_update=options.steps_per_update,
                 learner=options.source, config=file_provenance(source, options.layout), seed=config.seed,
-                overwrite=options.overwrite, progress=progress,
+                overwrite=options.overwrite, progress=_task_counter(report, n_task),
             )  # fmt: skip
     except (HistoryError, NumericalError) as error:
-        raise type(error)(_named(source, str(error))) from error
+        text = str(error)
+        raise type(error)(text if str(source) in text else f"{source}: {text}") from error
     for line in findings.lines():
         call.display.note(f"note: {line}")
     parts = ", ".join(f"{len(ids)} {name}" for name, ids in vars(split).items())
     print_lines(f"{out}: {n_task} tasks ({parts}); mark it with: cad mark {out}")
 
 
-def _config(call: Call, explicit: set[str]) -> Config:
-    """The configuration without the sizes of the preset's split, which are those of another file."""
+IMPORT = Command(
+    _import,
+    _import_options,
+    text=(
+        "Needs the task family and the held-out tasks, because a history file names both. The recorded "
+        "actions are replayed in the family to find where episodes end and what their last steps led to. "
+        "What cannot be repaired is kept and reported."
+    ),
+    sections=("env",),
+    common=("seed", "dry-run"),
+)
+
+
+def _task_counter(report: Report, total: int) -> Callable[[int], None]:
+    """Adds up the tasks that are finished, and reports the sum."""
+    done = 0
+
+    def add(count: int) -> None:
+        nonlocal done
+        done += count
+        report(done, total, "tasks")
+
+    return add
+
+
+def _without_preset_split(call: Call, explicit: set[str]) -> Config:
+    """The configuration without the preset's numbers of tasks, which are meant for another family."""
     assert call.request is not None
     sizes = [(key, "null") for key in ("env.n_task", "env.train", "env.validation", "env.heldout")]
     unset = [pair for pair in sizes if pair[0] not in explicit]
     return load_config(replace(call.request, overrides=[*unset, *call.request.overrides]))
 
 
-def _named(source: Path, text: str) -> str:
-    return text if str(source) in text else f"{source}: {text}"
-
-
-def _split(
-    config: Config,
-    seed: int | None,
-    explicit: set[str],
-    tasks: Sequence[int],
-    heldout: Sequence[int] | None,
-    validation: Sequence[int] | None,
-) -> Split:
-    env = config.env
+def _split(call: Call, config: Config, explicit: set[str], tasks: list[int]) -> Split:
+    """The split that the options name or, with a seed, draw."""
+    env, seed = config.env, call.options.split_seed
     if seed is None and "env.split_seed" in explicit:
         seed = env.split_seed
     drawn = None
@@ -191,32 +256,29 @@ def _split(
         drawn = partial(
             split_tasks, seed=seed, train=env.train, validation=env.validation, heldout=env.heldout
         )
-    return named_split(tasks, heldout, validation, drawn)
+    return named_split(tasks, call.options.heldout, call.options.validation, drawn)
 
 
-def _history_path(out: Path, config: Config, learner: str) -> Path:
-    """A history file of that name, or one named as collections are in the folder ``out``."""
-    if out.suffix in _SUFFIXES:
-        return out
-    return history_path(out, config.env.short_name, learner, config.seed)
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    option(parser, "file", "FILE", "history file", Path)
+    formats = f"{', '.join(EXPORT)}, or module:attribute"
+    parser.add_argument("--to", required=True, metavar="FORMAT", help=formats)
+    where = "output file; for minari a folder"
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR|FILE", help=where)
+    overwrite_option(parser)
 
 
-def run_export(call: Call) -> None:
-    """``cad export``."""
+def _export(call: Call) -> None:
     options = call.options
     writer, file = EXPORT[options.to], HistoryFile(options.file)
+    tasks = f"{len(file.task_ids)} tasks"
     if options.dry_run:
-        print_lines(
-            f"Would export {len(file.task_ids)} tasks of {file.path} as {options.to} to {options.out}"
-        )
+        print_lines(f"Would export {tasks} of {file.path} as {options.to} to {options.out}")
         return
-    done = 0
     with call.display.stage("export") as report:
-
-        def progress(count: int) -> None:
-            nonlocal done
-            done += count
-            report(done, len(file.task_ids), "tasks")
-
+        progress = _task_counter(report, len(file.task_ids))
         written = writer(file, options.out, options.overwrite, progress)
-    print_lines(f"{written}: {len(file.task_ids)} tasks as {options.to}")
+    print_lines(f"{written}: {tasks} as {options.to}")
+
+
+EXPORT_COMMAND = Command(_export, _export_options, common=("dry-run",))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
 
-from compressed_ad.cli.call import Call
+from compressed_ad.cli.call import Call, Command
 from compressed_ad.cli.display import print_lines, results_console
+from compressed_ad.cli.options import history_option, out_option, overwrite_option
 from compressed_ad.errors import ConfigError, HistoryError, RunDirectoryError, UsageError
-from compressed_ad.evaluation import intervals
-from compressed_ad.evaluation.settings import EvaluationSettings
+from compressed_ad.evaluation.intervals import mean
 from compressed_ad.histories.file import HistoryFile
+from compressed_ad.report.measures import final_return
 from compressed_ad.runs import job as runs, stages
 from compressed_ad.runs.directory import (
     CONFIG,
@@ -31,7 +33,9 @@ def train(call: Call) -> None:
         return
     history = _history(call, config)
     config = _of_file(config, HistoryFile(history), call.explicit())
-    job = runs.job(config, config.model.model, config.seed, history, call.options.out or Path("runs"))
+    job = runs.training_job(
+        config, config.model.model, config.seed, history, call.options.out or Path("runs")
+    )
     if call.options.dry_run:
         state = "continue" if (job.path / CONFIG).exists() else "train"
         model = config.model
@@ -59,6 +63,11 @@ def _of_file(config: Config, file: HistoryFile, explicit: set[str]) -> Config:
     info, env = file.info, config.env
     if "env.family" in explicit and env.family != info.family:
         raise ConfigError(f"env.family: {file.path} was collected on {info.family}, not on {env.family}")
+    for key, value in env.kwargs.items():
+        asked = any(f"{name}.".startswith(f"env.kwargs.{key}.") for name in explicit)
+        if asked and info.family_kwargs.get(key) != value:
+            stored = info.family_kwargs.get(key, "its default")
+            raise ConfigError(f"env.kwargs.{key}: {file.path} was collected with {stored}, not with {value}")
     update = {"family": info.family, "kwargs": info.family_kwargs}
     return config.model_copy(update={"env": env.model_copy(update=update)})
 
@@ -69,7 +78,7 @@ def evaluate(call: Call) -> None:
     if call.only_shows(config):
         return
     chosen = {key.partition(".")[2] for key in call.explicit() if key.startswith("evaluation.")}
-    todo = [judged(path, call.options.history, config, chosen) for path in call.options.runs]
+    todo = [runs.evaluation_job(path, call.options.history, config, chosen) for path in call.options.runs]
     for job in todo:
         there = stored_evaluation(job.path / EVALUATION)
         if not call.options.overwrite and there is not None and not is_evaluated(job):
@@ -84,46 +93,34 @@ def evaluate(call: Call) -> None:
                 f"{job.path}: {state}, {evaluation.episodes} episodes x {evaluation.rollouts} rollouts"
             )
         return
-    workers = min(stages.n_process(config), len(todo))
+    workers = stages.n_process(config)
     with call.stop.politely(), WorkerPool(workers) as pool, call.display.stage("evaluate") as report:
         stages.run_jobs(evaluate_run, todo, pool, report=report, should_stop=call.stop)
     for job in todo:
         print_lines(_score(job))
 
 
-def judged(path: Path, history: Path | None, config: Config, chosen: set[str]) -> Job:
-    """The trained run in ``path``, with the ``chosen`` evaluation settings of ``config``, and its device."""
-    job = runs.stored_job(path, history)
-    if not job.trained:
-        raise RunDirectoryError(f"{path}: its training is not finished; continue it with: cad train --resume")
-    update = {key: getattr(config.evaluation, key) for key in chosen}
-    evaluation: EvaluationSettings = job.config.evaluation.model_copy(update=update)
-    own = job.config.model_copy(update={"evaluation": evaluation, "device": config.device})
-    return Job(own, job.history, job.path)
-
-
 def _score(job: Job) -> str:
-    (own,) = stages.method_runs([job])
-    curves = intervals.normalise(own.returns[0], own.random, own.optimal).mean(axis=1)
-    if np.isnan(own.optimal).any():
-        final, unit = own.returns[0][..., -intervals.final_episodes(own.returns.shape[-1]) :].mean(), "return"
+    (runs_of_one,) = stages.method_runs([job])
+    if np.isnan(runs_of_one.optimal).any():
+        final, unit = float(final_return(runs_of_one.returns).mean()), "return"
     else:
-        final, unit = float(intervals.mean(intervals.final_return(curves))), "normalised return"
-    measured = "" if np.isnan(own.accuracy[0]) else f" accuracy {own.accuracy[0]:.3f},"
+        final, unit = float(mean(final_return(runs_of_one.curves).ravel())), "normalised return"
+    accuracy = runs_of_one.accuracy[0]
     return (
-        f"{job.path}: final {unit} {final:.3f},{measured} cross-entropy"
-        f" {own.cross_entropy[0]:.3f} nats ({len(own.task_ids)} held-out tasks)"
+        f"{job.path}: final {unit} {final:.3f},{'' if np.isnan(accuracy) else f' accuracy {accuracy:.3f},'}"
+        f" cross-entropy {runs_of_one.cross_entropy[0]:.3f} nats ({len(runs_of_one.task_ids)} held-out tasks)"
     )
 
 
 def compare(call: Call) -> None:
     """``cad compare``."""
+    todo = [runs.stored_job(path) for path in call.options.runs]
+    methods = stages.method_runs(todo)
     from compressed_ad.report.comparison import analyse
     from compressed_ad.report.results import summarise_source
     from compressed_ad.report.run_report import terminal_table
 
-    todo = [runs.stored_job(path) for path in call.options.runs]
-    methods = stages.method_runs(todo)
     unknown = any(np.isnan(method.optimal).any() for method in methods)
     source = summarise_source(HistoryFile(todo[0].history)) if unknown else None
     results_console().print(terminal_table(analyse(methods, source)))
@@ -144,4 +141,55 @@ def report(call: Call) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with locked(out), call.display.stage("report") as show:
         written = stages.report_stage(todo, todo[0].history, out, commands=[call.typed()], progress=show)
-    print_lines(f"{written.analysis.verdict}\nReport: {written.index}")
+    print_lines(f"{' '.join(written.analysis.verdicts)}\nReport: {written.index}")
+
+
+# ---------------------------------------------------------------- options
+
+
+def _train_options(parser: argparse.ArgumentParser) -> None:
+    history_option(parser, "datasets/history_..., as cad collect names it")
+    out_option(parser, "folder of the run directory", "runs")
+    parser.add_argument("--resume", action="store_true", help="continue an unfinished run")
+
+
+TRAIN = Command(
+    train,
+    _train_options,
+    text=(
+        "The task family and the split are those of the history file. Of the section evaluation only "
+        "how models play matters here, since the best checkpoint is chosen by in-context return."
+    ),
+    sections=("env", "model", "evaluation"),
+)
+
+
+def _evaluate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directories")
+    history_option(parser, "the one that the run was trained on")
+    overwrite_option(parser, "an evaluation with other settings")
+
+
+EVALUATE = Command(
+    evaluate,
+    _evaluate_options,
+    text="Settings that are not given are those of the run.",
+    sections=("evaluation",),
+    common=("device", "dry-run"),
+)
+
+
+def _compare_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="evaluated run directories")
+
+
+COMPARE = Command(compare, _compare_options, common=())
+
+
+def _report_options(parser: argparse.ArgumentParser) -> None:
+    _compare_options(parser)
+    history_option(parser, "the one that the runs were trained on")
+    out_option(parser, "folder of the report", "report")
+
+
+REPORT = Command(report, _report_options, common=("dry-run",))

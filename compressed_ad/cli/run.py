@@ -1,29 +1,29 @@
-"""``cad run``: the main job, every stage of a preset."""
+"""``cad run``: every stage of a preset, from source learners to the report."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from compressed_ad.cli.call import Call
+from compressed_ad.cli.call import Call, Command
 from compressed_ad.cli.display import duration, print_lines, results_console
+from compressed_ad.cli.options import out_option, ray_option
 from compressed_ad.histories.file import HistoryFile
+from compressed_ad.marking.apply import marker_params
 from compressed_ad.registry import call_text
 from compressed_ad.runs import job as runs, stages
-from compressed_ad.runs.config import marker_params, planned_split
-from compressed_ad.runs.directory import (
-    CONFIG,
-    check,
-    claimed,
-    history_provenance,
-)
+from compressed_ad.runs.config import plan
+from compressed_ad.runs.directory import CONFIG, check, claimed, history_provenance
 from compressed_ad.runs.job import Job
 from compressed_ad.runs.judge import EVALUATION, evaluate_run, is_evaluated
+from compressed_ad.runs.layers import SECTIONS
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.trainer import train_run
-from compressed_ad.workers import Report, WorkerPool
+from compressed_ad.workers import Pool, Report, open_pool
 
 
 def run(call: Call) -> None:
@@ -33,24 +33,23 @@ def run(call: Call) -> None:
         return
     out: Path = call.options.out or Path("runs") / call.options.preset
     history = stages.default_history(config, out)
-    todo = runs.jobs(config, history, out)
+    todo = runs.training_jobs(config, history, out)
     if config.env.training_tasks is not None:
-        split = planned_split(config.env, config.seed, config.split_seed)
-        split.check_training(np.array(config.env.training_tasks))
+        plan(config).split.check_training(np.array(config.env.training_tasks))
     check(out, config)
     if call.options.dry_run:
         print_lines(_plan(config, out, history, todo))
         return
     if config.device == "cuda":
-        runs.device(config)  # refuses before anything is started
+        runs.device(config)  # raises before anything is started if there is none
     display = call.display
-    with claimed(out, config):
+    with claimed(out, config), open_pool(call.options.ray, stages.n_process(config)) as pool:
         watch = stages.Stopwatch(out / "seconds.json")
         with watch.stage("collect") as tick, display.stage("collect") as report:
-            stages.collect_stage(config, history, mark=False, report=_both(report, tick))
+            stages.collect_stage(config, history, report=_both(report, tick), pool=pool)
         with watch.stage("mark") as tick, display.stage("mark") as report:
             statistics = stages.mark_stage(config, history, report=_both(report, tick))
-        _train_and_evaluate(call, config, todo, watch)
+        _train_and_evaluate(call, todo, watch, pool)
         with display.stage("report") as report:
             written = stages.report_stage(
                 todo,
@@ -67,25 +66,22 @@ def run(call: Call) -> None:
     print_lines(f"\nReport: {written.index}")
 
 
-def _train_and_evaluate(call: Call, config: Config, todo: Sequence[Job], watch: stages.Stopwatch) -> None:
+def _train_and_evaluate(call: Call, todo: Sequence[Job], watch: stages.Stopwatch, pool: Pool) -> None:
     provenance = history_provenance(HistoryFile(todo[0].history))
     for job in todo:
         check(job.path, job.config, keys=runs.TRAINING_KEYS, history=provenance)
-    with call.stop.politely(), WorkerPool(min(stages.n_process(config), len(todo))) as pool:
-        untrained = [job for job in todo if not job.trained]
-        if untrained:
-            with watch.stage("train") as tick, call.display.stage("train") as report:
-                notes = stages.run_jobs(
-                    train_run, untrained, pool, report=_both(report, tick), should_stop=call.stop
-                )
-            for note in dict.fromkeys(note for lines in notes.values() for note in lines):
-                call.display.note(f"note: {note}")
-        unjudged = [job for job in todo if not is_evaluated(job)]
-        if unjudged:
-            with watch.stage("evaluate") as tick, call.display.stage("evaluate") as report:
-                stages.run_jobs(
-                    evaluate_run, unjudged, pool, report=_both(report, tick), should_stop=call.stop
-                )
+
+    def stage(name: str, function: Callable[..., object], jobs: Sequence[Job]) -> dict[str, Any]:
+        if not jobs:
+            return {}
+        with watch.stage(name) as tick, call.display.stage(name) as report:
+            return stages.run_jobs(function, jobs, pool, report=_both(report, tick), should_stop=call.stop)
+
+    with call.stop.politely():
+        notes = stage("train", train_run, [job for job in todo if not job.trained])
+        for note in dict.fromkeys(note for lines in notes.values() for note in lines):
+            call.display.note(f"note: {note}")
+        stage("evaluate", evaluate_run, [job for job in todo if not is_evaluated(job)])
 
 
 def _both(report: Report, tick: Callable[[], None]) -> Report:
@@ -97,36 +93,56 @@ def _both(report: Report, tick: Callable[[], None]) -> Report:
 
 
 def _plan(config: Config, out: Path, history: Path, todo: Sequence[Job]) -> str:
-    from compressed_ad.runs.estimates import expected_seconds
-
-    expected = expected_seconds(config)
-    steps = stages.source_steps(config)
-    model, n_run = config.model, len(todo)
+    """The stages as ``--dry-run`` lists them: what each does, and whether it is done or how long it takes."""
+    model, evaluation, n_run = config.model, config.evaluation, len(todo)
     trained = sum(job.trained for job in todo)
-    judged = sum((job.path / EVALUATION).exists() for job in todo)
-    done = {
-        "collect": "finished" if history.exists() else "",
-        "mark": "",
-        "train": f"{trained} of {n_run} finished" if trained else "",
-        "evaluate": f"{judged} of {n_run} finished" if judged else "",
-        "report": "",
+    evaluated = sum((job.path / EVALUATION).exists() for job in todo)
+    rows = {
+        "collect": (
+            f"{stages.source_steps(config):,} steps of {config.algorithm.learner} on {config.env.family}"
+            f" -> {history}",
+            "finished" if history.exists() else "",
+        ),
+        "mark": (call_text(config.marker.marker, marker_params(config.marker)), ""),
+        "train": (
+            f"{' and '.join(config.comparison.methods)}, seeds {', '.join(map(str, config.seeds))}:"
+            f" {model.steps:,} gradient steps each",
+            f"{trained} of {n_run} finished" if trained else "",
+        ),
+        "evaluate": (
+            f"{evaluation.episodes} in-context episodes, {evaluation.rollouts} rollouts per held-out task",
+            f"{evaluated} of {n_run} finished" if evaluated else "",
+        ),
+        "report": (str(out / "report" / "index.html"), ""),
     }
-    what = {
-        "collect": f"{steps:,} steps of {config.algorithm.learner} on {config.env.family} -> {history}",
-        "mark": call_text(config.marker.marker, marker_params(config.marker)),
-        "train": f"{' and '.join(config.comparison.methods)}, seeds {', '.join(map(str, config.seeds))}:"
-        f" {model.steps:,} gradient steps each",
-        "evaluate": f"{config.evaluation.episodes} in-context episodes,"
-        f" {config.evaluation.rollouts} rollouts per held-out task",
-        "report": str(out / "report" / "index.html"),
-    }
+    expected = stages.expected_seconds(config)
     lines = [f"Would {'continue' if (out / CONFIG).exists() else 'make'} {out}:"]
-    for stage, text in what.items():
+    for stage, (text, state) in rows.items():
         seconds = expected[stage]
-        time = f"roughly {duration(seconds)}" if seconds is not None else "time unknown"
-        lines.append(f"  {stage:<9} {text} ({done[stage] or time})")
+        time = "time unknown" if seconds is None else f"roughly {duration(seconds)}"
+        lines.append(f"  {stage:<9} {text} ({state or time})")
     known = [seconds for seconds in expected.values() if seconds is not None]
     if len(known) == len(expected):
-        cores = stages.n_process(config)
-        lines.append(f"From nothing roughly {duration(sum(known))} in {cores} process(es) on CPU.")
+        processes = stages.n_process(config)
+        lines.append(f"From nothing roughly {duration(sum(known))} in {processes} process(es) on CPU.")
     return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- options
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    out_option(parser, "output folder, continued if it exists", "runs/PRESET")
+    ray_option(parser)
+
+
+RUN = Command(
+    run,
+    _options,
+    text=(
+        "Does every stage of a preset and continues where it was interrupted. The output folder holds "
+        "the history file, one directory per training run, and report/index.html, table.csv, "
+        "summary.json."
+    ),
+    sections=tuple(SECTIONS),
+)

@@ -10,24 +10,23 @@ from typing import Any
 
 
 class Stop:
-    """Ctrl-C and SIGTERM: usually an exception at once; inside ``politely`` a wish that work looks for."""
+    """Ctrl-C and SIGTERM raise ``KeyboardInterrupt`` at once, or inside ``politely`` ask the work to stop."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
         self._polite = False
 
     def __call__(self) -> bool:
-        """True once a signal has come."""
+        """Whether a signal has come."""
         return self.signum is not None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle signals inside; only possible in the main thread."""
+        """Handle signals inside; only the main thread can."""
         try:
             before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:
-            yield
-            return
+        except ValueError:  # another thread
+            before = {}
         try:
             yield
         finally:
@@ -36,7 +35,7 @@ class Stop:
 
     @contextmanager
     def politely(self) -> Iterator[None]:
-        """Work inside looks whether it should stop; a second signal does not wait for it."""
+        """Inside, work calls this object to learn that it should stop; a second signal does not wait."""
         self._polite = True
         try:
             yield

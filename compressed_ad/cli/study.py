@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
 from pathlib import Path
 
-from compressed_ad.cli.call import Call
+from compressed_ad.cli.call import Call, Command
 from compressed_ad.cli.display import duration, print_lines
-from compressed_ad.errors import RunError, UsageError
+from compressed_ad.cli.options import count, option, ray_option
+from compressed_ad.errors import RunError
 from compressed_ad.files import write_atomically
-from compressed_ad.report import study_tables
-from compressed_ad.report.study_report import write_page
-from compressed_ad.report.study_rows import Point, Row, read_points, read_rows, write_points, write_rows
-from compressed_ad.runs import study_run as study
+from compressed_ad.report import study_report
+from compressed_ad.report.results import POINT_COLUMNS, Row, read_rows, result_columns, write_rows
+from compressed_ad.runs import study_run
 from compressed_ad.runs.config_text import dump
 from compressed_ad.runs.directory import environment, locked
 from compressed_ad.runs.stages import n_process
 from compressed_ad.runs.study import Study, load_study
-from compressed_ad.workers import RayPool, WorkerPool
+from compressed_ad.workers import Pool, open_pool
 
 TABLE, CURVES = "table.csv", "curves.csv"
 
@@ -25,121 +25,109 @@ TABLE, CURVES = "table.csv", "curves.csv"
 def run(call: Call) -> None:
     """``cad study``."""
     options = call.options
-    loaded = load_study(
+    families, variants = (
+        [name.strip() for name in given.split(",")] if given else []
+        for given in (options.families, options.variants)
+    )
+    study = load_study(
         options.file,
         runs=options.runs,
-        families=_names(options.families),
-        variants=_names(options.variants),
+        families=families,
+        variants=variants,
         overrides=call.request.overrides if call.request else (),
         small=options.small,
     )
     if options.tables:
-        points = _points_beside(options.tables)
-        print_lines(text(loaded, read_rows(options.tables), points, markdown=options.markdown))
+        rows, points = read_rows(options.tables), _points_beside(options.tables)
+        print_lines(study_report.text(study, rows, points, as_markdown=options.markdown))
         return
     out: Path = options.out
-    processes = options.process or n_process(loaded.cells[0].data)
+    processes = options.process or n_process(study.cells[0].data)
     if options.dry_run:
-        print_lines(plan(loaded, out, processes))
+        print_lines(_plan(study, out, processes))
         return
-    own = out / loaded.name
-    own.mkdir(parents=True, exist_ok=True)
-    with locked(own):
-        failures = _work(call, loaded, out, processes)
-        rows, points = _keep_results(loaded, out, own)
-        write_atomically(own / "table.md", text(loaded, rows, points, markdown=True).encode())
-        written = write_page(
-            own,
-            loaded,
+    folder = out / study.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder), open_pool(options.ray, processes) as pool:
+        failures = _work(call, study, out, pool)
+        finished = [group for group in study_run.groups(study, out) if group.finished]
+        write_rows(folder / TABLE, study_run.rows(finished), result_columns())
+        write_rows(folder / CURVES, study_run.points(finished), POINT_COLUMNS)
+        # What the files say is shown, so that kept results give the same tables.
+        rows, points = read_rows(folder / TABLE), read_rows(folder / CURVES)
+        tables = study_report.text(study, rows, points, as_markdown=True)
+        write_atomically(folder / "table.md", tables.encode())
+        page = study_report.write_study(
+            folder,
+            study,
             rows,
             points,
             command=call.typed(),
-            config=dump(loaded.cells[0].trained),
+            config=dump(study.cells[0].trained),
             facts=environment(),
         )
-    print_lines(text(loaded, rows, points))
-    print_lines(f"\nPage: {written}")
+    print_lines(study_report.text(study, rows, points))
+    print_lines(f"\nPage: {page}")
     if failures:
         raise RunError("\n".join(f"{name}: {problem}" for name, problem in failures.items()))
 
 
-def _names(given: str | None) -> list[str]:
-    return [name.strip() for name in given.split(",")] if given else []
+def _points_beside(table: Path) -> list[Row]:
+    name = CURVES if table.name == TABLE else table.name.replace(".csv", "_curves.csv")
+    return read_rows(table.with_name(name)) if table.with_name(name).exists() else []
 
 
-def _points_beside(table: Path) -> list[Point]:
-    beside = table.with_name(table.name.replace(".csv", "_curves.csv"))
-    beside = table.with_name(CURVES) if table.name == TABLE else beside
-    return read_points(beside) if beside.exists() else []
-
-
-def _work(call: Call, loaded: Study, out: Path, processes: int) -> dict[str, str]:
+def _work(call: Call, study: Study, out: Path, pool: Pool) -> dict[str, str]:
     """Do what is missing; failures by the name of the run."""
     display = call.display
     with display.stage("collect") as report:
-        study.collect_histories(loaded, out, report)
-    parts = study.groups(loaded, out)
-    done = {group.job.name: study.rows([group]) for group in parts if group.finished}
+        study_run.collect_histories(study, out, report, pool)
+    parts = study_run.groups(study, out)
+    done = {group.job.name: study_run.rows([group]) for group in parts if group.finished}
     failures: dict[str, str] = {}
 
     def table() -> list[list[str]]:
         rows = [row for some in done.values() for row in some]
-        return study_tables.means_table(rows, loaded.variants) if rows else [["Family", "Variant"]]
+        return study_report.means_table(rows, study.variants) if rows else [["Family", "Variant"]]
 
-    with (
-        call.stop.politely(),
-        _pool(call.options.ray, processes) as pool,
-        display.filling("study") as (report, show),
-    ):
+    with call.stop.politely(), display.stage_with_table("study") as (report, show):
         show(table())
 
-        def finished(group: study.Group, outcome: study.Outcome) -> None:
+        def finished(group: study_run.Group, outcome: study_run.Outcome) -> None:
             for note in outcome.notes:
                 display.note(f"note: {note}")
             if outcome.failure:
                 failures[group.job.name] = outcome.failure
                 display.note(f"failed: {group.job.name}: {outcome.failure}")
                 return
-            done[group.job.name] = study.rows([group])
+            done[group.job.name] = study_run.rows([group])
             for row in done[group.job.name]:
                 display.note(
-                    f"{row.family}, {row.variant}, run {row.run}: {loaded.metric}"
-                    f" {getattr(row, loaded.metric):.3f}  ({len(done)} of {len(parts)} trained)"
+                    f"{row.family}, {row.variant}, run {row.run}: {study.metric} {row[study.metric]:.3f}"
+                    f"  ({len(done)} of {len(parts)} trained)"
                 )
             show(table())
 
-        study.run_study(loaded, out, pool, report=report, should_stop=call.stop, finished=finished)
+        study_run.run_study(study, out, pool, report=report, should_stop=call.stop, finished=finished)
     return failures
 
 
-def _pool(address: str | None, processes: int) -> WorkerPool | RayPool:
-    return WorkerPool(processes) if address is None else RayPool(address, processes)
-
-
-def _keep_results(loaded: Study, out: Path, own: Path) -> tuple[list[Row], list[Point]]:
-    """Write what is finished, and go on with what the files say: kept results then give the same tables."""
-    parts = [group for group in study.groups(loaded, out) if group.finished]
-    write_rows(own / TABLE, study.rows(parts))
-    write_points(own / CURVES, study.points(parts))
-    return read_rows(own / TABLE), read_points(own / CURVES)
-
-
-def plan(loaded: Study, out: Path, processes: int) -> str:
+def _plan(study: Study, out: Path, processes: int) -> str:
     """The cells, what is finished, the expected time and what could be seen."""
-    parts = study.groups(loaded, out)
-    lines = [f"study {loaded.name}: {loaded.question}", ""]
-    for family in loaded.families:
-        lines.append(f"{family}: {loaded.runs[family]} runs each of {', '.join(loaded.variants)}")
-    finished = sum(group.finished for group in parts)
-    seconds = study.expected(loaded, out, processes)
+    parts = study_run.groups(study, out)
+    seconds = study_run.expected(study, out, processes)
     known = [value for value in seconds.values() if value is not None]
-    lines += [
+    unknown = "" if len(known) == len(seconds) else ", and the collection, whose time cannot be told"
+    lines = [
+        f"study {study.name}: {study.question}",
         "",
-        f"{len(loaded.cells)} cells of {len(parts)} trained runs; {finished} runs are finished",
-        f"about {duration(sum(known))} in {processes} processes"
-        + ("" if len(known) == len(seconds) else ", and the collection, whose time cannot be told"),
-        *study_tables.power_lines(loaded.runs, loaded.spread),
-        f"output: {out / loaded.name}",
+        *(f"{name}: {n} runs each of {', '.join(study.variants)}" for name, n in study.runs.items()),
+        "",
+        f"{len(study.cells)} cells of {len(parts)} trained runs;"
+        f" {sum(group.finished for group in parts)} runs are finished",
+        f"about {duration(sum(known))} in {processes} processes{unknown}",
+        *study_report.power_lines(study.runs, study.spread),
+        f"output: {out / study.name}",
     ]
     for group in parts:
         names = ", ".join(f"{cell.family}/{cell.variant}/{cell.run}" for cell, _, _ in group.plays)
@@ -147,11 +135,31 @@ def plan(loaded: Study, out: Path, processes: int) -> str:
     return "\n".join(lines)
 
 
-def text(loaded: Study, rows: Sequence[Row], points: Sequence[Point], *, markdown: bool = False) -> str:
-    """The tables of a study: means, differences on its metric, convergence."""
-    if not rows:
-        raise UsageError(f"{loaded.path}: nothing of this study is finished")
-    parts = study_tables.tables(loaded, rows, points)
-    if markdown:
-        return "\n".join(study_tables.markdown(table) for table in parts)
-    return "\n\n".join(study_tables.plain(table) for table in parts)
+# ---------------------------------------------------------------- options
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    option(parser, "file", "STUDY.yaml", "what is compared, on which families, how often", Path)
+    out = "output folder; studies in one folder share histories and runs"
+    option(parser, "--out", "DIR", out, Path, default=Path("runs/study"))
+    option(parser, "--runs", "N", "this many runs of each variant instead", count)
+    option(parser, "--families", "A,B", "only these families")
+    option(parser, "--variants", "A,B", "only these variants, and the baseline")
+    small = "tiny histories and models: shows that it works, not what is true"
+    parser.add_argument("--small", action="store_true", help=small)
+    option(parser, "--process", "N", "cells at once (default: all cores)", count)
+    ray_option(parser)
+    option(parser, "--tables", "CSV", "only print the tables of stored results", Path)
+    parser.add_argument("--markdown", action="store_true", help="print those tables as Markdown")
+
+
+STUDY = Command(
+    run,
+    _options,
+    text=(
+        "Every cell goes through the same stages as the single commands and is kept: the same command "
+        "again continues. Any setting of all cells may be given as --section.key VALUE."
+    ),
+    common=("dry-run",),
+    overrides=True,
+)

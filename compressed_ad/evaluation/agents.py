@@ -1,11 +1,7 @@
-"""Who plays in an evaluation: the in-context agent, the random one, the optimal one.
-
-An agent plays in N environment slots at once. Episodes may end at different times in different slots.
-"""
+"""Agents: a model in context, the random policy, the optimal policy."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Literal
 
 import gymnasium
@@ -14,6 +10,7 @@ import torch
 from torch import Tensor
 
 from compressed_ad.errors import UsageError
+from compressed_ad.marking.markers import borders
 from compressed_ad.models.ad import AD
 from compressed_ad.models.tokens import Tokens
 from compressed_ad.seeding import rng
@@ -26,9 +23,9 @@ ContextRule = Literal["refill", "sliding"]
 
 
 class RandomAgent:
-    """Uniform over an action space, given as such, or over K actions.
+    """Uniformly random actions of a space, or out of K.
 
-    Raises ``UsageError`` for a Box that is not bounded: there is no uniform choice.
+    Raises ``UsageError`` for a Box without bounds, where no uniform distribution exists.
     """
 
     def __init__(self, actions: gymnasium.Space[Any] | int, seed: int = 0) -> None:
@@ -38,21 +35,21 @@ class RandomAgent:
         self.actions, self.random = UniformActions(space), rng(seed, "random agent")
 
     def reset(self, n_env: int) -> None:
-        """Nothing to forget."""
+        pass
 
     def act(self, obs: AnyArray) -> AnyArray:
         """Actions (N, ...)."""
         return self.actions.draw(self.random, len(obs))
 
     def observe(self, actions: AnyArray, step: Step) -> None:
-        """Learns nothing."""
+        pass
 
 
 class OptimalAgent:
-    """The optimal policy of a family that offers one: the ceiling beside which others are judged.
+    """The optimal policy of a family that has one: an upper bound for other agents.
 
-    ``tasks`` (N, P) are those of the slots. With k slots for each task, slots stand together by task, as
-    ``evaluate_tasks`` makes them. Raises ``UsageError`` if the family knows no optimal policy.
+    ``tasks`` (N, P) are those of the slots. With k slots for each task, the slots of a task are adjacent, as
+    in ``evaluate_tasks``. Raises ``UsageError`` if the family has no optimal policy.
     """
 
     def __init__(self, family: TaskFamily, tasks: AnyArray) -> None:
@@ -62,44 +59,41 @@ class OptimalAgent:
         self.tasks = np.asarray(tasks)
 
     def reset(self, n_env: int) -> None:
-        """Start in ``n_env`` slots, a multiple of the number of tasks."""
         if n_env == 0 or n_env % len(self.tasks):
             raise UsageError(
-                f"the optimal agent knows {len(self.tasks)} tasks, which {n_env} slots cannot share"
+                f"{n_env} slots cannot be shared equally by the {len(self.tasks)} tasks of the optimal agent"
             )
         self.slots = np.repeat(self.tasks, n_env // len(self.tasks), axis=0)
         self.episode_return = np.zeros(n_env)
 
     def act(self, obs: AnyArray) -> AnyArray:
-        """Actions (N, ...)."""
         return self.family.optimal_action(self.slots, obs, self.episode_return)
 
     def observe(self, actions: AnyArray, step: Step) -> None:
-        """Keep the return of the episode so far, which tells what an observation may not."""
         ended = step.terminated | step.truncated
         self.episode_return = np.where(ended, 0.0, self.episode_return + step.reward)
 
 
 class InContextAgent:
-    """A frozen model that sees its own history so far as context.
+    """A frozen model that acts with its own history as context.
 
     When a context of ``n_transit`` steps is full, ``context="refill"`` drops its older half, up to the next
-    episode start, and recomputes the rest: every context is then one that training windows look like, and the
-    cost per step stays constant on average. ``"sliding"`` drops one step at a time and recomputes each time.
-    ``cache=False`` recomputes the whole context at every step: the reference, exact by construction.
+    episode start, and recomputes the rest: every context then looks like a training window, and the cost per
+    step is constant on average. ``"sliding"`` drops one step at a time and recomputes each time.
+    ``cache=False`` recomputes the whole context at every step: the exact reference.
 
     Actions are sampled at ``temperature`` while a slot's context holds no reward, and at
-    ``temperature_rewarded`` (default: the same) once it does: explore first, then commit.
+    ``temperature_rewarded`` (default: the same) once it does.
 
     ``marks``: ``off`` shows no border marks (the guide's inference); ``self`` applies the threshold rule to
-    the model's own action probabilities, online, so a segment opens once its evidence is in (the causal
-    rule of the markers); ``prompt`` opens a segment at the start of each context and never closes it;
-    ``prompt_rewarded`` does so from the first reward in the context on: "act as in a confident phase".
+    the model's own action probabilities, online, so a segment opens after ``compression_window`` steps (the
+    causal rule of the markers); ``prompt`` opens a segment at the start of each context and never closes it;
+    ``prompt_rewarded`` opens it at the first reward in the context.
 
-    ``guidance`` moves the logits along what the marks change: cond + guidance * (cond - unmarked), both from
-    the same weights (classifier-free guidance: Ho & Salimans 2022, equation 6). It needs a model that was
-    trained with ``marker_dropout``, and costs a second row per slot. For continuous actions the means are
-    moved as well; for what ``temperature`` and the own probability are there, see ``heads``.
+    ``guidance`` amplifies the effect of the marks on the logits: marked + guidance * (marked - unmarked),
+    both from the same weights (classifier-free guidance: Ho & Salimans 2022, equation 6). It needs a model
+    that was trained with ``marker_dropout``, and costs a second row per slot. The model's head defines
+    guidance, temperature and action probability of continuous actions.
     """
 
     def __init__(
@@ -132,7 +126,6 @@ class InContextAgent:
         self.device = model.head.weight.device
 
     def reset(self, n_env: int) -> None:
-        """Empty contexts for ``n_env`` slots."""
         self.n_env, self.clock = n_env, 0
         self.length = torch.zeros(n_env, dtype=torch.long)
         self.memory: dict[str, Tensor] = {}
@@ -144,23 +137,21 @@ class InContextAgent:
 
     @torch.inference_mode()
     def act(self, obs: AnyArray) -> AnyArray:
-        """Actions (N, ...), sampled with the agent's temperature or, with ``sample=False``, the likeliest."""
         self._make_room()
         token = self._token(torch.as_tensor(np.asarray(obs)))
         self._remember(token)
         given = self._parameters(token).float().cpu().numpy()
+        temperature = np.where(self._rewarded()[:, None], self.temperature_rewarded, self.temperature)
         random = rng(self.seed, "act", self.clock) if self.sample else None
-        actions, self.probability = self.model.head.act(given, self._temperatures(), random)
+        actions, self.probability = self.model.head.act(given, temperature, random)
         self.clock += 1
         return actions
 
-    def _temperatures(self) -> AnyArray:
-        """(N, 1). Whole rows may be searched: beyond a context's end, memory repeats its last token."""
-        rewarded = (self.memory["reward"] > 0).any(dim=1, keepdim=True).numpy()
-        return np.where(rewarded, self.temperature_rewarded, self.temperature)
+    def _rewarded(self) -> AnyArray:
+        """(N,) whether a context holds a reward; beyond a context's end, memory repeats its last token."""
+        return (self.memory["reward"] > 0).any(dim=1).numpy()
 
     def observe(self, actions: AnyArray, step: Step) -> None:
-        """Keep what came of the last actions for the next token."""
         start, end, marked = self._border_marks(np.asarray(step.reward) > 0)
         self.latest = {
             "action": torch.as_tensor(np.asarray(actions)),
@@ -173,20 +164,21 @@ class InContextAgent:
         }
 
     def _border_marks(self, rewarded: AnyArray) -> tuple[AnyArray, AnyArray, AnyArray]:
-        """Start marks, end marks and mask (N,) of the transition just made, which was ``rewarded`` (N,)."""
-        nothing = np.zeros(self.n_env, bool)
+        """Start marks, end marks and mask (N,) of the last transition, which was ``rewarded`` (N,) or not."""
+        unmarked = np.zeros(self.n_env, bool)
         if self.marks == "off":
-            return nothing, nothing, nothing
+            return unmarked, unmarked, unmarked
         before = self.memory["marked"][torch.arange(self.n_env), self.length - 1].numpy()
         if self.marks == "self":
             confident = self.probability >= self.on_policy_threshold
             self.run = np.where(confident, self.run + 1, 0)
             marked = self.run >= self.compression_window
         elif self.marks == "prompt":
-            marked = ~nothing
+            marked = ~unmarked
         else:
-            marked = before | rewarded | (self.memory["reward"] > 0).any(dim=1).numpy()
-        return marked & ~before, before & ~marked, marked
+            marked = before | rewarded | self._rewarded()
+        start, end = borders(np.stack([before, marked], axis=1))
+        return start[:, 1], end[:, 1], marked
 
     def _token(self, obs: Tensor) -> dict[str, Tensor]:
         known = self.length > 0
@@ -223,11 +215,11 @@ class InContextAgent:
             half = self.n_transit // 2
             border = self.memory["ended"][full, half:]
             first = half + torch.where(border.any(dim=1), border.long().argmax(dim=1), 0)
-        # What is gathered beyond a row's new end repeats its last token; nothing attends to it.
+        # Entries beyond a row's new end repeat its last token; nothing attends to them.
         at = (torch.arange(self.n_transit) + first[:, None]).clamp(max=self.n_transit - 1)
         for value in self.memory.values():
             value[full] = value[full[:, None], at]
-        # As in a training window: nothing is known of what was before, and a segment that is open opens.
+        # As in a training window: the first token has no previous transition, an open segment opens again.
         self.memory["has_previous"][full, 0] = False
         self.memory["reward"][full, 0] = 0.0
         for name in _MARKS:
@@ -241,27 +233,25 @@ class InContextAgent:
             rows, lengths = full.to(self.device), self.length[full].to(self.device)
             self.model.prefill(tokens, lengths, self.cache, rows)
             if self.guidance:
-                self.model.prefill(_unmarked(tokens), lengths, self.cache, rows + self.n_env)
+                self.model.prefill(tokens.without(*_MARKS), lengths, self.cache, rows + self.n_env)
 
     def _tokens(self, rows: Tensor, length: int) -> Tokens:
         return Tokens(**{name: value[rows, :length].to(self.device) for name, value in self.memory.items()})
 
     def _parameters(self, token: dict[str, Tensor]) -> Tensor:
-        """(N, P) parameters of the distribution of the next action; for Discrete, its logits."""
-        rows = torch.arange(self.n_env)
+        """(N, P) parameters of the distributions of the next actions."""
         if self.cache is not None:
             tokens = Tokens(**{name: value[:, None].to(self.device) for name, value in token.items()})
             if self.guidance:
-                tokens = _both(tokens, _unmarked(tokens))
-            return self._guided(self.model(tokens, self.cache)[:, 0])
-        tokens, last = self._tokens(rows, int(self.length.max())), self.length - 1
-        given = self.model(tokens)[rows, last]
-        if self.guidance:
-            given = torch.cat([given, self.model(_unmarked(tokens))[rows, last]])
-        return self._guided(given)
-
-    def _guided(self, given: Tensor) -> Tensor:
-        """(N, P) from those of the marked contexts, followed by those of the unmarked ones, if any."""
+                both = vars(tokens), vars(tokens.without(*_MARKS))
+                tokens = Tokens(**{name: torch.cat([part[name] for part in both]) for name in both[0]})
+            given: Tensor = self.model(tokens, self.cache)[:, 0]
+        else:
+            rows, last = torch.arange(self.n_env), self.length - 1
+            tokens = self._tokens(rows, int(self.length.max()))
+            given = self.model(tokens)[rows, last]
+            if self.guidance:
+                given = torch.cat([given, self.model(tokens.without(*_MARKS))[rows, last]])
         if not self.guidance:
             return given
         shown, unmarked = given.chunk(2)
@@ -269,17 +259,6 @@ class InContextAgent:
 
 
 _MARKS = ("start_mark", "end_mark", "marked")
-
-
-def _unmarked(tokens: Tokens) -> Tokens:
-    """The same contexts without marks."""
-    return replace(tokens, **{name: torch.zeros_like(getattr(tokens, name)) for name in _MARKS})
-
-
-def _both(first: Tokens, second: Tokens) -> Tokens:
-    """The rows of both."""
-    pairs = {name: (value, getattr(second, name)) for name, value in vars(first).items()}
-    return Tokens(**{name: torch.cat(pair) for name, pair in pairs.items()})
 
 
 def as_agent(player: AD | Agent, **options: Any) -> Agent:

@@ -1,8 +1,8 @@
-"""Where a trained model looks: attention maps of its own weights, and the shares of four kinds of tokens.
+"""Attention of a trained model: its maps, and the shares that four kinds of tokens get.
 
-Token j carries transition j - 1 (see ``windows.Tokens``). Here a token stands for that outcome, never for the
-state it also holds: a token is marked, rewarded or of an episode as transition j - 1 is. The first token of a
-context tells of no transition and is of no kind.
+Token j holds state j and the outcome of transition j - 1 (``models.tokens``). Kinds are those of the outcome:
+a token is marked, rewarded or of an episode as transition j - 1 is. The first token of a context has no
+outcome and is of no kind.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from compressed_ad.types import AnyArray, BoolArray, FloatArray
 KINDS = ("marked", "rewarded", "current episode", "border")
 """Kinds of tokens, by their outcome; a token may be of several.
 
-marked: the transition stands inside a marked segment. rewarded: its reward was above 0. current episode: it
-belongs to the episode of the query's state. border: the token carries ``<compress>`` or ``\\compress>``.
+marked: the transition is inside a marked segment. rewarded: its reward was above 0. current episode: it
+belongs to the episode of the query's state. border: the token has ``<compress>`` or ``\\compress>``.
 """
 
 CHUNK = 8
-"""Windows that are looked at together; the maps of so many are in memory at once."""
+"""Number of windows whose attention maps are in memory at once."""
 
 
 # ---------------------------------------------------------------- maps
@@ -41,7 +41,7 @@ CHUNK = 8
 def attention_maps(model: AD, tokens: Tokens) -> Tensor:
     """Attention probabilities (layers, B, H, L, L) of every query (second last axis) over all tokens.
 
-    Float32 and without dropout; rows sum to 1, and what lies above the diagonal is 0.
+    Float32 and without dropout. Rows sum to 1, and entries above the diagonal are 0.
     """
     blocks = block_inputs(model, tokens)
     return torch.stack([attention_probabilities(block, *given) for block, given in blocks])
@@ -49,18 +49,18 @@ def attention_maps(model: AD, tokens: Tokens) -> Tensor:
 
 @torch.no_grad()
 def block_inputs(model: AD, tokens: Tokens) -> list[tuple[Block, tuple[Any, ...]]]:
-    """Every block of ``model`` with what its own forward pass hands it; without dropout.
+    """Every block of ``model`` with the arguments of its call in a forward pass without dropout.
 
-    Listening to the pass, instead of repeating it here, holds for every model that has such blocks.
+    Hooks on the pass, instead of a copy of it, work for every model with such blocks.
     """
     seen: list[tuple[Block, tuple[Any, ...]]] = []
 
-    def listen(block: Any, given: tuple[Any, ...]) -> None:
-        seen.append((block, given))
+    def keep(block: Any, arguments: tuple[Any, ...]) -> None:
+        seen.append((block, arguments))
 
     was_training = model.training
     model.eval()
-    hooks = [block.register_forward_pre_hook(listen) for block in model.transformer.blocks]
+    hooks = [block.register_forward_pre_hook(keep) for block in model.transformer.blocks]
     try:
         model(tokens)
     finally:
@@ -73,10 +73,7 @@ def block_inputs(model: AD, tokens: Tokens) -> list[tuple[Block, tuple[Any, ...]
 def attention_probabilities(
     block: Block, x: Tensor, rotation: tuple[Tensor, Tensor] | None, marked: Tensor | None = None
 ) -> Tensor:
-    """(B, H, L, L): softmax of the block's scaled, causal scores, for its input ``x`` (B, L, D).
-
-    Queries and keys are those that the fused kernel gets, whatever their width.
-    """
+    """(B, H, L, L): softmax of the block's scaled, causal scores, for its input ``x`` (B, L, D)."""
     q, k, _ = block.attention.heads(block.norm_attention(x), rotation, marked)
     length = x.shape[1]
     future = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
@@ -89,24 +86,24 @@ def attention_probabilities(
 
 @dataclass(frozen=True)
 class Context:
-    """One window of L tokens and where every head looks in it; tokens are as their outcome is."""
+    """One window of L tokens, whose kinds are those of their outcome, and the attention of every head."""
 
-    window: int  # which of the windows
+    window: int  # index of the window
     task: int  # index in the history file
-    first_step: int  # step of its sequence that the window starts with
+    first_step: int  # step of its sequence at which the window starts
     maps: FloatArray  # (layers, H, L, L) attention of query (second last axis) on token
     marked: BoolArray  # (L,)
     rewarded: BoolArray  # (L,)
-    episode_start: BoolArray  # (L,) the token's state is the first of an episode
+    episode_start: BoolArray  # (L,) whether the token's state is the first of an episode
 
 
 @dataclass(frozen=True)
 class Shares:
     """Mean attention on each of K kinds of tokens, over the supervised queries of some windows.
 
-    ``uniform`` is what even attention over a query's context gives, ``matched`` what the head's own
-    preference for lags alone gives (``lag_hazard``). ``ratio`` is share / matched, with its 95 % interval
-    from a bootstrap over windows, the head's preference for lags held as estimated. NaN where no window
+    ``uniform`` is the share under even attention over a query's context, ``matched`` the share under the
+    head's preference for lags alone (``lag_hazard``). ``ratio`` is share / matched, with its 95 % interval
+    from a bootstrap over windows, which takes the estimated preference for lags as given. NaN where no window
     holds a token of the kind.
     """
 
@@ -126,10 +123,9 @@ class Shares:
 def attention_shares(
     model: AD, windows: Batch, *, chunk: int = CHUNK, n_bootstrap: int = 2000, seed: int = 0
 ) -> Shares:
-    """Shares of attention on ``KINDS`` over all supervised queries of B ``windows``, layer by layer.
+    """Shares of attention on ``KINDS`` over all supervised queries of B ``windows``, equally weighted.
 
-    Every query counts the same. At most ``chunk`` windows are looked at together. ``UsageError`` if there is
-    no supervised query.
+    At most ``chunk`` windows are computed together. ``UsageError`` if there is no supervised query.
     """
     n_query = int(windows.valid.sum())
     if n_query == 0:
@@ -137,8 +133,8 @@ def attention_shares(
     shares, lag_sums = [], []
     for part in _chunks(windows, chunk):
         kinds, valid = kinds_of(part.tokens).float(), part.valid.float()
-        given = block_inputs(model, part.tokens)
-        maps = (attention_probabilities(block, *own) * valid[:, None, :, None] for block, own in given)
+        blocks = block_inputs(model, part.tokens)
+        maps = (attention_probabilities(block, *given) * valid[:, None, :, None] for block, given in blocks)
         layers = [(torch.einsum("bhtj,bktj->bkh", m, kinds), by_lag(m.double().sum(dim=0))) for m in maps]
         shares.append(torch.stack([share for share, _ in layers], dim=2).double())
         lag_sums.append(torch.stack([lags for _, lags in layers]))
@@ -152,12 +148,12 @@ def attention_shares(
         matched.append(torch.einsum("nhtj,bktj->bknh", expected, kinds))
         uniform.append(torch.einsum("tj,bktj->k", even, kinds))
     base = torch.cat(matched).cpu().numpy()
-    own_sums = torch.cat(shares).cpu().numpy()  # (B, K, layers, H)
-    ratio, low, high = ratio_interval(own_sums, base, n=n_bootstrap, seed=seed)
+    sums = torch.cat(shares).cpu().numpy()  # (B, K, layers, H)
+    ratio, low, high = ratio_interval(sums, base, n=n_bootstrap, seed=seed)
     steps = torch.arange(lags.shape[-1], device=lags.device, dtype=lags.dtype)
     return Shares(
         kinds=KINDS,
-        share=own_sums.sum(axis=0) / n_query,
+        share=sums.sum(axis=0) / n_query,
         uniform=torch.stack(uniform).sum(dim=0).cpu().numpy() / n_query,
         matched=base.sum(axis=0) / n_query,
         ratio=ratio,
@@ -173,7 +169,7 @@ def kinds_of(tokens: Tokens) -> Tensor:
     """(B, K, L, L) bool: whether token j (last axis) is of each of ``KINDS`` for query t; only j <= t."""
     length = tokens.ended.shape[1]
     seen = torch.ones(length, length, dtype=torch.bool, device=tokens.ended.device).tril()
-    # The episode of a token's state; where an episode ended, its outcome is of the one before.
+    # Episode of a token's state; if an episode ended, the token's outcome belongs to the one before.
     episode = tokens.ended.long().cumsum(dim=1)
     current = (episode - tokens.ended.long())[:, None, :] == episode[:, :, None]
     always = torch.stack([tokens.marked, tokens.reward > 0, tokens.start_mark | tokens.end_mark], dim=1)
@@ -183,7 +179,7 @@ def kinds_of(tokens: Tokens) -> Tensor:
 
 
 def by_lag(maps: Tensor) -> Tensor:
-    """Attention (..., L, L) by query t and lag t - j instead of token j; 0 where no token is."""
+    """Attention (..., L, L) by query t and lag t - j instead of token j; 0 for lags beyond the context."""
     length = maps.shape[-1]
     step = torch.arange(length, device=maps.device)
     lag = step[:, None] - step
@@ -191,24 +187,25 @@ def by_lag(maps: Tensor) -> Tensor:
 
 
 def lag_hazard(lags: Tensor) -> Tensor:
-    """(..., L): of the attention on lags up to m, the part that is on m itself; from sums (..., L, L).
+    """(..., L): the fraction of the attention on lags up to m that is on m; from sums (..., L, L) by lag.
 
-    ``lags`` (query t, lag) are sums over contexts. A head that looks at lags alone gives lag m at query t the
-    weight f(m) / (f(0) + ... + f(t)). Since t cuts the longer lags off, averages over t are no estimate of f;
-    its maximum-likelihood estimate is the product-limit one for right-truncated data (Lynden-Bell 1971,
-    section 3), made of these parts. It also puts as much attention on each lag in total as the head does.
+    ``lags`` (query t, lag) are sums over contexts. A head whose attention depends on the lag alone gives lag
+    m at query t the weight f(m) / (f(0) + ... + f(t)). Since query t has no lags beyond t, averages over t do
+    not estimate f; its maximum-likelihood estimate is the product-limit one for right-truncated data
+    (Lynden-Bell 1971, section 3), a product of these fractions. It gives each lag the same total attention as
+    the head.
     """
     mass = lags.double()
     at = mass.sum(dim=-2)
     below = mass.cumsum(dim=-1).tril().sum(dim=-2)
-    # Row t of the cumulative sums holds, at lag m <= t, what query t gives to lags up to m.
+    # Row t of the cumulative sums holds, at lag m <= t, the attention of query t on lags up to m.
     return torch.where(below > 0, at / below.clamp(min=1e-300), 0.0).clamp(max=1.0)
 
 
 def matched_attention(hazard: Tensor) -> Tensor:
     """(..., L, L): attention of query t on token j that depends on t - j alone; from ``lag_hazard`` (..., L).
 
-    The weight of lag m at query t is hazard(m) times the parts that lags m + 1 to t leave.
+    The weight of lag m at query t is hazard(m) times (1 - hazard) of the lags m + 1 to t.
     """
     length = hazard.shape[-1]
     step = torch.arange(length, device=hazard.device)
@@ -227,8 +224,8 @@ def ratio_interval(
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Ratio of sums over B windows, and its 95 % percentile interval from resampling whole windows.
 
-    ``above`` and ``below`` (B, ...) give (...) each; NaN where the sum below is 0. Queries of one window are
-    not independent, windows are taken to be.
+    ``above`` and ``below`` (B, ...) give (...) each; NaN where the sum below is 0. Windows are assumed to be
+    independent, queries of one window are not.
     """
     count = len(above)
     draws = rng(seed, "bootstrap of windows").multinomial(count, np.full(count, 1 / count), size=n)

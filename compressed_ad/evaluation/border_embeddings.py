@@ -1,4 +1,4 @@
-"""What CompressedAD made of its border embeddings: their geometry, and what they do to its predictions."""
+"""Border embeddings of CompressedAD: their geometry, and their effect on predictions."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ from compressed_ad.types import FloatArray
 
 CHANGES = ("no <compress>", "no \\compress>", "no marks", "another window's marks")
 PLACES = ("inside", "outside", "all")
-"""Where a query stands: inside if its own token tells of a marked transition, that is if the last border that
-the model has seen is a ``<compress>``."""
+"""Place of a query: inside if its token has the outcome of a marked transition, that is if the last border in
+its context is a ``<compress>``."""
 
-CHUNK = 32
+_CHUNK = 32  # windows that are computed together
 
 
-def needs_border_tokens(model: AD) -> CompressedAD:
-    """``model`` itself; ``UsageError`` if it has no border embeddings."""
+def _with_border_embeddings(model: AD) -> CompressedAD:
     if not isinstance(model, CompressedAD):
         raise UsageError(f"{type(model).__name__} has no border embeddings; only CompressedAD has")
     return model
@@ -37,26 +36,26 @@ def needs_border_tokens(model: AD) -> CompressedAD:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The border embeddings of one set of weights, beside the other embeddings."""
+    """The border embeddings of one set of weights, compared with the other embeddings."""
 
     step: int  # gradient steps of training
     norm_start: float
     norm_end: float
     norm_token: float  # median norm of a token's embedding without border marks
-    cosine: float  # of the two with each other
-    cosine_start: Mapping[str, float]  # with each other embedding, by its name
+    cosine: float  # of the two
+    cosine_start: Mapping[str, float]  # with each of the other embeddings, by name
     cosine_end: Mapping[str, float]
 
 
 @torch.no_grad()
 def geometry(model: AD, windows: Batch, step: int) -> Geometry:
-    """Norms and cosines of the border embeddings, for weights of gradient step ``step``.
+    """Norms and cosines of the border embeddings, for the weights of gradient step ``step``.
 
-    The typical norm and the mean state embedding are those of the supervised tokens of ``windows``.
+    ``norm_token`` and the mean state embedding are those of the supervised tokens of ``windows``.
     """
-    model = needs_border_tokens(model)
+    model = _with_border_embeddings(model)
     tokens, valid = windows.tokens, windows.valid
-    plain = model.embed(_without(tokens, start=True, end=True))[valid]
+    plain = model.embed(tokens.without("start_mark", "end_mark"))[valid]
     others = {
         **{f"action {name}": vector for name, vector in model.action.vectors().items()},
         "reward": model.reward,
@@ -77,7 +76,7 @@ def geometry(model: AD, windows: Batch, step: int) -> Geometry:
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
-    """NaN where a vector is zero: it has no direction."""
+    """NaN if a vector is zero."""
     a, b = a.double(), b.double()
     length = float(a.norm() * b.norm())
     return float(a @ b) / length if length else float("nan")
@@ -88,49 +87,49 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Effects:
-    """How predictions change with the border marks: means over queries, 95 % intervals over windows.
+    """How predictions depend on the border marks: means over queries, 95 % intervals over windows.
 
-    Axes: C ``changes``, P ``places`` of the query, and (value, low, high). Only windows that hold a border
-    count, and of these only queries with a border in their context: before it, nothing changes.
+    Axes: C ``changes``, P ``places`` of the query, and (value, low, high). Only queries with a border in
+    their context count: before it, nothing changes.
     """
 
     changes: tuple[str, ...]  # C
     places: tuple[str, ...]  # P
     divergence: FloatArray  # (C, P, 3) nats, KL(as marked || changed) of the action distribution
-    cross_entropy: FloatArray  # (C, P, 3) nats that the change adds on the actions taken; above 0: marks help
+    cross_entropy: FloatArray  # (C, P, 3) increase in nats by the change; above 0: marks help
     n_window: int
     n_query: tuple[int, ...]  # (P,)
 
 
 @torch.no_grad()
 def mark_effects(model: AD, windows: Batch, *, n_bootstrap: int = 2000, seed: int = 0) -> Effects:
-    """Take ``<compress>``, ``\\compress>`` or both away, or put another window's marks in their place.
+    """Remove ``<compress>``, ``\\compress>`` or both, or replace them by another window's marks.
 
     Divergences of continuous action distributions are averages over draws (``MixtureHead.divergence``).
-    Transplanted marks stand at the positions where the other window had them; who gives to whom is a random
-    cyclic order of the marked windows, so with fewer than two of them there is no such result (NaN).
+    Marks keep their positions in the other window. Windows exchange marks in a random cyclic order; with
+    fewer than two of them this result is NaN.
     """
-    model = needs_border_tokens(model)
+    model = _with_border_embeddings(model)
     bordered = ((windows.tokens.start_mark | windows.tokens.end_mark) & windows.valid).any(dim=1)
-    chosen = _rows(windows, bordered.nonzero()[:, 0])
+    chosen = windows.part(bordered.nonzero()[:, 0])
     count = len(chosen.valid)
     if count == 0:
         nothing = np.full((len(CHANGES), len(PLACES), 3), np.nan)
         return Effects(CHANGES, PLACES, nothing, nothing, 0, (0,) * len(PLACES))
     tokens = chosen.tokens
     order = rng(seed, "transplanted marks").permutation(count)
-    giver = np.empty(count, np.int64)
-    giver[order] = np.roll(order, 1)
-    given = torch.from_numpy(giver).to(chosen.valid.device)
+    source = np.empty(count, np.int64)
+    source[order] = np.roll(order, 1)
+    other = torch.from_numpy(source).to(chosen.valid.device)
     changed = [
-        _without(tokens, start=True),
-        _without(tokens, end=True),
-        _without(tokens, start=True, end=True),
-        replace(tokens, start_mark=tokens.start_mark[given], end_mark=tokens.end_mark[given]),
+        tokens.without("start_mark"),
+        tokens.without("end_mark"),
+        tokens.without("start_mark", "end_mark"),
+        replace(tokens, start_mark=tokens.start_mark[other], end_mark=tokens.end_mark[other]),
     ]
     seen = (tokens.start_mark | tokens.end_mark).cumsum(dim=1) > 0
-    asked = chosen.valid & seen
-    places = torch.stack([asked & tokens.marked, asked & ~tokens.marked, asked], dim=1).double()  # (B, P, L)
+    query = chosen.valid & seen
+    places = torch.stack([query & tokens.marked, query & ~tokens.marked, query], dim=1).double()  # (B, P, L)
     reference = _parameters(model, tokens)
     log_prob = model.head.log_prob(reference, chosen.target)
     n_query = places.sum(dim=-1).cpu().numpy()  # (B, P)
@@ -140,8 +139,8 @@ def mark_effects(model: AD, windows: Batch, *, n_bootstrap: int = 2000, seed: in
         return np.stack(ratio_interval(sums, n_query, n=n_bootstrap, seed=seed), axis=-1)
 
     divergence, cross_entropy = [], []
-    for other in changed:
-        given = _parameters(model, other)
+    for variant in changed:
+        given = _parameters(model, variant)
         divergence.append(mean(model.head.divergence(reference, given)))
         cross_entropy.append(mean(log_prob - model.head.log_prob(given, chosen.target)))
     if count < 2:
@@ -156,29 +155,11 @@ def mark_effects(model: AD, windows: Batch, *, n_bootstrap: int = 2000, seed: in
     )
 
 
-def _without(tokens: Tokens, *, start: bool = False, end: bool = False) -> Tokens:
-    """The same tokens without the border marks that are named."""
-    gone = torch.zeros_like(tokens.start_mark)
-    return replace(
-        tokens,
-        start_mark=gone if start else tokens.start_mark,
-        end_mark=gone if end else tokens.end_mark,
-    )
-
-
 def _parameters(model: AD, tokens: Tokens) -> Tensor:
-    """(B, L, P) of the action distributions in float64, some windows at a time, without dropout."""
+    """(B, L, P) of the action distributions in float64, without dropout."""
     was_training = model.training
     model.eval()
-    parts = []
-    for start in range(0, len(tokens.reward), CHUNK):
-        rows = slice(start, start + CHUNK)
-        part = Tokens(**{name: tensor[rows] for name, tensor in vars(tokens).items()})
-        parts.append(model(part).double())
+    firsts = range(0, len(tokens.reward), _CHUNK)
+    parts = [model(tokens.part(slice(first, first + _CHUNK))).double() for first in firsts]
     model.train(was_training)
     return torch.cat(parts)
-
-
-def _rows(windows: Batch, rows: Tensor) -> Batch:
-    tokens = Tokens(**{name: tensor[rows] for name, tensor in vars(windows.tokens).items()})
-    return Batch(tokens, windows.target[rows], windows.valid[rows])

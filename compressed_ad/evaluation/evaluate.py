@@ -22,10 +22,10 @@ from compressed_ad.types import Agent, AnyArray, FloatArray
 
 @dataclass(frozen=True)
 class InContextResult:
-    """In-context returns; also readable as a mapping, ``result["reward_episode"]``."""
+    """In-context returns; ``result["reward_episode"]`` works as well."""
 
     reward_episode: FloatArray  # (E, N) undiscounted return of each complete episode; NaN: not played
-    steps: int  # environment steps played in each slot
+    steps: int  # environment steps in each slot
 
     def __getitem__(self, name: str) -> Any:
         return getattr(self, name)
@@ -46,9 +46,9 @@ def evaluate_in_context(
     ``vec_env`` is an SB3 VecEnv, a gymnasium VectorEnv or one of our batched environments; its slots may be
     different tasks, and their episodes may end at different times. ``options`` are those of
     ``InContextAgent``: ``sample``, ``temperature``, ``context``, ``cache``, ``marks``, ``seed``.
-    ``progress`` is called with (steps done, steps expected). What ``watch`` makes of the agent plays in its
-    place: something around it that looks on, say. Returns (E, N) returns: with ``episodes``, exactly E of
-    them; with ``eval_timesteps``, as many as the fastest slot completed, NaN where a slot completed fewer.
+    ``progress`` is called with (steps done, steps expected). ``watch`` may wrap the agent, to record what it
+    does, say. The result has (E, N) returns: with ``episodes``, exactly E of them; with ``eval_timesteps``,
+    as many as the fastest slot completed, NaN where a slot completed fewer.
     """
     if (eval_timesteps is None) == (episodes is None):
         raise UsageError("evaluate_in_context needs either eval_timesteps or episodes")
@@ -133,9 +133,9 @@ def evaluate_tasks(
 def evaluate_references(
     family: TaskFamily, tasks: AnyArray, *, rollouts: int, episodes: int, seed: int = 0
 ) -> dict[str, FloatArray]:
-    """Returns (N, M, E) of the family's reference algorithms by name; empty if it offers none.
+    """Returns (N, M, E) of the family's reference algorithms by name; empty if it has none.
 
-    Their environments are those in which ``evaluate_tasks`` plays with the same ``seed``.
+    They play in the same environments as ``evaluate_tasks`` with the same ``seed``.
     """
     if not isinstance(family, ReferencePolicies):
         return {}
@@ -147,10 +147,10 @@ def evaluate_references(
 
 @dataclass(frozen=True)
 class Imitation:
-    """How well a model predicts the source's actions on given windows. Nats per step."""
+    """How well a model predicts the actions of the source algorithm."""
 
     accuracy: float
-    cross_entropy: float
+    cross_entropy: float  # nats per step
 
 
 @torch.no_grad()

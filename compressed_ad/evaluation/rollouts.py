@@ -1,6 +1,6 @@
-"""In-context episodes step by step: what was seen and done, how much was explored, when the reward was met.
+"""Recorded in-context episodes: when the first reward was found, and how much was explored.
 
-The random walk is the reference line throughout: what a model gains over it, it has learned about searching.
+The uniformly random policy is the baseline: what a model gains over it, it has learned about exploration.
 Letters used in shapes: N tasks, M rollouts of each, T steps, E in-context episodes.
 """
 
@@ -31,16 +31,16 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Everything that happened in M rollouts of each of N tasks, for T steps: those of the slowest rollout.
+    """All T transitions of M rollouts of each of N tasks, until the slowest rollout has its E episodes.
 
-    Rollouts whose episodes end early play on until the slowest has its E episodes; those further steps stand
-    here with an ``episode`` of E or more, and no measure counts them.
+    Faster rollouts continue until then; their further steps have an ``episode`` of E or more, and no measure
+    counts them.
     """
 
     tasks: AnyArray  # (N, P)
     n_episode: int  # E
-    observations: AnyArray  # (N, M, T, ...) what was acted on; integers in the smallest type that holds them
-    successors: AnyArray  # (N, M, T, ...) what came of it, before any reset
+    observations: AnyArray  # (N, M, T, ...) integers in the smallest dtype that holds them
+    successors: AnyArray  # (N, M, T, ...) the true next observations, before any reset
     actions: AnyArray  # (N, M, T, ...)
     rewards: NDArray[np.float32]  # (N, M, T)
     terminated: BoolArray  # (N, M, T)
@@ -53,7 +53,7 @@ class Rollouts:
 
     @property
     def episode(self) -> IntArray:
-        """(N, M, T) number of each step's in-context episode, from 0."""
+        """(N, M, T) index of each step's in-context episode, from 0."""
         ends = self.episode_end
         return np.cumsum(ends, axis=-1) - ends
 
@@ -64,7 +64,7 @@ class Rollouts:
 
     @property
     def returns(self) -> NDArray[np.float32]:
-        """(N, M, E) undiscounted returns, the same that ``evaluate_tasks`` gives."""
+        """(N, M, E) undiscounted returns, as ``evaluate_tasks`` returns them."""
         return self._by_episode(self.rewards).astype(np.float32)
 
     def _by_episode(self, values: AnyArray) -> Floats:
@@ -77,7 +77,7 @@ class Rollouts:
 
 
 class _Recorder:
-    """Plays as ``agent`` does, and keeps every transition."""
+    """Acts as ``agent`` and keeps every transition."""
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
@@ -89,7 +89,7 @@ class _Recorder:
         self.agent.reset(n_env)
 
     def act(self, obs: AnyArray) -> AnyArray:
-        # An environment may hand out the same array at every step.
+        # An environment may return the same array at every step.
         self.obs.append(np.array(obs))
         return self.agent.act(obs)
 
@@ -110,11 +110,10 @@ def record_rollouts(
     progress: Callable[[int, int], None] = lambda done, total: None,
     **options: Any,
 ) -> Rollouts:
-    """Play as ``evaluate_tasks`` does with the same arguments, and keep every step.
+    """Play as ``evaluate_tasks`` with the same arguments, and keep every step.
 
     ``tasks`` (N, P) are played in ``rollouts`` M independent rollouts of ``episodes`` E; ``options`` are
-    those of ``InContextAgent``, for models only. Raises ``UsageError`` if N, M or E is 0, and whatever
-    playing raises.
+    those of ``InContextAgent``, for models only. Raises ``UsageError`` if N, M or E is 0.
     """
     if len(tasks) == 0 or rollouts < 1:
         raise UsageError(f"nothing to play: {len(tasks)} tasks, {rollouts} rollouts of each")
@@ -138,7 +137,6 @@ def record_rollouts(
     (kept,) = recorders
 
     def stacked(values: list[AnyArray]) -> AnyArray:
-        """(N, M, T, ...)."""
         array = np.stack(values, axis=1)
         return array.reshape(len(tasks), rollouts, *array.shape[1:])
 
@@ -163,7 +161,7 @@ def _small(array: AnyArray) -> AnyArray:
 def random_rollouts(
     family: TaskFamily, tasks: AnyArray, *, rollouts: int, episodes: int, seed: int = 0
 ) -> Rollouts | None:
-    """The same record of the uniformly random policy; None if its actions are a Box without bounds."""
+    """``record_rollouts`` of the uniformly random policy; None for a Box of actions without bounds."""
     space = family.action_space
     if isinstance(space, gymnasium.spaces.Box) and not space.is_bounded():
         return None
@@ -176,45 +174,44 @@ def random_rollouts(
 
 @dataclass(frozen=True)
 class FirstReward:
-    """When each rollout first met a reward above 0. Where it never did, the times tell how long it looked.
+    """When each rollout first got a reward above 0; if it never did, how long it explored.
 
-    Such a rollout is censored: its time is only known to be longer. It is counted in every share, and
-    ``times`` holds it as infinitely late, so medians are right as long as half of the rollouts found it.
+    A rollout without a reward is censored: its time is only known to be longer. Every share counts it, and
+    its ``times`` are infinite, so medians are right if half of the rollouts found a reward.
     """
 
     found: BoolArray  # (N, M)
-    steps: IntArray  # (N, M) environment steps until the reward, that one included
+    steps: IntArray  # (N, M) environment steps up to and including the one with the reward
     episodes: IntArray  # (N, M) number of the episode, from 1
     n_episode: int
 
     def times(self, unit: str = "steps") -> Floats:
-        """(N, M) ``"steps"`` or ``"episodes"``, infinity where the reward was never met."""
+        """(N, M) ``"steps"`` or ``"episodes"``, infinity where no reward was found."""
         return np.where(self.found, getattr(self, unit), np.inf)
 
     def median(self, unit: str = "steps") -> Floats:
-        """(N,) median over each task's rollouts: the least time by which half of them had met the reward.
+        """(N,) median over each task's rollouts: the first time by which half of them had found a reward.
 
-        Infinity where fewer than half did.
+        Infinity where fewer than half found one.
         """
         return np.asarray(np.quantile(self.times(unit), 0.5, axis=1, method="inverted_cdf"))
 
     def found_by(self) -> Floats:
-        """(N, E) share of each task's rollouts that had met the reward by the end of episode 1, ..., E.
+        """(N, E) share of each task's rollouts that had found a reward by the end of episode 1, ..., E.
 
-        One minus it is the survival function (Kaplan and Meier 1958); since all rollouts are censored after
-        the same E episodes, it is the plain share.
+        This is one minus the survival function of Kaplan and Meier (1958), which is a plain share because all
+        rollouts are censored after the same E episodes.
         """
         by = self.times("episodes")[..., None] <= np.arange(1, self.n_episode + 1)
         return np.asarray(by.mean(axis=1))
 
     @property
     def never(self) -> BoolArray:
-        """(N,) tasks whose reward no rollout met."""
+        """(N,) whether no rollout of a task found a reward."""
         return np.asarray(~self.found.any(axis=1))
 
 
 def first_reward(record: Rollouts) -> FirstReward:
-    """When each rollout first got a reward above 0 within its E episodes."""
     met = (record.rewards > 0) & record.played
     found, step = np.asarray(met.any(axis=-1)), met.argmax(axis=-1)
     episode = np.take_along_axis(record.episode, step[..., None], axis=-1)[..., 0]
@@ -227,18 +224,18 @@ def first_reward(record: Rollouts) -> FirstReward:
 
 
 def optimal_rollouts(family: TaskFamily, tasks: AnyArray) -> Rollouts | None:
-    """One episode of the optimal policy on each of ``tasks`` (N, P); None if the family offers none."""
+    """One episode of the optimal policy on each of ``tasks`` (N, P); None if the family has none."""
     if not isinstance(family, OptimalPolicy):
         return None
     return record_rollouts(OptimalAgent(family, tasks), family, tasks, rollouts=1, episodes=1)
 
 
 def shortest(family: TaskFamily, tasks: AnyArray) -> Floats | None:
-    """(N,) steps in which the first reward of ``tasks`` (N, P) can be met by who knows where it is.
+    """(N,) length of the shortest path to the first reward of ``tasks`` (N, P); None if not known.
 
-    On a grid, where nothing is left to chance, those that the optimal policy takes, infinity if it meets none
-    within an episode: the goal's distance, at least 1; with a key and a door, the distance of the key, which
-    pays first. Elsewhere ``goal_distance``, if the family has that. None if neither is known.
+    On a grid, which is deterministic, the steps of the optimal policy: the distance of the goal, at least 1,
+    or of the key, which pays first; infinity if an episode is too short. Elsewhere ``goal_distance``, if the
+    family has it.
     """
     record = optimal_rollouts(family, tasks) if isinstance(family, Grid) else None
     if record is not None:
@@ -261,10 +258,10 @@ def rank_correlation(distance: FloatArray, times: FloatArray) -> float:
 
 
 def random_found_by(family: TaskFamily, tasks: AnyArray, episodes: int) -> Floats | None:
-    """(N, E) exact chance that the random walk has met the reward by the end of each episode.
+    """(N, E) exact probability that random actions have found a reward by the end of each episode.
 
-    1 - (1 - h)^e, with h its chance within one episode: every episode begins anew. None where the family
-    does not know h (``random_found``).
+    1 - (1 - h)^e, with h the probability within one episode, as episodes are independent. None for families
+    without h (``random_found``).
     """
     if not isinstance(family, RandomFound):
         return None
@@ -276,22 +273,22 @@ def random_found_by(family: TaskFamily, tasks: AnyArray, episodes: int) -> Float
 
 
 def n_place(family: TaskFamily) -> int | None:
-    """How many distinct observations there are to see: the cells of a grid; None elsewhere."""
+    """Number of distinct observations: the cells of a grid; None for other families."""
     return family.size**2 if isinstance(family, Grid) else None
 
 
 def coverage(record: Rollouts, *, until_reward: bool = False) -> IntArray:
     """(N, M, E) distinct observations seen by the end of each episode, starts and last successors included.
 
-    ``until_reward`` counts only the steps up to the first reward, that one included: searching, without what
-    walking to a known goal adds. The count then stays where it is in all later episodes.
+    ``until_reward`` counts only the steps up to and including the one with the first reward: exploration,
+    without the way to a known goal. The count is then constant in all later episodes.
     """
     shape = record.rewards.shape
     n_row, n_step = shape[0] * shape[1], shape[2]
     counted = record.played
     if until_reward:
         counted = counted & (np.arange(n_step) < first_reward(record).steps[..., None])
-    # Both views of every step, in time order: (rows, T, 2, features).
+    # Observation and successor of every step, in time order: (rows, T, 2, features).
     seen = np.stack([record.observations, record.successors], axis=3).reshape(n_row, n_step, 2, -1)
     _, place = np.unique(seen.reshape(n_row * n_step * 2, -1), axis=0, return_inverse=True)
     key = place.reshape(n_row, -1) + np.arange(n_row)[:, None] * (int(place.max()) + 1)

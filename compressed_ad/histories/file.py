@@ -5,11 +5,11 @@
              on_policy_threshold compression_window]       (dictionaries as JSON)
     /split/{train,validation,heldout}                      task indices
     /tasks (N, P)  /optimal_return (N,)  /random_return (N,)
-    /scales/{reward[,observation_mean,observation_std]}    of the training tasks: see ``scales``
+    /scales/{reward[,observation_mean,observation_std]}    of the training tasks: see ``header.Scales``
     /<task index>/{states,actions,rewards,next_states,terminated,truncated,action_probs,update
                    [,entropy,log_prob_next,compression_mask]} (S, T, ...)  and  learner (S,)
 
-How it is written and checked is told in ``hdf5``.
+``hdf5`` has the checksum and the rules of reading.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import HistoryError
-from compressed_ad.histories import scales
 from compressed_ad.histories.hdf5 import (
     Group,
     child,
@@ -41,41 +41,48 @@ from compressed_ad.histories.header import (
     MARKING_ATTRIBUTES,
     Header,
     HistoryInfo,
+    Scales,
+    measure_scales,
     read_marking,
+    read_scales,
     short,
     write_marking,
+    write_scales,
 )
-from compressed_ad.histories.scales import Scales
-from compressed_ad.marking.apply import (
-    REQUIRED,
-    MarkingStatistics,
-    apply_marker,
-    marker_name,
-    marker_parameters,
-    marking_statistics,
-    task_seed,
-)
+from compressed_ad.marking.apply import REQUIRED, apply_marker, marker_name, marker_parameters, task_seed
 from compressed_ad.marking.markers import Marker
+from compressed_ad.marking.statistics import MarkingStatistics, marking_statistics
 from compressed_ad.types import AnyArray, BoolArray, History, SpaceSpec, Split, shape_of, sizes, starts
 
 __all__ = ["HistoryFile", "HistoryInfo", "HistoryWriter", "is_complete", "remark"]
 
-_FLAGS = ("terminated", "truncated", "compression_mask")
-_FLOATS = ("rewards", "action_probs", "entropy", "log_prob_next")
-_SPACED = {"states": "observation", "next_states": "observation", "actions": "action"}
-_OPTIONAL = ("entropy", "log_prob_next", "compression_mask")
-_PER_STEP = (*_SPACED, *_FLOATS, *_FLAGS, "update")
+COLUMNS: Mapping[str, str | type[np.generic]] = {
+    "states": "observation",
+    "next_states": "observation",
+    "actions": "action",
+    "rewards": np.float32,
+    "action_probs": np.float32,
+    "entropy": np.float32,
+    "log_prob_next": np.float32,
+    "terminated": np.bool_,
+    "truncated": np.bool_,
+    "compression_mask": np.bool_,
+    "update": np.int32,
+}
+"""The stored arrays (S, T, ...) of ``History``: the dtype of each, or the space that it has elements of."""
+OPTIONAL = tuple(field.name for field in fields(History) if field.default is None)
 
 _log = logging.getLogger(__name__)
 
 
 class HistoryWriter:
-    """Collects histories task by task into ``<path>.shards/`` and at last merges them into ``path``.
+    """Collects histories task by task in ``<path>.shards/``, and finally merges them into ``path``.
 
     ``split``, ``tasks`` (N, P), ``optimal_return`` (N,) or None and ``random_return`` (N,) describe all tasks
-    of the family; histories are expected for the tasks of the split. An unfinished or finished collection at
-    ``path`` is continued with ``resume``, replaced with ``overwrite``, else refused with ``HistoryError``; so
-    is, in spite of ``resume``, one of another configuration. A damaged shard is dropped; ``dropped`` says so.
+    of the family; histories are expected for the tasks of the split. A collection that exists at ``path``,
+    finished or not, is continued with ``resume`` and replaced with ``overwrite``; otherwise it is refused
+    with ``HistoryError``. ``resume`` also refuses a collection of another configuration. It drops damaged
+    shards and lists them in ``dropped``.
     """
 
     def __init__(
@@ -97,25 +104,30 @@ class HistoryWriter:
         self._header = Header(
             info, split, np.asarray(tasks), optimal, np.asarray(random_return, dtype=np.float64)
         )
-        self._finished = False
+        self._finished = resume and self.path.exists()
         if resume:
-            self._finished = self.path.exists() and self._is_mine(self.path)
+            if self._finished:
+                self._require_same_header(self.path)
             self._check_shards()
         elif not overwrite:
-            for there, state in ((self.path, "exists"), (self.shards, "holds an unfinished collection")):
-                if there.exists():
-                    raise HistoryError(f"{there} {state}; resume it, overwrite it, or choose another path")
+            for existing, state in ((self.path, "exists"), (self.shards, "holds an unfinished collection")):
+                if existing.exists():
+                    raise HistoryError(f"{existing} {state}; resume it, overwrite it, or choose another path")
         elif self.shards.exists():
             shutil.rmtree(self.shards)
 
+    def __repr__(self) -> str:
+        done, wanted = len(self.done_tasks()), len(self._header.task_ids)
+        return f"<HistoryWriter {self.path}: {done} of {wanted} tasks of {self._header.info.family} stored>"
+
     def done_tasks(self) -> set[int]:
-        """Indices of the tasks whose histories are safely on disk."""
+        """Indices of the tasks whose histories are on disk."""
         if self._finished:
             return set(self._header.task_ids.tolist())
         return {int(shard.stem) for shard in self._shard_files()}
 
     def append(self, task_id: int, history: History) -> None:
-        """Store the histories of one task; when this returns they survive kill -9.
+        """Store the histories of one task. They survive kill -9 once this has returned.
 
         Raises ``NumericalError`` for NaN or infinity in observations or rewards, ``HistoryError`` for values
         outside the spaces or a full disk.
@@ -126,7 +138,14 @@ class HistoryWriter:
 
         def fill(file: Group) -> None:
             self._header.write(file)
-            _write_history(file, task_id, history, self._header)
+            group = file.create_group(str(task_id))
+            group.attrs["task"] = self._header.tasks[task_id]
+            group.attrs["random_return"] = self._header.random_return[task_id]
+            if self._header.optimal_return is not None:
+                group.attrs["optimal_return"] = self._header.optimal_return[task_id]
+            group["learner"] = history.learner.astype(np.int32)
+            for name, array in history.per_step():
+                write_array(group, name, array.astype(_dtype(name, self._header.info), copy=False))
 
         self.shards.mkdir(parents=True, exist_ok=True)
         write_file(self.shards / f"{task_id}.h5", fill)
@@ -134,9 +153,9 @@ class HistoryWriter:
     def finish(self, marking: Mapping[str, Any] | None = None) -> None:
         """Merge all shards into the final file and remove them.
 
-        ``marking`` is the provenance of masks that the appended histories already carry: ``marker``,
-        ``parameters``, ``seed`` and ``time``, as ``HistoryFile.marking`` gives it back. If only some carry
-        masks, these are left out, and the file is one that is not marked yet.
+        ``marking`` is the provenance of the masks that the appended histories carry, as
+        ``HistoryFile.marking`` returns it: ``marker``, ``parameters``, ``seed`` and ``time``. If only some
+        histories carry a mask, these masks are left out, and the file counts as not marked.
         """
         if not self._finished:
             missing = sorted(set(self._header.task_ids.tolist()) - self.done_tasks())
@@ -165,7 +184,7 @@ class HistoryWriter:
                 file[str(task)].pop("compression_mask", None)
             masks = []
         training = [file[str(task)] for task in self._header.split.train.tolist()]
-        scales.write(file, scales.measure(training, self._header.info.spaces["observation"]))
+        write_scales(file, measure_scales(training, self._header.info.spaces["observation"]))
         file.attrs["total_steps"] = int(np.prod(next(iter(shapes)))) * len(self._header.task_ids)
         if masks:
             write_marking(file, marking_statistics(masks), marking)
@@ -173,10 +192,9 @@ class HistoryWriter:
     def _shard_files(self) -> Iterator[Path]:
         return (shard for shard in self.shards.glob("*.h5") if shard.stem.isdecimal())
 
-    def _is_mine(self, path: Path) -> bool:
+    def _require_same_header(self, path: Path) -> None:
         with opened(path) as file:
             self._header.require(path, Header.read(file))
-        return True
 
     def _check_shards(self) -> None:
         damaged = []
@@ -186,7 +204,7 @@ class HistoryWriter:
             except HistoryError as error:
                 damaged.append((shard, str(error)))
             else:
-                self._is_mine(shard)
+                self._require_same_header(shard)
         for shard, cause in damaged:
             self.dropped.append(f"{cause}: dropped, task {shard.stem} is collected again")
             _log.warning(self.dropped[-1])
@@ -194,9 +212,9 @@ class HistoryWriter:
 
 
 def is_complete(path: str | Path, info: HistoryInfo) -> bool:
-    """Whether a finished history file of ``info`` stands at ``path``.
+    """Whether ``path`` is a finished history file of ``info``; False if it does not exist.
 
-    False if there is no file; ``HistoryError`` if there is one that is damaged or of another configuration.
+    Raises ``HistoryError`` for a file that is damaged or of another configuration.
     """
     path = Path(path)
     if not path.exists():
@@ -212,11 +230,11 @@ def is_complete(path: str | Path, info: HistoryInfo) -> bool:
 class HistoryFile:
     """A finished history file, for reading.
 
-    Opening it verifies its checksum; skip that (``verify=False``) only for a file that was just written or
-    verified, because HDF5 itself may crash on damaged metadata.
+    Opening it verifies its checksum. ``verify=False`` skips that; use it only for a file that was just
+    written or verified, because HDF5 itself may crash on damaged metadata.
 
-    Every error is a ``HistoryError`` that names file and cause: missing, empty, truncated, changed, foreign,
-    of another format version, or of a shape that its size rules out. Nothing in a file is ever executed.
+    Raises ``HistoryError``, naming file and cause, for a file that is missing, empty, truncated, changed,
+    foreign, of another format version, or of a shape that its size rules out. Nothing in it is executed.
     """
 
     def __init__(self, path: str | Path, *, verify: bool = True) -> None:
@@ -237,57 +255,65 @@ class HistoryFile:
             header.random_return,
         )
 
+    def __repr__(self) -> str:
+        marked = "no marker" if self.marking is None else f"marked by {self.marking['marker']}"
+        return (
+            f"<HistoryFile {self.path.name}: {len(self.task_ids)} tasks of {self.info.family},"
+            f" {self.n_stream} streams x {self.n_step} steps of {self.info.learner}, {marked}>"
+        )
+
     def load(self, task_ids: Iterable[int] | None = None) -> dict[int, History]:
-        """Histories by task index (all tasks if None).
+        """Histories by task index; all tasks if ``task_ids`` is None.
 
         Observations and actions of discrete spaces have compact dtypes (uint8, int16, ...): cast before
         arithmetic. Raises ``NumericalError`` for NaN or infinity in observations or rewards.
         """
-        wanted = self.task_ids.tolist() if task_ids is None else [int(task) for task in task_ids]
-        unknown = sorted(set(wanted) - set(self.task_ids.tolist()))
+        chosen = self.task_ids.tolist() if task_ids is None else [int(task) for task in task_ids]
+        unknown = sorted(set(chosen) - set(self.task_ids.tolist()))
         if unknown:
             raise HistoryError(
                 f"{self.path}: has no task {short(unknown)}; it has {len(self.task_ids)} tasks"
             )
         with opened(self.path, check=False) as file:
-            return {task: self._load(file, task) for task in wanted}
+            return {task: self._load(file, task) for task in chosen}
 
     def statistics(self) -> MarkingStatistics:
         """Marked steps in all and by tenth of training; ``HistoryError`` if the file is not marked."""
+        masks = []
         with opened(self.path, check=False) as file:
-            return marking_statistics([self._mask(file, task) for task in self.task_ids.tolist()])
+            for task in self.task_ids.tolist():
+                group = child(file, str(task), Group)
+                if "compression_mask" not in group:
+                    raise HistoryError(f"is not marked yet; mark it with: cad mark {self.path}")
+                masks.append(read(group, "compression_mask", "b"))
+        return marking_statistics(masks)
 
     def training_scales(self) -> Scales:
-        """By what models standardise what they see: measured on the training tasks alone.
-
-        Computed here if the file does not hold them yet, which reads those tasks.
-        """
+        """The scales that models standardise by; if the file lacks them, its training tasks are read."""
         with opened(self.path, check=False) as file:
-            found = scales.stored(file)
-            if found is None:
-                training = (child(file, str(task), Group) for task in self.split.train.tolist())
-                found = scales.measure(training, self.info.spaces["observation"])
-        return found
+            stored = read_scales(file)
+            if stored is not None:
+                return stored
+            training = (child(file, str(task), Group) for task in self.split.train.tolist())
+            return measure_scales(training, self.info.spaces["observation"])
 
     def digest(self) -> str:
-        """SHA-256 of the file's content (hex), to name it in the provenance of what is made from it."""
+        """SHA-256 of the file's content (hex), for the provenance of results."""
         return stored_digest(self.path)
 
     def _load(self, file: Group, task: int) -> History:
         group = child(file, str(task), Group)
-        arrays = {name: read(group, name, _kind(name)) for name in _PER_STEP if _present(group, name)}
+        arrays = {
+            name: read(group, name, "iuf" if isinstance(column, str) else np.dtype(column).kind)
+            for name, column in COLUMNS.items()
+            if name not in OPTIONAL or name in group
+        }
         history = History(**arrays, learner=read(group, "learner", "i"))
         if (history.n_stream, history.n_step) != (self.n_stream, self.n_step):
             shapes = f"{(history.n_stream, history.n_step)}, others {(self.n_stream, self.n_step)}"
             raise HistoryError(f"{self.path}: task {task} has (streams, steps) {shapes}")
         _check_history(f"{self.path}: task {task}", history, self.info)
         return history
-
-    def _mask(self, file: Group, task: int) -> BoolArray:
-        group = child(file, str(task), Group)
-        if "compression_mask" not in group:
-            raise HistoryError(f"{self.path}: is not marked yet; mark it with: cad mark {self.path}")
-        return read(group, "compression_mask", "b")
 
 
 def remark(
@@ -299,25 +325,21 @@ def remark(
     output: str | Path | None = None,
     progress: Callable[[int], None] = lambda tasks: None,
 ) -> MarkingStatistics:
-    """Mark every task of a history file anew, from the stored arrays, in place or into ``output``.
+    """Replace the marks of a history file by those of ``marker``, in place or into the new file ``output``.
 
-    The file is replaced in one step when all is done; until then, and after kill -9, the old one stands.
+    The file is replaced atomically once all tasks are marked: after kill -9 the old one is whole.
     ``progress`` is called with the number of tasks done since its last call.
     """
     source, params = HistoryFile(path), dict(params or {})
     if output is not None and Path(output).exists():
         raise HistoryError(f"{output} exists; choose another path")
-    defaults = {name: value for name, value in marker_parameters(marker).items() if value is not REQUIRED}
-    parameters = {**defaults, **params}
-    json_text(f"parameters of marker {marker_name(marker)!r}", parameters)
+    marking = marking_provenance(marker, params, seed)
     masks: dict[int, BoolArray] = {}
     for task in source.task_ids.tolist():
         history = source.load([task])[task]
         masks[task] = apply_marker(marker, history, seed=task_seed(seed, task), **params)
         progress(1)
     statistics = marking_statistics(masks.values())
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    marking = {"marker": marker_name(marker), "parameters": parameters, "seed": seed, "time": now}
 
     def fill(file: Group) -> None:
         with opened(source.path, check=False) as old:
@@ -341,15 +363,25 @@ def remark(
     return statistics
 
 
+def marking_provenance(marker: str | Marker, params: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """What a history file states of its marks; ``ConfigError`` if the parameters are not plain data."""
+    defaults = {name: value for name, value in marker_parameters(marker).items() if value is not REQUIRED}
+    parameters = {**defaults, **params}
+    json_text(f"parameters of marker {marker_name(marker)!r}", parameters)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"marker": marker_name(marker), "parameters": parameters, "seed": seed, "time": now}
+
+
 # ---------------------------------------------------------------- one history
 
 
 def _dtype(name: str, info: HistoryInfo) -> np.dtype[Any]:
-    if name not in _SPACED:
-        return np.dtype(np.float32 if name in _FLOATS else np.bool_ if name in _FLAGS else np.int32)
-    spec = info.spaces[_SPACED[name]]
+    column = COLUMNS[name]
+    if not isinstance(column, str):
+        return np.dtype(column)
+    spec = info.spaces[column]
     if spec["kind"] == "box":
-        # Models compute in float32; twice the bytes would hold nothing that they see.
+        # Models compute in float32: they would not see the other half of the bytes.
         return np.dtype(np.float32 if spec["dtype"] == "float64" else spec["dtype"])
     ends = [(start, start + size) for start, size in zip(starts(spec), sizes(spec), strict=True)]
     low, high = min(start for start, _ in ends), max(end for _, end in ends)
@@ -358,19 +390,13 @@ def _dtype(name: str, info: HistoryInfo) -> np.dtype[Any]:
     return np.dtype(np.int16 if low >= -(1 << 15) and high <= 1 << 15 else np.int32)
 
 
-def _kind(name: str) -> str:
-    return "f" if name in _FLOATS else "b" if name in _FLAGS else "iuf" if name in _SPACED else "i"
-
-
-def _present(group: Group, name: str) -> bool:
-    return name not in _OPTIONAL or name in group
-
-
 def _check_history(where: str, history: History, info: HistoryInfo) -> None:
     """Raise ``HistoryError`` or ``NumericalError`` unless the file can hold ``history`` without loss."""
     history.check_finite(where)
-    for name, kind in _SPACED.items():
-        array, spec = getattr(history, name), info.spaces[kind]
+    for name, column in COLUMNS.items():
+        if not isinstance(column, str):
+            continue
+        array, spec = getattr(history, name), info.spaces[column]
         box, shape = spec["kind"] == "box", shape_of(spec)
         dtype = _dtype(name, info) if box else np.dtype(np.int64)
         if not np.can_cast(array.dtype, dtype, "same_kind"):
@@ -390,20 +416,9 @@ def _check_history(where: str, history: History, info: HistoryInfo) -> None:
 
 
 def _limits(spec: SpaceSpec, dtype: np.dtype[Any]) -> tuple[AnyArray, AnyArray]:
-    """Least and greatest value of each component; of a Box, what its ``dtype`` here can hold."""
+    """Minimum and maximum of each component; for a Box, those of the ``dtype`` that stores it."""
     if spec["kind"] == "box":
         info = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
         return np.asarray(info.min), np.asarray(info.max)
     low = np.asarray(starts(spec)).reshape(shape_of(spec))
     return low, low + np.asarray(sizes(spec)).reshape(low.shape) - 1
-
-
-def _write_history(file: Group, task: int, history: History, header: Header) -> None:
-    group = file.create_group(str(task))
-    group.attrs["task"] = header.tasks[task]
-    group.attrs["random_return"] = header.random_return[task]
-    if header.optimal_return is not None:
-        group.attrs["optimal_return"] = header.optimal_return[task]
-    group["learner"] = history.learner.astype(np.int32)
-    for name, array in history.per_step():
-        write_array(group, name, array.astype(_dtype(name, header.info), copy=False))

@@ -1,8 +1,8 @@
-"""HDF5 files that are whole or not there: checksummed, replaced in one step, read with suspicion.
+"""HDF5 files written atomically, with a checksum, and read as untrusted input.
 
 The first 512 bytes (HDF5's user block) hold the format version and the SHA-256 of everything after them, so
-that damage is found before HDF5 sees it. Files are built in memory and written aside, synced and renamed:
-HDF5 itself leaves no readable file behind when killed, and crashes when the disk is full.
+that damage is found before HDF5 sees it. A file is built in memory, so it must fit there, and then written
+atomically: HDF5 itself leaves no readable file behind when killed, and crashes when the disk is full.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CHUNK_BYTES = 1 << 16
 _DEFLATE_LIMIT = 1100  # deflate cannot shrink anything by more than a factor of 1032
 _FILTERS = (
     *(h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32),
-    h5py.h5z.FILTER_LZF,  # other programs' files; it cannot expand as much as deflate
+    h5py.h5z.FILTER_LZF,  # in other programs' files; it cannot expand as much as deflate
 )
 
 
@@ -63,7 +63,7 @@ def child(parent: Group, name: str, kind: type) -> Any:
 
 
 def read(parent: Group, name: str, kinds: str) -> AnyArray:
-    """The array of a dataset whose dtype is one of ``kinds``, after checking that its size can be true."""
+    """The array of a dataset with a dtype of ``kinds``, if its stored bytes can hold that many values."""
     data = child(parent, name, h5py.Dataset)
     if data.dtype.kind not in kinds or data.dtype.itemsize > 8:
         raise HistoryError(f"{data.name}: dtype {data.dtype} is not one of a history file")
@@ -80,7 +80,7 @@ def read(parent: Group, name: str, kinds: str) -> AnyArray:
 
 @contextmanager
 def opened(path: Path, *, check: bool = True) -> Iterator[h5py.File]:
-    """An open file of our format; whatever goes wrong inside becomes a ``HistoryError`` naming ``path``.
+    """An open history file; every error inside becomes a ``HistoryError`` that names ``path``.
 
     ``check`` verifies the checksum first, which reads the whole file.
     """
@@ -98,23 +98,17 @@ def opened(path: Path, *, check: bool = True) -> Iterator[h5py.File]:
 
 @contextmanager
 def foreign(path: Path) -> Iterator[h5py.File]:
-    """An open HDF5 file of another program; whatever goes wrong inside becomes a ``HistoryError``."""
-    try:
-        with path.open("rb") as file:
-            block = file.read(_BLOCK)
-    except OSError as error:
-        raise HistoryError(f"{path}: {error.strerror or error}") from error
-    if block.startswith(_MAGIC):
+    """An open HDF5 file of another program; every error inside becomes a ``HistoryError``."""
+    if _first_block(path).startswith(_MAGIC):
         raise HistoryError(f"{path}: is a history file of compressed_ad already")
-    if not block or not h5py.is_hdf5(path):
-        raise HistoryError(f"{path}: is {'not an HDF5 file' if block else 'empty'}")
+    if not h5py.is_hdf5(path):
+        raise HistoryError(f"{path}: is not an HDF5 file")
     with _named(path, "an HDF5 file"), h5py.File(path, "r", locking=False) as file:
         yield file
 
 
 @contextmanager
 def _named(path: Path, kind: str) -> Iterator[None]:
-    """Whatever goes wrong inside becomes a ``HistoryError`` naming ``path``."""
     try:
         yield
     except HistoryError as error:
@@ -130,14 +124,8 @@ def _named(path: Path, kind: str) -> Iterator[None]:
 
 
 def stored_digest(path: Path) -> str:
-    """The digest that the user block states, after checking that the block is ours."""
-    try:
-        with path.open("rb") as file:
-            block = file.read(_BLOCK)
-    except OSError as error:
-        raise HistoryError(f"{path}: {error.strerror or error}") from error
-    if not block:
-        raise HistoryError(f"{path}: is empty")
+    """The digest in the user block of a history file, once the block has proved sound."""
+    block = _first_block(path)
     if not block.startswith(_MAGIC):
         if block.startswith(_HDF5):
             raise HistoryError(f"{path}: is an HDF5 file, but not one of compressed_ad; try: cad import")
@@ -152,8 +140,19 @@ def stored_digest(path: Path) -> str:
     return digest
 
 
+def _first_block(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            block = file.read(_BLOCK)
+    except OSError as error:
+        raise HistoryError(f"{path}: {error.strerror or error}") from error
+    if not block:
+        raise HistoryError(f"{path}: is empty")
+    return block
+
+
 def verify(path: Path) -> None:
-    """Raise ``HistoryError`` unless the content of ``path`` has the stated digest."""
+    """Raise ``HistoryError`` unless the content of ``path`` has the stored digest."""
     stated = stored_digest(path)
     with path.open("rb") as file:
         file.seek(_BLOCK)
@@ -169,16 +168,16 @@ def _block(digest: str) -> bytes:
 
 
 def write_file(path: Path, fill: Callable[[h5py.File], None]) -> None:
-    """Make what ``fill`` writes the file at ``path``, in one step that survives a crash.
+    """Replace ``path`` atomically by what ``fill`` writes.
 
-    ``HistoryError`` if it cannot be written, on a full disk for instance; what was there is then untouched.
+    ``HistoryError`` if it cannot be written, on a full disk for instance; the old file is then untouched.
     """
     image = _image(path, fill, userblock_size=_BLOCK)  # without the user block
     write_atomically(path, _block(hashlib.sha256(image).hexdigest()), image, error=HistoryError)
 
 
 def write_plain(path: Path, fill: Callable[[h5py.File], None]) -> None:
-    """The same for other programs: HDF5 and nothing before it."""
+    """The same without our user block, for other programs."""
     write_atomically(path, _image(path, fill), error=HistoryError)
 
 
@@ -196,11 +195,10 @@ def _image(path: Path, fill: Callable[[h5py.File], None], **options: int) -> byt
 
 
 def write_array(group: Group, name: str, array: AnyArray) -> None:
-    """Store ``array`` (S, T, ...) compressed, in chunks that are contiguous in time."""
+    """Store ``array`` (S, T, ...) compressed; a chunk holds whole streams, or a stretch of one."""
     if array.size == 0:
         group[name] = array
         return
-    # Whole streams per chunk, or a stretch of one stream.
     step_bytes = array.itemsize * int(np.prod(array.shape[2:]))
     n_step = min(array.shape[1], max(_CHUNK_BYTES // step_bytes, 1))
     n_stream = min(array.shape[0], max(_CHUNK_BYTES // (step_bytes * n_step), 1))

@@ -1,15 +1,17 @@
-"""What a history file says about itself: what was collected and how, the split, the tasks, the marking."""
+"""What a history file says about itself: what was collected and how, split, tasks, scales, marking."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compressed_ad.errors import HistoryError
 from compressed_ad.histories.hdf5 import (
@@ -22,7 +24,9 @@ from compressed_ad.histories.hdf5 import (
     read,
 )
 from compressed_ad.marking.statistics import MarkingStatistics
-from compressed_ad.types import AnyArray, FloatArray, IntArray, SpaceSpec, Split
+from compressed_ad.types import AnyArray, FloatArray, IntArray, SpaceSpec, Split, features
+
+_PACKAGES = ("compressed-ad", "numpy", "h5py", "numba", "gymnasium", "torch", "stable-baselines3")
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class HistoryInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """What a history file holds besides the histories; shards hold it too."""
+    """What a history file holds besides the histories; each shard of a collection holds it too."""
 
     info: HistoryInfo
     split: Split
@@ -59,11 +63,11 @@ class Header:
 
     @property
     def task_ids(self) -> IntArray:
-        """Indices of the tasks of the split, in ascending order: those with histories."""
+        """Indices of the tasks with histories, those of the split, in ascending order."""
         return np.sort(np.concatenate([self.split.train, self.split.validation, self.split.heldout]))
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON would give it back, so that a stored head and a new one can be compared."""
+    def _plain(self) -> dict[str, Any]:
+        """As JSON returns it, so that stored and new headers compare equal."""
         arrays = {
             "split": {name: ids.tolist() for name, ids in vars(self.split).items()},
             "tasks": self.tasks.tolist(),
@@ -74,24 +78,19 @@ class Header:
         return plain
 
     def require(self, path: Path, stored: Header) -> None:
-        """Raise ``HistoryError`` naming every key in which the ``stored`` head of ``path`` differs."""
-        old, new = _flat("", stored.plain()), _flat("", self.plain())
-        differing = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
+        """Raise ``HistoryError`` that lists every key in which the ``stored`` header of ``path`` differs."""
+        differing = differences(stored._plain(), self._plain())
         if differing:
-            listed = "; ".join(
-                f"{k}: {short(old.get(k))} there, {short(new.get(k))} asked for" for k in differing
-            )
             raise HistoryError(
-                f"{path} was collected with another configuration and is left alone ({listed})"
+                f"{path} was collected with another configuration and is left alone ({'; '.join(differing)})"
             )
 
     def write(self, file: Group) -> None:
-        """Store the header, and the versions of what produces the file, in ``file``."""
-        info = asdict(self.info)
+        """Store the header, and the versions of the packages that produce the file."""
         file.attrs["format_version"] = FORMAT_VERSION
-        for name, value in info.items():
+        for name, value in asdict(self.info).items():
             file.attrs[name] = json_text(name, value) if isinstance(value, dict) else value
-        file.attrs["versions"] = json_text("versions", _versions())
+        file.attrs["versions"] = json_text("versions", installed(_PACKAGES))
         for name, ids in vars(self.split).items():
             file[f"split/{name}"] = ids
         file["tasks"] = self.tasks
@@ -101,7 +100,6 @@ class Header:
 
     @classmethod
     def read(cls, file: Group) -> Header:
-        """The header stored in ``file``."""
         info = HistoryInfo(
             family=attribute(file, "family", str),
             family_kwargs=json_attribute(file, "family_kwargs"),
@@ -123,9 +121,69 @@ class Header:
         )
 
 
+# ---------------------------------------------------------------- scales
+
+SCALES = "scales"
+"""The group of the scales in a file."""
+
+_ROWS = 1 << 14  # converted to float64 at a time, so that images need not be in memory as floats
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What models standardise by: mean and standard deviation of observations, and the unit of rewards.
+
+    They are measured on the training tasks alone. ``reward`` is the root mean square of the nonzero rewards,
+    or 1 without any: exactly 1 where rewards are 0 or 1, however rare, elsewhere the size of a typical one.
+    """
+
+    observation_mean: NDArray[np.float64] | None  # (D,) by component, (C,) by channel; None: not a Box
+    observation_std: NDArray[np.float64] | None
+    reward: float
+
+
+def measure_scales(tasks: Iterable[Group], observation: SpaceSpec) -> Scales:
+    """The scales of the histories in the groups ``tasks``, of which one is in memory at a time."""
+    box = observation["kind"] == "box"
+    count, mean, spread = 0, np.zeros(1), np.zeros(1)
+    paid, squares = 0, 0.0
+    for group in tasks:
+        rewards = read(group, "rewards", "f").astype(np.float64)
+        paid, squares = paid + int(np.count_nonzero(rewards)), squares + float((rewards**2).sum())
+        rows = features(observation, read(group, "states", "iuf")) if box else np.empty((0, 1))
+        for first in range(0, len(rows), _ROWS):
+            # Chan, Golub & LeVeque 1983: exact updates of mean and sum of squared deviations.
+            part = rows[first : first + _ROWS].astype(np.float64)
+            n, part_mean = len(part), part.mean(axis=0)
+            step, total = part_mean - mean, count + n
+            spread = spread + ((part - part_mean) ** 2).sum(axis=0) + step**2 * (count * n / total)
+            count, mean = total, mean + step * (n / total)
+    reward = math.sqrt(squares / paid) if paid else 1.0
+    return Scales(mean, np.sqrt(spread / max(count, 1)), reward) if box else Scales(None, None, reward)
+
+
+def write_scales(file: Group, scales: Scales) -> None:
+    for name, value in vars(scales).items():
+        if value is not None:
+            file[f"{SCALES}/{name}"] = value
+
+
+def read_scales(file: Group) -> Scales | None:
+    """The stored scales; None for files written before scales were stored."""
+    if SCALES not in file:
+        return None
+    group = child(file, SCALES, Group)
+    names = ("observation_mean", "observation_std")
+    mean, std = (read(group, name, "f") if name in group else None for name in names)
+    return Scales(mean, std, float(read(group, "reward", "f")))
+
+
+# ---------------------------------------------------------------- marking
+
+_GUIDE = ("on_policy_threshold", "compression_window")  # also attributes of their own, as in the guide
 MARKING_ATTRIBUTES = (
     *("compressed_steps", "compression_ratio", "marker", "marker_parameters", "marker_seed", "marked_at"),
-    *("on_policy_threshold", "compression_window"),
+    *_GUIDE,
 )
 
 
@@ -135,12 +193,13 @@ def write_marking(file: Group, statistics: MarkingStatistics, marking: Mapping[s
     file.attrs["compression_ratio"] = statistics.compression_ratio
     if marking is None:
         return
+    parameters = marking["parameters"]
     file.attrs["marker"], file.attrs["marker_seed"] = marking["marker"], marking["seed"]
-    file.attrs["marker_parameters"] = json_text("marker parameters", marking["parameters"])
+    file.attrs["marker_parameters"] = json_text("marker parameters", parameters)
     file.attrs["marked_at"] = marking["time"]
-    for name in ("on_policy_threshold", "compression_window"):
-        if name in marking["parameters"]:
-            file.attrs[name] = marking["parameters"][name]
+    for name in _GUIDE:
+        if name in parameters:
+            file.attrs[name] = parameters[name]
 
 
 def read_marking(file: Group) -> dict[str, Any] | None:
@@ -155,8 +214,11 @@ def read_marking(file: Group) -> dict[str, Any] | None:
     }
 
 
-def _versions() -> dict[str, str]:
-    packages = ("compressed-ad", "numpy", "h5py", "numba", "gymnasium", "torch", "stable-baselines3")
+# ---------------------------------------------------------------- provenance
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of those ``packages`` that are installed."""
     found = {}
     for package in packages:
         try:
@@ -166,13 +228,17 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _flat(prefix: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, part in value.items():
-        flat |= _flat(f"{prefix}.{key}" if prefix else key, part)
-    return flat
+def differences(stored: Any, wanted: Any, prefix: str = "") -> list[str]:
+    """``key: old there, new asked for`` for every key in which two nested values differ."""
+    if isinstance(stored, Mapping) and isinstance(wanted, Mapping):
+        lines: list[str] = []
+        for key in dict.fromkeys([*stored, *wanted]):
+            inner = f"{prefix}.{key}" if prefix else str(key)
+            lines += differences(stored.get(key), wanted.get(key), inner)
+        return lines
+    if stored == wanted:
+        return []
+    return [f"{prefix}: {short(stored)} there, {short(wanted)} asked for"]
 
 
 def short(value: Any) -> str:

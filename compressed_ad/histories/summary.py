@@ -1,7 +1,8 @@
-"""What is in a history file: ``cad inspect`` as data and as text."""
+"""Summary of a history file: learning curves and marks, as ``cad inspect`` and reports show them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.header import HistoryInfo
-from compressed_ad.marking.apply import N_PHASE, MarkingStatistics, marking_statistics
 from compressed_ad.marking.markers import segments
+from compressed_ad.marking.statistics import N_PHASE, MarkingStatistics, marking_statistics
+from compressed_ad.registry import call_text
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, History, IntArray
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -24,13 +26,35 @@ class MarkedSegments:
     statistics: MarkingStatistics
     count: int
     length_quantiles: tuple[float, ...]  # at QUANTILES, in steps; NaN without segments
-    crossing_share: float  # share of segments that go on after an episode's end
+    crossing_share: float  # share of segments that continue after an episode's end
     reward_share: float  # share of marked steps whose reward is not 0
 
 
 @dataclass(frozen=True)
+class TaskMarks:
+    """The marks of one task."""
+
+    statistics: MarkingStatistics
+    lengths: IntArray  # (G,) steps of each segment
+    n_crossing: int  # segments that continue after an episode's end
+    n_rewarded: int  # marked steps whose reward is not 0
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """What remains of one task's histories once their arrays are dropped."""
+
+    task: int
+    n_learner: int
+    n_episode: IntArray  # (10,) finished episodes that end in each tenth of training
+    total_return: FloatArray  # (10,) undiscounted, of these episodes
+    curve: FloatArray  # (E,) mean return over the streams of each episode that all streams finished
+    marks: TaskMarks | None  # None if the task is not marked
+
+
+@dataclass(frozen=True)
 class Overview:
-    """What a history file holds. Curves have one value for each tenth of training, NaN without episodes."""
+    """Contents of a history file. Curves have one value for each tenth of training, NaN without episodes."""
 
     path: Path
     info: HistoryInfo
@@ -50,18 +74,16 @@ class Overview:
 
     @property
     def total_steps(self) -> int:
-        """Steps of all streams and tasks."""
         return sum(self.split.values()) * self.n_stream * self.n_step
 
     def text(self) -> str:
-        """Everything as lines for a terminal."""
         info, parts = self.info, ", ".join(f"{count} {name}" for name, count in self.split.items())
         spaces = ", ".join(f"{name} {_space(info.spaces[name])}" for name in ("observation", "action"))
         optimum = "unknown" if self.optimal_return is None else f"{self.optimal_return:.3f}"
         lines = [
             str(self.path),
-            f"  Task family: {_call(info.family, info.family_kwargs)}, horizon {info.horizon}, {spaces}",
-            f"  Source algorithm: {_call(info.learner, info.config)}, seed {info.seed}",
+            f"  Task family: {call_text(info.family, info.family_kwargs)}, horizon {info.horizon}, {spaces}",
+            f"  Source algorithm: {call_text(info.learner, info.config)}, seed {info.seed}",
             f"  Tasks: {sum(self.split.values())} ({parts})",
             f"  Streams per task: {self.n_stream} of {self.n_learner} learner(s), {self.n_step} steps each",
             f"  Steps: {self.total_steps}, in {self.n_episode} finished episodes",
@@ -84,44 +106,57 @@ class Overview:
         if marked.count:
             lengths = "/".join(f"{length:g}" for length in marked.length_quantiles)
             lines += [
-                f"  Segments: {marked.count}, lengths {lengths} (least, quartiles, most)",
+                f"  Segments: {marked.count}, lengths {lengths} (minimum, quartiles, maximum)",
                 f"  Segments that cross an episode's end: {100 * marked.crossing_share:.1f}%",
                 f"  Marked steps with reward: {100 * marked.reward_share:.1f}%",
             ]
         if self.marking is not None:
-            call = _call(self.marking["marker"], self.marking["parameters"])
+            call = call_text(self.marking["marker"], self.marking["parameters"])
             lines.append(f"  Marked by {call}, seed {self.marking['seed']}, {self.marking['time']}")
         return lines
 
 
-def describe(path: str | Path) -> Overview:
-    """What is in the history file at ``path``; errors as those of ``HistoryFile``."""
-    file = HistoryFile(path)
-    sums, normalised, counts = np.zeros(N_PHASE), np.zeros(N_PHASE), np.zeros(N_PHASE, dtype=np.int64)
-    masks: list[BoolArray] = []
-    lengths: list[IntArray] = []
-    crossing = rewarded = n_learner = 0
-    random = file.random_return[file.task_ids]
-    optimal = None if file.optimal_return is None else file.optimal_return[file.task_ids]
-    # A task on which random play is optimal has no normalised return.
-    gap = None if optimal is None else np.where(optimal == random, np.nan, optimal - random)
-    for place, task in enumerate(file.task_ids.tolist()):
+def task_summaries(file: HistoryFile) -> Iterator[TaskSummary]:
+    """A summary of every task of ``file``, in order; one task is in memory at a time."""
+    for task in file.task_ids.tolist():
         history = file.load([task])[task]
-        n_learner = len(np.unique(history.learner))
-        last, returns = finished_episodes(history)
+        stream, last, returns = finished_episodes(history)
         phase = last * N_PHASE // history.n_step
-        count, total = np.bincount(phase, minlength=N_PHASE), np.bincount(phase, returns, N_PHASE)
-        counts, sums = counts + count, sums + total
-        if gap is not None:
-            normalised += (total - count * random[place]) / gap[place]
-        if history.compression_mask is not None:
-            mask = history.compression_mask
-            row, start, stop = segments(mask)
-            before = np.pad(np.cumsum(history.episode_end, axis=1), ((0, 0), (1, 0)))
-            masks.append(mask)
-            lengths.append(stop - start)
-            crossing += int((before[row, stop - 1] > before[row, start]).sum())
-            rewarded += int(np.count_nonzero(history.rewards[mask]))
+        yield TaskSummary(
+            task=task,
+            n_learner=len(np.unique(history.learner)),
+            n_episode=np.bincount(phase, minlength=N_PHASE),
+            total_return=np.bincount(phase, returns, N_PHASE).astype(np.float64),
+            curve=_by_stream(stream, returns, history.n_stream).mean(axis=0),
+            marks=None if history.compression_mask is None else _marks(history, history.compression_mask),
+        )
+
+
+def _marks(history: History, mask: BoolArray) -> TaskMarks:
+    row, start, stop = segments(mask)
+    ended = np.pad(np.cumsum(history.episode_end, axis=1), ((0, 0), (1, 0)))  # episodes before each step
+    return TaskMarks(
+        statistics=marking_statistics([mask]),
+        lengths=stop - start,
+        n_crossing=int((ended[row, stop - 1] > ended[row, start]).sum()),
+        n_rewarded=int(np.count_nonzero(history.rewards[mask])),
+    )
+
+
+def describe(path: str | Path) -> Overview:
+    """Overview of the history file at ``path``; errors as those of ``HistoryFile``."""
+    file = HistoryFile(path)
+    tasks = list(task_summaries(file))
+    marks = [task.marks for task in tasks if task.marks is not None]
+    count = np.array([task.n_episode for task in tasks])  # (N, 10)
+    total = np.array([task.total_return for task in tasks])
+    random = file.random_return[file.task_ids]
+    optimal = normalised = None
+    if file.optimal_return is not None:
+        optimal = file.optimal_return[file.task_ids]
+        # A task on which random play is optimal has no normalised return.
+        gap = np.where(optimal == random, np.nan, optimal - random)
+        normalised = _mean(((total - count * random[:, None]) / gap[:, None]).sum(axis=0), count.sum(axis=0))
     return Overview(
         path=file.path,
         info=file.info,
@@ -129,35 +164,55 @@ def describe(path: str | Path) -> Overview:
         digest=file.digest(),
         split={name: len(ids) for name, ids in vars(file.split).items()},
         n_stream=file.n_stream,
-        n_learner=n_learner,
+        n_learner=tasks[-1].n_learner,
         n_step=file.n_step,
-        n_episode=int(counts.sum()),
-        learning_curve=_mean(sums, counts),
-        normalised_curve=None if optimal is None else _mean(normalised, counts),
+        n_episode=int(count.sum()),
+        learning_curve=_mean(total.sum(axis=0), count.sum(axis=0)),
+        normalised_curve=normalised,
         optimal_return=None if optimal is None else float(optimal.mean()),
         random_return=float(random.mean()),
         marking=file.marking,
-        segments=_segments(masks, np.concatenate(lengths), crossing, rewarded) if masks else None,
+        segments=_all_segments(marks) if marks else None,
     )
 
 
-def finished_episodes(history: History) -> tuple[IntArray, FloatArray]:
-    """Last step and undiscounted return of every finished episode, ordered by stream and time."""
-    row, last = np.nonzero(history.episode_end)
-    total = np.cumsum(history.rewards, axis=1, dtype=np.float64)[row, last]
-    same_stream = np.concatenate([[False], row[1:] == row[:-1]])
-    return last, total - np.where(same_stream, np.roll(total, 1), 0)
+def finished_episodes(history: History) -> tuple[IntArray, IntArray, FloatArray]:
+    """Stream, last step and undiscounted return of every finished episode, ordered by stream and time."""
+    stream, last = np.nonzero(history.episode_end)
+    total = np.cumsum(history.rewards, axis=1, dtype=np.float64)[stream, last]
+    same_stream = np.concatenate([[False], stream[1:] == stream[:-1]])
+    return stream, last, total - np.where(same_stream, np.roll(total, 1), 0)
 
 
-def _segments(masks: list[BoolArray], lengths: IntArray, crossing: int, rewarded: int) -> MarkedSegments:
-    statistics, count = marking_statistics(masks), len(lengths)
-    quantiles = np.quantile(lengths, QUANTILES) if count else np.full(len(QUANTILES), np.nan)
+def episode_returns(history: History) -> FloatArray:
+    """(S, E) return of each finished episode, cut to the number that every stream finished."""
+    stream, _, returns = finished_episodes(history)
+    return _by_stream(stream, returns, history.n_stream)
+
+
+def _by_stream(stream: IntArray, returns: FloatArray, n_stream: int) -> FloatArray:
+    counts = np.bincount(stream, minlength=n_stream)
+    number = np.arange(len(stream)) - np.repeat(np.cumsum(counts) - counts, counts)
+    kept: FloatArray = returns[number < counts.min()].reshape(n_stream, counts.min())
+    return kept
+
+
+def total_marking(marks: Sequence[TaskMarks]) -> MarkingStatistics:
+    """Statistics of several tasks together."""
+    total = np.sum([task.statistics.total_by_phase for task in marks], axis=0)
+    compressed = np.sum([task.statistics.compressed_by_phase for task in marks], axis=0)
+    return MarkingStatistics(tuple(total.tolist()), tuple(compressed.tolist()))
+
+
+def _all_segments(marks: Sequence[TaskMarks]) -> MarkedSegments:
+    statistics, lengths = total_marking(marks), np.concatenate([task.lengths for task in marks])
+    quantiles = np.quantile(lengths, QUANTILES) if len(lengths) else np.full(len(QUANTILES), np.nan)
     return MarkedSegments(
         statistics=statistics,
-        count=count,
+        count=len(lengths),
         length_quantiles=tuple(quantiles.tolist()),
-        crossing_share=crossing / max(count, 1),
-        reward_share=rewarded / max(statistics.compressed_steps, 1),
+        crossing_share=sum(task.n_crossing for task in marks) / max(len(lengths), 1),
+        reward_share=sum(task.n_rewarded for task in marks) / max(statistics.compressed_steps, 1),
     )
 
 
@@ -167,11 +222,6 @@ def _mean(sums: AnyArray, counts: IntArray) -> tuple[float, ...]:
 
 def _numbers(values: tuple[float, ...]) -> str:
     return " ".join("-" if np.isnan(value) else f"{value:.2f}" for value in values)
-
-
-def _call(name: str, arguments: dict[str, Any]) -> str:
-    listed = ", ".join(f"{key}={value}" for key, value in arguments.items())
-    return f"{name}({listed})" if listed else name
 
 
 def _space(spec: dict[str, Any]) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
 
-from compressed_ad.settings import Count, Settings
+from compressed_ad.settings import Count, FreeParameters, Settings
 
 
 class AlgorithmSettings(Settings):
@@ -16,7 +14,7 @@ class AlgorithmSettings(Settings):
     n_learner: Count = Field(1, description="independent learners per task")
     n_stream: Count = Field(100, description="parallel environments of each learner, which share its policy")
     n_timesteps: Count = Field(1000, description="environment steps of each stream")
-    learner_kwargs: dict[str, Any] = Field(
+    learner_kwargs: FreeParameters = Field(
         default_factory=dict, description="hyper-parameters of the learner (cad list learners)"
     )
     n_process: Count | None = Field(None, description="parallel processes; default: the number of cores")

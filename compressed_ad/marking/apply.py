@@ -1,4 +1,4 @@
-"""Marking histories: any marker, by name or as a callable, on a ``History``; checks and statistics."""
+"""Applies a marker, given by name or as a callable, to histories."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from compressed_ad.errors import CompressedADError, ConfigError, MarkerError, UsageError, nearest
-from compressed_ad.marking.markers import MARKER, Marker, known
-from compressed_ad.marking.statistics import N_PHASE, MarkingStatistics, marking_statistics
-from compressed_ad.seeding import rng, seed64
+from compressed_ad.errors import ConfigError, MarkerError, UsageError, nearest
+from compressed_ad.marking.markers import MARKER, Marker, without_nan
+from compressed_ad.marking.settings import MarkerSettings
+from compressed_ad.registry import Parameters
+from compressed_ad.seeding import seed64
+from compressed_ad.settings import Problem
 from compressed_ad.types import AnyArray, BoolArray, History
-
-__all__ = ["N_PHASE", "MarkingStatistics", "marking_statistics"]
 
 FIELD_OF = {
     "probs": "action_probs",
@@ -32,16 +32,14 @@ FIELD_OF = {
     "next_states": "next_states",
     "learner": "learner",
 }
-"""What a marker may ask for by the name of an argument, and where in a ``History`` it comes from."""
+"""Names of arguments that a marker gets from the history, and the field of ``History`` that holds each."""
 
 REQUIRED = inspect.Parameter.empty
-"""Stands in ``marker_parameters`` for a parameter without a default."""
-
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+"""The default of a parameter that has none, in ``marker_parameters``."""
 
 
 def find_marker(marker: str | Marker) -> Marker:
-    """The marker of a registered name or ``module:attribute``; a callable is returned as it is."""
+    """The marker that a registered name or ``module:attribute`` stands for; a callable stands for itself."""
     found = MARKER[marker] if isinstance(marker, str) else marker
     if not callable(found):
         raise UsageError(f"marker {marker!r} is a {type(found).__name__}, not a function")
@@ -60,40 +58,73 @@ def marker_name(marker: str | Marker) -> str:
 
 def marker_parameters(marker: str | Marker) -> dict[str, Any]:
     """The parameters that a user may set for ``marker``, with their defaults (or ``REQUIRED``)."""
-    return {
-        name: parameter.default
-        for name, parameter in _signature(marker).items()
-        if name not in FIELD_OF and name != "seed" and parameter.kind not in _VARIADIC
-    }
+    return {name: parameter.default for name, parameter in _parameters(marker).settable.items()}
+
+
+def validated_params(marker: str | Marker, params: Mapping[str, Any]) -> dict[str, Any]:
+    """``params`` for ``marker``; ``ConfigError`` lists wrong, unknown and missing ones."""
+    parameters = _parameters(marker)
+    values, found = parameters.validated(params)
+    for name in parameters.missing(params):
+        hint = f"{nearest(name, FIELD_OF)}; a history has {', '.join(FIELD_OF)}"
+        found.append(
+            Problem(f"needs {name!r}, which is neither a given parameter nor in a history{hint}", (name,))
+        )
+    if found:
+        raise ConfigError([problem.within(f"marker {marker_name(marker)!r}") for problem in found])
+    return values
+
+
+def _parameters(marker: str | Marker) -> Parameters:
+    try:
+        return Parameters(find_marker(marker), handed=(*FIELD_OF, "seed"), guess=True)
+    except ValueError as error:
+        name = marker_name(marker)
+        raise UsageError(f"marker {name!r}: its arguments cannot be read; wrap it in a function") from error
 
 
 def apply_marker(marker: str | Marker, history: History, *, seed: int = 0, **params: Any) -> BoolArray:
     """The mask (S, T) of ``history`` by ``marker``: a registered name, ``module:attribute`` or a callable.
 
-    The marker is handed, by the names of its arguments, read-only arrays of the history (the keys of
-    ``FIELD_OF``), ``seed``, and ``params``.
+    By the names of its arguments, the marker gets read-only arrays of the history (the keys of
+    ``FIELD_OF``), ``seed`` and ``params``.
 
     Raises ``UnknownNameError`` or ``ConfigError`` for a wrong name or parameter; ``MarkerError`` if the
-    history lacks what is asked for, or has NaN in it, or the result is not a bool array (S, T).
+    history lacks an array that the marker needs, if that array has NaN in it, or if the result is not a
+    bool array (S, T).
     """
-    function, label = find_marker(marker), marker_name(marker)
+    function, label = find_marker(marker), f"marker {marker_name(marker)!r}"
+    ours = getattr(function, "__module__", "") == without_nan.__module__  # these look for NaN themselves
+    named, positional = validated_params(marker, params), []
     try:
-        positional, named = _arguments(function, history, seed, params)
+        for name, parameter in inspect.signature(function).parameters.items():
+            if name in FIELD_OF:
+                array = _array(history, name, needed=parameter.default is REQUIRED)
+                if array is not None:
+                    named[name] = array if ours or array.dtype.kind != "f" else without_nan(name, array)
+            elif name == "seed":
+                named[name] = seed
+            if parameter.kind is parameter.POSITIONAL_ONLY and name in named:
+                positional.append(named.pop(name))
         mask = function(*positional, **named)
     except MarkerError as error:
-        raise MarkerError(f"marker {label!r}: {error}") from error
+        raise MarkerError(f"{label}: {error}") from error
     except ConfigError as error:
-        raise ConfigError(f"marker {label!r}: {problem}" for problem in error.problems) from error
-    problem = _result_problem(mask, history.rewards.shape)
-    if problem:
-        raise MarkerError(f"marker {label!r}: {problem}")
+        raise ConfigError(f"{label}: {problem}" for problem in error.problems) from error
+    wanted = f"{label}: must return a bool array {history.rewards.shape} as rewards have"
+    if not isinstance(mask, np.ndarray):
+        raise MarkerError(f"{wanted}, but returns a {type(mask).__name__}")
+    if mask.shape != history.rewards.shape:
+        raise MarkerError(f"{wanted}, but the shape of its result is {mask.shape}")
+    if mask.dtype != np.bool_:
+        raise MarkerError(f"{wanted}, but the dtype of its result is {mask.dtype}")
     return mask
 
 
 def mark_all(
     marker: str | Marker, histories: Mapping[int, History], *, seed: int = 0, **params: Any
 ) -> dict[int, History]:
-    """``histories`` by task index with new masks; a task's mask does not depend on the tasks beside it."""
+    """``histories`` by task index with new masks; the mask of a task does not depend on other tasks."""
     return {
         task: history.with_mask(apply_marker(marker, history, seed=task_seed(seed, task), **params))
         for task, history in histories.items()
@@ -101,89 +132,30 @@ def mark_all(
 
 
 def task_seed(seed: int, task: int) -> int:
-    """The seed that a marker gets for one task."""
     return seed64(seed, "marker", "task", task)
 
 
-def _signature(marker: str | Marker) -> Mapping[str, inspect.Parameter]:
-    try:
-        return inspect.signature(find_marker(marker)).parameters
-    except ValueError as error:
-        name = marker_name(marker)
-        raise UsageError(f"marker {name!r}: its arguments cannot be read; wrap it in a function") from error
-
-
-def _arguments(
-    function: Marker, history: History, seed: int, params: Mapping[str, Any]
-) -> tuple[list[Any], dict[str, Any]]:
-    signature = _signature(function)
-    settable = marker_parameters(function)
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.values())
-    extra = {name: value for name, value in params.items() if name not in settable}
-    problems = [
-        f"unknown parameter {name!r}{nearest(name, settable)}; it has {', '.join(settable) or 'none'}"
-        for name in extra
-        if not takes_any or name in signature
-    ]
-    problems += [
-        f"{name}: expected true or false, got {params[name]!r}"
-        for name, default in settable.items()
-        if isinstance(default, bool) and not isinstance(params.get(name, default), bool)
-    ]
-    problems += [
-        f"{name}: expected a number, got {params[name]!r}"
-        for name, default in settable.items()
-        if isinstance(default, int | float)
-        and not isinstance(default, bool)
-        and isinstance(params.get(name, default), str)
-    ]
-    problems += [
-        f"needs {name!r}, which is neither given as a parameter nor something a history has"
-        f"{nearest(name, FIELD_OF)}; a history has {', '.join(FIELD_OF)}"
-        for name, default in settable.items()
-        if default is REQUIRED and name not in params
-    ]
-    if problems:
-        raise ConfigError(problems)
-    positional: list[Any] = []
-    named: dict[str, Any] = dict(extra)
-    for name, parameter in signature.items():
-        if parameter.kind in _VARIADIC or (name in settable and name not in params):
-            continue
-        value = params.get(name, seed) if name not in FIELD_OF else _read(history, name)
-        if value is None and name in FIELD_OF:
-            if parameter.default is not REQUIRED:
-                continue
+def _array(history: History, name: str, *, needed: bool) -> AnyArray | None:
+    """A read-only array of the history; None if it lacks one that is not ``needed``."""
+    found: AnyArray | None = getattr(history, FIELD_OF[name])
+    if name == "log_prob":
+        found = _log_prob(history)
+    if found is None:
+        if needed:
             raise MarkerError(
                 f"needs {name}, which this history does not have; collect with a source algorithm that "
                 "records it, or choose a marker that does not need it"
             )
-        if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
-            positional.append(value)
-        else:
-            named[name] = value
-    return positional, named
-
-
-def _read(history: History, name: str) -> AnyArray | None:
-    found: AnyArray | None = getattr(history, FIELD_OF[name])
-    if found is None:
         return None
-    if found.dtype.kind == "f":
-        known(name, found)
-    if name == "log_prob":
-        found = _log_prob(history)
-        if found is None:
-            return None
     view = found.view()
     view.flags.writeable = False
     return view
 
 
 def _log_prob(history: History) -> AnyArray | None:
-    """(S, T) log-probabilities of whole actions; None where ``action_probs`` are relative to a density's top.
+    """(S, T) log-probabilities of whole actions; None if ``action_probs`` are relative (continuous actions).
 
-    Of actions with K components ``action_probs`` is the geometric mean.
+    ``action_probs`` of actions with K components are geometric means over the components.
     """
     actions = history.actions
     if actions.dtype.kind == "f":
@@ -193,105 +165,28 @@ def _log_prob(history: History) -> AnyArray | None:
         return np.asarray(n_component * np.log(history.action_probs))
 
 
-def _result_problem(mask: object, shape: tuple[int, ...]) -> str | None:
-    wanted = f"must return a bool array {shape} as rewards have"
-    if not isinstance(mask, np.ndarray):
-        return f"{wanted}, but returns a {type(mask).__name__}"
-    if mask.shape != shape:
-        return f"{wanted}, but the shape of its result is {mask.shape}"
-    if mask.dtype != np.bool_:
-        return f"{wanted}, but the dtype of its result is {mask.dtype}"
-    return None
+# ---------------------------------------------------------------- the marker of a configuration
+
+GUIDE_SETTINGS = ("on_policy_threshold", "compression_window")
+"""Parameters of markers that have their own settings, because the guide names them."""
 
 
-# ---------------------------------------------------------------- a user's own marker
+def marker_params(settings: MarkerSettings) -> dict[str, Any]:
+    """Keyword arguments for the marker: the guide's two if set and known to the marker, and ``params``."""
+    known = marker_parameters(settings.marker)
+    guide = {key: getattr(settings, key) for key in GUIDE_SETTINGS if key in known}
+    return {**{key: value for key, value in guide.items() if value is not None}, **settings.params}
 
 
-_ONE_STEP = "histories of one step"
-
-
-def check_marker(marker: str | Marker, **params: Any) -> list[str]:
-    """What is wrong with a user's marker, in plain sentences; an empty list if nothing is.
-
-    It is tried on a made-up history with every array that a history can have: result, input left unchanged,
-    same result twice, one step, each stream marked by itself (unless the marker asks for ``seed`` or
-    ``learner``, as controls do), and with ``causal=True``, if it has that, the prefix property.
-    """
-    problems: list[str] = []
-
-    def attempt(what: str, history: History, **more: Any) -> BoolArray | None:
-        try:
-            return apply_marker(marker, history, **{**params, **more})
-        except CompressedADError as error:
-            problems.append(f"It cannot mark {what}: {error}")
-        except Exception as error:  # whatever a user's function raises is the finding
-            if "read-only" in str(error):
-                problems.append("It modifies the arrays it is given; work on a copy.")
-            else:
-                problems.append(f"It raises {type(error).__name__} on {what}: {error}")
-        return None
-
-    history = _example(4, 120)
-    mask, again = attempt("an ordinary history", history), None
-    if mask is not None:
-        again = attempt("the same history again", history)
-    if mask is None or again is None:
-        return problems
-    if not np.array_equal(mask, again):
-        problems.append("Two calls on the same history give different masks; draw from the seed argument.")
-    if any(np.shares_memory(mask, array) for _, array in history.per_step()):
-        problems.append("Its result shares memory with the history; return a new array.")
-    attempt(_ONE_STEP, _cut(history, 4, 1))
-    asks = set(_signature(marker))
-    if not asks & {"seed", "learner"}:
-        alone = attempt("a single stream", _cut(history, 1, 120))
-        if alone is not None and not np.array_equal(alone[0], mask[0]):
-            problems.append("The mask of a stream depends on the other streams.")
-    if "causal" in asks and "seed" not in asks:
-        whole = attempt("a history with causal=True", history, causal=True)
-        for n_step in range(1, 120) if whole is not None else ():
-            part = attempt(
-                f"the first {n_step} steps with causal=True", _cut(history, 4, n_step), causal=True
-            )
-            if part is None:
-                break
-            if whole is not None and not np.array_equal(part, whole[:, :n_step]):
-                problems.append("With causal=True the marking of a prefix is not a prefix of the marking.")
-                break
-    return problems
-
-
-def marker_faults(marker: str | Marker, **params: Any) -> list[str]:
-    """What forbids the use of a marker: whatever ``check_marker`` finds, except on histories of one step.
-
-    The guide's own example needs two steps, and so may any other; real histories have them.
-    """
-    return [problem for problem in check_marker(marker, **params) if _ONE_STEP not in problem]
-
-
-def _example(n_stream: int, n_step: int) -> History:
-    """A made-up history of a policy that gets surer, with every optional array but no mask."""
-    draw = rng(0, "check_marker")
-    shape = (n_stream, n_step)
-    sure = np.linspace(np.linspace(0.2, 0.7, n_stream), 1, n_step).T  # streams differ in level
-    probs = np.clip(sure + draw.normal(0, 0.15, shape), 0.05, 1).astype(np.float32)
-    end = np.zeros(shape, dtype=bool)
-    end[:, 14::15] = True
-    return History(
-        states=draw.integers(0, 9, shape),
-        actions=draw.integers(0, 5, shape),
-        rewards=(draw.random(shape) < sure - 0.2).astype(np.float32),
-        next_states=draw.integers(0, 9, shape),
-        terminated=np.zeros(shape, dtype=bool),
-        truncated=end,
-        action_probs=probs,
-        update=np.broadcast_to(np.arange(n_step, dtype=np.int32) // 20, shape).copy(),
-        learner=np.zeros(n_stream, dtype=np.int32),
-        entropy=(1.5 * (1 - probs)).astype(np.float32),
-        log_prob_next=np.minimum(np.log(probs) + draw.normal(0, 0.1, shape), 0).astype(np.float32),
-    )
-
-
-def _cut(history: History, n_stream: int, n_step: int) -> History:
-    arrays = {name: array[:n_stream, :n_step] for name, array in history.per_step()}
-    return History(**arrays, learner=history.learner[:n_stream])
+def with_marker_defaults(settings: MarkerSettings) -> MarkerSettings:
+    """``settings`` with the marker's own defaults for what is not set, and None for what it does not have."""
+    known, stated = marker_parameters(settings.marker), settings.model_dump()
+    for key in GUIDE_SETTINGS:
+        if key not in known:
+            stated[key] = None
+        elif stated[key] is None and known[key] is not REQUIRED:
+            stated[key] = known[key]
+    try:
+        return MarkerSettings(**stated)
+    except ConfigError:  # a user's marker that gives these names another meaning
+        return settings

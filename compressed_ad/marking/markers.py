@@ -1,24 +1,28 @@
 """Markers: which steps of a learning history belong to a segment.
 
 A marker is a pure function of arrays ``(..., T)``, one stream per leading index, to a mask (bool) of the same
-shape. A **segment** is a maximal marked run, half-open ``[start, stop)``. Because masks are all that is kept,
-two segments that touch would become one; markers that could produce touching segments (``rollout``,
+shape. A **segment** is a maximal marked run, half-open ``[start, stop)``. Only masks are stored, so two
+segments that touch would become one; markers that could produce touching segments (``rollout``,
 ``within_episode``) therefore leave the first step of the later one unmarked.
 
-The guide's rule, ``threshold``, measures confidence under the behaviour policy, i.e. low entropy; whether a
-step is still on-policy after learning needs the later policy, which is what ``policy_ratio`` looks at.
+The guide's rule, ``threshold``, measures the confidence of the policy that acted. Whether a step is still
+on-policy after learning depends on the later policy: ``policy_ratio`` compares the two.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from compressed_ad.errors import ConfigError, MarkerError
-from compressed_ad.registry import Registry
+from compressed_ad.registry import Registry, checked
 from compressed_ad.seeding import rng
+from compressed_ad.settings import Count, Fraction, NonNegative, Positive
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray
 
 Marker = Callable[..., BoolArray]
@@ -43,8 +47,8 @@ def segments(mask: ArrayLike) -> tuple[IntArray, IntArray, IntArray]:
 def borders(mask: ArrayLike) -> tuple[BoolArray, BoolArray]:
     """Where ``<compress>`` and ``\\compress>`` stand, two bool arrays shaped as ``mask`` (..., T).
 
-    For a segment [s, e) the start is on s and the end on e, the first step after it. Before the first step
-    counts as unmarked, and an end beyond the last step is not shown.
+    For a segment [s, e) the start is on s and the end on e, the first step after it. Steps before the first
+    count as unmarked, and an end beyond the last step is not shown.
     """
     mask = np.asarray(mask, dtype=bool)
     before = np.zeros_like(mask)
@@ -77,7 +81,6 @@ def _long_runs(
     causal: bool = False,
 ) -> BoolArray:
     """Maximal runs of ``wanted`` (..., T) of at least ``compression_window`` steps, as ``threshold`` says."""
-    _check_count("compression_window", compression_window)
     rows = _rows(wanted)
     joined = rows[:, 1:] & rows[:, :-1]
     if within_episode:
@@ -98,10 +101,11 @@ def _long_runs(
 
 
 @MARKER.register("threshold")
+@checked
 def threshold(
     probs: ArrayLike,
-    on_policy_threshold: float = 0.7,
-    compression_window: int = 10,
+    on_policy_threshold: Fraction = 0.7,
+    compression_window: Count = 10,
     *,
     within_episode: bool = False,
     episode_end: ArrayLike | None = None,
@@ -109,47 +113,49 @@ def threshold(
 ) -> BoolArray:
     """The guide's rule: runs of at least ``compression_window`` steps with ``probs >= on_policy_threshold``.
 
-    Runs are maximal, and one still open at the last step counts. ``within_episode`` cuts them at
+    Runs are maximal, and one that is open at the last step counts. ``within_episode`` cuts them at
     ``episode_end`` (..., T); without it a segment may cross episode ends, as in the guide. With ``causal`` a
-    segment [s, e) begins where its evidence is in, at ``s + compression_window - 1``, so that the marking of
-    a prefix is a prefix of the marking.
+    segment [s, e) begins where its evidence is complete, at ``s + compression_window - 1``, so that the
+    marking of a prefix is a prefix of the marking.
     """
-    values = known("probs", probs)
-    wanted = values >= _check_fraction("on_policy_threshold", on_policy_threshold)
+    wanted = without_nan("probs", probs) >= on_policy_threshold
     return _long_runs(wanted, compression_window, within_episode, episode_end, causal)
 
 
 @MARKER.register("high_confidence")
-def high_confidence(probs: ArrayLike, on_policy_threshold: float = 0.95) -> BoolArray:
+@checked
+def high_confidence(probs: ArrayLike, on_policy_threshold: Fraction = 0.95) -> BoolArray:
     """Every step with ``probs > on_policy_threshold``, without a minimum run (the guide's custom example)."""
-    mask: BoolArray = known("probs", probs) > _check_fraction("on_policy_threshold", on_policy_threshold)
+    mask: BoolArray = without_nan("probs", probs) > on_policy_threshold
     return mask
 
 
 @MARKER.register("rising_confidence")
+@checked
 def rising_confidence(
-    probs: ArrayLike, on_policy_threshold: float = 0.7, *, causal: bool = False
+    probs: ArrayLike, on_policy_threshold: Fraction = 0.7, *, causal: bool = False
 ) -> BoolArray:
     """Steps with ``probs > on_policy_threshold`` and a rising ``probs`` (the guide's custom example).
 
     The slope is ``numpy.gradient``, whose central difference looks one step ahead; ``causal`` takes the
     difference to the step before instead. The slope of a stream of one step, and the first causal one, is 0.
     """
-    values = known("probs", probs)
+    values = without_nan("probs", probs)
     if causal:
         slope = np.diff(values, axis=-1, prepend=values[..., :1])
     else:
         slope = np.gradient(values, axis=-1) if values.shape[-1] > 1 else np.zeros_like(values)
-    mask: BoolArray = (values > _check_fraction("on_policy_threshold", on_policy_threshold)) & (slope > 0)
+    mask: BoolArray = (values > on_policy_threshold) & (slope > 0)
     return mask
 
 
 @MARKER.register("policy_ratio")
+@checked
 def policy_ratio(
     log_prob: ArrayLike,
     log_prob_next: ArrayLike,
-    clip_range: float = 0.2,
-    compression_window: int = 10,
+    clip_range: Positive = 0.2,
+    compression_window: Count = 10,
     *,
     within_episode: bool = False,
     episode_end: ArrayLike | None = None,
@@ -160,19 +166,18 @@ def policy_ratio(
     ``compression_window`` steps; both log-probabilities (nats) must be of the same kind, which the relative
     probabilities of continuous actions are not. There is no causal form: the ratio is known after the update.
     """
-    old, new = known("log_prob", log_prob), known("log_prob_next", log_prob_next)
-    if not clip_range > 0:
-        raise ConfigError(f"clip_range: expected a number > 0, got {clip_range!r}")
+    old, new = without_nan("log_prob", log_prob), without_nan("log_prob_next", log_prob_next)
     with np.errstate(invalid="ignore", over="ignore"):
-        wanted = np.abs(np.exp(new - old) - 1) <= float(clip_range)
+        wanted = np.abs(np.exp(new - old) - 1) <= clip_range
     return _long_runs(wanted, compression_window, within_episode, episode_end)
 
 
 @MARKER.register("low_entropy")
+@checked
 def low_entropy(
     entropy: ArrayLike,
     max_entropy: float = 0.61,
-    compression_window: int = 10,
+    compression_window: Count = 10,
     *,
     within_episode: bool = False,
     episode_end: ArrayLike | None = None,
@@ -182,7 +187,7 @@ def low_entropy(
 
     The default is the entropy of a choice between two actions at 0.7 and 0.3.
     """
-    wanted = known("entropy", entropy) <= float(max_entropy)
+    wanted = without_nan("entropy", entropy) <= max_entropy
     return _long_runs(wanted, compression_window, within_episode, episode_end, causal)
 
 
@@ -213,66 +218,50 @@ def everything(update: ArrayLike) -> BoolArray:
 # ---------------------------------------------------------------- controls
 
 
+def _control(rearranged: Callable[..., BoolArray]) -> Marker:
+    """A marker that rearranges the mask of ``threshold``, with the parameters of both."""
+    whole, more = inspect.signature(threshold).parameters, inspect.signature(rearranged).parameters
+    probs, *others = whole.values()
+    parameters = [probs, *list(more.values())[1:], *others]
+    signature = inspect.Signature(sorted(parameters, key=lambda parameter: parameter.kind))
+
+    @functools.wraps(rearranged)
+    def marker(*args: Any, **kwargs: Any) -> BoolArray:
+        given = signature.bind(*args, **kwargs).arguments
+        mask = threshold(**{name: given.pop(name) for name in whole if name in given})
+        return rearranged(mask, **given)
+
+    marker.__signature__ = signature  # type: ignore[attr-defined]
+    return checked(marker)
+
+
 @MARKER.register("random")
-def random(
-    probs: ArrayLike,
-    on_policy_threshold: float = 0.7,
-    compression_window: int = 10,
-    *,
-    within_episode: bool = False,
-    episode_end: ArrayLike | None = None,
-    causal: bool = False,
-    seed: int = 0,
-) -> BoolArray:
+@_control
+def random(mask: BoolArray, *, seed: int = 0) -> BoolArray:
     """Control: the segments of ``threshold``, in number and lengths, at random places of the same stream.
 
     All orders of the segments and all ways to place them without touching are equally likely.
     """
-    mask = threshold(
-        probs,
-        on_policy_threshold,
-        compression_window,
-        within_episode=within_episode,
-        episode_end=episode_end,
-        causal=causal,
-    )
     row, start, stop = segments(mask)
     length = stop - start
-    n_step = mask.shape[-1]
     draw = rng(seed, "marker", "random")
-    for own in _by_row(row):
-        count, lengths = len(own), draw.permutation(length[own])
+    for ids in _by_row(row):
+        count, lengths = len(ids), draw.permutation(length[ids])
         # Stars and bars: choosing which of slack + count places are segments gives every placement once.
-        slack = n_step - lengths.sum() - (count - 1)
+        slack = mask.shape[-1] - lengths.sum() - (count - 1)
         place = np.sort(draw.choice(slack + count, size=count, replace=False)) - np.arange(count)
-        start[own] = place + np.cumsum(lengths) - lengths + np.arange(count)
-        length[own] = lengths
+        start[ids] = place + np.cumsum(lengths) - lengths + np.arange(count)
+        length[ids] = lengths
     return _paint(mask.shape, row, start, start + length)
 
 
 @MARKER.register("shuffled")
-def shuffled(
-    probs: ArrayLike,
-    on_policy_threshold: float = 0.7,
-    compression_window: int = 10,
-    *,
-    within_episode: bool = False,
-    episode_end: ArrayLike | None = None,
-    causal: bool = False,
-    seed: int = 0,
-) -> BoolArray:
+@_control
+def shuffled(mask: BoolArray, *, seed: int = 0) -> BoolArray:
     """Control: every stream gets the ``threshold`` mask of another stream (axis -2) of the same task.
 
     Each mask is used once, and none by its own stream. ``MarkerError`` if there is only one stream.
     """
-    mask = threshold(
-        probs,
-        on_policy_threshold,
-        compression_window,
-        within_episode=within_episode,
-        episode_end=episode_end,
-        causal=causal,
-    )
     if mask.ndim < 2 or mask.shape[-2] < 2:
         raise MarkerError("needs at least two streams per task; use 'random' instead")
     order = rng(seed, "marker", "shuffled").permutation(mask.shape[-2])
@@ -282,46 +271,31 @@ def shuffled(
 
 
 @MARKER.register("reward_matched")
+@_control
 def reward_matched(
-    probs: ArrayLike,
+    mask: BoolArray,
     rewards: ArrayLike,
-    on_policy_threshold: float = 0.7,
-    compression_window: int = 10,
     *,
-    reward_tolerance: float = 0.05,
-    sweeps: int = 4,
-    within_episode: bool = False,
-    episode_end: ArrayLike | None = None,
-    causal: bool = False,
+    reward_tolerance: NonNegative = 0.05,
+    sweeps: Count = 4,
     seed: int = 0,
 ) -> BoolArray:
     """Control: the segments of ``threshold`` moved to random places of equal length and equal mean reward.
 
     Matching: each segment keeps its length, stays in its stream, and its mean reward per step differs by at
-    most ``reward_tolerance`` from that of the ``threshold`` segment it stands for. Starting from the
+    most ``reward_tolerance`` from that of the ``threshold`` segment that it replaces. Starting from the
     ``threshold`` segments, every segment in turn (random order, ``sweeps`` times) is moved to a place drawn
     uniformly from all places that fulfil this and touch no other segment. Its old place is among them, so a
-    match always exists; where marked steps fill a stream, segments can only slide.
+    match always exists. Where marked steps fill a stream, segments can only slide.
     """
-    mask = threshold(
-        probs,
-        on_policy_threshold,
-        compression_window,
-        within_episode=within_episode,
-        episode_end=episode_end,
-        causal=causal,
-    )
-    _check_count("sweeps", sweeps)
-    if not reward_tolerance >= 0:
-        raise ConfigError(f"reward_tolerance: expected a number >= 0, got {reward_tolerance!r}")
-    reward_rows = _rows(known("rewards", rewards)).astype(np.float64)
+    reward_rows = _rows(without_nan("rewards", rewards)).astype(np.float64)
     if reward_rows.shape != _rows(mask).shape:
         raise MarkerError(f"rewards: expected {mask.shape} as probs have, got {np.shape(rewards)}")
     row, start, stop = segments(mask)
     draw = rng(seed, "marker", "reward_matched")
     total = np.pad(np.cumsum(reward_rows, axis=1), ((0, 0), (1, 0)))
-    for own in _by_row(row):
-        _rearrange(start, stop, own, total[row[own[0]]], float(reward_tolerance), sweeps, draw)
+    for ids in _by_row(row):
+        _rearrange(start, stop, ids, total[row[ids[0]]], reward_tolerance, sweeps, draw)
     order = np.lexsort((start, row))
     return _paint(mask.shape, row[order], start[order], stop[order])
 
@@ -329,20 +303,20 @@ def reward_matched(
 def _rearrange(
     start: IntArray,
     stop: IntArray,
-    own: IntArray,
+    ids: IntArray,
     total: FloatArray,
     tolerance: float,
     sweeps: int,
     draw: np.random.Generator,
 ) -> None:
-    """Move the segments ``own`` of one stream in place; ``total`` (T + 1,) are its cumulative rewards."""
-    goal = (total[stop[own]] - total[start[own]]) / (stop[own] - start[own])
+    """Move the segments ``ids`` of one stream in place; ``total`` (T + 1,) are its cumulative rewards."""
+    goal = (total[stop[ids]] - total[start[ids]]) / (stop[ids] - start[ids])
     blocked = np.zeros(len(total) + 1, dtype=np.int64)  # steps -1 ... T - 1, widened by one for touching
-    for k in own:
+    for k in ids:
         blocked[start[k] : stop[k] + 2] += 1
     for _ in range(sweeps):
-        for i in draw.permutation(len(own)):
-            k = own[i]
+        for i in draw.permutation(len(ids)):
+            k = ids[i]
             length = stop[k] - start[k]
             blocked[start[k] : stop[k] + 2] -= 1
             used = np.concatenate([[0], np.cumsum(blocked[1:-1] > 0)])
@@ -356,14 +330,14 @@ def _rearrange(
 
 def _by_row(row: IntArray) -> list[IntArray]:
     """Index arrays of the segments of each stream that has any."""
-    return [own for own in np.split(np.arange(len(row)), np.nonzero(np.diff(row))[0] + 1) if len(own)]
+    return [ids for ids in np.split(np.arange(len(row)), np.nonzero(np.diff(row))[0] + 1) if len(ids)]
 
 
 # ---------------------------------------------------------------- parameters
 
 
-def known(name: str, values: ArrayLike) -> FloatArray:
-    """``values`` as a float array; ``MarkerError`` saying where if any is NaN, which stands for unknown."""
+def without_nan(name: str, values: ArrayLike) -> FloatArray:
+    """``values`` as a float array; ``MarkerError`` says where the first NaN is, which stands for unknown."""
     array: FloatArray = np.asarray(values)
     if array.dtype.kind != "f":
         array = array.astype(np.float64)
@@ -375,15 +349,3 @@ def known(name: str, values: ArrayLike) -> FloatArray:
             "collect with a source algorithm that records them, or choose a marker that does not need them"
         )
     return array
-
-
-def _check_fraction(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value <= 1:
-        raise ConfigError(f"{name}: expected a number between 0 and 1, got {value!r}")
-    # A Python float compares with float32 probabilities at their precision; a NumPy float64 would not.
-    return float(value)
-
-
-def _check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ConfigError(f"{name}: expected a whole number >= 1, got {value!r}")

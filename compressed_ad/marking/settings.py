@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
 
-from compressed_ad.settings import Count, Fraction, Settings
+from compressed_ad.settings import Count, Fraction, FreeParameters, Settings
 
 
 class MarkerSettings(Settings):
@@ -20,4 +18,4 @@ class MarkerSettings(Settings):
     compression_window: Count | None = Field(
         None, description="minimum length of a marked segment in steps; default: the marker's (threshold: 10)"
     )
-    params: dict[str, Any] = Field(default_factory=dict, description="other parameters of the marker")
+    params: FreeParameters = Field(default_factory=dict, description="other parameters of the marker")

@@ -1,4 +1,4 @@
-"""How much is marked, in all and over the course of training, in the guide's form."""
+"""How much of histories is marked, overall and over the course of training."""
 
 from __future__ import annotations
 
@@ -14,24 +14,22 @@ N_PHASE = 10
 
 @dataclass(frozen=True)
 class MarkingStatistics:
-    """How many steps are marked, in all and in each tenth of training."""
+    """How many steps are marked, overall and in each tenth of training."""
 
     total_by_phase: tuple[int, ...]  # (10,) steps
     compressed_by_phase: tuple[int, ...]  # (10,) marked steps
 
     @property
     def total_steps(self) -> int:
-        """All steps of all streams and tasks."""
         return sum(self.total_by_phase)
 
     @property
     def compressed_steps(self) -> int:
-        """The marked ones."""
         return sum(self.compressed_by_phase)
 
     @property
     def compression_ratio(self) -> float:
-        """Marked fraction, 0 if there are no steps."""
+        """Marked fraction of all steps; 0 if there are none."""
         return self.compressed_steps / max(self.total_steps, 1)
 
     @property
@@ -41,7 +39,7 @@ class MarkingStatistics:
         return [marked / total if total else float("nan") for marked, total in pairs]
 
     def advice(self) -> list[str]:
-        """The guide's advice if the ratio is below 10 % or above 80 %, else nothing."""
+        """The guide's advice if the ratio is below 10 % or above 80 %, otherwise empty."""
         if self.total_steps and self.compression_ratio < 0.1:
             return [
                 "Few steps are marked (< 10%). What helps:",
@@ -60,7 +58,7 @@ class MarkingStatistics:
         return []
 
     def text(self) -> str:
-        """The statistics in the guide's form, the tenths of training, and the advice if there is any."""
+        """The statistics in the guide's form, the tenths of training, and the advice if any applies."""
         phases = " ".join("-" if np.isnan(r) else f"{100 * r:.0f}%" for r in self.ratio_by_phase)
         return "\n".join(
             [
@@ -80,8 +78,7 @@ def marking_statistics(masks: Iterable[AnyArray]) -> MarkingStatistics:
     for mask in masks:
         n_step = mask.shape[-1]
         phase = np.arange(n_step) * N_PHASE // max(n_step, 1)
-        per_step = mask.reshape(-1, n_step).sum(0) if mask.size else np.zeros(n_step, dtype=np.int64)
-        marked += np.bincount(phase, weights=per_step, minlength=N_PHASE).astype(np.int64)
-        streams = mask.size // max(n_step, 1)
-        total += streams * np.bincount(phase, minlength=N_PHASE)
+        phases = np.broadcast_to(phase, mask.shape)
+        total += np.bincount(phases.ravel(), minlength=N_PHASE)
+        marked += np.bincount(phases[mask], minlength=N_PHASE)
     return MarkingStatistics(tuple(total.tolist()), tuple(marked.tolist()))

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 class AD(nn.Module):
     """Algorithm Distillation (Laskin et al. 2022) with one token per time step.
 
-    Token t holds state t and what came of transition t - 1; the model predicts the distribution of action t
+    Token t holds state t and the outcome of transition t - 1; the model predicts the distribution of action t
     at every t. Attention is causal, so nothing about transition t is visible when its action is predicted.
     """
 
     biased = False
-    """Whether attention to the tokens that ``attended`` names has a learned bias."""
+    """Whether attention to the tokens of ``attended`` has a learned bias."""
 
     def __init__(self, config: Architecture | Mapping[str, Any]) -> None:
         super().__init__()
@@ -36,8 +36,10 @@ class AD(nn.Module):
         observation, action = self.config.observation_space, self.config.action_space
         if observation is None or action is None:
             raise ConfigError(
-                "observation_space and action_space are not in the model's config;"
-                " take them from a checkpoint: config = torch.load(path)['config']"
+                "observation_space and action_space are not in the model's config. For a first training take"
+                " them from the history file, HistoryFile(path).info.spaces['observation'] and ['action'], or"
+                " from an environment, to_spec(env.observation_space) and to_spec(env.action_space); for a"
+                " trained model from its checkpoint, config = torch.load(path)['config']"
             )
         width = self.config.tf_n_embd
         self.stem = observation_stem(observation, self.config.observation_mean, self.config.observation_std)
@@ -60,26 +62,28 @@ class AD(nn.Module):
             mark_bias=self.biased,
         )
         self.head = HEAD[action["kind"]](width, action, self.config.action_mixture)
-        # As in a bandit, with something to see or without: the state that an episode ends in then tells
-        # nothing of the action that led there.
-        nothing_to_see = self.config.observation_space == {"kind": "discrete", "n": 1}
-        self.shows_last_action = self.config.one_step or nothing_to_see
+        # In bandits, contextual or not, the last state of an episode does not depend on the last action.
+        only_one_state = observation == {"kind": "discrete", "n": 1}
+        self.shows_last_action = self.config.one_step or only_one_state
+
+    def __repr__(self) -> str:
+        size = sum(parameter.numel() for parameter in self.parameters())
+        return f"<{type(self).__name__}: {size:,} parameters, context of {self.config.n_transit} steps>"
 
     def embed(self, tokens: Tokens) -> Tensor:
-        """(B, L, D). The reward scales an embedding of the state that earned it, the true next state.
+        """(B, L, D). The reward, in units of ``reward_scale``, scales an embedding of the true next state.
 
-        Rewards count in units of the config's ``reward_scale``: see ``scales.Scales``. An episode's last
-        action is not shown, unless episodes are one step or there is nothing but actions and rewards to see.
+        An episode's last action is not shown, unless episodes have one step or there is only one observation.
         """
         known, ended = tokens.has_previous[..., None], tokens.ended[..., None]
         reward = tokens.reward[..., None] / self.config.reward_scale
         next_state = self.stem(tokens.next_state)
-        came_of = (
+        outcome = (
             self.action(self.action_stem(tokens.action)) * (~ended | self.shows_last_action)
             + reward * (self.reward + self.rewarded_state(next_state))
             + ended * (self.ended + self.final_state(next_state))
         )
-        return self.state(self.stem(tokens.state)) + torch.where(known, came_of, self.first)  # type: ignore[no-any-return]
+        return self.state(self.stem(tokens.state)) + torch.where(known, outcome, self.first)  # type: ignore[no-any-return]
 
     def forward(self, tokens: Tokens, cache: Cache | None = None) -> Tensor:
         """Parameters (B, L, P) of the head's distribution of the action at every step; for Discrete, logits.
@@ -98,7 +102,6 @@ class AD(nn.Module):
         return None
 
     def new_cache(self, n_row: int) -> Cache:
-        """An empty cache for ``n_row`` contexts."""
         return self.transformer.new_cache(n_row)
 
     def prefill(self, tokens: Tokens, lengths: Tensor, cache: Cache, rows: Tensor) -> None:
@@ -106,12 +109,11 @@ class AD(nn.Module):
         self.transformer.prefill(self.embed(tokens), lengths, cache, rows, self.attended(tokens))
 
     def loss(self, batch: Batch, at: str = "every", smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy (nats), weighted as the batch says, and accuracy over the supervised positions.
+        """Mean negative log-likelihood (nats) with the batch's weights, and accuracy, as the head has them.
 
-        A loss at the query alone is not weighted. What they are for each kind of action: see ``heads``.
+        They are over all valid positions; with ``at="query"``, over the last one of each window, unweighted.
         """
-        given, target, valid = self(batch.tokens), batch.target, batch.valid
-        weight = batch.weight
+        given, target, valid, weight = self(batch.tokens), batch.target, batch.valid, batch.weight
         if at == "query":
             last = valid.sum(dim=1) - 1
             row = torch.arange(len(last), device=last.device)
@@ -123,7 +125,7 @@ class AD(nn.Module):
 
     @torch.no_grad()
     def evaluate_in_context(self, vec_env: Any, **options: Any) -> InContextResult:
-        """Play in ``vec_env`` with frozen weights while the context grows: see ``evaluate_in_context``."""
+        """``compressed_ad.evaluate_in_context`` of this model."""
         from compressed_ad.evaluation.evaluate import evaluate_in_context
 
         return evaluate_in_context(self, vec_env, **options)

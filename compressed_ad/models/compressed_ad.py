@@ -1,4 +1,4 @@
-"""Compressed Algorithm Distillation: AD that is told where near-on-policy segments begin and end."""
+"""Compressed Algorithm Distillation: AD that sees where near-on-policy segments begin and end."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from compressed_ad.models.tokens import Tokens
 
 
 class CompressedAD(AD):
-    """AD plus two learned vectors, added where ``<compress>`` and ``\\compress>`` stand.
+    """AD plus two learned vectors, added to the tokens with ``<compress>`` and ``\\compress>``.
 
-    Nothing is inserted: the sequence keeps its length. With both vectors zero it equals AD exactly. They
-    start small and are made after all other weights, from the same seed, so that both models share every
-    other initial weight.
+    The sequence keeps its length. With both vectors zero the model equals AD exactly. They start small and
+    are drawn after all other weights, so that with one seed both models share all other initial weights.
     """
 
     def __init__(self, config: Architecture | Mapping[str, Any]) -> None:
@@ -28,7 +27,6 @@ class CompressedAD(AD):
         self.embed_compress_end = nn.Parameter(0.02 * torch.randn(width))
 
     def embed(self, tokens: Tokens) -> Tensor:
-        """(B, L, D): AD's embedding plus those of the border marks."""
         return (
             super().embed(tokens)
             + tokens.start_mark[..., None] * self.embed_compress_start
@@ -37,13 +35,12 @@ class CompressedAD(AD):
 
 
 class MarkedAttentionAD(AD):
-    """AD whose attention to marked steps has a learned bias, one number per layer and head.
+    """AD whose attention to marked steps has a learned bias for each layer and head.
 
-    No border vectors are added. Without marks, and with all biases zero as at the start, it equals AD.
+    Without marks, and with all biases zero as at the start, it equals AD.
     """
 
     biased = True
 
     def attended(self, tokens: Tokens) -> Tensor:
-        """(B, L) bool: tokens that tell of a marked transition."""
         return tokens.marked

@@ -1,7 +1,7 @@
-"""From elements of a space to vectors: a stem that brings them to a common form, and learned maps of that.
+"""Elements of a space to vectors: a stem computes features, and learned maps of these give vectors.
 
-A model has several maps of its observations (the state, the state that was rewarded, the last one) but one
-stem, so that what is costly, looking at an image, is done once for all of them.
+A model has several maps of its observations (as state, rewarded state and final state) but one stem, so that
+the convolutions of an image are computed once for all of them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from compressed_ad.errors import ConfigError, SpaceError
 from compressed_ad.types import FloatArray, SpaceSpec, bounds, channels_first, is_image, sizes, starts
 
 LIMIT = 10.0
-"""Standardised observations are cut here, so that one that was never met does not swamp everything else."""
+"""Standardised observations are clipped here, so that an outlier does not dominate the other components."""
 
-_CONSTANT = 1e-6  # less spread than this, relative to the mean, is none in float32
+_CONSTANT = 1e-6  # a smaller spread, relative to the mean, is zero in float32
 
 
 class Scaled(nn.Module):
-    """Elements of a Box, (..., *shape), as (..., D): minus ``centre``, divided by ``spread``, cut off."""
+    """Elements of a Box, (..., *shape) -> (..., D): minus ``centre``, divided by ``spread``, clipped."""
 
     centre: Tensor
     spread: Tensor
@@ -38,16 +38,15 @@ class Scaled(nn.Module):
         self.register_buffer("spread", torch.from_numpy(spread).float(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., *shape) -> (..., D)."""
         flat = x.reshape(*x.shape[: x.dim() - self.n_axis], -1).float()
         return ((flat - self.centre) / self.spread).clamp(-self.limit, self.limit)
 
 
 class ImageStem(nn.Module):
-    """Images, (..., H, W, C) or (..., C, H, W), as (..., F): three 3 x 3 convolutions, flattened, normalised.
+    """Images, (..., H, W, C) or (..., C, H, W), -> (..., F): three 3 x 3 convolutions and a layer norm.
 
-    The first convolution keeps the size of images of at most 16 pixels, all others halve it. Which axis holds
-    the channels: see ``spaces.channels_first``.
+    The first convolution keeps the size of images of at most 16 pixels, all others halve it.
+    ``channels_first`` tells the axis of the channels.
     """
 
     centre: Tensor
@@ -71,9 +70,8 @@ class ImageStem(nn.Module):
         self.norm = nn.LayerNorm(self.n_feature)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., *shape) -> (..., F). Whole numbers become floats here, so that they are kept as they are."""
         lead = x.shape[:-3]
-        x = x.reshape(-1, *x.shape[-3:]).float()
+        x = x.reshape(-1, *x.shape[-3:]).float()  # only here, so that histories stay in bytes
         x = x if self.first else x.permute(0, 3, 1, 2)
         x = ((x - self.centre) / self.spread).clamp(-self.limit, self.limit)
         for layer in self.layers:
@@ -84,11 +82,11 @@ class ImageStem(nn.Module):
 def observation_stem(
     spec: SpaceSpec, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
 ) -> nn.Module:
-    """The stem of a model's observations; that of numbers hands them on as they are.
+    """The stem of observations; the identity for spaces that are not a Box.
 
     Boxes are standardised with ``mean`` and ``std`` (D,), by component or, for images, by channel: those of
-    the training tasks, which the history file holds. A component that did not vary there is only centred.
-    Without them a vector stays as it is and an image is scaled by its bounds, if it has any.
+    the training tasks, from the history file. A component that did not vary there is only centred. Without
+    them a vector is not changed and an image is scaled by its bounds, if it has any.
     """
     if spec["kind"] != "box":
         return nn.Identity()
@@ -104,22 +102,22 @@ def observation_stem(
 
 
 def _by_channel(spec: SpaceSpec, values: FloatArray) -> FloatArray:
-    """The least of an image's values (D,) in each channel (C,)."""
+    """Minimum (C,) of an image's values (D,) in each channel."""
     axes = (1, 2) if channels_first(spec) else (0, 1)
-    least: FloatArray = values.reshape(spec["shape"]).min(axis=axes)
-    return least
+    minimum: FloatArray = values.reshape(spec["shape"]).min(axis=axes)
+    return minimum
 
 
 def _bounded(spec: SpaceSpec) -> tuple[FloatArray, FloatArray]:
-    """Least value and range (C,) of each channel; 0 and 1 where an image has no bounds."""
+    """Lower bound and range (C,) of each channel; 0 and 1 where an image has no bounds."""
     low, high = bounds(spec)
-    least, most = _by_channel(spec, low), -_by_channel(spec, -high)
-    known = np.isfinite(most - least) & (most > least)
-    return np.where(known, least, 0.0), np.where(known, most - least, 1.0)
+    low, high = _by_channel(spec, low), -_by_channel(spec, -high)
+    known = np.isfinite(high - low) & (high > low)
+    return np.where(known, low, 0.0), np.where(known, high - low, 1.0)
 
 
 def action_scale(spec: SpaceSpec) -> tuple[FloatArray, FloatArray]:
-    """Centre and half the range (D,) of a Box of actions, which bring it to [-1, 1]; 0 and 1 if unbounded."""
+    """Centre and half the range (D,) of a Box of actions, to scale it to [-1, 1]; 0 and 1 if unbounded."""
     low, high = bounds(spec)
     known = np.isfinite(low) & np.isfinite(high) & (high > low)
     low, high = np.where(known, low, -1.0), np.where(known, high, 1.0)
@@ -127,12 +125,12 @@ def action_scale(spec: SpaceSpec) -> tuple[FloatArray, FloatArray]:
 
 
 def action_stem(spec: SpaceSpec) -> nn.Module:
-    """The stem of a model's actions: Boxes are scaled to [-1, 1]."""
+    """The stem of actions: Boxes are scaled to [-1, 1]."""
     return Scaled(spec, *action_scale(spec)) if spec["kind"] == "box" else nn.Identity()
 
 
 class SpaceEncoder(nn.Module):
-    """What a stem gives of a space, as vectors (..., D).
+    """Features of a stem, (..., *shape or n_feature), as vectors (..., D).
 
     Discrete and MultiDiscrete: a sum of learned vectors, one per component. Box: a linear map of its
     ``n_feature`` features, by default the components of its elements.
@@ -159,19 +157,18 @@ class SpaceEncoder(nn.Module):
             raise SpaceError(f"no encoder for space {spec}")
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., *shape or n_feature) -> (..., D)."""
         if self.kind == "box":
             return self.linear(x.float())  # type: ignore[no-any-return]
         code = x.long()
         if self.kind == "discrete":
             code = code[..., None]
         if any(self.starts):
-            # Tokens are padded with zeros, which need not be an element of the space.
+            # Tokens are padded with zeros, which may lie outside the space.
             code = torch.minimum((code - self.start).clamp(min=0), self.last)
         return self.table(code + self.offset).sum(dim=-2)  # type: ignore[no-any-return]
 
     def vectors(self) -> dict[str, Tensor]:
-        """The learned vectors (D,) by name: of each value, or of each component of a Box."""
+        """The learned vectors (D,) of all values, or of the components of a Box, by name."""
         if self.kind == "box":
             return {f"[{k}]": column for k, column in enumerate(self.linear.weight.T)}
         values = [

@@ -1,8 +1,8 @@
-"""From a transformer's output to a distribution of actions: one head for each kind of action space.
+"""Action distributions from a transformer's output: one head for each kind of action space.
 
-A head is a linear map from vectors (..., D) to the P parameters of a distribution, and knows what they mean:
-the loss of an action, how to act, how far two distributions are apart. Every head starts from a distribution
-that does not depend on its input. Acting is done in numpy, in float64, from parameters (N, P).
+A head is a linear map from vectors (..., D) to the P parameters of a distribution. It also has the operations
+on that distribution: loss, sampling, divergence. The distribution of a new head does not depend on its input.
+Sampling is done in numpy, in float64, from parameters (N, P).
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from compressed_ad.errors import ConfigError, SpaceError
 from compressed_ad.models.encoders import action_scale
 from compressed_ad.types import AnyArray, FloatArray, SpaceSpec, bounds, sizes, starts
 
-LEAST_STD = 0.02
-"""Of a component of a ``MixtureHead``, where the bounds of an action are 2 apart: 1 % of its range.
+MIN_STD = 0.02
+"""Minimum standard deviation of a component of ``MixtureHead``: 1 % of an action's range, scaled to [-1, 1].
 
-Executed actions are clipped, so that many of them are equal: without a floor the likelihood has no maximum.
+Executed actions are clipped, so that many of them are equal: without a minimum the likelihood is unbounded.
 """
 
 N_DRAW = 64
-"""Of ``MixtureHead.divergence``."""
+"""Number of draws that estimate ``MixtureHead.divergence``."""
 
 
 class Head(nn.Linear, ABC):
-    """What all heads share. ``P`` is ``out_features``."""
+    """Base of all heads. ``P`` is ``out_features``."""
 
     def __init__(self, width: int, n_parameter: int) -> None:
         super().__init__(width, n_parameter)
@@ -45,8 +45,8 @@ class Head(nn.Linear, ABC):
     ) -> tuple[Tensor, Tensor]:
         """Mean negative log-likelihood (nats) and accuracy of M actions (M, ...) under ``given`` (M, P).
 
-        Only ``valid`` ones (M,) count; ``weight`` (M,) weighs them in the loss. NaN for an accuracy that is
-        not defined.
+        Only ``valid`` actions (M,) count, in the loss by their ``weight`` (M,). An accuracy that is not
+        defined is NaN.
         """
 
     @abstractmethod
@@ -57,19 +57,19 @@ class Head(nn.Linear, ABC):
     def act(
         self, given: FloatArray, temperature: FloatArray, random: np.random.Generator | None
     ) -> tuple[AnyArray, FloatArray]:
-        """Actions (N, *shape), drawn at ``temperature`` (N, 1), and how probable they were (N,), in [0, 1].
+        """Actions (N, *shape), drawn at ``temperature`` (N, 1), and their action probabilities (N,).
 
-        Without ``random`` the likeliest ones. The probability is that of the design's marks: the action's
-        own; the geometric mean over components; for densities relative to the greatest, to the power 1 / d.
-        Row i depends on row i of ``given`` and on the i-th draws alone.
+        Without ``random``, the most likely actions. The action probability, in [0, 1], is that of Discrete
+        actions, the geometric mean over the components of MultiDiscrete ones, and (density / maximum density)
+        to the power 1 / d of continuous ones. Row i depends on row i of ``given`` and the i-th draws alone.
         """
 
     @abstractmethod
     def blank(self, n: int) -> AnyArray:
-        """Something of the shape and type of ``n`` actions, where none was taken yet."""
+        """Placeholder of the shape and dtype of ``n`` actions, for before the first one."""
 
     def guided(self, shown: Tensor, unmarked: Tensor, guidance: float) -> Tensor:
-        """Parameters (..., P) of ``shown`` moved along what it has over ``unmarked``."""
+        """Parameters (..., P): ``shown`` + ``guidance`` times its difference from ``unmarked``."""
         return shown + guidance * (shown - unmarked)
 
     @abstractmethod
@@ -87,7 +87,6 @@ class CategoricalHead(Head):
     def loss(
         self, given: Tensor, action: Tensor, valid: Tensor, weight: Tensor | None, smoothing: float
     ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy, and the share of actions that were the likeliest."""
         target = (action - self.start).masked_fill(~valid, -100)
         if weight is None:
             loss = F.cross_entropy(given.float(), target, label_smoothing=smoothing)
@@ -98,13 +97,11 @@ class CategoricalHead(Head):
         return loss, (given.argmax(dim=-1) == target).sum() / valid.sum()
 
     def log_prob(self, given: Tensor, action: Tensor) -> Tensor:
-        """(...)."""
         return given.log_softmax(dim=-1).gather(-1, (action - self.start)[..., None])[..., 0]
 
     def act(
         self, given: FloatArray, temperature: FloatArray, random: np.random.Generator | None
     ) -> tuple[AnyArray, FloatArray]:
-        """(N,) by inversion of the cumulative distribution, one draw each."""
         probs = scipy.special.softmax(given / temperature, axis=1)
         if random is None:
             chosen = probs.argmax(axis=1)
@@ -113,43 +110,39 @@ class CategoricalHead(Head):
         return chosen + self.start, probs[np.arange(len(probs)), chosen]
 
     def blank(self, n: int) -> AnyArray:
-        """(n,)."""
         return np.zeros(n, np.int64)
 
     def divergence(self, given: Tensor, other: Tensor) -> Tensor:
-        """(...), exact."""
         return _divergence(given, other)
 
 
 class ScoredHead(Head):
-    """A head that scores every action by itself."""
+    """A head whose loss is the mean of a negative log-likelihood of each action."""
 
     def loss(
         self, given: Tensor, action: Tensor, valid: Tensor, weight: Tensor | None, smoothing: float
     ) -> tuple[Tensor, Tensor]:
-        """The means of ``surprise`` and ``hits``."""
         share = valid.float() if weight is None else weight * valid
-        each = torch.where(valid, self.surprise(given.float(), action, smoothing), 0.0)
+        each = torch.where(valid, self.nll(given.float(), action, smoothing), 0.0)
         loss = (each * share).sum() / share.sum().clamp(min=1e-9)
-        return loss, (self.hits(given, action) * valid).sum() / valid.sum()
+        return loss, (self.correct(given, action) * valid).sum() / valid.sum()
 
     def log_prob(self, given: Tensor, action: Tensor) -> Tensor:
-        """(...)."""
-        return -self.surprise(given, action, 0.0)
+        return -self.nll(given, action, 0.0)
 
     @abstractmethod
-    def surprise(self, given: Tensor, action: Tensor, smoothing: float) -> Tensor:
-        """Negative ``log_prob`` (...), with the share ``smoothing`` of the target spread over all actions."""
+    def nll(self, given: Tensor, action: Tensor, smoothing: float) -> Tensor:
+        """Negative log-likelihood (...); a share ``smoothing`` of the target is spread over all actions."""
 
     @abstractmethod
-    def hits(self, given: Tensor, action: Tensor) -> Tensor:
-        """Whether the likeliest action is the one taken (...); NaN where that says nothing."""
+    def correct(self, given: Tensor, action: Tensor) -> Tensor:
+        """1 where the most likely action is ``action`` (...), else 0; NaN where accuracy is not defined."""
 
 
 class MultiCategoricalHead(ScoredHead):
     """MultiDiscrete actions: independent choices, the logits of all components one after another.
 
-    Accuracy is the share of actions of which every component is right.
+    An action is correct if all its components are.
     """
 
     start: Tensor
@@ -163,8 +156,7 @@ class MultiCategoricalHead(ScoredHead):
         """The logits (..., n) of each component."""
         return torch.split(given, self.sizes, dim=-1)
 
-    def surprise(self, given: Tensor, action: Tensor, smoothing: float) -> Tensor:
-        """(...): the sum over components."""
+    def nll(self, given: Tensor, action: Tensor, smoothing: float) -> Tensor:
         choice = action - self.start
         parts = [
             F.cross_entropy(
@@ -177,31 +169,27 @@ class MultiCategoricalHead(ScoredHead):
         ]
         return torch.stack(parts).sum(dim=0)
 
-    def hits(self, given: Tensor, action: Tensor) -> Tensor:
-        """(...) whether all components are right."""
+    def correct(self, given: Tensor, action: Tensor) -> Tensor:
         best = [logits.argmax(dim=-1) for logits in self.by_component(given)]
         return (torch.stack(best, dim=-1) + self.start == action).all(dim=-1).float()
 
     def act(
         self, given: FloatArray, temperature: FloatArray, random: np.random.Generator | None
     ) -> tuple[AnyArray, FloatArray]:
-        """(N, K), each component as a Discrete action is chosen."""
         row = np.arange(len(given))
         uniform = None if random is None else random.random((len(given), len(self.sizes)))
-        chosen, own = [], []
+        chosen, chosen_log_probs = [], []
         for k, logits in enumerate(np.split(given, np.cumsum(self.sizes)[:-1], axis=1)):
             log_probs = scipy.special.log_softmax(logits / temperature, axis=1)
             best = log_probs.argmax(axis=1)
             chosen.append(best if uniform is None else _inverted(np.exp(log_probs), uniform[:, k]))
-            own.append(log_probs[row, chosen[-1]])
-        return np.stack(chosen, axis=1) + self.starts, np.exp(np.mean(own, axis=0))
+            chosen_log_probs.append(log_probs[row, chosen[-1]])
+        return np.stack(chosen, axis=1) + self.starts, np.exp(np.mean(chosen_log_probs, axis=0))
 
     def blank(self, n: int) -> AnyArray:
-        """(n, K)."""
         return np.zeros((n, len(self.sizes)), np.int64)
 
     def divergence(self, given: Tensor, other: Tensor) -> Tensor:
-        """(...), exact: the sum over components."""
         pairs = zip(self.by_component(given), self.by_component(other), strict=True)
         return torch.stack([_divergence(*pair) for pair in pairs]).sum(dim=0)
 
@@ -209,15 +197,15 @@ class MultiCategoricalHead(ScoredHead):
 class MixtureHead(ScoredHead):
     """Continuous actions: a mixture of G diagonal normals (mixture density network: Bishop 1994).
 
-    It is the distribution of the action scaled to [-1, 1] by its bounds (as it is, where it has none), so
-    densities and losses are per scaled unit. P = G (1 + 2 d): logits of the weights, means, and standard
-    deviations, which are the softplus of what is given plus ``LEAST_STD``. Several components are needed to
-    imitate clipped actions, which gather at the bounds, and choices, say between left and right.
+    It is the distribution of the action scaled to [-1, 1] by its bounds (not scaled if it has none), so
+    densities and losses are per scaled unit. P = G (1 + 2 d): logits of the weights, means, and parameters
+    whose softplus plus ``MIN_STD`` is the standard deviation. Several components are needed to imitate
+    clipped actions, which gather at the bounds, and choices, say between left and right.
 
-    Sampling at a temperature T multiplies the logarithms of weights and densities by 1 / T, component by
-    component: logits / T and standard deviations * sqrt(T). Without sampling the action is the component mean
-    at which the density is greatest, which stands for the mode. What is executed is clipped to the bounds.
-    Accuracy is not defined: NaN. Smoothing has no meaning here: ``ConfigError``.
+    A temperature T multiplies the logarithms of weights and densities by 1 / T, component by component:
+    logits / T and standard deviations * sqrt(T). Without sampling, the action is the component mean with the
+    highest density, an approximation of the mode. Executed actions are clipped to the bounds. Accuracy is not
+    defined (NaN), and smoothing is refused (``ConfigError``).
     """
 
     centre: Tensor
@@ -234,7 +222,7 @@ class MixtureHead(ScoredHead):
         self.scale = centre, spread
         self.register_buffer("centre", torch.from_numpy(centre).float(), persistent=False)
         self.register_buffer("spread", torch.from_numpy(spread).float(), persistent=False)
-        # Equal components would stay equal for ever.
+        # Equal components would get equal gradients and stay equal.
         nn.init.uniform_(self.bias[n_mixture : n_mixture * (1 + self.n_dim)], -0.5, 0.5)
 
     def parts(self, given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -242,21 +230,19 @@ class MixtureHead(ScoredHead):
         count = self.n_mixture
         logits, mean, raw = torch.split(given, [count, count * self.n_dim, count * self.n_dim], dim=-1)
         shape = (*given.shape[:-1], count, self.n_dim)
-        return logits.log_softmax(dim=-1), mean.view(shape), LEAST_STD + F.softplus(raw).view(shape)
+        return logits.log_softmax(dim=-1), mean.view(shape), MIN_STD + F.softplus(raw).view(shape)
 
-    def surprise(self, given: Tensor, action: Tensor, smoothing: float) -> Tensor:
-        """(...)."""
+    def nll(self, given: Tensor, action: Tensor, smoothing: float) -> Tensor:
         if smoothing:
             raise ConfigError("label_smoothing is for discrete actions; set it to 0 for continuous ones")
         flat = action.reshape(*given.shape[:-1], self.n_dim).to(given.dtype)
         return -self._log_density(given, (flat - self.centre) / self.spread)
 
-    def hits(self, given: Tensor, action: Tensor) -> Tensor:
-        """NaN."""
+    def correct(self, given: Tensor, action: Tensor) -> Tensor:
         return torch.full(given.shape[:-1], math.nan, device=given.device)
 
     def _log_density(self, given: Tensor, scaled: Tensor) -> Tensor:
-        """(...) of scaled actions (..., d)."""
+        """Log-density (...) of scaled actions (..., d)."""
         weight, mean, std = self.parts(given)
         z = (scaled[..., None, :] - mean) / std
         each = -0.5 * z**2 - std.log() - 0.5 * math.log(2 * math.pi)
@@ -265,14 +251,13 @@ class MixtureHead(ScoredHead):
     def act(
         self, given: FloatArray, temperature: FloatArray, random: np.random.Generator | None
     ) -> tuple[AnyArray, FloatArray]:
-        """(N, *shape): a component by inversion, then normal draws by inversion; 1 + d draws each."""
         weight, mean, std = (part.numpy() for part in self.parts(torch.from_numpy(given).double().cpu()))
         weight = scipy.special.log_softmax(weight / temperature, axis=-1)
         std = std * np.sqrt(temperature)[..., None]
         row = np.arange(len(given))
 
         def log_density(scaled: FloatArray) -> FloatArray:
-            """(N, M) of actions (N, M, d), but for a constant factor."""
+            """(N, M) of actions (N, M, d), up to a constant."""
             z = (scaled[:, :, None] - mean[:, None]) / std[:, None]
             each = (-0.5 * z**2 - np.log(std)[:, None]).sum(axis=-1)
             total: FloatArray = scipy.special.logsumexp(weight[:, None] + each, axis=-1)
@@ -292,17 +277,16 @@ class MixtureHead(ScoredHead):
         return action.reshape(-1, *self.shape).astype(self.dtype), np.exp(np.minimum(below, 0) / self.n_dim)
 
     def blank(self, n: int) -> AnyArray:
-        """(n, *shape)."""
         return np.zeros((n, *self.shape), self.dtype)
 
     def guided(self, shown: Tensor, unmarked: Tensor, guidance: float) -> Tensor:
-        """Weights and means are moved; the standard deviations are those of ``shown``."""
+        """Moves the weights and means; the standard deviations are those of ``shown``."""
         moved = super().guided(shown, unmarked, guidance)
         start = self.n_mixture * (1 + self.n_dim)
         return torch.cat([moved[..., :start], shown[..., start:]], dim=-1)
 
     def divergence(self, given: Tensor, other: Tensor) -> Tensor:
-        """(...), the mean over ``N_DRAW`` draws from ``given``, the same ones at every call."""
+        """The mean over ``N_DRAW`` draws from ``given``, the same draws at every call."""
         generator = torch.Generator(given.device).manual_seed(0)
         weight, mean, std = self.parts(given)
         total = torch.zeros_like(given[..., 0])
@@ -317,7 +301,7 @@ class MixtureHead(ScoredHead):
 
 
 def _inverted(probs: FloatArray, uniform: FloatArray) -> AnyArray:
-    """(N,) choices of which distribution (N, K) the ``uniform`` draws (N,) are the cumulative probability."""
+    """(N,) choices from distributions (N, K) by inversion: of their cumulative ones, at ``uniform`` (N,)."""
     below: AnyArray = (probs.cumsum(axis=1) < uniform[:, None]).sum(axis=1)
     return np.asarray(np.minimum(below, probs.shape[1] - 1))
 
@@ -333,4 +317,4 @@ HEAD: dict[str, Callable[[int, SpaceSpec, int], Head]] = {
     "multidiscrete": MultiCategoricalHead,
     "box": MixtureHead,
 }
-"""The head for each kind of action space: (width, space, normal distributions of a mixture)."""
+"""Head of each kind of action space; called with width, space and number of mixture components."""

@@ -1,7 +1,7 @@
-"""The flat section of a model file: what a model is built from, and how it is trained. Imports no torch.
+"""The flat section of a model file: a model's architecture and its training. Imports no torch.
 
-Models and training share it because the user's model files do (``tf_n_embd`` beside ``batch_size`` and
-``lr``), but each part reads only its own class.
+Both share a section because users' model files do (``tf_n_embd`` beside ``batch_size`` and ``lr``), but each
+part reads its own class only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,17 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 from pydantic import Field, model_validator
 
-from compressed_ad.settings import BelowOne, Count, Fraction, NonNegative, Positive, Settings, Whole
+from compressed_ad.settings import (
+    BelowOne,
+    Count,
+    Fraction,
+    FreeParameters,
+    NonNegative,
+    Positive,
+    Problem,
+    Settings,
+    Whole,
+)
 
 FROM_HISTORY = (
     "observation_space",
@@ -22,21 +32,21 @@ FROM_HISTORY = (
     "reward_scale",
     "one_step",
 )
-"""What a model takes from the history file that it is trained on; nobody sets it."""
+"""Settings that are read from the training histories and never set by users."""
 
 _FILLED_IN = "filled in from the history file"
 
 
 def _given(default: Any) -> Callable[[Any], bool]:
-    """Settings that came later are left out of files while they have their default.
+    """A test for ``exclude_if``: later settings are left out of files while they have their default.
 
-    So the files of earlier runs stay what they were, and what is named after their content keeps its name.
+    So the files of earlier runs do not change, nor do the names that are derived from their content.
     """
     return lambda value: bool(value == default)
 
 
 class Architecture(Settings):
-    """What a model is built from; stored in every checkpoint."""
+    """The architecture of a model; stored in every checkpoint."""
 
     model: str = Field("CompressedAD", description="name in MODEL, or module:attribute")
     tf_n_embd: Count = Field(96, description="embedding dimension")
@@ -62,17 +72,19 @@ class Architecture(Settings):
     @model_validator(mode="after")
     def _heads_divide(self) -> Architecture:
         if self.tf_n_embd % self.tf_n_head:
-            raise ValueError(f"tf_n_embd {self.tf_n_embd} is not a multiple of tf_n_head {self.tf_n_head}")
+            message = f"tf_n_embd {self.tf_n_embd} is not a multiple of tf_n_head {self.tf_n_head}"
+            raise ValueError(Problem(message, ("tf_n_embd",), ("tf_n_head",)))
         if self.position == "rotary" and self.tf_n_embd // self.tf_n_head % 2:
-            raise ValueError("rotary positions need an even tf_n_embd / tf_n_head")
+            message = "rotary positions need an even tf_n_embd / tf_n_head"
+            raise ValueError(Problem(message, ("tf_n_embd",), ("tf_n_head",), ("position",)))
         return self
 
 
 class TransformSpec(Settings):
-    """One step between a history and its windows: a transform's name and its parameters."""
+    """Name and parameters of a history transform."""
 
     name: str
-    params: dict[str, Any] = Field(default_factory=dict)
+    params: FreeParameters = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -127,5 +139,6 @@ class ModelConfig(Architecture, Optimisation):
     @model_validator(mode="after")
     def _smoothing_needs_choices(self) -> ModelConfig:
         if self.label_smoothing and (self.action_space or {}).get("kind") == "box":
-            raise ValueError("label_smoothing is for discrete actions; set it to 0 for continuous ones")
+            message = "label_smoothing is for discrete actions; set it to 0 for continuous ones"
+            raise ValueError(Problem(message, ("label_smoothing",)))
         return self

@@ -1,8 +1,8 @@
-"""What a model sees, and what it is to predict."""
+"""Inputs and targets of a model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a model sees: B contexts of L steps.
+    """Inputs of a model: B contexts of L steps.
 
     Token t is state t with the action, reward, episode end, true next state and border marks of the
     *previous* transition, t - 1; ``has_previous`` is False where the context holds no previous transition.
@@ -23,8 +23,16 @@ class Tokens:
     ended: Tensor  # (B, L) bool: t - 1 was the last transition of its episode
     start_mark: Tensor  # (B, L) bool: <compress>
     end_mark: Tensor  # (B, L) bool: \compress>
-    marked: Tensor  # (B, L) bool: t - 1 stands inside a marked segment
+    marked: Tensor  # (B, L) bool: t - 1 is inside a marked segment
     has_previous: Tensor  # (B, L) bool
+
+    def part(self, rows: slice | Tensor) -> Tokens:
+        """Some of the contexts."""
+        return Tokens(**{name: tensor[rows] for name, tensor in vars(self).items()})
+
+    def without(self, *names: str) -> Tokens:
+        """The same tokens with the named tensors set to 0, or False."""
+        return replace(self, **{name: torch.zeros_like(getattr(self, name)) for name in names})
 
 
 @dataclass(frozen=True)
@@ -34,16 +42,15 @@ class Batch:
     tokens: Tokens
     target: Tensor  # (B, L, ...) the action of step t
     valid: Tensor  # (B, L) bool: False beyond the end of a sequence shorter than the window
-    weight: Tensor | None = None  # (B, L) float32 of each position in the loss; None: all equal
+    weight: Tensor | None = None  # (B, L) float32 weight of each position in the loss; None: all equal
 
-    def part(self, rows: slice) -> Batch:
-        """The same for some of the windows."""
-        tokens = Tokens(**{name: tensor[rows] for name, tensor in vars(self.tokens).items()})
+    def part(self, rows: slice | Tensor) -> Batch:
+        """Some of the windows."""
         weight = None if self.weight is None else self.weight[rows]
-        return Batch(tokens, self.target[rows], self.valid[rows], weight)
+        return Batch(self.tokens.part(rows), self.target[rows], self.valid[rows], weight)
 
     def total_weight(self, at: str) -> Tensor:
-        """What the loss is divided by: the (weighted) number of its targets, all or one per window."""
+        """Sum of the weights of the targets in the loss; with ``at="query"``, the number of windows."""
         if at == "query":
             return torch.tensor(float(len(self.valid)))
         return self.valid.sum() if self.weight is None else (self.weight * self.valid).sum()
@@ -54,16 +61,15 @@ def shift(
 ) -> Tokens:
     """Tokens of B windows of L transitions: everything but the state moves one step to the right.
 
-    Borders are those of ``markers.borders``: the mask is taken as unmarked before the window.
+    Borders are those of ``markers.borders``: before the window, steps count as unmarked.
     """
-    before = torch.zeros_like(mask)
-    before[:, 1:] = mask[:, :-1]
 
     def previous(array: Tensor) -> Tensor:
         shifted = torch.zeros_like(array)
         shifted[:, 1:] = array[:, :-1]
         return shifted
 
+    before = previous(mask)
     has_previous = torch.ones_like(ended)
     has_previous[:, 0] = False
     return Tokens(
@@ -74,6 +80,6 @@ def shift(
         ended=previous(ended),
         start_mark=previous(mask & ~before),
         end_mark=previous(before & ~mask),
-        marked=previous(mask),
+        marked=before,
         has_previous=has_previous,
     )

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 
 class Cache:
-    """Keys and values of what was seen, per environment.
+    """Keys and values of the tokens of each context.
 
-    ``length`` (B,) counts the tokens of each row; rows may differ. Tokens beyond a row's length are garbage
+    ``length`` (B,) counts the tokens of each row; rows may differ. Entries beyond a row's length are garbage
     and never attended to.
     """
 
@@ -27,9 +27,9 @@ class Cache:
 
 
 class Attention(nn.Module):
-    """Causal self-attention over B contexts of L tokens, rotary positions optional.
+    """Causal self-attention over B contexts of L tokens, with optional rotary positions.
 
-    With ``mark_bias``, each head has a learned number that is added to its scores of marked tokens.
+    With ``mark_bias``, each head has a learned bias that is added to its scores of marked tokens.
     """
 
     def __init__(self, n_embd: int, n_head: int, mark_bias: bool = False) -> None:
@@ -43,10 +43,10 @@ class Attention(nn.Module):
     def heads(
         self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, marked: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys, values, each (B, H, L, D / H), and one wider with ``marked`` (B, L).
+        """Queries, keys, values, each (B, H, L, D / H), or one component wider with ``marked`` (B, L).
 
-        The bias is one more component of queries (constant) and keys, so that fused kernels and the cache
-        serve a biased attention as they are; values get a component of zeros to fit.
+        The bias is an extra component of keys, and a constant one of queries, so that fused kernels and the
+        cache work unchanged; values get a component of zeros to fit.
         """
         batch, length, width = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.n_head, width // self.n_head).permute(2, 0, 3, 1, 4)
@@ -85,12 +85,12 @@ class Block(nn.Module):
 
     def forward(
         self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, marked: Tensor | None = None
-    ) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, L, D) -> (B, L, D), with the keys and values."""
         q, k, v = self.attention.heads(self.norm_attention(x), rotation, marked)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.attention.scale)
         x = x + F.dropout(self.attention.merge(y), self.dropout, self.training)
-        return self.mlp(x)
+        return self.mlp(x), k, v
 
 
 class Transformer(nn.Module):
@@ -107,12 +107,8 @@ class Transformer(nn.Module):
         mark_bias: bool = False,
     ) -> None:
         super().__init__()
-        self.n_context, self.n_head, self.head_dim, self.dropout = (
-            n_context,
-            n_head,
-            n_embd // n_head,
-            dropout,
-        )
+        self.n_context, self.n_head, self.head_dim = n_context, n_head, n_embd // n_head
+        self.dropout = dropout
         self.blocks = nn.ModuleList(Block(n_embd, n_head, dropout, mark_bias) for _ in range(n_layer))
         self.mark_bias = mark_bias
         self.norm = nn.LayerNorm(n_embd, bias=False)
@@ -134,25 +130,27 @@ class Transformer(nn.Module):
                 std = 1 / math.sqrt(weight.shape[1]) / (math.sqrt(2 * n_layer) if residual else 1.0)
                 nn.init.normal_(weight, std=std)
 
-    def _rotation(self, at: Tensor | slice) -> tuple[Tensor, Tensor] | None:
-        if self.position is not None:
-            return None
-        cos, sin = self.cos[at], self.sin[at]  # type: ignore[index]
-        return cos, sin
+    def forward(
+        self, x: Tensor, marked: Tensor | None = None, cache: Cache | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        """All positions at once, (B, L, D) -> (B, L, D), for L <= n_context; ``marked`` (B, L) bool.
 
-    def forward(self, x: Tensor, marked: Tensor | None = None) -> Tensor:
-        """All positions at once, (B, L, D) -> (B, L, D), for L <= n_context; ``marked`` (B, L) bool."""
-        length = x.shape[1]
+        Keys and values are stored in ``rows`` (B,) of the ``cache``, if there is one.
+        """
+        length, rotation = x.shape[1], None
         if self.position is not None:
             x = x + self.position[:length]
+        else:
+            rotation = self.cos[:length], self.sin[:length]  # type: ignore[index]
         x = F.dropout(x, self.dropout, self.training)
-        rotation = self._rotation(slice(0, length))
-        for block in self.blocks:
-            x = block(x, rotation, marked)
+        for layer, block in enumerate(self.blocks):
+            x, k, v = block(x, rotation, marked)
+            if cache is not None:
+                cache.key[layer, rows, :, :length] = k
+                cache.value[layer, rows, :, :length] = v
         return self.norm(x)  # type: ignore[no-any-return]
 
     def new_cache(self, n_row: int) -> Cache:
-        """An empty cache for ``n_row`` contexts."""
         device = self.norm.weight.device
         width = self.head_dim + self.mark_bias
         return Cache(len(self.blocks), n_row, self.n_head, self.n_context, width, device)
@@ -161,16 +159,7 @@ class Transformer(nn.Module):
         self, x: Tensor, lengths: Tensor, cache: Cache, rows: Tensor, marked: Tensor | None = None
     ) -> None:
         """Replace the cache's ``rows`` (A,) by contexts x (A, L, D) of ``lengths`` (A,) tokens."""
-        length = x.shape[1]
-        if self.position is not None:
-            x = x + self.position[:length]
-        rotation = self._rotation(slice(0, length))
-        for layer, block in enumerate(self.blocks):
-            q, k, v = block.attention.heads(block.norm_attention(x), rotation, marked)  # type: ignore[union-attr, operator]
-            cache.key[layer, rows, :, :length] = k
-            cache.value[layer, rows, :, :length] = v
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.head_dim**-0.5)
-            x = block.mlp(x + block.attention.merge(y))  # type: ignore[union-attr, operator]
+        self(x, marked, cache, rows)
         cache.length[rows] = lengths
 
     def step(self, x: Tensor, cache: Cache, marked: Tensor | None = None) -> Tensor:
@@ -178,10 +167,9 @@ class Transformer(nn.Module):
         at = cache.length
         longest = int(at.max()) + 1
         uniform = bool((at == at[0]).all())
-        row = torch.arange(len(x), device=x.device)
+        row, rotation = torch.arange(len(x), device=x.device), None
         if self.position is not None:
             x = x + self.position[at]
-            rotation = None
         else:
             cos, sin = self.cos[at], self.sin[at]  # type: ignore[index]
             rotation = cos[:, None, None], sin[:, None, None]

@@ -1,121 +1,280 @@
-"""Methods compared: every metric with its interval, paired differences to the first method, verdicts."""
+"""Methods compared: measures with their intervals, paired differences, verdicts, convergence.
+
+A run of the main job and a study are the same experiment with two designs. ``SHARED_DATA``: all runs learn
+from one data set and meet the same tasks. ``OWN_DATA``: every run has its own histories, split and seed, so
+that the paired difference of two methods, averaged over a run's tasks, is one independent observation. The
+design decides the interval; everything else is the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from compressed_ad.errors import UsageError
-from compressed_ad.evaluation import intervals
-from compressed_ad.evaluation.intervals import Comparison, Interval
-from compressed_ad.report.results import MethodRuns, SourceSummary
+from compressed_ad.evaluation.intervals import (
+    CONFIDENCE,
+    Floats,
+    Interval,
+    crossed_bootstrap,
+    detectable,
+    holm,
+    iqm,
+    mean,
+    number,
+    over_runs,
+    p_value,
+    pooled,
+    probability_of_improvement,
+)
+from compressed_ad.report.measures import ANY, MEASURES, RETURN, VALIDATED, normalise, step_to_reach
+from compressed_ad.report.results import MethodRuns, Row, SourceSummary
 
-Floats = NDArray[np.float64]
-
-METRICS = {
-    "final": "Final normalised return",
-    "auc": "Area under the curve",
-    "found_by_10": "Met the reward by episode 10",
-    "found": "Met the reward at all",
-    "success_given_found": "Final return if met in time",
-    "accuracy": "Accuracy on held-out histories",
-    "excess_cross_entropy": "Cross-entropy above the source's entropy (nats)",
-}
-"""What is reported of every method; keys as in ``summary.json``."""
-
-IMITATION = ("accuracy", "excess_cross_entropy")
-"""Those that are not defined for continuous actions, or where the source's entropy is not known."""
-
-SEARCH = ("found_by_10", "found", "success_given_found")
-"""Those that mean nothing where there is no reward to be met: see ``MethodRuns.searches``."""
-
+MIN_RUNS = 3
+"""Fewer runs than this never support the word "better"."""
+POOLED = "all families"
+IQM = "iqm"
 OPTIMUM = "the optimal return"
 """What a normalised return of 1 stands for where that is known."""
 
 
 @dataclass(frozen=True)
-class Analysis:
-    """Intervals per method and metric, paired differences from the first method, and verdicts."""
+class Design:
+    """How the runs of an experiment came about; ``interval`` takes the scores (R, N) of R runs, N tasks."""
 
+    about: str
+    interval: Callable[[Floats], Interval]
+
+
+SHARED_DATA = Design(
+    "All runs learn from the same histories and are judged on the same tasks. Intervals resample runs and"
+    " tasks together (a crossed bootstrap, widened for their small number): they cover new training seeds and"
+    " new tasks, but not other histories or another split.",
+    crossed_bootstrap,
+)
+OWN_DATA = Design(
+    "Each run has its own histories, split and training seed. Intervals are Student's t over runs: they cover"
+    " new data, new tasks and new seeds together.",
+    over_runs,
+)
+
+
+# ---------------------------------------------------------------- one comparison
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of the paired differences of two methods on one measure in one family: other minus one."""
+
+    family: str
+    one: str
+    other: str
+    measure: str
+    estimate: Interval
+    n_run: int  # of a comparison over several families: in the family with the fewest
+    p: float = math.nan  # two-sided t-test; NaN for runs that share their data
+    p_holm: float = math.nan  # adjusted for all comparisons on this measure
+    gaps: Floats | None = field(default=None, compare=False, repr=False)  # (R, N) what was estimated from
+
+    @property
+    def label(self) -> str:
+        """As a heading."""
+        return f"{self.other} − {self.one}"
+
+    @property
+    def detectable(self) -> float:
+        """The true difference that this many runs of this spread show with 80 % power; NaN if unknown."""
+        return detectable(self.estimate.spread, self.estimate.n)
+
+    @property
+    def decided(self) -> bool:
+        """Whether the interval excludes 0, with enough runs to say so."""
+        return self.n_run >= MIN_RUNS and self.estimate.excludes_zero()
+
+    @property
+    def verdict(self) -> str:
+        """What the interval says; "before adjustment" if Holm's p does not agree."""
+        if math.isnan(self.estimate.value):
+            return "not measured"
+        if self.n_run < MIN_RUNS:
+            return "too few runs"
+        if not self.decided:
+            return "no difference found"
+        better, higher = MEASURES[self.measure].better, self.estimate.low > 0
+        words = ("better", "worse") if better else ("higher", "lower")
+        said = words[0] if higher == (better >= 0) else words[1]
+        return f"{said} before adjustment" if self.p_holm >= 1 - CONFIDENCE else said
+
+    def sentence(self) -> str:
+        """The verdict in words, without its figures."""
+        where = f" on {self.family}" if self.family else ""
+        where = f" over {POOLED}" if self.family == POOLED else where
+        measure, verdict = MEASURES[self.measure], self.verdict
+        if verdict == "not measured":
+            missing = f"no {measure.label.lower()} was measured"
+            return f"{self.other} and {self.one} cannot be compared{where}: {missing}"
+        if verdict == "too few runs":
+            needed = f"at least {MIN_RUNS} of each are needed"
+            return f"Too few runs to compare {self.other} with {self.one}{where}: {needed}"
+        if verdict == "no difference found":
+            return f"No difference found between {self.other} and {self.one}{where}"
+        said, _, adjustment = verdict.partition(" ")
+        where += f", {adjustment} for the number of comparisons" if adjustment else ""
+        if measure.better:
+            return f"{self.other} is {said} than {self.one}{where}"
+        return f"{measure.label}: {said} with {self.other} than with {self.one}{where}"
+
+
+Scores = Mapping[tuple[str, str], Mapping[int, ArrayLike]]
+"""By (family, method) and run: a number, or (N,) by task. Runs of one number are paired."""
+
+
+def compare(
+    scores: Scores, pairs: Sequence[tuple[str, str]], measure: str, design: Design
+) -> list[Difference]:
+    """Every pair (one, other) in every family, over all families if there are several; Holm-adjusted."""
+    found = []
+    for one, other in pairs:
+        parts = []
+        for family in dict.fromkeys(family for family, _ in scores):
+            a, b = scores.get((family, one), {}), scores.get((family, other), {})
+            gaps = np.array([np.subtract(b[run], a[run]) for run in sorted(a) if run in b], np.float64)
+            if len(gaps) and (estimate := design.interval(gaps.reshape(len(gaps), -1))).n:
+                p = p_value(estimate)
+                parts.append(Difference(family, one, other, measure, estimate, estimate.n, p, gaps=gaps))
+        found += parts
+        if len(parts) > 1 and all(part.n_run > 1 for part in parts):
+            whole, n_run = pooled([part.estimate for part in parts]), min(part.n_run for part in parts)
+            found.append(Difference(POOLED, one, other, measure, whole, n_run, p_value(whole)))
+    adjusted = holm([math.nan if d.family == POOLED else d.p for d in found])
+    return [replace(d, p_holm=p) for d, p in zip(found, adjusted, strict=True)]
+
+
+def scores_of(rows: Sequence[Row], measure: str) -> Scores:
+    """Of a study's rows."""
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for row in rows:
+        found.setdefault((row.family, row.variant), {})[row.run] = row[measure]
+    return found
+
+
+def differences(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], measure: str) -> list[Difference]:
+    """The comparisons of a study."""
+    return compare(scores_of(rows, measure), pairs, measure, OWN_DATA)
+
+
+def means(rows: Sequence[Row], measure: str) -> dict[tuple[str, str], Interval]:
+    """Mean of ``measure`` over the runs of each (family, variant) of a study."""
+    return {key: over_runs(np.array(list(runs.values()))) for key, runs in scores_of(rows, measure).items()}
+
+
+# ---------------------------------------------------------------- the methods of one run
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """All statistics of a report, of every method and of every method against the first one.
+
+    Keys of the inner mappings are those of ``MEASURES``, for means over runs and tasks, and ``IQM``, for the
+    interquartile mean of the measure that the verdict rests on.
+    """
+
+    metric: str  # the measure that the verdict rests on
     methods: dict[str, dict[str, Interval]]
-    means: dict[str, dict[str, float]]
-    differences: dict[str, dict[str, Interval]]  # by "B-A"
-    comparisons: list[Comparison]
+    pairs: dict[str, dict[str, Difference]]  # by "B-A"
+    improvement: dict[str, Interval]  # by "B-A": probability that a run of B beats one of A on a random task
+    scores: dict[str, dict[str, Floats]]  # (R, N), or (R, 1) for measures of whole runs
     curves: dict[str, Floats]  # (R, N, E) normalised, mean over rollouts
     seeds: dict[str, tuple[int, ...]]
     scale: str  # what a normalised return of 1 stands for
-    searches: bool  # whether there is a reward to be met; where there is none, ``SEARCH`` is NaN
+    searches: bool  # whether a reward must be found by exploration
     optimal: Floats  # (N,) the return that 1 stands for
     references: dict[str, Floats]  # (1, N, E) of the family's reference algorithms, normalised as ``curves``
     regret: dict[str, Floats]  # (R, N, E) see ``cumulative_regret``: methods, then references
     total_regret: dict[str, Interval]  # mean over runs and tasks, at the end
 
     @property
-    def verdict(self) -> str:
-        """One sentence for each compared method."""
-        if not self.comparisons:
-            return "Only one method was evaluated, so there is nothing to compare."
-        return " ".join(comparison.verdict for comparison in self.comparisons)
+    def verdicts(self) -> list[str]:
+        """What is said of each compared method, and the figures that it rests on."""
+        said = []
+        for row in self.pairs.values():
+            d, n_task = row[self.metric], len(self.optimal)
+            label, runs, tasks = MEASURES[d.measure].label.lower(), "s" * (d.n_run != 1), "s" * (n_task != 1)
+            figures = (
+                f" Mean paired difference of the {label}: {d.estimate.text('+')};"
+                f" {d.n_run} run{runs} each, {n_task} held-out task{tasks}."
+            )
+            said.append(f"{d.sentence()}.{figures if math.isfinite(d.estimate.value) else ''}")
+        return said or ["Only one method was evaluated, so there is nothing to compare."]
+
+    @property
+    def shown(self) -> list[str]:
+        """Keys for a table: the verdict's, and all others that have a value."""
+        measured = {k for row in self.methods.values() for k, i in row.items() if math.isfinite(i.value)}
+        keys = [k for k, m in MEASURES.items() if k == self.metric or (m.listed and k in measured)]
+        place = keys.index(self.metric) + 1
+        return [*keys[:place], IQM, *keys[place:]]
 
 
-def analyse(methods: Sequence[MethodRuns], source: SourceSummary | None = None, *, seed: int = 0) -> Analysis:
-    """All statistics of a report. Methods are compared over the seeds they share, on the same tasks.
+def analyse(
+    methods: Sequence[MethodRuns],
+    source: SourceSummary | None = None,
+    *,
+    metric: str = "final",
+    seed: int = 0,
+) -> Analysis:
+    """Compare every method with the first one, over the seeds they share, on the same tasks.
 
     Where the optimal return of a task is unknown, a normalised return of 1 stands for the best episode
-    (mean over streams) of the source algorithm on that task.
+    (mean over streams) of the source algorithm on that task. ``seed`` is that of the resampling.
     """
     _check_methods(methods)
-    optimal, scale = _scale(methods[0], source)
-    searches = methods[0].searches
-    scores = {m.name: _scores(m, optimal, searches) for m in methods}
-    top = 1.0 if np.isfinite(methods[0].optimal).all() else np.inf
-    limits = dict.fromkeys(METRICS, (0.0, 1.0)) | dict.fromkeys(
-        ("final", "auc", "success_given_found"), (-np.inf, top)
-    )
-    limits["excess_cross_entropy"] = (-np.inf, np.inf)
-    curves = {m.name: _normalised(m, optimal).mean(axis=2) for m in methods}
-    played = {name: returns[None] for name, returns in methods[0].references.items()}
-    regret = cumulative_regret(methods)
-    base, differences, comparisons = methods[0], {}, []
+    base, (optimal, scale) = methods[0], _scale(methods[0], source)
+    scaled = {m.name: replace(m, optimal=optimal) for m in methods}
+    scores: dict[str, dict[str, Floats]] = {name: {} for name in scaled}
+    found: dict[str, dict[str, Interval]] = {name: {} for name in scaled}
+    pairs: dict[str, dict[str, Difference]] = {f"{m.name}-{base.name}": {} for m in methods[1:]}
+    for key, statistic in [*((key, mean) for key in MEASURES), (IQM, iqm)]:
+        measure = MEASURES[metric if key == IQM else key]
+        limits = ANY if measure.limits == RETURN and scale != OPTIMUM else measure.limits
+        estimate = partial(crossed_bootstrap, statistic=statistic, seed=seed)
+        for name, m in scaled.items():
+            # Runs that share their data cannot differ in what is a property of the data.
+            nothing = np.full((len(m.seeds), 1), np.nan)
+            scores[name][key] = nothing if measure.needs == "own data" else measure.scores(m)
+            found[name][key] = estimate(scores[name][key], limits=limits)
+        by_run = {("", m.name): dict(zip(m.seeds, scores[m.name][key], strict=True)) for m in methods}
+        others = [(base.name, m.name) for m in methods[1:]]
+        for d in compare(by_run, others, measure.key, replace(SHARED_DATA, interval=estimate)):
+            pairs[f"{d.other}-{d.one}"][key] = d
+    improvement = {}
     for method in methods[1:]:
-        ours, theirs = _shared_seeds(base, method)
-        a, b = scores[base.name], scores[method.name]
-        differences[f"{method.name}-{base.name}"] = {
-            key: intervals.paired_difference(a[key][ours], b[key][theirs], seed=seed) for key in METRICS
-        }
-        pair = (curves[base.name][ours], curves[method.name][theirs])
-        comparisons.append(intervals.compare(*pair, names=(base.name, method.name), seed=seed))
+        shared = [seed for seed in base.seeds if seed in method.seeds]
+        ends = (scores[m.name][metric][[m.seeds.index(k) for k in shared]] for m in (base, method))
+        improvement[f"{method.name}-{base.name}"] = probability_of_improvement(*ends, seed=seed)
+    regret = cumulative_regret(methods)
     return Analysis(
-        methods={
-            name: {
-                key: intervals.hierarchical_bootstrap(values[key], seed=seed, limits=limits[key])
-                for key in METRICS
-            }
-            for name, values in scores.items()
-        },
-        means={
-            name: {key: float(intervals.mean(v[key].ravel())) for key in METRICS}
-            for name, v in scores.items()
-        },
-        differences=differences,
-        comparisons=comparisons,
-        curves=curves,
+        metric=metric,
+        methods=found,
+        pairs=pairs,
+        improvement=improvement,
+        scores=scores,
+        curves={name: m.curves for name, m in scaled.items()},
         seeds={m.name: m.seeds for m in methods},
         scale=scale,
-        searches=searches,
+        searches=base.searches,
         optimal=optimal,
         references={
-            name: _normalised(methods[0], optimal, returns).mean(axis=2) for name, returns in played.items()
+            name: normalise(returns, base.random, optimal).mean(axis=1)[None]
+            for name, returns in base.references.items()
         },
         regret=regret,
-        total_regret={
-            name: intervals.hierarchical_bootstrap(values[..., -1], intervals.mean, seed=seed)
-            for name, values in regret.items()
-        },
+        total_regret={name: estimate(values[..., -1]) for name, values in regret.items()},
     )
 
 
@@ -149,6 +308,9 @@ def _check_methods(methods: Sequence[MethodRuns]) -> None:
             )
         if method.returns.shape[-1] != methods[0].returns.shape[-1]:
             raise UsageError(f"{method.name} and {names[0]} were evaluated for different numbers of episodes")
+        if not set(method.seeds) & set(methods[0].seeds):
+            seeds = " and ".join(f"{m.name} (seeds {m.seeds})" for m in (methods[0], method))
+            raise UsageError(f"{seeds} share no training seed")
 
 
 def _scale(method: MethodRuns, source: SourceSummary | None) -> tuple[Floats, str]:
@@ -156,67 +318,77 @@ def _scale(method: MethodRuns, source: SourceSummary | None) -> tuple[Floats, st
     unknown = np.isnan(optimal)
     if not unknown.any():
         return optimal, OPTIMUM
-    if source is not None:
-        place = {int(task): row for row, task in enumerate(source.task_ids)}
-        for n in np.flatnonzero(unknown):
-            row = place.get(int(method.task_ids[n]))
-            if row is not None and source.returns.shape[1]:
-                optimal[n] = source.returns[row].max()
+    if source is not None and source.returns.shape[1]:
+        best = dict(zip(source.task_ids.tolist(), source.returns.max(axis=1), strict=True))
+        ids = method.task_ids.tolist()
+        optimal = np.where(unknown, [best.get(task, math.nan) for task in ids], optimal)
     return optimal, "the best episode of the source algorithm (the optimal return is unknown)"
 
 
-def _normalised(method: MethodRuns, optimal: Floats, returns: Any = None) -> Floats:
-    """(R, N, M, E), of the method's own returns or others on its tasks."""
-    returns = method.returns if returns is None else returns
-    return np.stack([intervals.normalise(run, method.random, optimal) for run in returns])
+# ---------------------------------------------------------------- convergence
 
 
-def _scores(method: MethodRuns, optimal: Floats, searches: bool) -> dict[str, Floats]:
-    """Every metric as (R, N), or (R, 1) where it is one number per run."""
-    normalised = _normalised(method, optimal)
-    curves = normalised.mean(axis=2)
-    excess = np.asarray(method.cross_entropy) - np.asarray(method.behaviour_entropy)
-    scores = {
-        "final": intervals.final_return(curves),
-        "auc": intervals.area_under_curve(curves),
-        "found_by_10": intervals.found_by(method.returns, 10),
-        "found": intervals.found_by(method.returns),
-        "success_given_found": intervals.success_given_found(method.returns, normalised),
-        "accuracy": np.asarray(method.accuracy, dtype=np.float64)[:, None],
-        "excess_cross_entropy": excess.astype(np.float64)[:, None],
-    }
-    nothing = np.full(curves.shape[:2], np.nan)
-    return scores if searches else scores | dict.fromkeys(SEARCH, nothing)
+@dataclass(frozen=True)
+class Convergence:
+    """How soon the runs of a method validate as well as the baseline does at its end."""
+
+    family: str
+    method: str
+    measure: str
+    level: float  # mean over runs of the baseline's last value
+    steps: float  # median over runs; infinity if the median run never gets there
+    reached: int
+    runs: int
+
+    @property
+    def when(self) -> str:
+        """``steps`` as text."""
+        return f"{self.steps:.0f}" if math.isfinite(self.steps) else "never"
 
 
-def _shared_seeds(a: MethodRuns, b: MethodRuns) -> tuple[list[int], list[int]]:
-    shared = [seed for seed in a.seeds if seed in b.seeds]
-    if not shared:
-        raise UsageError(f"{a.name} (seeds {a.seeds}) and {b.name} (seeds {b.seeds}) share no training seed")
-    return [a.seeds.index(seed) for seed in shared], [b.seeds.index(seed) for seed in shared]
+def convergence(
+    points: Sequence[Row], baseline: str, measures: Sequence[str] = tuple(VALIDATED)
+) -> list[Convergence]:
+    """The guide's "convergence speed": gradient steps until a run is as good as the baseline at its end.
 
-
-def convergence(methods: Sequence[MethodRuns]) -> list[list[str]]:
-    """The guide's "convergence speed": gradient steps until a run is as good as the first method ends.
-
-    Rows of text (measure, level, method, median step of the runs that get there, how many get there); the
-    level is the mean over the first method's runs of their last recorded value.
+    The level of a run is the last value of the baseline's run with which it is paired. A run that never gets
+    there counts as infinitely late, so that methods of which different runs get there can be compared.
     """
-    rows = []
-    for key, label, sign in (
-        ("validation_return", "validation return", 1),
-        ("validation_excess_cross_entropy", "validation excess cross-entropy", -1),
-    ):
-        recorded = {m.name: [intervals.series(run, key) for run in m.metrics] for m in methods}
-        last = [values[-1] for _, values in recorded[methods[0].name] if len(values)]
-        if not last:
-            continue
-        level = float(np.mean(last))
-        for name, runs in recorded.items():
-            steps = np.array(
-                [intervals.steps_to_reach(x, sign * y, sign * level) for x, y in runs], np.float64
-            )
-            reached = steps[~np.isnan(steps)]
-            when = f"{np.median(reached):,.0f}" if len(reached) else "never"
-            rows.append([label, f"{level:.3f}", name, when, f"{len(reached)} of {len(runs)} runs"])
-    return rows
+    found = []
+    for measure in measures:
+        sign = -1.0 if measure == "validation_excess_cross_entropy" else 1.0
+        curves: dict[tuple[str, str], dict[int, list[tuple[float, float]]]] = {}
+        for point in points:
+            runs = curves.setdefault((point.family, point.variant), {})
+            if not math.isnan(point[measure]):
+                runs.setdefault(point.run, []).append((point["step"], sign * point[measure]))
+        for (family, method), runs in curves.items():
+            base = {run: sorted(curve) for run, curve in curves.get((family, baseline), {}).items()}
+            shared = [run for run in runs if len(base.get(run, ())) > 1]
+            if not shared:
+                continue
+            levels = [base[run][-1][1] for run in shared]
+            by_run = [np.array(sorted(runs[run])).T for run in shared]
+            steps = [step_to_reach(x, y, level) for (x, y), level in zip(by_run, levels, strict=True)]
+            reached = int(np.isfinite(steps).sum())
+            level, median = sign * float(np.mean(levels)), float(np.median(steps))
+            found.append(Convergence(family, method, measure, level, median, reached, len(shared)))
+    return found
+
+
+def convergence_table(found: Sequence[Convergence]) -> list[list[str]]:
+    """Header and one line per family, method and measure; empty if nothing was recorded."""
+    head = ["Family", "Variant", "Measure", "Baseline's last", "Steps to reach it, median", "Runs that do"]
+    lines = [
+        [
+            c.family,
+            c.method,
+            VALIDATED[c.measure],
+            number(c.level),
+            c.when,
+            f"{c.reached} of {c.runs}",
+        ]
+        for c in found
+    ]
+    first = 0 if any(c.family for c in found) else 1
+    return [line[first:] for line in [head, *lines]] if lines else []

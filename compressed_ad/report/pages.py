@@ -1,16 +1,22 @@
-"""HTML pages that work offline: everything they show is inside the file."""
+"""What all pages share: HTML that works offline, figure files, tables as text, provenance, strict JSON."""
 
 from __future__ import annotations
 
 import base64
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from compressed_ad.files import write_atomically
 from compressed_ad.report.figures import style
 from compressed_ad.report.figures.style import Figure
+
+Drawn = tuple[str, str, Figure]
+"""File name, caption, figure."""
 
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("compressed_ad.report"),
@@ -21,21 +27,72 @@ _ENVIRONMENT = jinja2.Environment(
 )
 
 
-def render(template: str, **content: Any) -> str:
-    """The page made of a file in ``templates``."""
-    return _ENVIRONMENT.get_template(template).render(**content)
+def write_page(path: Path, template: str, **content: Any) -> None:
+    """Make a page of a file in ``templates``; everything that it shows is inside the page."""
+    write_atomically(path, _ENVIRONMENT.get_template(template).render(**content).encode())
 
 
-def image(figure: Figure) -> str:
-    """``figure`` as a URL that holds its SVG."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(style.figure_to_svg(figure)).decode()}"
+def keep_figures(folder: Path, drawn: Iterable[Drawn]) -> list[dict[str, str]]:
+    """Write every figure as a PNG file into ``folder``; captions and images (URLs of SVG) for a page."""
+    shown, taken = [], set[str]()
+    for name, caption, figure in drawn:
+        plain_name = "".join(c if c.isalnum() or c in "_-" else "_" for c in name)[:80]
+        file = (
+            f"{plain_name}.png" if f"{plain_name}.png" not in taken else f"{plain_name}_{len(taken) + 1}.png"
+        )
+        taken.add(file)
+        write_atomically(folder / file, style.figure_to_png(figure))
+        image = base64.b64encode(style.figure_to_svg(figure)).decode()
+        shown.append({"caption": caption, "image": f"data:image/svg+xml;base64,{image}"})
+    return shown
 
 
-def save_figure(folder: Path, name: str, figure: Figure, taken: set[str]) -> str:
-    """Write ``figure`` as a PNG of a plain file name that is not among those ``taken``; the name."""
-    plain = "".join(c if c.isalnum() or c in "_-" else "_" for c in name)[:80]
-    file = f"{plain}.png" if f"{plain}.png" not in taken else f"{plain}_{len(taken) + 1}.png"
-    taken.add(file)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / file, style.figure_to_png(figure))
-    return file
+def provenance(facts: Mapping[str, Any]) -> dict[str, str]:
+    """``environment()`` of ``runs.directory`` as lines of a page."""
+    return {
+        "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+        "hardware": ", ".join(f"{key} {value}" for key, value in facts["hardware"].items()),
+        "revision": str(facts["revision"]),
+    }
+
+
+# ---------------------------------------------------------------- as text
+
+
+def plain(table: Sequence[Sequence[str]]) -> str:
+    """A table as aligned text."""
+    widths = [max(len(line[k]) for line in table) for k in range(len(table[0]))]
+    lines = [
+        "  ".join(
+            text.ljust(w) if k < 2 else text.rjust(w)
+            for k, (text, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in table
+    ]
+    lines.insert(1, "  ".join("-" * w for w in widths))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def markdown(table: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown: the first column left, the rest right where they are numbers."""
+    head, *body = table
+
+    def numeric(text: str) -> bool:
+        return text.lstrip("+−").replace(".", "", 1).isdigit() or text in ("", "–")
+
+    right = [k > 0 and all(numeric(line[k]) for line in body) for k in range(len(head))]
+    rule = ["---:" if number else "---" for number in right]
+    return "".join("| " + " | ".join(line) + " |\n" for line in [head, rule, *body])
+
+
+def strict_json(value: Any) -> Any:
+    """``value`` with NaN and infinity as None, arrays and tuples as lists: what strict JSON can hold."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): strict_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -1,28 +1,42 @@
-"""What finished runs and histories left behind, read into the arrays that reports are made of."""
+"""What runs and histories left behind, read into the arrays that pages show, and the files of a study."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import math
 import re
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compressed_ad.errors import RunDirectoryError, UsageError
+from compressed_ad.evaluation.intervals import Floats, mean
+from compressed_ad.files import write_atomically
 from compressed_ad.histories.file import HistoryFile
-from compressed_ad.marking.apply import MarkingStatistics, marking_statistics
+from compressed_ad.marking.statistics import N_PHASE, MarkingStatistics, marking_statistics
+from compressed_ad.report.measures import MEASURES, VALIDATED, final_return, normalise, series
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, History, IntArray
+
+if TYPE_CHECKING:
+    from compressed_ad.runs.study import Cell
 
 TRACE_STEPS = 200
 REFERENCE = "reference_"
 """Before the names of reference algorithms in an evaluation file."""
 PAYS_ALWAYS = 0.25
 """With a larger share of paying steps than this before anything is learned, no reward has to be found."""
+_SCALARS = ("accuracy", "cross_entropy", "behaviour_entropy")
+
+
+# ---------------------------------------------------------------- run directories
 
 
 @dataclass(frozen=True)
@@ -30,7 +44,7 @@ class MethodRuns:
     """All runs of one method: R training seeds, N held-out tasks, M rollouts, E in-context episodes."""
 
     name: str
-    seeds: tuple[int, ...]  # (R,)
+    seeds: tuple[int, ...]  # (R,) runs of two methods with one seed are paired
     task_ids: IntArray  # (N,)
     returns: FloatArray  # (R, N, M, E) undiscounted
     random: FloatArray  # (N,)
@@ -41,49 +55,57 @@ class MethodRuns:
     metrics: Sequence[Sequence[Mapping[str, Any]]]  # (R,) rows of metrics.jsonl
     references: Mapping[str, FloatArray] = field(default_factory=dict)  # (N, M, E) by name, undiscounted
     horizon: int | None = None  # of the family; None where not known
-    paying: float | None = None  # share of paying steps before anything is learned: see ``searches``
+    paying: float | None = None  # share of steps with a reward other than 0, before anything is learned
+    returns_last: FloatArray | None = None  # (R, N, M, E) of the last weights
+    returns_training: FloatArray | None = None  # (R, N', M, E) on N' training tasks
+    training_scale: tuple[FloatArray, FloatArray] | None = None  # random and optimal return (N',)
+    marked_by_tenth: FloatArray | None = None  # (R, 10) share of marked steps in the training histories
 
     @property
     def searches(self) -> bool:
-        """Whether there is a reward to be met: where every step pays, or is an episode, there is none.
+        """Whether a reward must be found by exploration.
 
-        Told by the share of steps with a reward other than 0 in the first episodes of the training histories.
+        It need not be where an episode is one step or random play is paid anyway.
         """
         return self.horizon != 1 and (self.paying is None or self.paying <= PAYS_ALWAYS)
 
+    @cached_property
+    def normalised(self) -> Floats:
+        """(R, N, M, E) ``returns`` as ``measures.normalise`` scales them."""
+        return self._scaled(self.returns, self.random, self.optimal)
 
-@dataclass(frozen=True)
-class Trace:
-    """T consecutive steps of one stream, for the guide's plot."""
+    @cached_property
+    def curves(self) -> Floats:
+        """(R, N, E) normalised returns, mean over rollouts."""
+        return np.asarray(self.normalised.mean(axis=2))
 
-    label: str
-    first_step: int
-    probs: FloatArray  # (T,)
-    mask: BoolArray  # (T,)
-    episode_end: BoolArray  # (T,)
+    @property
+    def final_last(self) -> Floats:
+        """(R, N) final return of the last weights; NaN (R, 1) if not measured."""
+        return self._final(self.returns_last, (self.random, self.optimal))
+
+    @property
+    def training_final(self) -> Floats:
+        """(R, N') final return on training tasks; NaN (R, 1) if not measured."""
+        return self._final(self.returns_training, self.training_scale)
+
+    @property
+    def marked(self) -> Floats:
+        """(R, 10) ``marked_by_tenth``; NaN if not measured."""
+        unknown = np.full((len(self.seeds), N_PHASE), np.nan)
+        return unknown if self.marked_by_tenth is None else np.asarray(self.marked_by_tenth, np.float64)
+
+    def _final(self, returns: FloatArray | None, scale: tuple[FloatArray, FloatArray] | None) -> Floats:
+        if returns is None or scale is None:
+            return np.full((len(self.seeds), 1), np.nan)
+        return final_return(self._scaled(returns, *scale).mean(axis=2))
+
+    @staticmethod
+    def _scaled(returns: FloatArray, random: FloatArray, optimal: FloatArray) -> Floats:
+        return np.stack([normalise(run, random, optimal) for run in returns])
 
 
-@dataclass(frozen=True)
-class SourceSummary:
-    """What a report shows of the learning histories: N tasks of all parts of the split."""
-
-    name: str
-    task_ids: IntArray  # (N,)
-    tasks: AnyArray  # (N, P)
-    kinds: tuple[str, ...]  # (N,) "train", "validation" or "heldout"
-    random: FloatArray  # (N,)
-    optimal: FloatArray  # (N,) NaN where unknown
-    returns: FloatArray  # (N, E) of each episode of a stream, mean over the streams
-    marking: MarkingStatistics | None = None
-    marked_by_phase: FloatArray | None = None  # (N, phases)
-    trace: Trace | None = None
-    threshold: float | None = None  # of the marker, if it has one
-
-
-# ---------------------------------------------------------------- run directories
-
-
-def load_runs(run_dirs: Sequence[Path], name: str | None = None) -> MethodRuns:
+def load_runs(run_dirs: Sequence[str | Path], name: str | None = None) -> MethodRuns:
     """The runs of one method, one run directory per training seed.
 
     Each directory holds ``evaluation.npz`` and ``metrics.jsonl``. The method is called ``name``, or as the
@@ -101,38 +123,52 @@ def load_runs(run_dirs: Sequence[Path], name: str | None = None) -> MethodRuns:
     runs = [load_evaluation(path / "evaluation.npz") for _, path in ordered]
     for run, (_, path) in zip(runs, ordered, strict=True):
         for key in ("returns", "task_ids", "optimal", "random"):
-            ours, first = run[key], runs[0][key]
-            if ours.shape != first.shape or (
-                key != "returns" and not np.allclose(ours, first, equal_nan=True)
-            ):
+            found, first = run[key], runs[0][key]
+            same = found.shape == first.shape
+            if not same or (key != "returns" and not np.allclose(found, first, equal_nan=True)):
                 raise RunDirectoryError(
                     f"{path / 'evaluation.npz'}: {key} differs from {ordered[0][1] / 'evaluation.npz'}; "
                     "only runs evaluated on the same tasks in the same way can be put together"
                 )
-    scalars = {key: np.array([float(run[key]) for run in runs]) for key in _SCALARS}
-    return MethodRuns(
-        name=ordered[0][1].name.split("-")[0] if name is None else name,
-        seeds=seeds,
-        task_ids=runs[0]["task_ids"].astype(np.int64),
-        returns=np.stack([run["returns"] for run in runs]),
-        random=runs[0]["random"].astype(np.float64),
-        optimal=runs[0]["optimal"].astype(np.float64),
-        metrics=[load_metrics(path / "metrics.jsonl") for _, path in ordered],
-        references={
-            key.removeprefix(REFERENCE): array for key, array in runs[0].items() if key.startswith(REFERENCE)
-        },
-        horizon=int(runs[0]["horizon"]) if "horizon" in runs[0] else None,
-        paying=float(runs[0]["paying"]) if "paying" in runs[0] else None,
-        **scalars,
-    )
+    metrics = [load_metrics(path / "metrics.jsonl") for _, path in ordered]
+    return _method(ordered[0][1].name.split("-")[0] if name is None else name, seeds, runs, metrics)
 
 
-_SCALARS = ("accuracy", "cross_entropy", "behaviour_entropy")
-
-
-def _seed(path: Path, place: int) -> int:
+def _seed(path: str | Path, place: int) -> int:
     found = re.findall(r"seed(\d+)", Path(path).name)
     return int(found[-1]) if found else place
+
+
+def _method(
+    name: str,
+    seeds: tuple[int, ...],
+    runs: Sequence[dict[str, AnyArray]],
+    metrics: Sequence[Sequence[Mapping[str, Any]]],
+) -> MethodRuns:
+    first = runs[0]
+
+    def stacked(key: str) -> FloatArray | None:
+        shapes = {run[key].shape if key in run else None for run in runs}
+        return np.stack([run[key] for run in runs]) if len(shapes) == 1 and None not in shapes else None
+
+    trained = [first.get(f"training_{key}") for key in ("random", "optimal")]
+    return MethodRuns(
+        name=name,
+        seeds=seeds,
+        task_ids=first["task_ids"].astype(np.int64),
+        returns=np.stack([run["returns"] for run in runs]),
+        random=first["random"].astype(np.float64),
+        optimal=first["optimal"].astype(np.float64),
+        metrics=metrics,
+        references={k.removeprefix(REFERENCE): x for k, x in first.items() if k.startswith(REFERENCE)},
+        horizon=int(first["horizon"]) if "horizon" in first else None,
+        paying=float(first["paying"]) if "paying" in first else None,
+        returns_last=stacked("returns_last"),
+        returns_training=stacked("returns_training"),
+        training_scale=None if trained[0] is None or trained[1] is None else (trained[0], trained[1]),
+        marked_by_tenth=stacked("marked"),
+        **{key: np.array([float(run[key]) for run in runs]) for key in _SCALARS},
+    )
 
 
 def load_evaluation(path: Path) -> dict[str, AnyArray]:
@@ -192,6 +228,34 @@ def load_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 # ---------------------------------------------------------------- histories
+
+
+@dataclass(frozen=True)
+class Trace:
+    """T consecutive steps of one stream, for the guide's plot."""
+
+    label: str
+    first_step: int
+    probs: FloatArray  # (T,)
+    mask: BoolArray  # (T,)
+    episode_end: BoolArray  # (T,)
+
+
+@dataclass(frozen=True)
+class SourceSummary:
+    """What a report shows of the learning histories: N tasks of all parts of the split."""
+
+    name: str
+    task_ids: IntArray  # (N,)
+    tasks: AnyArray  # (N, P)
+    kinds: tuple[str, ...]  # (N,) "train", "validation" or "heldout"
+    random: FloatArray  # (N,)
+    optimal: FloatArray  # (N,) NaN where unknown
+    returns: FloatArray  # (N, E) of each episode of a stream, mean over the streams
+    marking: MarkingStatistics | None = None
+    marked_by_phase: FloatArray | None = None  # (N, phases)
+    trace: Trace | None = None
+    threshold: float | None = None  # of the marker, if it has one
 
 
 def summarise_source(file: HistoryFile) -> SourceSummary:
@@ -260,3 +324,116 @@ def _trace(history: History, label: str) -> Trace:
         mask=mask[part],
         episode_end=history.episode_end[0, part],
     )
+
+
+# ---------------------------------------------------------------- the files of a study
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a study's file: what one run of one variant in one family has at its end, or at one step.
+
+    ``values`` by the columns of ``result_columns``, means over held-out tasks and rollouts, or of
+    ``POINT_COLUMNS``; NaN: not measured.
+    """
+
+    family: str
+    variant: str
+    run: int
+    values: Mapping[str, float]
+    parameters: str = ""  # what decides the cell, in short: the names of its files
+
+    def __getitem__(self, column: str) -> float:
+        return self.values.get(column, math.nan)
+
+    @property
+    def marked_by_tenth(self) -> list[float]:
+        """Marked shares of the training histories' steps."""
+        return [self[column] for column in _TENTHS]
+
+
+_TENTHS = tuple(f"marked_{k}" for k in range(N_PHASE))
+POINT_COLUMNS = ("step", *VALIDATED)
+
+
+def result_columns() -> list[str]:
+    """Of a study's results."""
+    return ["seed", *MEASURES, "seconds", "parameters", *_TENTHS]
+
+
+def cell_row(cell: Cell, run_dir: Path, evaluation: Path) -> Row:
+    """What ``cell`` left behind; ``RunDirectoryError`` names the file that is missing or damaged."""
+    found, metrics = load_evaluation(evaluation), load_metrics(run_dir / "metrics.jsonl")
+    runs = _method(cell.variant, (cell.run,), [found], [metrics])
+    if np.isnan(runs.optimal).any():
+        raise RunDirectoryError(f"{evaluation}: a study needs families whose optimal return is known")
+    values = {key: float(mean(measure.scores(runs).ravel())) for key, measure in MEASURES.items()}
+    steps, rates = series(metrics, "targets_per_second")
+    model = cell.trained.model
+    targets = model.batch_size * model.n_transit * np.diff(steps, prepend=0.0)
+    values |= {"seed": cell.trained.seed, "seconds": float((targets / rates).sum())}
+    values |= dict(zip(_TENTHS, runs.marked[0].tolist(), strict=True))
+    parameters = f"{cell.data_key}/{cell.training_key}/{cell.playing_key}"
+    return Row(cell.family, cell.variant, cell.run, values, parameters)
+
+
+def validations(
+    name: str, metrics: Sequence[Sequence[Mapping[str, Any]]], runs: Sequence[int], family: str = ""
+) -> list[Row]:
+    """Every validation of a method's ``runs`` while they were trained, from their ``metrics.jsonl``."""
+    return [
+        Row(family, name, run, {key: row.get(key, math.nan) for key in POINT_COLUMNS})
+        for run, rows in zip(runs, metrics, strict=True)
+        for row in rows
+        if "validation_return" in row
+    ]
+
+
+def write_rows(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
+    """One line per row, six digits; read back by ``read_rows``."""
+
+    def text(row: Row, column: str) -> str:
+        if column == "parameters":
+            return row.parameters
+        value = row[column]
+        return str(value) if isinstance(value, int) else "" if math.isnan(value) else f"{value:.6g}"
+
+    lines = [[row.family, row.variant, row.run, *(text(row, column) for column in columns)] for row in rows]
+    content = io.StringIO(newline="")
+    csv.writer(content, lineterminator="\n").writerows([[*_CELL, *columns], *lines])
+    write_atomically(path, content.getvalue().encode())
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows written by ``write_rows``, of any version: unknown columns are ignored, missing ones are NaN.
+
+    ``UsageError`` names the file and the line that is not a row.
+    """
+    try:
+        head, *lines = list(csv.reader(io.StringIO(path.read_text("utf-8")))) or [[]]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from None
+    if not set(_CELL) <= set(head):
+        raise UsageError(f"{path}: not such a table; its first line must name {', '.join(_CELL)}")
+    numbers = {*_CELL[2:], *result_columns(), *POINT_COLUMNS} - {"parameters"}
+    found: dict[tuple[Any, ...], Row] = {}
+    for place, values in enumerate(lines, start=2):
+        if len(values) != len(head):
+            raise UsageError(f"{path}:{place}: expected {len(head)} values, got {len(values)}")
+        line = dict(zip(head, values, strict=True))
+        known: dict[str, float] = {}
+        for column in numbers & set(head):
+            try:
+                known[column] = float(line[column] or "nan")
+            except ValueError:
+                raise UsageError(f"{path}:{place}: {column}: not a number: {line[column]!r}") from None
+        run = known.pop("run")
+        if not run.is_integer():
+            raise UsageError(f"{path}:{place}: run: not a whole number: {line['run']!r}")
+        row = Row(line["family"], line["variant"], int(run), known, line.get("parameters", ""))
+        if found.setdefault((row.family, row.variant, run, known.get("step")), row) is not row:
+            raise UsageError(f"{path}:{place}: two lines of one cell")
+    return list(found.values())
+
+
+_CELL = ("family", "variant", "run")

@@ -1,45 +1,174 @@
-"""A study as one self-contained page: the answer first, then tables, figures, protocol and commands."""
+"""A study's tables, and its page: the answer first, then tables, figures, how it was done."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressed_ad.files import write_atomically
-from compressed_ad.report.figures import comparison as plots_study
-from compressed_ad.report.figures.style import Figure
-from compressed_ad.report.pages import image, render, save_figure
-from compressed_ad.report.study_rows import Point, Row
-from compressed_ad.report.study_tables import (
-    MEASURES,
+import numpy as np
+
+from compressed_ad.errors import UsageError
+from compressed_ad.evaluation.intervals import Floats, Interval, detectable, number
+from compressed_ad.report.comparison import (
+    OWN_DATA,
     POOLED,
     Difference,
-    costs,
+    convergence,
+    convergence_table,
     differences,
-    power_lines,
-    tables,
+    means,
 )
+from compressed_ad.report.figures import comparison, histories
+from compressed_ad.report.measures import MEASURES
+from compressed_ad.report.pages import Drawn, keep_figures, markdown, plain, provenance, write_page
+from compressed_ad.report.results import Row
+from compressed_ad.training.flops import action_flops, training_flops
 
 if TYPE_CHECKING:
     from compressed_ad.runs.study import Study
 
-CAPTIONS = {
-    "Family Variant": "Means over runs. Returns are normalised per task: 0 is the uniformly random policy, 1"
-    " the optimal one.",
-    "Family Difference": "Paired differences over runs: each run has its own histories, split and training"
-    " seed. The verdict goes by the 95 % interval; Holm's adjustment counts all comparisons of this table.",
-    "Family Curve": "What a model costs and how it does: floating-point operations of one in-context step,"
-    " and of all gradient steps.",
-    "Measure": "Gradient steps until a run validates as the baseline's run on the same data does at its end.",
-}
+Table = list[list[str]]
+"""Lines of text, the header first."""
+
+MEANS = (
+    "Means over runs. Returns are normalised per task: 0 is the uniformly random policy, 1 the optimal one."
+)
+DIFFERENCES = (
+    f"Means of the paired differences over runs. {OWN_DATA.about} The verdict goes by the 95 % interval;"
+    " Holm's adjustment counts all comparisons of this table."
+)
+COSTS = (
+    "What a model costs and what it achieves: floating-point operations of one in-context step, and of all"
+    " gradient steps."
+)
+CONVERGENCE = (
+    "Gradient steps until a run validates as well as the baseline's run on the same data does at its end. A"
+    " run that never does counts as infinitely late."
+)
 
 
-def write_page(
+@dataclass(frozen=True)
+class Cost:
+    """A point of a cost curve: what a variant's model costs in a family, and what it achieves."""
+
+    family: str
+    curve: str
+    variant: str
+    context: int  # steps
+    action: float  # FLOPs of one in-context step
+    training: float  # FLOPs of all gradient steps
+    value: Interval  # of the study's metric over runs
+
+
+def costs(study: Study, rows: Sequence[Row]) -> list[Cost]:
+    """The points of the study's cost curves that have results, each curve from its cheapest model on."""
+    models = {(cell.family, cell.variant): cell.trained.model for cell in study.cells}
+    values = means(rows, study.metric)
+    found = [
+        Cost(
+            family,
+            curve,
+            variant,
+            (model := models[family, variant]).n_transit,
+            action_flops(model),
+            training_flops(model),
+            values[family, variant],
+        )
+        for family in study.families
+        for curve, variants in study.curves.items()
+        for variant in variants
+        if (family, variant) in values
+    ]
+    places = {name: k for k, name in enumerate([*study.families, *study.curves])}
+    return sorted(found, key=lambda c: (places[c.family], places[c.curve], c.action))
+
+
+# ---------------------------------------------------------------- tables
+
+
+def tables(study: Study, rows: Sequence[Row], points: Sequence[Row]) -> list[tuple[Table, str]]:
+    """All tables of a study with their captions.
+
+    Means, differences by measure, cost curves if there are any, convergence if it was recorded.
+    """
+    measures = dict.fromkeys((study.metric, "final", "auc"))
+    found = [(means_table(rows, study.variants), MEANS)]
+    found += [
+        (difference_table(differences(rows, study.comparisons, measure), measure), DIFFERENCES)
+        for measure in measures
+    ]
+    if by_cost := costs(study, rows):
+        found.append((cost_table(by_cost, study.metric), COSTS))
+    reached = convergence(points, study.baseline, ("validation_return", "validation_accuracy"))
+    return [*found, (convergence_table(reached), CONVERGENCE)] if reached else found
+
+
+def text(study: Study, rows: Sequence[Row], points: Sequence[Row], *, as_markdown: bool = False) -> str:
+    """The tables of a study, for a terminal or as Markdown."""
+    if not rows:
+        raise UsageError(f"{study.path}: nothing of this study is finished")
+    shown, between = (markdown, "\n") if as_markdown else (plain, "\n\n")
+    return between.join(shown(table) for table, _ in tables(study, rows, points))
+
+
+def means_table(rows: Sequence[Row], variants: Sequence[str]) -> Table:
+    """Header and one line per family and variant: means over runs, the spread of the final return."""
+    shown = [key for key, m in MEASURES.items() if m.listed and any(not math.isnan(r[key]) for r in rows)]
+    table = [["Family", "Variant", "Runs", *(MEASURES[key].label for key in shown), "Spread of final"]]
+    by_measure = {key: means(rows, key) for key in dict.fromkeys((*shown, "final"))}
+    for family in dict.fromkeys(row.family for row in rows):
+        for variant in variants:
+            if (family, variant) in by_measure["final"]:
+                final = by_measure["final"][family, variant]
+                cells = [number(by_measure[key][family, variant].value) for key in shown]
+                table.append([family, variant, str(final.n), *cells, number(final.spread)])
+    return table
+
+
+def difference_table(found: Sequence[Difference], measure: str) -> Table:
+    """Header and one line per comparison and family."""
+    head = ["Family", f"Difference of {MEASURES[measure].label.lower()}", "Runs", "Mean", "95 % interval"]
+    table = [[*head, "Seen with 80 % power", "p", "p, Holm", "Verdict"]]
+    for d in found:
+        e, single = d.estimate, d.family != POOLED
+        table.append(
+            [
+                d.family,
+                d.label,
+                str(e.n) if single else "",
+                number(e.value, "+"),
+                f"{number(e.low, '+')} to {number(e.high, '+')}",
+                number(d.detectable),
+                number(d.p),
+                number(d.p_holm) if single else "",
+                d.verdict,
+            ]
+        )
+    return table
+
+
+def cost_table(found: Sequence[Cost], measure: str) -> Table:
+    """Header and one line per point of a cost curve."""
+    head = ["Family", "Curve", "Variant", "Context", "MFLOP per step", "TFLOP of training", "Runs"]
+    table = [[*head, MEASURES[measure].label, "95 % interval"]]
+    for c in found:
+        cost = [str(c.context), f"{c.action / 1e6:.3f}", f"{c.training / 1e12:.2f}", str(c.value.n)]
+        span = f"{number(c.value.low)} to {number(c.value.high)}"
+        table.append([c.family, c.curve, c.variant, *cost, number(c.value.value), span])
+    return table
+
+
+# ---------------------------------------------------------------- the page
+
+
+def write_study(
     folder: Path,
     study: Study,
     rows: Sequence[Row],
-    points: Sequence[Point],
+    points: Sequence[Row],
     *,
     command: str,
     config: str,
@@ -47,55 +176,42 @@ def write_page(
 ) -> Path:
     """``index.html`` in ``folder``, and its figures as PNG files in ``folder/figures``."""
     found = differences(rows, study.comparisons, study.metric)
-    shown, taken = [], set[str]()
-    for name, caption, figure in _figures(study, rows, points, found):
-        save_figure(folder / "figures", name, figure, taken)
-        shown.append({"caption": caption, "image": image(figure)})
-    page = render(
+    path = folder / "index.html"
+    write_page(
+        path,
         "study.html.j2",
         title=f"Study: {study.name}",
         question=study.question,
-        answers=answers(found, MEASURES[study.metric].lower()),
-        tables=[(table, _caption(table[0])) for table in tables(study, rows, points)],
-        figures=shown,
+        small=study.small,
+        answers=answers(found),
+        tables=tables(study, rows, points),
+        figures=keep_figures(folder / "figures", _figures(study, rows, points, found)),
         power=power_lines(study.runs, study.spread),
         source=study.path.read_text("utf-8"),
         config=config,
         command=command,
-        seconds=sum({row.parameters.rpartition("/")[0]: row.seconds for row in rows}.values()),
-        provenance={
-            "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
-            "hardware": ", ".join(f"{key} {value}" for key, value in facts["hardware"].items()),
-            "revision": str(facts["revision"]),
-        },
+        seconds=sum({row.parameters.rpartition("/")[0]: row["seconds"] for row in rows}.values()),
+        provenance=provenance(facts),
     )
-    path = folder / "index.html"
-    write_atomically(path, page.encode())
     return path
 
 
-def _caption(head: Sequence[str]) -> str:
-    kind = "Measure" if "Measure" in head else " ".join(head[:2]).split(" of ")[0]
-    return CAPTIONS[kind]
-
-
-def answers(found: Sequence[Difference], label: str) -> list[str]:
+def answers(found: Sequence[Difference]) -> list[str]:
     """What was found, a sentence each; then in one what was not, and what would have been seen."""
-    lines = []
-    nothing = [d for d in found if d.verdict == "no difference found"]
-    few = [d for d in found if d.verdict == "too few runs"]
-    for d in found:
-        if d in nothing or d in few:
-            continue
-        e, where = d.estimate, "over all families" if d.family == POOLED else f"on {d.family}"
-        said, _, adjustment = d.verdict.partition(" ")
-        figures = f"{label} {e.mean:+z.3f} (95 % {e.low:+z.3f} to {e.high:+z.3f})"
-        note = f", {adjustment} for the number of comparisons" if adjustment else ""
-        lines.append(f"{d.other} is {said} than {d.one} {where}{note}: {figures}.")
+    by_verdict = {
+        name: [d for d in found if d.verdict == name] for name in ("no difference found", "too few runs")
+    }
+    nothing, few = by_verdict.values()
+    lines = [
+        f"{d.sentence()}: {MEASURES[d.measure].label.lower()} {d.estimate.text('+')}."
+        for d in found
+        if d not in nothing and d not in few
+    ]
     if nothing:
         seen = [d.detectable for d in nothing]
         whole = "this comparison" if len(nothing) == 1 else f"{len(nothing)} comparisons"
         span = f"{min(seen):.3f} to {max(seen):.3f}" if len(seen) > 1 else f"{seen[0]:.3f}"
+        label = MEASURES[nothing[0].measure].label.lower()
         lines.append(
             f"No difference found in {whole} of the {label}; true differences of {span} would have been seen"
             " in 4 of 5 such studies."
@@ -105,40 +221,76 @@ def answers(found: Sequence[Difference], label: str) -> list[str]:
     return lines
 
 
+def power_lines(runs: Mapping[str, int], spread: float | None) -> list[str]:
+    """What a study can be expected to see, said before it is run."""
+    if spread is None:
+        return []
+    return [
+        f"{family}: {n} runs see a paired difference of {detectable(spread, n):.3f} with 80 % power"
+        f" if it varies by {spread:g} between runs"
+        for family, n in runs.items()
+        if n > 1
+    ]
+
+
 def _figures(
-    study: Study, rows: Sequence[Row], points: Sequence[Point], found: Sequence[Difference]
-) -> list[tuple[str, str, Figure]]:
-    label = MEASURES[study.metric].lower()
-    figures = []
+    study: Study, rows: Sequence[Row], points: Sequence[Row], found: Sequence[Difference]
+) -> Iterator[Drawn]:
+    label = MEASURES[study.metric].label.lower()
     if found:
-        figures.append(
-            (
-                "differences",
-                "Paired differences, 95 % intervals; filled where they exclude 0. Within the grey band lie"
-                " true differences that this many runs would miss more often than in 1 of 5 studies.",
-                plots_study.forest(found, label),
-            )
+        panels = {
+            f: [(d.label, d) for d in found if d.family == f] for f in dict.fromkeys(d.family for d in found)
+        }
+        yield (
+            "differences",
+            "Means of the paired differences with 95 % intervals; filled where they exclude 0 and there are"
+            " enough runs. Within the grey band lie true differences that this many runs would miss more"
+            " often than in 1 of 5 studies.",
+            comparison.forest(panels, f"difference of {label}"),
         )
-    figures.append(
-        (
-            "runs",
-            "Every run (dots, joined where they share their data) and the mean over runs (bars).",
-            plots_study.dots(rows, study.variants, study.metric, label),
-        )
+    yield (
+        "runs",
+        "Every run (dots, joined where they share their data) and the mean over runs (bars).",
+        comparison.dots(rows, study.variants, study.metric, label),
     )
-    if any(row.marked > 0 for row in rows):
-        figures.append(
-            (
-                "marked",
-                "Marked steps of the training histories by tenth of the source's training.",
-                plots_study.marked_by_tenth(rows, study.variants),
-            )
+    if any(row["marked"] > 0 for row in rows):
+        yield (
+            "marked",
+            "Marked steps of the training histories by tenth of the source's training, mean over runs.",
+            histories.marked_by_tenth(_marked(rows)),
         )
     if by_cost := costs(study, rows):
         caption = "The result by what it costs: means over runs with 95 % intervals."
-        figures.append(("costs", caption, plots_study.cost_curves(by_cost, label)))
-    if len({point.step for point in points}) > 1:
-        figures.append(
-            ("convergence", "Validation while training.", plots_study.convergence(points, study.variants))
+        yield "costs", caption, comparison.cost_curves(by_cost, label)
+    if len({point["step"] for point in points}) > 1:
+        yield (
+            "convergence",
+            "Validation while training. Thin lines are runs, thick lines their mean.",
+            histories.training_curves(_curves(points, study.variants)),
         )
-    return figures
+
+
+def _curves(points: Sequence[Row], variants: Sequence[str]) -> dict[str, dict[str, list[list[Any]]]]:
+    """The validations of each run, by family and variant, as rows of a ``metrics.jsonl``."""
+    found: dict[str, dict[str, dict[int, list[Any]]]] = {}
+    for p in sorted(points, key=lambda p: (variants.index(p.variant), p["step"])):
+        found.setdefault(p.family, {}).setdefault(p.variant, {}).setdefault(p.run, []).append(p.values)
+    return {f: {v: list(runs.values()) for v, runs in lines.items()} for f, lines in found.items()}
+
+
+def _marked(rows: Sequence[Row]) -> dict[str, dict[str, Floats]]:
+    """Marked shares (R, 10) by family and variant; variants with the same marks are one line."""
+    found: dict[str, dict[str, Floats]] = {}
+    for family in dict.fromkeys(row.family for row in rows):
+        tables = {
+            variant: np.array([r.marked_by_tenth for r in rows if (r.family, r.variant) == (family, variant)])
+            for variant in dict.fromkeys(row.variant for row in rows if row.family == family)
+        }
+        same: dict[bytes, list[str]] = {}
+        for variant, table in tables.items():
+            same.setdefault(table.round(4).tobytes(), []).append(variant)
+        found[family] = {
+            names[0] + (f" and {len(names) - 1} more" if names[1:] else ""): tables[names[0]]
+            for names in same.values()
+        }
+    return found

@@ -1,231 +1,215 @@
-"""The configuration that a command line asks for, validated: every mistake of all its layers at once.
+"""The validated configuration of a command line, and the plan of its collection.
 
-Types and ranges are the settings' own; names, parameters and splits are checked here. Each mistake is told
-with the place where it was written. Imports no torch.
+The settings check types and ranges; names, parameters and splits are tried here. All mistakes are reported
+together, each with the place where it was written. Imports no torch.
 """
 
 from __future__ import annotations
 
-import functools
-import math
-import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from compressed_ad.errors import ConfigError, SpaceError, UnknownNameError, UsageError
-from compressed_ad.learners.base import Checks
+from compressed_ad.learners.base import Checks, SourceLearner
 from compressed_ad.learners.select import make_learner
-from compressed_ad.learners.settings import AlgorithmSettings
-from compressed_ad.marking.apply import REQUIRED, find_marker, marker_faults, marker_parameters
+from compressed_ad.marking.apply import (
+    GUIDE_SETTINGS,
+    marker_parameters,
+    marker_params,
+    validated_params,
+    with_marker_defaults,
+)
+from compressed_ad.marking.conformance import marker_faults
 from compressed_ad.marking.markers import MARKER
 from compressed_ad.marking.settings import MarkerSettings
 from compressed_ad.models import MODEL
 from compressed_ad.models.settings import ModelConfig
-from compressed_ad.runs.layers import NOWHERE, SECTIONS, Request, nested, origin, request_leaves
-from compressed_ad.runs.settings import ComparisonSettings, Config
+from compressed_ad.runs.layers import NOWHERE, Request, nested, origin, request_leaves
+from compressed_ad.runs.settings import Config
 from compressed_ad.runs.yaml_file import Leaves
-from compressed_ad.settings import S, problems
+from compressed_ad.settings import Problem, problems
 from compressed_ad.tasks.base import TaskFamily, family_specs
 from compressed_ad.tasks.select import make_family
-from compressed_ad.tasks.settings import EnvSettings
 from compressed_ad.tasks.split import choose_tasks, split_family
 from compressed_ad.training.transforms import check_transforms
-from compressed_ad.types import Split
+from compressed_ad.types import IntArray, Split
 
-GUIDE_SETTINGS = ("on_policy_threshold", "compression_window")
-"""Parameters of a marker that are settings of their own, because they are in the guide."""
+T = TypeVar("T")
 
 
 def load_config(request: Request) -> Config:
     """The validated configuration; ``ConfigError`` lists every mistake with its place."""
-    leaves = request_leaves(request)
-    config, found = validate(leaves)
-    found += semantic_problems(leaves)
-    if config is None or found:
-        raise ConfigError(dict.fromkeys(found))
-    return with_marker_defaults(config)
+    return validated_config(request_leaves(request))
 
 
 def explicit_keys(request: Request) -> set[str]:
-    """Dotted keys that the request sets itself, beyond the preset."""
+    """Dotted keys that the request itself sets, beyond the preset."""
     bare = request_leaves(Request(preset=request.preset))
     return {".".join(path) for path, leaf in request_leaves(request).items() if bare.get(path) != leaf}
 
 
-def validate(leaves: Leaves) -> tuple[Config | None, list[str]]:
-    """The configuration, or None and what is wrong with it: types, ranges, unknown keys."""
-    try:
-        config, found = Config.model_validate(nested(leaves)), list[str]()
-    except ValidationError as error:
-        config, found = (
-            None,
-            [
-                f"{origin(leaves, p.path) if p.path in leaves else _place(leaves, p.path, p)}: {p}"
-                for p in problems(Config, error)
-            ],
-        )
-    for path, (value, where) in leaves.items():
-        free = path[0] in SECTIONS and path[1:2] in [(SECTIONS[path[0]][1],), ("transforms",)]
-        if free and not all_finite(value):
-            found.append(f"{where}: {'.'.join(path)}: numbers must be finite, got {value!r}")
-    return config, found
+def validated_config(leaves: Leaves) -> Config:
+    """The configuration that ``leaves`` make, with the marker's defaults; ``ConfigError`` as ``load_config``.
 
-
-def all_finite(value: Any) -> bool:
-    """Whether no number in plain nested data is NaN or infinite."""
-    if isinstance(value, Mapping):
-        return all(all_finite(part) for part in value.values())
-    if isinstance(value, list):
-        return all(all_finite(part) for part in value)
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-def semantic_problems(leaves: Leaves) -> list[str]:
-    """What types cannot tell: names that do not exist, parameters that do not fit, splits that do not add up.
-
-    Each section is checked as far as it is valid itself, so that these come together with ``validate``'s.
+    The valid settings are tried even if others are invalid, so that all mistakes are reported together.
     """
-    tree, found = nested(leaves), list[str]()
+    config, invalid = _valid_part(nested(leaves))
+    found = [f"{_origin(leaves, problem.paths)}: {problem}" for problem in invalid]
+    found += _trial_problems(leaves, config)
+    if found:
+        raise ConfigError(dict.fromkeys(found))
+    return config.model_copy(update={"marker": with_marker_defaults(config.marker)})
 
-    def attempt(path: tuple[str, ...], check: Callable[[], object]) -> bool:
+
+def _valid_part(tree: dict[str, Any]) -> tuple[Config, list[Problem]]:
+    """The configuration without its invalid settings, which are removed from ``tree``; and their problems."""
+    try:
+        return Config.model_validate(tree), []
+    except ValidationError as error:
+        found = problems(Config, error)
+    for section, *keys in (path for problem in found for path in problem.paths):
+        if keys and isinstance(tree.get(section), dict):
+            tree[section].pop(keys[0], None)
+        else:
+            tree.pop(section, None)
+    return _valid_part(tree)[0], found
+
+
+def _origin(leaves: Leaves, paths: Iterable[tuple[str, ...]]) -> str:
+    """Where a key at or below one of ``paths`` was written; the command line has precedence."""
+    places = []
+    for path in paths:
+        below = [where for known, (_, where) in leaves.items() if known[: len(path)] == path]
+        places += below or [origin(leaves, path)]
+    places = [place for place in places if place != NOWHERE]
+    return next((place for place in places if place.startswith("--")), (*places, NOWHERE)[0])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the histories of a configuration are collected from."""
+
+    family: TaskFamily
+    learner: SourceLearner
+    task_ids: IntArray  # (N,) ids into ``family.tasks()``
+    split: Split  # of 0 ... N - 1, positions in ``task_ids``
+
+
+_PLANNED: dict[str, Plan] = {}
+"""The last plan, by ``_plan_key``."""
+
+
+def plan(config: Config) -> Plan:
+    """The plan of ``config``: what its validation has built, if it was the last to be validated.
+
+    ``UsageError`` if the family, the learner or the split cannot be made.
+    """
+    made = _PLANNED.get(_plan_key(config))
+    if made is None:
+        family = build_family(config)
+        made = Plan(family, _build_learner(config), *_choose_and_split(config, family))
+        _keep_plan(config, made)
+    return made
+
+
+def _keep_plan(config: Config, made: Plan) -> None:
+    _PLANNED.clear()
+    _PLANNED[_plan_key(config)] = made
+
+
+def _plan_key(config: Config) -> str:
+    # A text, because 1, 1.0 and True are equal, but differ as parameters.
+    return repr((config.env, config.algorithm, config.seed))
+
+
+def build_family(config: Config) -> TaskFamily:
+    """A task family of ``config``; ``SpaceError`` if its spaces are not supported."""
+    family = make_family(config.env.family, config.env.kwargs)
+    family_specs(family)
+    return family
+
+
+def _build_learner(config: Config) -> SourceLearner:
+    return make_learner(config.algorithm.learner, config.algorithm.learner_kwargs)
+
+
+def _choose_and_split(config: Config, family: TaskFamily) -> tuple[IntArray, Split]:
+    env, n_task = config.env, len(family.tasks())
+    if n_task == 1:
+        raise UsageError(
+            f"{family.name} has one task; in-context learning needs several, to train on and to evaluate on."
+            " For a gymnasium environment, say what tasks differ in with --task-param KEY=LOW:HIGH"
+        )
+    task_ids = choose_tasks(n_task, config.seed, env.n_task)
+    sizes = {"train": env.train, "validation": env.validation, "heldout": env.heldout}
+    return task_ids, split_family(family, task_ids, config.split_seed, **sizes)
+
+
+def _trial_problems(leaves: Leaves, config: Config) -> list[str]:
+    """Problems that types cannot show: unknown names, parameters that do not fit, impossible splits."""
+    found: list[str] = []
+
+    def attempt(section: str, check: Callable[[], T], *keys: str) -> T | None:
+        """The result of ``check``, or None if it fails. Its parameters stand in the first of ``keys``."""
         try:
-            check()
+            return check()
         except (UsageError, SpaceError) as error:
-            at = _main_key(path) if isinstance(error, UnknownNameError) else path
-            for line in str(error).splitlines():
-                found.append(f"{_place(leaves, at, line)}: {path[0]}: {line}")
-            return False
-        return True
+            if isinstance(error, UnknownNameError):
+                keys = keys[-1:]
+            for problem in getattr(error, "problems", str(error).splitlines()):
+                place = _origin(leaves, [(section, keys[0], *path) for path in getattr(problem, "paths", ())])
+                if place == NOWHERE:
+                    place = _origin(leaves, [(section, key) for key in keys])
+                found.append(f"{place}: {section}: {problem}")
+        return None
 
-    env = _valid(EnvSettings, tree.get("env"))
-    algorithm = _valid(AlgorithmSettings, tree.get("algorithm"))
-    marker = _valid(MarkerSettings, tree.get("marker"))
-    model = _valid(ModelConfig, tree.get("model"))
-    comparison = _valid(ComparisonSettings, tree.get("comparison"))
-    there = attempt(("env", "kwargs"), lambda: family_specs(make_family(env.family, env.kwargs)))
-    if there:
-        seed = tree.get("seed")
-        seed = seed if isinstance(seed, int) and seed >= 0 else 0
-        attempt(("env", "n_task" if env.n_task else "family"), lambda: planned_split(env, seed, seed))
-    learner, kwargs = algorithm.learner, algorithm.learner_kwargs
-    if attempt(("algorithm", "learner_kwargs"), lambda: make_learner(learner, kwargs)) and there:
-        attempt(("algorithm", "learner"), lambda: _check_learner(env, algorithm))
-    attempt(("marker", "params"), lambda: _check_marker(marker))
-    attempt(("marker", "marker"), lambda: _check_guide_settings(marker, leaves))
-    attempt(("model", "model"), lambda: check_model_name(model.model))
-    for transform in model.transforms:
-        pair = (transform.name, transform.params)
-        attempt(("model", "transforms"), functools.partial(check_transforms, [pair]))
-    for name in comparison.methods:
-        attempt(("comparison", "methods"), functools.partial(check_model_name, name))
+    family = attempt("env", lambda: build_family(config), "kwargs", "family")
+    learner = attempt("algorithm", lambda: _build_learner(config), "learner_kwargs", "learner")
+    if family is not None:
+        sizes = ("n_task", "heldout", "validation", "train", "family")
+        chosen = attempt("env", lambda: _choose_and_split(config, family), *sizes)
+        if isinstance(learner, Checks):
+            steps = {key: getattr(config.algorithm, key) for key in ("n_timesteps", "n_stream")}
+            attempt("algorithm", partial(learner.check, family, **steps), "learner", *steps, "learner_kwargs")
+        if learner is not None and chosen is not None:
+            _keep_plan(config, Plan(family, learner, *chosen))
+    attempt("marker", lambda: _check_marker(config.marker), "params", "marker")
+    found += _unused_guide_settings(leaves, config.marker.marker)
+    attempt("model", lambda: check_model_name(config.model.model), "model")
+    for pair in transform_pairs(config.model):
+        attempt("model", partial(check_transforms, [pair]), "transforms")
+    for name in config.comparison.methods:
+        attempt("comparison", partial(check_model_name, name), "methods")
     return found
 
 
-def _check_learner(env: EnvSettings, algorithm: AlgorithmSettings) -> None:
-    """Whether the learner can learn these tasks, as far as it can tell."""
-    learner = make_learner(algorithm.learner, algorithm.learner_kwargs)
-    if isinstance(learner, Checks):
-        family = make_family(env.family, env.kwargs)
-        learner.check(family, n_timesteps=algorithm.n_timesteps, n_stream=algorithm.n_stream)
-
-
-def _valid(kind: type[S], values: Any) -> S:
-    """``values`` without those that are invalid."""
-    values = values if isinstance(values, dict) else {}
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        bad = {mistake["loc"][0] for mistake in error.errors() if mistake["loc"]}
-        sound = {key: value for key, value in values.items() if key not in bad}
-        return _valid(kind, sound) if bad & set(values) else kind()
-
-
-def _place(leaves: Leaves, path: tuple[str, ...], line: str) -> str:
-    """Where the key of the section that ``line`` speaks of was written; the command line goes first."""
-    said = line.partition("(did you mean")[0].replace("-", "")
-    mentioned = [
-        where
-        for known, (_, where) in leaves.items()
-        if known[0] == path[0] and re.search(rf"\b{re.escape(known[-1])}\b", said)
+def _unused_guide_settings(leaves: Leaves, marker: str) -> list[str]:
+    """The command line must not set what the marker lacks; a preset may, for the marker that it names."""
+    known = marker_parameters(marker) if marker in MARKER else dict.fromkeys(GUIDE_SETTINGS)
+    given = {key: leaves.get(("marker", key), (None, "")) for key in GUIDE_SETTINGS if key not in known}
+    return [
+        f"{where}: marker: marker {marker!r} has no {key}; it has {', '.join(known) or 'none'}"
+        for key, (value, where) in given.items()
+        if value is not None and where.startswith("--")
     ]
-    there = [where for where in mentioned if where.startswith("--")] or mentioned
-    if there:
-        return there[0]
-    found = origin(leaves, path)
-    return origin(leaves, _main_key(path)) if found == NOWHERE else found
-
-
-def planned_split(env: EnvSettings, seed: int, split_seed: int) -> Split:
-    """The split that a collection gets; ``UsageError`` unless the family has as many tasks as it asks for."""
-    family = make_family(env.family, env.kwargs)
-    there = len(family.tasks())
-    if there == 1:
-        raise UsageError(
-            f"{family.name} has one task; learning in context needs some to train on and others to be judged"
-            " on. For a gymnasium environment, say what tasks differ in with --task-param KEY=LOW:HIGH"
-        )
-    chosen = choose_tasks(there, seed, env.n_task)
-    return split_family(
-        family, chosen, split_seed, train=env.train, validation=env.validation, heldout=env.heldout
-    )
-
-
-def _main_key(path: tuple[str, ...]) -> tuple[str, ...]:
-    main = SECTIONS.get(path[0], (None, None))[0]
-    return path if main is None or path[-1] == "transforms" else (path[0], main)
 
 
 def _check_marker(settings: MarkerSettings) -> None:
-    find_marker(settings.marker)
-    problems = marker_faults(settings.marker, **marker_params(settings))
-    if problems:
-        raise ConfigError(problems[0].removeprefix("It cannot mark an ordinary history: "))
-
-
-def _check_guide_settings(settings: MarkerSettings, leaves: Leaves) -> None:
-    """What the command line sets must be used; what a preset sets for another marker may be left out."""
-    if settings.marker not in MARKER:
-        return
-    known = marker_parameters(settings.marker)
-    for key in GUIDE_SETTINGS:
-        value, where = leaves.get(("marker", key), (None, ""))
-        if value is not None and key not in known and where.startswith("--"):
-            raise ConfigError(f"marker {settings.marker!r} has no {key}; it has {', '.join(known) or 'none'}")
+    params = marker_params(settings)
+    validated_params(settings.marker, params)  # these problems know their places
+    faults = marker_faults(settings.marker, **params)
+    if faults:
+        raise ConfigError(faults[0].removeprefix("It cannot mark an ordinary history: "))
 
 
 def check_model_name(name: str) -> None:
     """Raise ``UsageError`` for a model that is neither registered nor a class at ``module:attribute``."""
     if name not in MODEL and not isinstance(MODEL[name], type):
         raise UsageError(f"model {name!r} is not a class")
-
-
-def marker_params(settings: MarkerSettings) -> dict[str, Any]:
-    """Keyword arguments for the marker: the guide's two where set and known, then ``params``."""
-    known = marker_parameters(settings.marker)
-    guide = {key: getattr(settings, key) for key in GUIDE_SETTINGS if key in known}
-    return {**{key: value for key, value in guide.items() if value is not None}, **settings.params}
-
-
-def with_marker_defaults(config: Config) -> Config:
-    """``config`` stating the marker's call: its own defaults for what is not set, None for what it lacks."""
-    settings, known = config.marker, marker_parameters(config.marker.marker)
-    stated = settings.model_dump()
-    for key in GUIDE_SETTINGS:
-        if key not in known:
-            stated[key] = None
-        elif stated[key] is None and known[key] is not REQUIRED:
-            stated[key] = known[key]
-    try:
-        return config.model_copy(update={"marker": MarkerSettings.model_validate(stated)})
-    except ValidationError:  # a marker of the user's own that gives these names another meaning
-        return config
-
-
-def build_family(config: Config) -> TaskFamily:
-    """The task family of ``config``."""
-    return make_family(config.env.family, config.env.kwargs)
 
 
 def transform_pairs(model: ModelConfig) -> list[tuple[str, dict[str, Any]]]:

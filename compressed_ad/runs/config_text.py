@@ -1,4 +1,4 @@
-"""Configurations and their settings as text: as YAML, in a help text, in an error."""
+"""Configurations and settings as text: YAML, help texts and suggestions."""
 
 from __future__ import annotations
 
@@ -52,15 +52,12 @@ def describe(section: str) -> list[tuple[str, str, str]]:
 
 
 def _words(field: Any) -> str:
-    text = field.description or ""
-    choices = get_args(field.annotation)
-    if choices and all(isinstance(choice, str) for choice in choices):
-        text = f"{' | '.join(choices)}{': ' if text else ''}{text}"
-    return text
+    choices = " | ".join(item for item in get_args(field.annotation) if isinstance(item, str))
+    return ": ".join(part for part in (choices, field.description) if part)
 
 
 def show_value(value: Any) -> str:
-    """A default in a help text, as one would write it in YAML."""
+    """``value`` as help texts show a default: as it is written in YAML."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -91,7 +88,7 @@ def _short(value: Any) -> str:
 
 
 def suggest(flag: str) -> str:
-    """For an unknown option ``flag`` (without dashes): the setting that was probably meant, or nothing."""
+    """A hint at the setting that an unknown option ``flag`` (without dashes) probably means, or nothing."""
     keys = [key for section in ("", *SECTIONS) for key, _, _ in describe(section)]
     by_end = {key.rpartition(".")[2]: key for key in reversed(keys)}
     close = get_close_matches(flag, [*keys, *by_end], n=1, cutoff=0.6)

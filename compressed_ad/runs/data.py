@@ -1,4 +1,4 @@
-"""What the runs on one history file read from it: windows, scales of returns, validation."""
+"""The history file of a run as training and evaluation need it: windows, return scales, validation."""
 
 from __future__ import annotations
 
@@ -8,31 +8,34 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressed_ad.evaluation import intervals
+from compressed_ad.evaluation.intervals import mean
 from compressed_ad.histories.file import HistoryFile
-from compressed_ad.marking.apply import mark_all
+from compressed_ad.marking.apply import mark_all, marker_params
 from compressed_ad.marking.settings import MarkerSettings
+from compressed_ad.report.measures import area_under_curve, final_return, normalise
 from compressed_ad.report.results import episode_returns
-from compressed_ad.runs.config import marker_params, transform_pairs
-from compressed_ad.runs.job import Job, device, playing, silent
+from compressed_ad.runs.config import transform_pairs
+from compressed_ad.runs.job import Job, device, playing
 from compressed_ad.seeding import seed64
 from compressed_ad.tasks.select import make_family
 from compressed_ad.training.sequences import Sequences, from_histories
 from compressed_ad.training.transforms import apply_transforms
 from compressed_ad.types import FloatArray, IntArray
-from compressed_ad.workers import Report
+from compressed_ad.workers import Report, silent
 
 if TYPE_CHECKING:
     from compressed_ad.models.ad import AD
     from compressed_ad.training.windows import WindowSampler
 
+PARTS = {"heldout": "held-out", "validation": "validation", "train": "training"}
+"""Parts of the split, in words."""
 _VALIDATION_WINDOWS = 128
 _IMITATION_BATCH = 32
 
 
 @lru_cache(maxsize=2)
 def _sequences(path: Path, digest: str, task_ids: tuple[int, ...], marking: str | None) -> Sequences:
-    """Raw sequences of some tasks; runs of one process share them. The digest tells files apart."""
+    """Raw sequences of some tasks, shared by the runs of one process. The digest tells files apart."""
     file = HistoryFile(path, verify=False)
     histories = file.load(task_ids)
     if marking is not None:
@@ -42,7 +45,7 @@ def _sequences(path: Path, digest: str, task_ids: tuple[int, ...], marking: str 
 
 
 class RunData:
-    """What the runs on one history file read from it."""
+    """The history file of a run, and its task family."""
 
     def __init__(self, job: Job) -> None:
         self.job, self.config, self.file = job, job.config, HistoryFile(job.history)
@@ -57,16 +60,12 @@ class RunData:
     def sampler(
         self, task_ids: IntArray, seed: int, batch_size: int, **options: Any
     ) -> tuple[WindowSampler, Sequences]:
-        """Windows of the histories of ``task_ids``, transformed as the configuration says."""
+        """A sampler of windows from the transformed histories of ``task_ids``, and these histories."""
         from compressed_ad.training.windows import WindowSampler
 
         model = self.config.model
         sequences = apply_transforms(
-            self.raw(task_ids),
-            transform_pairs(model),
-            seed=seed,
-            family=self.family,
-            tasks=self.file.tasks,
+            self.raw(task_ids), transform_pairs(model), seed=seed, family=self.family, tasks=self.file.tasks
         )
         sampler = WindowSampler(
             sequences,
@@ -80,7 +79,7 @@ class RunData:
         return sampler, sequences
 
     def training_tasks(self) -> IntArray:
-        """Training tasks of the stored split, or those of them that the configuration chooses."""
+        """The training tasks of the stored split, or those that the configuration chooses from them."""
         chosen = self.config.env.training_tasks
         ids = self.file.split.train if chosen is None else np.array(chosen, np.int64)
         self.file.split.check_training(ids)
@@ -89,13 +88,13 @@ class RunData:
     def scale(self, task_ids: IntArray) -> tuple[FloatArray, FloatArray]:
         """Random and optimal return (N,) of ``task_ids``.
 
-        Where the optimum is unknown, the source's best episode (mean over streams) stands for it.
+        Where the optimum is unknown, the source's best episode (mean over streams) takes its place.
         """
         optimal = self.optimal(task_ids)
         for k in np.flatnonzero(np.isnan(optimal)):
             task = int(task_ids[k])
             episodes = episode_returns(self.file.load([task])[task]).mean(axis=0)
-            # Without a complete episode nothing is known; max(initial=nan) would be NaN in any case.
+            # NaN without a complete episode; max(initial=nan) would always be NaN.
             optimal[k] = episodes.max() if episodes.size else np.nan
         return self.file.random_return[task_ids], optimal
 
@@ -105,12 +104,12 @@ class RunData:
         return np.full(len(task_ids), np.nan) if known is None else np.array(known[task_ids], np.float64)
 
     def imitation(self, model: AD, task_ids: IntArray, windows: int) -> dict[str, float]:
-        """Accuracy, cross-entropy and behaviour entropy on the histories of ``task_ids``; NaN: not defined.
+        """Accuracy, cross-entropy and behaviour entropy on the histories of ``task_ids``; NaN if undefined.
 
-        The windows depend on the data alone, not on the run. The entropy is that of the source's policy,
-        over exactly the supervised steps: no model can have a lower cross-entropy in expectation. It is NaN
-        where it is not recorded, and for continuous actions: theirs is a density's entropy, in other units
-        than the loss and of the action before it was clipped.
+        The windows depend on the data alone, not on the run. Behaviour entropy is the entropy of the source's
+        policy, averaged over the supervised steps: no model can have a lower cross-entropy in expectation. It
+        is NaN where it was not recorded, and for continuous actions: there it is the differential entropy of
+        the action before clipping, in other units than the loss.
         """
         from compressed_ad.evaluation.evaluate import evaluate_imitation
 
@@ -133,7 +132,7 @@ class RunData:
     def play(
         self, model: AD, task_ids: IntArray, rollouts: int, episodes: int, seed: int, report: Report
     ) -> FloatArray:
-        """In-context returns (N, M, E)."""
+        """In-context returns (N, M, E) of the tasks ``task_ids``."""
         from compressed_ad.evaluation.evaluate import evaluate_tasks
 
         return evaluate_tasks(
@@ -148,17 +147,16 @@ class RunData:
         )
 
     def validate(self, model: AD) -> dict[str, float]:
-        """In-context return and imitation on the validation tasks."""
         settings, ids = self.config.model, self.file.split.validation
         seed = seed64(self.config.seed, "validation")
         returns = self.play(
             model, ids, settings.validation_rollouts, settings.validation_episodes, seed, silent
         )
-        curves = intervals.normalise(returns, *self.scale(ids)).mean(axis=1)
+        curves = normalise(returns, *self.scale(ids)).mean(axis=1)
         imitation = self.imitation(model, ids, _VALIDATION_WINDOWS)
         return {
-            "validation_return": float(intervals.mean(intervals.final_return(curves))),
-            "validation_auc": float(intervals.mean(intervals.area_under_curve(curves))),
+            "validation_return": float(mean(final_return(curves))),
+            "validation_auc": float(mean(area_under_curve(curves))),
             "validation_accuracy": imitation["accuracy"],
             "validation_excess_cross_entropy": imitation["cross_entropy"] - imitation["behaviour_entropy"],
         }

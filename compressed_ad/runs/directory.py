@@ -1,27 +1,27 @@
-"""Run directories: whose they are, who works in them, and what they were made with.
+"""Run directories: which configuration they belong to, which process uses them, and where their data is from.
 
 A directory holds ``config.yaml`` (every value spelled out) and ``environment.json`` (versions, hardware, the
-history file). Whoever works in it holds an exclusive lock that the operating system drops when the process
-ends, however it ends. Imports no torch.
+history file). A process that works in it holds an exclusive lock; the operating system releases it when the
+process ends, however it ends. Imports no torch.
 """
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from compressed_ad.errors import ConfigError, RunDirectoryError
-from compressed_ad.files import write_atomically
+from compressed_ad.files import locked as locked, write_atomically
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.runs import yaml_file
 from compressed_ad.runs.config_text import differences, dump
@@ -29,14 +29,13 @@ from compressed_ad.runs.layers import nested
 from compressed_ad.runs.settings import Config
 from compressed_ad.settings import validated
 
-CONFIG, ENVIRONMENT, LOCK = "config.yaml", "environment.json", ".lock"
+CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 
 ELSEWHERE = ("device", "algorithm.n_process")
-"""Settings that say where and how fast, not what: a run may be continued with others."""
+"""Settings that change no result: a run may be continued with others."""
 
 
 def run_name(model: str, env: str, seed: int) -> str:
-    """``<Model>-<env>-seed<k>``."""
     return f"{model.replace(':', '_')}-{env}-seed{seed}"
 
 
@@ -44,11 +43,10 @@ def run_name(model: str, env: str, seed: int) -> str:
 def claimed(
     path: Path, config: Config, *, keys: Sequence[str] = (), history: Mapping[str, Any] | None = None
 ) -> Iterator[None]:
-    """Hold the directory ``path`` for a run of ``config``, made if it is not there.
+    """Create the directory ``path`` for a run of ``config`` if it does not exist, and hold its lock.
 
-    ``RunDirectoryError`` if another process holds it, if it holds something else, or if it belongs to
-    another configuration: if one of the dotted ``keys`` differs (all keys but ``ELSEWHERE`` if there are
-    none), or ``history``, the provenance of the data. Nothing is overwritten.
+    ``RunDirectoryError`` if another process holds the lock, or for what ``check`` refuses. Nothing is
+    overwritten.
     """
     check(path, config, keys=keys, history=history)
     path.mkdir(parents=True, exist_ok=True)
@@ -63,30 +61,14 @@ def claimed(
         yield
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of the directory ``path``; ``RunDirectoryError`` if another process holds it."""
-    try:
-        file = (path / LOCK).open("a+")
-    except OSError as error:
-        raise RunDirectoryError(f"{path}: cannot be written to ({error.strerror})") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read(20).strip() or "unknown"
-            raise RunDirectoryError(f"{path}: another process works here (process {holder})") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
 def check(
     path: Path, config: Config, *, keys: Sequence[str] = (), history: Mapping[str, Any] | None = None
 ) -> None:
-    """Raise ``RunDirectoryError`` unless ``path`` is free or belongs to this ``config`` and ``history``."""
+    """Raise ``RunDirectoryError`` unless ``path`` is free, or belongs to this ``config`` and ``history``.
+
+    Compared are the dotted ``keys``, or all keys but ``ELSEWHERE`` if there are none, and ``history``, the
+    provenance of the data.
+    """
     if not path.exists():
         return
     if not path.is_dir():
@@ -100,11 +82,10 @@ def check(
             )
         return
     stored, wanted = stored_values(path), config.model_dump(mode="json")
-    differing = differences(_chosen(stored, keys), _chosen(wanted, keys))
+    differing = differences(_compared(stored, keys), _compared(wanted, keys))
     if history is not None:
-        differing += differences(
-            _data(stored_environment(path).get("history", {})), _data(history), "history"
-        )
+        known = stored_environment(path).get("history", {})
+        differing += differences(_content(known), _content(history), "history")
     if differing:
         raise RunDirectoryError(
             f"{path}: belongs to another configuration and is left alone ({'; '.join(differing)});"
@@ -112,8 +93,8 @@ def check(
         )
 
 
-def _chosen(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """Only ``keys``, or all but ``ELSEWHERE``, as flat dotted keys down to the second level."""
+def _compared(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """The values of ``keys``, or of all keys but ``ELSEWHERE``, by dotted key down to the second level."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -125,8 +106,8 @@ def _chosen(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     return {k: v for k, v in flat.items() if any(k == key or k.startswith(f"{key}.") for key in keys)}
 
 
-def _data(history: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a history file's provenance decides its content."""
+def _content(history: Mapping[str, Any]) -> dict[str, Any]:
+    """The provenance fields that determine a history file's content."""
     return {key: value for key, value in history.items() if key not in ("path", "sha256", "marked_at")}
 
 
@@ -141,7 +122,6 @@ def stored_values(path: Path) -> dict[str, Any]:
 
 
 def stored_config(path: Path) -> Config:
-    """The configuration of a run directory."""
     try:
         return validated(Config, stored_values(path), str(path / CONFIG))
     except ConfigError as error:
@@ -149,7 +129,6 @@ def stored_config(path: Path) -> Config:
 
 
 def stored_environment(path: Path) -> dict[str, Any]:
-    """``environment.json`` of a run directory."""
     file = path / ENVIRONMENT
     try:
         found = json.loads(file.read_text("utf-8"))
@@ -161,61 +140,79 @@ def stored_environment(path: Path) -> dict[str, Any]:
 
 
 def history_provenance(file: HistoryFile) -> dict[str, Any]:
-    """Which data a run is made from: what was collected, how it is split and marked."""
+    """How the histories that a run is trained on were collected, split and marked."""
     info, marking = file.info, file.marking or {}
-    return {
+    found = {
         "path": str(file.path.resolve()),
         "sha256": file.digest(),
         "marked_at": marking.get("time"),
         "family": info.family,
         "family_kwargs": dict(info.family_kwargs),
         "learner": info.learner,
-        "config": _json(info.config),
+        "config": info.config,
         "seed": info.seed,
         "split": {name: ids.tolist() for name, ids in vars(file.split).items()},
         "marker": marking.get("marker"),
-        "marker_parameters": _json(marking.get("parameters")),
+        "marker_parameters": marking.get("parameters"),
         "marker_seed": marking.get("seed"),
     }
-
-
-def _json(value: Any) -> Any:
-    return json.loads(json.dumps(value))
+    return cast(dict[str, Any], json.loads(json.dumps(found)))  # as it is stored, without tuples
 
 
 # ---------------------------------------------------------------- environment
 
-PACKAGES = ("torch", "numpy", "scipy", "numba", "h5py", "gymnasium", "pydantic", "matplotlib")
-EXTRAS = {
-    "sb3": ("stable_baselines3", "sb3_contrib"),
-    "tensorboard": ("tensorboard",),
-    "ray": ("ray",),
-    "minari": ("minari",),
-    "minigrid": ("minigrid",),
-    "metaworld": ("metaworld",),
-    "xland": ("xminigrid", "jax"),
+PACKAGES = (
+    "compressed-ad",
+    "torch",
+    "numpy",
+    "scipy",
+    "numba",
+    "h5py",
+    "gymnasium",
+    "pydantic",
+    "matplotlib",
+)
+EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "metaworld": ("Meta-World's ML1 as task families, metaworld:reach-v3.", ("metaworld",)),
+    "minari": ("Export of histories as Minari datasets.", ("minari",)),
+    "minigrid": ("MiniGrid's layouts as task families, minigrid:MiniGrid-FourRooms-v0.", ("minigrid",)),
+    "ray": ("Studies on a Ray cluster.", ("ray",)),
+    "sb3": ("Algorithms of Stable-Baselines3 as source learners.", ("stable_baselines3", "sb3_contrib")),
+    "tensorboard": ("Training curves in TensorBoard.", ("tensorboard",)),
+    "xland": (
+        "XLand-MiniGrid's rulesets as task families, xland:XLand-MiniGrid-R1-9x9.",
+        ("xminigrid", "jax"),
+    ),
 }
+"""What each optional dependency is for, and its modules."""
 
 
-def versions(packages: Sequence[str] = ("compressed-ad", *PACKAGES)) -> dict[str, str]:
-    """Installed versions; packages that are not installed are left out."""
+def versions() -> dict[str, str]:
+    """Versions of Python and of the installed ``PACKAGES``."""
     found = {"python": platform.python_version()}
-    for package in packages:
-        try:
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
 def extras() -> dict[str, bool]:
-    """Which optional dependencies are installed."""
-    return {name: all(importlib.util.find_spec(m) for m in modules) for name, modules in EXTRAS.items()}
+    """Whether each optional dependency is installed."""
+    return {
+        name: all(importlib.util.find_spec(module) for module in modules)
+        for name, (_, modules) in EXTRAS.items()
+    }
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores that this process may use, memory."""
-    return {"processor": _processor(), "cores": cores(), "memory_gib": _memory()}
+    """Processor, cores that this process may use, memory in GiB (None where it is unknown)."""
+    processor, memory = platform.processor() or platform.machine(), None
+    with suppress(OSError):
+        named = re.search(r"^model name\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        processor = named[1].strip() if named else processor
+    with suppress(ValueError, OSError, AttributeError):
+        memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    return {"processor": processor, "cores": cores(), "memory_gib": memory}
 
 
 def cores() -> int:
@@ -223,38 +220,21 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _memory() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (ValueError, OSError, AttributeError):
-        return None
-
-
 def revision() -> str | None:
-    """Git revision of the code, with "+" if it was changed since; None outside a repository."""
+    """Git revision of the code, with "+" if files were changed since; None outside a repository."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+
     try:
-        commit = _git(root, "rev-parse", "HEAD")
-        return commit + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _git(root: Path, *words: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20, check=True
-    )
-    return done.stdout.strip()
 
 
 def environment() -> dict[str, Any]:

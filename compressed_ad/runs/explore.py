@@ -1,4 +1,4 @@
-"""A run's in-context episodes, played once more and measured: what it explored, when it met the reward."""
+"""Plays the in-context episodes of a run and measures what it explores and when it meets the reward."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressed_ad.histories.file import HistoryFile
 from compressed_ad.registry import call_text
 from compressed_ad.report.results import PAYS_ALWAYS
-from compressed_ad.runs.job import Job, silent
+from compressed_ad.runs.data import PARTS
+from compressed_ad.runs.job import Job
 from compressed_ad.runs.judge import make_player
 from compressed_ad.types import FloatArray, IntArray
-from compressed_ad.workers import Report
+from compressed_ad.workers import Report, silent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,47 +24,53 @@ if TYPE_CHECKING:
     from compressed_ad.tasks.base import TaskFamily
 
 RANDOM_ROLLOUTS = 64
-"""Of the random walk on each task, at least: it costs little, and a reference should not be noisy."""
+"""Minimum number of random walks on each task: they cost little, and a reference should not be noisy."""
 SHOWN_TASKS = 3
+FIGURES = ("paths", "found", "coverage", "first_reward")
 
 
 @dataclass(frozen=True)
-class Side:
-    """The model, or the random walk."""
+class Explorer:
+    """What one player, the model or the random walk, explores: M rollouts of E episodes on N tasks."""
 
     record: Rollouts
     first: FirstReward
-    coverage: FloatArray  # (E,) places seen by the end of each episode, mean over tasks and rollouts
-    searched: FloatArray  # (E,) the same up to the first reward
-    explored: FloatArray  # (N,) places seen by the end
+    coverage: FloatArray  # (E,) places visited by the end of each episode, mean over tasks and rollouts
+    searched: FloatArray  # (E,) the same, of steps up to the first reward
+    explored: FloatArray  # (N,) places visited by the last episode
 
 
 @dataclass(frozen=True)
-class Played:
-    """A run's rollouts on N tasks, measured."""
+class Exploration:
+    """The rollouts of a run on N tasks, measured, beside those of a random walk.
+
+    Places are the cells of a grid, and ``n_place`` is their number; without a grid they are distinct
+    observations.
+    """
 
     job: Job
     ids: IntArray  # (N,)
     parts: list[str]  # (N,) of the split
     family: TaskFamily
-    description: str
-    step: int
-    options: dict[str, Any]
-    model: Side
-    walk: Side | None
-    walk_found: FloatArray | None  # (N, E), exact where it can be computed
-    exact: bool
+    description: str  # of the family
+    step: int  # gradient steps of the weights
+    options: dict[str, Any]  # of ``InContextAgent``
+    model: Explorer
+    walk: Explorer | None
+    walk_found: FloatArray | None  # (N, E) share of random walks that met the reward by each episode
+    exact: bool  # whether ``walk_found`` is computed, not sampled
     n_place: int | None
-    distance: FloatArray | None  # (N,)
+    distance: FloatArray | None  # (N,) fewest steps to the first reward
     notes: list[str]
 
 
-def play(job: Job, ids: IntArray, report: Report = silent) -> Played:
-    """Play ``job`` on the tasks ``ids`` (N,) as its evaluation does, and a random walk beside it."""
+def play(job: Job, ids: IntArray, report: Report = silent) -> Exploration:
+    """Play ``job`` on the tasks ``ids`` (N,) as its evaluation does, and random walks on the same tasks."""
     from compressed_ad.evaluation import rollouts
 
     player = make_player(job)
-    family, tasks, evaluation = player.family, player.file.tasks[ids], job.config.evaluation
+    family, file, evaluation = player.data.family, player.data.file, job.config.evaluation
+    tasks = file.tasks[ids]
     size = {"episodes": evaluation.episodes, "seed": job.config.seed}
     record = rollouts.record_rollouts(
         player.model,
@@ -80,48 +86,46 @@ def play(job: Job, ids: IntArray, report: Report = silent) -> Played:
     )
     places = rollouts.n_place(family)
     distance = rollouts.shortest(family, tasks)
-    walk = None if reference is None else _side(reference, places)
+    walk = None if reference is None else _measured(reference, places)
     exact = rollouts.random_found_by(family, tasks, evaluation.episodes)
     found = exact if exact is not None or walk is None else walk.first.found_by()
-    info = player.file.info
-    return Played(
+    always_pays = reference is not None and (
+        (reference.rewards[reference.episode == 0] != 0).mean() > PAYS_ALWAYS
+    )
+    notes = {
+        "no grid: distinct observations are counted, and no paths drawn": places is None,
+        "actions have no bounds: no random walk": reference is None,
+        "the family tells no distance to its rewards": distance is None,
+        "all rewards are equally far": distance is not None and np.ptp(distance) == 0,
+        "random actions are paid as well: meeting a reward says nothing": always_pays,
+    }
+    return Exploration(
         job=job,
         ids=ids,
-        parts=_parts(ids, player.file),
+        parts=[
+            next((words for part, words in PARTS.items() if k in getattr(file.split, part)), "unused")
+            for k in ids
+        ],
         family=family,
-        description=call_text(info.family, info.family_kwargs),
+        description=call_text(file.info.family, file.info.family_kwargs),
         step=player.step,
         options=player.options,
-        model=_side(record, places),
+        model=_measured(record, places),
         walk=walk,
         walk_found=found,
         exact=exact is not None,
         n_place=places,
         distance=distance,
-        notes=[
-            *(["no grid: distinct observations are counted, and no paths drawn"] if places is None else []),
-            *(["actions have no bounds: no random walk"] if reference is None else []),
-            *(["the family tells no distance to its rewards"] if distance is None else []),
-            *(["all rewards are equally far"] if distance is not None and np.ptp(distance) == 0 else []),
-            *(["random actions are paid as well: meeting a reward says nothing"] if _pays(reference) else []),
-        ],
+        notes=[note for note, holds in notes.items() if holds],
     )
 
 
-def _pays(walk: Rollouts | None) -> bool:
-    """Whether a random walk is paid nearly from the start."""
-    if walk is None:
-        return False
-    first = walk.rewards[walk.episode == 0]
-    return bool((first != 0).mean() > PAYS_ALWAYS)
-
-
-def _side(record: Rollouts, places: int | None) -> Side:
+def _measured(record: Rollouts, places: int | None) -> Explorer:
     from compressed_ad.evaluation.rollouts import coverage, first_reward
 
     scale = 1 if places is None else places
     seen, searched = (coverage(record, until_reward=until) / scale for until in (False, True))
-    return Side(
+    return Explorer(
         record=record,
         first=first_reward(record),
         coverage=seen.mean(axis=(0, 1)),
@@ -130,15 +134,8 @@ def _side(record: Rollouts, places: int | None) -> Side:
     )
 
 
-def _parts(ids: IntArray, file: HistoryFile) -> list[str]:
-    names = {"heldout": "held-out", "validation": "validation", "train": "training"}
-    return [
-        next((word for name, word in names.items() if k in getattr(file.split, name)), "unused") for k in ids
-    ]
-
-
-def label(played: Played, k: int) -> str:
-    """The k-th task's index and parameters."""
+def task_label(played: Exploration, k: int) -> str:
+    """Index and parameters of the k-th task."""
     parameters = played.model.record.tasks[k]
     shown = f" ({', '.join(f'{p:g}' for p in parameters)})" if len(parameters) <= 5 else ""
     return f"{played.ids[k]}{shown}"
@@ -147,21 +144,21 @@ def label(played: Played, k: int) -> str:
 # ---------------------------------------------------------------- figures
 
 
-def figures(played: Played) -> Iterable[tuple[str, str, Figure]]:
-    """(file name, caption, figure): paths on a grid, when the reward was met, what was explored."""
+def figures(played: Exploration) -> Iterable[tuple[str, str, Figure]]:
+    """(file name, caption, figure) of those ``FIGURES`` that there is data for."""
     from compressed_ad.report.figures import rollouts as draw
 
     name, model, walk = played.job.config.model.model, played.model, played.walk
     if played.n_place is not None:
         yield (
             "paths",
-            f"{name}: the first rollout on the nearest, a middle and the farthest held-out task, early, in"
-            " the middle and late. What was not known in the first episode is used in the last.",
-            draw.paths(_rows(played), math.isqrt(played.n_place)),
+            f"{name}: the first rollout on the nearest, a middle and the farthest task, in its first, middle"
+            " and last episode.",
+            draw.paths(_path_rows(played), math.isqrt(played.n_place)),
         )
     yield (
         "found",
-        f"{name}: share of rollouts that had met the reward by each episode, beside a uniform random walk.",
+        f"{name}: share of rollouts that met the reward by each episode, and that of a uniform random walk.",
         draw.found_curves(
             model.first.found_by().mean(axis=0),
             None if played.walk_found is None else played.walk_found.mean(axis=0),
@@ -170,32 +167,29 @@ def figures(played: Played) -> Iterable[tuple[str, str, Figure]]:
             n_rollout=model.first.found.size,
         ),
     )
-    sides = {name: model} | ({} if walk is None else {"random walk": walk})
+    explorers = {name: model} | ({} if walk is None else {"random walk": walk})
     yield (
         "coverage",
-        f"{name}: what was explored by each episode, in all and until the first reward.",
+        f"{name}: what was visited by the end of each episode, in total and before the first reward.",
         draw.coverage_curves(
-            {label: (side.coverage, side.searched) for label, side in sides.items()},
+            {label: (each.coverage, each.searched) for label, each in explorers.items()},
             share=played.n_place is not None,
-            title=f"Seen by the end of each episode: mean over {len(played.ids)} tasks and their rollouts",
+            title=f"Visited by the end of each episode: mean over {len(played.ids)} tasks and their rollouts",
         ),
     )
     if played.distance is not None and np.ptp(played.distance) > 0:
         yield (
             "first_reward",
-            f"{name}: steps until the first reward against the fewest possible; those that never met it count"
-            " as later than all others.",
+            f"{name}: steps to the first reward against the fewest possible; rollouts without a reward rank"
+            " last.",
             draw.first_reward_by_distance(
-                played.distance,
-                model.first.times(),
-                None if walk is None else walk.first.times(),
-                name=name,
+                played.distance, model.first.times(), None if walk is None else walk.first.times(), name=name
             ),
         )
 
 
-def _rows(played: Played) -> list[Any]:
-    """The first rollout of the nearest, a middle and the farthest task: early, middle and late episode."""
+def _path_rows(played: Exploration) -> list[Any]:
+    """What ``paths`` shows: a row for the nearest, a middle and the farthest task."""
     from compressed_ad.evaluation.rollouts import optimal_rollouts
     from compressed_ad.report.figures.rollouts import Path as Drawn, PathRow
 
@@ -216,5 +210,5 @@ def _rows(played: Played) -> list[Any]:
             paid = optimal.successors[k, 0][optimal.rewards[k, 0] > 0].astype(np.int64)
             _, place = np.unique(paid, axis=0, return_index=True)
             goals = paid[np.sort(place)]
-        rows.append(PathRow(f"task {label(played, int(k))}, rollout 1", goals, drawn))
+        rows.append(PathRow(f"task {task_label(played, int(k))}, rollout 1", goals, drawn))
     return rows

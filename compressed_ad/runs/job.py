@@ -1,95 +1,110 @@
-"""One training run as it is told to others: its configuration, its history file, its directory.
+"""A training run as a value: its configuration, its history file and its directory.
 
-torch is imported only when a run is trained or judged.
+torch is imported only when a run is trained or evaluated.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from compressed_ad.errors import RunDirectoryError, UsageError
 from compressed_ad.histories.file import HistoryFile
-from compressed_ad.runs.config import GUIDE_SETTINGS, marker_params
+from compressed_ad.marking.apply import GUIDE_SETTINGS, marker_params
 from compressed_ad.runs.directory import history_provenance, run_name, stored_config, stored_environment
 from compressed_ad.runs.settings import Config
 
 WEIGHTS = {"best": "best_model.pt", "last": "last_model.pt"}
 _PLAYING = ("temperature", "temperature_rewarded", "sample", "context", "marks", "guidance")
 TRAINING_KEYS = ("model", "seed", "env.training_tasks", *(f"evaluation.{key}" for key in _PLAYING))
-"""What a training run depends on besides its data: its validation plays as its evaluation will."""
-
-
-def silent(done: int, total: int, text: str) -> None:
-    """A ``Report`` that shows nothing."""
-
-
-def never() -> bool:
-    """A ``Stop`` that never comes."""
-    return False
+"""The settings that a training run depends on; its validation plays as its evaluation does."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One model, one seed: ``config.model.model`` and ``config.seed`` say which."""
+    """The run of one model, ``config.model.model``, with one seed, ``config.seed``."""
 
     config: Config
     history: Path
     path: Path
     remark: bool = False
-    """Mark the histories as they are read, as ``config.marker`` says, whatever marks the file holds."""
+    """Replace the marks of the file by those of ``config.marker`` when the histories are read."""
 
     @property
     def name(self) -> str:
-        """The run directory's name."""
         return self.path.name
 
     @property
     def trained(self) -> bool:
-        """Whether training is finished."""
         return all((self.path / file).exists() for file in WEIGHTS.values())
 
+    def check_trained(self) -> None:
+        """Raise ``RunDirectoryError`` unless training is finished."""
+        if not self.trained:
+            raise RunDirectoryError(
+                f"{self.path}: its training is not finished; continue it with: cad train --resume"
+            )
 
-def jobs(config: Config, history: Path, out: Path) -> list[Job]:
-    """The training runs of a comparison: every method with every seed, seeds outermost."""
-    return [
-        job(config, model, seed, history, out) for seed in config.seeds for model in config.comparison.methods
-    ]
+
+def training_jobs(config: Config, history: Path, out: Path) -> list[Job]:
+    """The training runs of a comparison: all methods with the first seed, then with the next."""
+    methods = config.comparison.methods
+    return [training_job(config, model, seed, history, out) for seed in config.seeds for model in methods]
 
 
-def job(config: Config, model: str, seed: int, history: Path, out: Path) -> Job:
+def training_job(config: Config, model: str, seed: int, history: Path, out: Path) -> Job:
     """The run of one model with one seed, in a directory of ``out``."""
-    own = config.model_copy(update={"model": config.model.model_copy(update={"model": model}), "seed": seed})
-    return Job(own, history, out / run_name(model, config.env.short_name, seed))
+    update = {"model": config.model.model_copy(update={"model": model}), "seed": seed}
+    path = out / run_name(model, config.env.short_name, seed)
+    return Job(config.model_copy(update=update), history, path)
 
 
 def stored_job(path: Path, history: Path | None = None) -> Job:
-    """The run in the directory ``path``, on the history file that it was trained on or another one."""
+    """The run in the directory ``path``, with the history file that it was trained on or another one."""
     config = stored_config(path)
     if history is None:
         known = (stored_environment(path).get("history") or {}).get("path")
         if known is None:
             raise RunDirectoryError(f"{path}: does not say which history file it was trained on; give one")
-        beside = path.parent / Path(known).name  # the folder may have been moved as a whole
+        beside = path.parent / Path(known).name  # where it is if run and histories were moved together
         history = beside if beside.exists() and not Path(known).exists() else Path(known)
     return Job(config, history, path)
 
 
+def trained_job(path: Path, history: Path | None = None) -> Job:
+    """As ``stored_job``, of a run whose training is finished."""
+    job = stored_job(path, history)
+    job.check_trained()
+    return job
+
+
+def evaluation_job(path: Path, history: Path | None, config: Config, chosen: Iterable[str]) -> Job:
+    """The trained run in ``path``, to be evaluated on the device of ``config``.
+
+    Its evaluation settings are its own, but those named in ``chosen`` are taken from ``config``.
+    """
+    job = trained_job(path, history)
+    evaluation = {key: getattr(config.evaluation, key) for key in chosen}
+    update = {"evaluation": job.config.evaluation.model_copy(update=evaluation), "device": config.device}
+    return replace(job, config=job.config.model_copy(update=update))
+
+
 def playing(config: Config) -> dict[str, Any]:
-    """How models play: the options of ``InContextAgent``."""
+    """The options of ``InContextAgent`` that ``config`` asks for."""
     options = {key: getattr(config.evaluation, key) for key in _PLAYING}
     if config.evaluation.marks == "self":
-        # The rule online is the guide's; a marker without these settings leaves it at its defaults.
+        # Online, the guide's rule marks; if the marker lacks these settings, the rule has its defaults.
         guide = {key: getattr(config.marker, key) for key in GUIDE_SETTINGS}
         options |= {key: value for key, value in guide.items() if value is not None}
     return options
 
 
 def device(config: Config) -> str:
-    """Where to compute: "auto" is CUDA if there is any. Sets one CPU thread.
+    """The device for computing: with "auto", CUDA if there is any. Sets torch to one CPU thread.
 
-    With one thread each, results do not depend on how many processes share the machine.
+    With one thread per process, results do not depend on how many processes share the machine.
     """
     import torch
 
@@ -100,7 +115,7 @@ def device(config: Config) -> str:
 
 
 def provenance_of(job: Job, file: HistoryFile) -> dict[str, Any]:
-    """Which data a run is made from, with the marks that it sees."""
+    """The provenance of the histories that a run is trained on, with the marks that it sees."""
     found = history_provenance(file)
     if job.remark:
         settings = job.config.marker

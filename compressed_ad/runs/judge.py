@@ -1,4 +1,4 @@
-"""A trained run is judged on the held-out tasks, or made ready to play as it is judged."""
+"""Evaluates a trained run on held-out tasks, and loads its model to play as in the evaluation."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressed_ad.errors import HistoryError, RunDirectoryError, SplitError
+from compressed_ad.errors import HistoryError, SplitError
 from compressed_ad.files import write_atomically
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.report.results import REFERENCE
 from compressed_ad.runs.data import RunData
 from compressed_ad.runs.directory import stored_environment
-from compressed_ad.runs.job import WEIGHTS, Job, device, never, playing, silent
+from compressed_ad.runs.job import WEIGHTS, Job, device, playing
 from compressed_ad.tasks.select import make_family
 from compressed_ad.training.sequences import Sequences
 from compressed_ad.types import FloatArray, IntArray, check_same
-from compressed_ad.workers import Report, Stop
+from compressed_ad.workers import Report, ShouldStop, never, silent
 
 if TYPE_CHECKING:
     from compressed_ad.models.ad import AD
-    from compressed_ad.tasks.base import TaskFamily
 
 EVALUATION = "evaluation.npz"
 
@@ -38,7 +37,7 @@ def _references(
 ) -> dict[str, FloatArray]:
     """Returns of the family's reference algorithms by name.
 
-    They depend on the histories' seed, not on the run's, so that the runs of one process share them.
+    They depend on the seed of the histories, not of the run, so that the runs of one process share them.
     """
     from compressed_ad.evaluation.evaluate import evaluate_references
 
@@ -55,27 +54,23 @@ def _references(
 def evaluation_settings(job: Job) -> str:
     """What an evaluation of this run depends on, as JSON."""
     settings: dict[str, Any] = job.config.evaluation.model_dump(mode="json")
-    files = {name: _sha256(job.path / name) for name in WEIGHTS.values()}
-    marks = playing(job.config)
-    return json.dumps({**settings, **marks, **files, "history": _digest_now(job.history)})
-
-
-def _digest_now(history: Path) -> str:
+    weights = {name: hashlib.sha256((job.path / name).read_bytes()).hexdigest() for name in WEIGHTS.values()}
     try:
-        found = history.stat()
+        found = job.history.stat()
+        digest = _digest(job.history, found.st_mtime_ns, found.st_size)
     except OSError:
-        return HistoryFile(history).digest()  # says what is wrong
-    return _digest(history, found.st_mtime_ns, found.st_size)
+        digest = HistoryFile(job.history).digest()  # raises the error that says what is wrong
+    return json.dumps({**settings, **playing(job.config), **weights, "history": digest})
 
 
 @lru_cache(maxsize=256)
 def _digest(history: Path, mtime_ns: int, size: int) -> str:
-    """The digest of a history file; a file that changed is read again."""
+    """The digest of a history file, read again if the file has changed."""
     return HistoryFile(history).digest()
 
 
 def stored_evaluation(path: Path) -> str | None:
-    """The settings of the evaluation in ``path``; None if there is none that can be read."""
+    """The settings of the evaluation in ``path``; None if there is no readable evaluation."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return str({name: file[name] for name in file.files}["settings"])  # damage shows on reading
@@ -84,36 +79,32 @@ def stored_evaluation(path: Path) -> str | None:
 
 
 def is_evaluated(job: Job) -> bool:
-    """Whether the run has been judged as its configuration says, with its present weights and histories."""
-    if not job.trained:
-        return False
-    return stored_evaluation(job.path / EVALUATION) == evaluation_settings(job)
+    """Whether an evaluation of these weights on these histories, with these settings, is stored."""
+    return job.trained and stored_evaluation(job.path / EVALUATION) == evaluation_settings(job)
 
 
 def evaluate_run(
-    job: Job, output: Path | None = None, *, report: Report = silent, should_stop: Stop = never
+    job: Job, output: Path | None = None, *, report: Report = silent, should_stop: ShouldStop = never
 ) -> Path:
-    """Judge one trained run on the held-out tasks and leave ``evaluation.npz``, whole or not at all.
+    """Evaluate a trained run on the held-out tasks and write ``evaluation.npz`` as a whole.
 
-    Arrays: ``returns`` (N, M, E), ``returns_last`` (the same with the last weights), ``task_ids``,
+    Its arrays: ``returns`` (N, M, E), ``returns_last`` (the same with the last weights), ``task_ids``,
     ``optimal``, ``random`` (N,), ``accuracy``, ``cross_entropy``, ``behaviour_entropy``, ``step``,
-    ``step_last``, ``marked`` (10,) share of marked steps by tenth of the training histories, ``paying`` share
-    of their steps with a reward before anything is learned, ``settings`` (JSON), ``horizon`` of the family,
-    and, for each of its reference algorithms, ``reference_<name>`` (N, M, E); with
-    ``evaluation.training_tasks`` also ``returns_training`` (N', M, E) and its ``_ids``, ``_optimal``,
-    ``_random`` (N',): the first N' training tasks of the split.
+    ``step_last``; ``marked`` (10,), the share of marked steps by tenth of the training histories; ``paying``,
+    the share of rewarded steps in their first episodes; ``settings`` (JSON); ``horizon`` of the family; and
+    ``reference_<name>`` (N, M, E) for each of its reference algorithms. If ``evaluation.training_tasks`` is
+    N' > 0, also ``returns_training`` (N', M, E), ``training_ids``, ``training_optimal`` and
+    ``training_random`` (N',), of the first N' training tasks of the split.
     """
     path = output or job.path / EVALUATION
-    if not job.trained:
-        raise RunDirectoryError(f"{job.path}: its training is not finished; train it first")
+    job.check_trained()
     settings = evaluation_settings(job)
     if stored_evaluation(path) == settings:
         return path
-    data, evaluation, where = RunData(job), job.config.evaluation, device(job.config)
-    ids = data.file.split.heldout
-    check_unseen(job, data, ids)
-    model, step = load_model(job.path / WEIGHTS[evaluation.checkpoint], data, where)
-    last, step_last = load_model(job.path / WEIGHTS["last"], data, where)
+    player, evaluation = make_player(job), job.config.evaluation
+    data, model, step = player.data, player.model, player.step
+    ids, training_ids = data.file.split.heldout, data.training_tasks()
+    last, step_last = load_model(job.path / WEIGHTS["last"], data, device(job.config))
     parts = 1 + (step_last != step) + (evaluation.training_tasks > 0)
 
     def part(k: int) -> Report:
@@ -135,17 +126,17 @@ def evaluate_run(
         "task_ids": ids,
         "optimal": data.optimal(ids),
         "random": data.file.random_return[ids],
-        "marked": _marked_by_tenth(data.raw(data.training_tasks())),
-        "paying": _paying(data.raw(data.training_tasks())),
+        "marked": _marked_by_tenth(data.raw(training_ids)),
+        "paying": _paying(data.raw(training_ids)),
         "settings": settings,
         "horizon": data.family.horizon,
     }
-    played = _references(
+    references = _references(
         data.file.path, data.file.digest(), tuple(ids.tolist()), evaluation.rollouts, evaluation.episodes
     )
-    arrays |= {f"{REFERENCE}{name}": returns for name, returns in played.items()}
+    arrays |= {f"{REFERENCE}{name}": returns for name, returns in references.items()}
     if evaluation.training_tasks:
-        seen = data.training_tasks()[: evaluation.training_tasks]
+        seen = training_ids[: evaluation.training_tasks]
         random, optimal = data.scale(seen)
         arrays |= {
             "returns_training": play(model, parts - 1, seen),
@@ -161,34 +152,32 @@ def evaluate_run(
 
 @dataclass(frozen=True)
 class Player:
-    """A trained run, ready to play as it is judged."""
+    """A trained run, ready to play as in its evaluation."""
 
     model: AD
-    step: int  # of the gradient, of its weights
-    family: TaskFamily
-    file: HistoryFile
-    options: dict[str, Any]  # how it plays: those of ``InContextAgent``
+    step: int  # gradient steps of its weights
+    data: RunData
+    options: dict[str, Any]  # of ``InContextAgent``
 
 
 def make_player(job: Job) -> Player:
-    """What ``evaluate_run`` plays with; raises what it raises, held-out tasks known to the run included."""
-    if not job.trained:
-        raise RunDirectoryError(f"{job.path}: its training is not finished; train it first")
+    """The model that ``evaluate_run`` plays with; ``SplitError`` if the run was trained on held-out tasks."""
+    job.check_trained()
     data, where = RunData(job), device(job.config)
     check_unseen(job, data, data.file.split.heldout)
     model, step = load_model(job.path / WEIGHTS[job.config.evaluation.checkpoint], data, where)
-    return Player(model, step, data.family, data.file, playing(job.config))
+    return Player(model, step, data, playing(job.config))
 
 
 def _marked_by_tenth(sequences: Sequences) -> FloatArray:
-    """(10,) share of marked steps by tenth of each sequence; what is not marked counts as unmarked."""
+    """(10,) share of marked steps by tenth of each sequence; without marks 0."""
     place = np.arange(len(sequences.mask)) - np.repeat(sequences.offsets[:-1], sequences.lengths)
     tenth = 10 * place // np.repeat(sequences.lengths, sequences.lengths)
     return np.bincount(tenth, sequences.mask, minlength=10) / np.bincount(tenth, minlength=10)
 
 
 def _paying(sequences: Sequences) -> float:
-    """Share of steps with a reward other than 0 in the first episodes, before anything is learned."""
+    """Share of steps with a reward other than 0 in the first episodes, before the source has learned."""
     episodes = sequences.episodes
     first = episodes.ordinal == 0
     paid = np.add.reduceat((sequences.rewards != 0).astype(np.int64), episodes.start)
@@ -196,16 +185,16 @@ def _paying(sequences: Sequences) -> float:
 
 
 def check_unseen(job: Job, data: RunData, ids: IntArray) -> None:
-    """Refuse to judge a run on tasks that it was trained on, whatever file they come from."""
+    """Raise ``SplitError`` if the run was trained on any of ``ids``, whatever file these tasks are from."""
     trained = stored_environment(job.path).get("history") or {}
-    ours, theirs = data.file, trained.get("split")
-    if theirs == {name: part.tolist() for name, part in vars(ours.split).items()}:
+    ours = data.file
+    if trained.get("split") == {name: part.tolist() for name, part in vars(ours.split).items()}:
         return
     path = Path(trained.get("path", ""))
     if not path.is_file():
         raise HistoryError(
-            f"{ours.path} has another split than the run {job.path} was trained with, and that history file,"
-            f" {path}, is gone: whether these held-out tasks are new to the run cannot be told"
+            f"{ours.path} has another split than the history file that the run {job.path} was trained on,"
+            f" and that file, {path}, is gone: it is unknown whether these held-out tasks are new to the run"
         )
     source = HistoryFile(path)
     if (source.info.family, source.info.family_kwargs) != (ours.info.family, ours.info.family_kwargs):
@@ -217,7 +206,7 @@ def check_unseen(job: Job, data: RunData, ids: IntArray) -> None:
 
 
 def load_model(path: Path, data: RunData, where: str) -> tuple[AD, int]:
-    """A trained model and the gradient step of its weights; ``SpaceError`` if it is of other spaces."""
+    """A trained model and its gradient step; ``SpaceError`` if its spaces are not those of the data."""
     from compressed_ad.models import MODEL
     from compressed_ad.models.ad import architecture
     from compressed_ad.training.checkpoints import load
@@ -233,7 +222,3 @@ def load_model(path: Path, data: RunData, where: str) -> tuple[AD, int]:
     model = MODEL[config.model](config).to(where)
     model.load_state_dict(content["model_state_dict"])
     return model, int(content["step"])
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from annotated_types import MinLen
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
 from compressed_ad.evaluation.settings import EvaluationSettings
 from compressed_ad.learners.settings import AlgorithmSettings
@@ -23,11 +23,12 @@ class ComparisonSettings(Settings):
     )
     runs: Count = Field(3, description="training seeds per method: seed, seed + 1, ...")
 
-    @model_validator(mode="after")
-    def _distinct(self) -> ComparisonSettings:
-        if len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"methods {list(self.methods)} names a model twice")
-        return self
+    @field_validator("methods")
+    @classmethod
+    def _distinct(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(methods)) < len(methods):
+            raise ValueError(f"{list(methods)} names a model twice")
+        return methods
 
 
 class Config(Settings):

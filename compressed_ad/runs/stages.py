@@ -1,7 +1,7 @@
-"""The stages of the main job as plain functions: collect, mark, train, evaluate, compare, report.
+"""The stages of ``cad run`` as plain functions, which the other commands share, and how long they will take.
 
-``cad run`` does them all; the other commands do one each. Every stage continues where it stopped and leaves
-what is finished alone. torch is imported only by the stages that need it.
+Every stage continues where it stopped and leaves what is finished alone. torch is imported only by the stages
+that need it.
 """
 
 from __future__ import annotations
@@ -10,42 +10,35 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressed_ad.errors import RunDirectoryError
-from compressed_ad.files import write_atomically
+from compressed_ad.files import write_json
 from compressed_ad.histories.collector import collect, history_path
 from compressed_ad.histories.file import HistoryFile, remark
-from compressed_ad.learners.select import make_learner
-from compressed_ad.marking.apply import MarkingStatistics
+from compressed_ad.learners.ppo import PPOConfig
+from compressed_ad.marking.apply import marker_params
+from compressed_ad.marking.statistics import MarkingStatistics
 from compressed_ad.registry import call_text
 from compressed_ad.report.results import MethodRuns, load_runs, summarise_source
-from compressed_ad.runs.config import build_family, marker_params, planned_split, transform_pairs
-from compressed_ad.runs.directory import (
-    cores,
-    environment,
-)
-from compressed_ad.runs.job import (
-    Job,
-    never,
-    silent,
-)
+from compressed_ad.runs.config import plan, transform_pairs
+from compressed_ad.runs.directory import cores, environment
+from compressed_ad.runs.job import Job
 from compressed_ad.runs.settings import Config
+from compressed_ad.training.flops import training_flops
 from compressed_ad.training.transforms import departures
-from compressed_ad.workers import Report, Stop, WorkerPool
+from compressed_ad.workers import Parts, Pool, Report, ShouldStop, never, silent
 
 if TYPE_CHECKING:
-    from compressed_ad.report.run_report import Report as WrittenReport
+    from compressed_ad.report.run_report import WrittenReport
 
 # ---------------------------------------------------------------- collect and mark
 
 
 def default_history(config: Config, folder: Path) -> Path:
-    """Where the histories of ``config`` are, in ``folder``."""
-    learner = make_learner(config.algorithm.learner, config.algorithm.learner_kwargs)
-    return history_path(folder, config.env.short_name, learner.name, config.seed)
+    """The path in ``folder`` of the histories of ``config``."""
+    return history_path(folder, config.env.short_name, plan(config).learner.name, config.seed)
 
 
 def n_process(config: Config) -> int:
@@ -55,9 +48,8 @@ def n_process(config: Config) -> int:
 
 def source_steps(config: Config) -> int:
     """Environment steps of all source learners together."""
-    n_task = config.env.n_task or len(build_family(config).tasks())
     algorithm = config.algorithm
-    return n_task * algorithm.n_learner * algorithm.n_stream * algorithm.n_timesteps
+    return len(plan(config).task_ids) * algorithm.n_learner * algorithm.n_stream * algorithm.n_timesteps
 
 
 def collect_stage(
@@ -68,14 +60,14 @@ def collect_stage(
     resume: bool = True,
     overwrite: bool = False,
     report: Report = silent,
+    pool: Pool | None = None,
 ) -> Path:
     """Collect the histories of ``config`` into ``path``, marked unless ``mark`` is False."""
-    env, algorithm = config.env, config.algorithm
-    planned_split(env, config.seed, config.split_seed)
+    env, algorithm, planned = config.env, config.algorithm, plan(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     return collect(
-        build_family(config),
-        make_learner(algorithm.learner, algorithm.learner_kwargs),
+        planned.family,
+        planned.learner,
         path,
         family_name=env.family,
         family_kwargs=env.kwargs,
@@ -83,15 +75,14 @@ def collect_stage(
         n_timesteps=algorithm.n_timesteps,
         n_learner=algorithm.n_learner,
         n_stream=algorithm.n_stream,
-        n_task=env.n_task,
-        train=env.train,
-        validation=env.validation,
-        heldout=env.heldout,
-        split_seed=config.split_seed,
+        task_ids=planned.task_ids,
+        split=planned.split,
+        checked=True,
         marker=config.marker.marker if mark else None,
         marker_params=marker_params(config.marker) if mark else None,
         seed=config.seed,
         n_process=n_process(config),
+        pool=pool,
         resume=resume,
         overwrite=overwrite,
         progress=lambda done, total: report(done, total, "environment steps"),
@@ -101,13 +92,13 @@ def collect_stage(
 def mark_stage(
     config: Config, path: Path, *, output: Path | None = None, report: Report = silent
 ) -> MarkingStatistics:
-    """Mark the history file ``path`` as ``config`` says, unless it is marked so already."""
+    """Mark the history file ``path`` as ``config`` says, unless that has been done."""
     file = HistoryFile(path)
     params = marker_params(config.marker)
     if output is None and file.marking is not None:
-        there, seed = file.marking, file.marking["seed"]
-        same = {**there["parameters"], **params} == there["parameters"]
-        if there["marker"] == config.marker.marker and same and seed == config.seed:
+        stored = file.marking
+        same_params = {**stored["parameters"], **params} == stored["parameters"]
+        if same_params and (stored["marker"], stored["seed"]) == (config.marker.marker, config.seed):
             return file.statistics()
     done = 0
 
@@ -125,41 +116,17 @@ def mark_stage(
 def run_jobs(
     function: Callable[..., Any],
     todo: Sequence[Job],
-    pool: WorkerPool,
+    pool: Pool,
     *,
     report: Report = silent,
-    should_stop: Stop = never,
+    should_stop: ShouldStop = never,
 ) -> dict[str, Any]:
-    """``function`` (``train_run`` or ``evaluate_run``) for every job, in parallel; results by run name.
-
-    Progress is that of all jobs together, in units of the jobs' own.
-    """
-    if len(todo) == 1 or pool.n_process == 1:
-        results = {}
-        for k, single in enumerate(todo):
-            results[single.name] = function(
-                single, report=partial(_one_of_many, report, k, len(todo)), should_stop=should_stop
-            )
-            if should_stop():
-                raise KeyboardInterrupt
-        return results
-    share = dict.fromkeys((single.name for single in todo), 0.0)
-    size = 0
-    texts: dict[str, str] = {}
-
-    def progress(name: str, done: int, total: int, text: str) -> None:
-        nonlocal size
-        size = max(size, total)
-        share[name] = done / max(total, 1)
-        texts[name] = text
-        report(round(sum(share.values()) * size), size * len(todo), f"{name} {text}")
-
-    named = {single.name: (function, (single,)) for single in todo}
-    return pool.run(named, progress, should_stop)
-
-
-def _one_of_many(report: Report, k: int, count: int, done: int, total: int, text: str) -> None:
-    report(k * total + done, count * total, text)
+    """Results of ``function`` (``train_run`` or ``evaluate_run``) for every job, by the name of its run."""
+    units = {job.name: (job,) for job in todo}
+    if len(units) < len(todo):  # runs of several folders
+        units = {str(job.path): (job,) for job in todo}
+    progress = Parts(report, dict.fromkeys(units, 1))
+    return pool.run(function, units, progress=progress, should_stop=should_stop)
 
 
 # ---------------------------------------------------------------- compare and report
@@ -196,18 +163,16 @@ def report_stage(
     progress: Report = silent,
 ) -> WrittenReport:
     """Compare the evaluated runs of ``todo`` and write ``index.html``, ``table.csv`` and ``summary.json``."""
-    from compressed_ad.report.run_report import Protocol, build_report
+    from compressed_ad.report.pages import provenance
+    from compressed_ad.report.run_report import Experiment, build_report
     from compressed_ad.runs.sights import sights
 
-    file = HistoryFile(history)
-    config = todo[0].config
+    file, config, methods = HistoryFile(history), todo[0].config, method_runs(todo)
     transforms = transform_pairs(config.model)
-    facts = environment()
-    methods = method_runs(todo)
     return build_report(
         out,
         methods,
-        protocol=Protocol(
+        experiment=Experiment(
             family=call_text(file.info.family, file.info.family_kwargs),
             split={name: ids.tolist() for name, ids in vars(file.split).items()},
             transforms=[call_text(name, params) for name, params in transforms],
@@ -217,14 +182,43 @@ def report_stage(
         seconds=seconds,
         commands=commands,
         provenance={
-            "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
-            "hardware": ", ".join(f"{key} {value}" for key, value in facts["hardware"].items()),
-            "revision": str(facts["revision"]),
+            **provenance(environment()),
             "history file": f"{file.path.name}, SHA-256 {file.digest()}",
         },
         notes=departures([name for name, _ in transforms]),
-        sights=sights(todo, progress, searches=methods[0].searches),
+        further=sights(todo, progress, searches=methods[0].searches),
     )
+
+
+# ---------------------------------------------------------------- time
+
+# Measured on one core of a 2-core server CPU; yours may be twice as fast or slow.
+_PPO_SECONDS = 0.9e-6  # per environment step and epoch
+_FLOPS = 21e9  # per second, while training small models
+_PLAY_SECONDS = 1.2e-4  # per in-context step of one environment, at width 64, 3 layers, context 200
+_REPORT_SECONDS = 10.0
+
+
+def expected_seconds(config: Config) -> dict[str, float | None]:
+    """Rough seconds of each stage of ``cad run`` on CPU cores of today; None where they are unknown."""
+    planned, model, evaluation = plan(config), config.model, config.evaluation
+    parallel, steps = n_process(config), source_steps(config)
+    collection = None
+    if config.algorithm.learner == "ppo" and ":" not in config.env.family:  # others step at their own speed
+        epochs = PPOConfig(**config.algorithm.learner_kwargs).n_epochs
+        collection = 5 + steps * epochs * _PPO_SECONDS / parallel
+    rounds = -(-len(config.comparison.methods) * config.comparison.runs // parallel)
+    size = model.tf_n_embd**2 * model.tf_n_layer / (64**2 * 3) * 0.7 + 0.3
+    episode = planned.family.horizon * _PLAY_SECONDS * size
+    validation = len(planned.split.validation) * model.validation_rollouts * model.validation_episodes
+    heldout = len(planned.split.heldout) * evaluation.rollouts * evaluation.episodes
+    return {
+        "collect": collection,
+        "mark": 1 + steps * 1e-6,
+        "train": rounds * (4 + training_flops(model) / _FLOPS + model.validations * validation * episode),
+        "evaluate": rounds * (2 + 2 * heldout * episode),
+        "report": _REPORT_SECONDS,
+    }
 
 
 class Stopwatch:
@@ -241,12 +235,12 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Callable[[], None]]:
-        """Time a stage; the function it gives saves what was spent so far, now and then."""
+        """Time a stage; the yielded function, called often, saves the time so far every few seconds."""
         before, started, saved = self.seconds.get(name, 0.0), time.monotonic(), time.monotonic()
 
         def save() -> None:
             self.seconds[name] = before + time.monotonic() - started
-            write_atomically(self.path, json.dumps(self.seconds).encode() + b"\n")
+            write_json(self.path, self.seconds)
 
         def tick() -> None:
             nonlocal saved

@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from compressed_ad.errors import ConfigError, nearest
+from compressed_ad.report.measures import MEASURES
 from compressed_ad.runs import yaml_file
-from compressed_ad.runs.config import semantic_problems, validate, with_marker_defaults
+from compressed_ad.runs.config import validated_config
 from compressed_ad.runs.job import playing
 from compressed_ad.runs.layers import (
     Request,
@@ -51,10 +52,9 @@ KEYS = {
     "curves": "cost curves: a name of your choice and variants that differ in their model's size or context",
     "runs": "runs of each variant, a number or one for each family",
     "first_seed": "seed of the first run (default: 0)",
-    "metric": "what the verdicts rest on: final, auc or validation_return (default: final)",
+    "metric": "the measure that the verdicts rest on (default: final)",
     "spread": "standard deviation of a paired difference between runs that was assumed when planning",
 }
-METRICS = ("final", "auc", "validation_return")
 SMALL = "study_small.yaml"
 SMALL_RUNS = 2
 
@@ -107,6 +107,7 @@ class Study:
     curves: Mapping[str, tuple[str, ...]]  # what cost is compared with result along: variants by curve
     runs: Mapping[str, int]  # by family
     cells: tuple[Cell, ...]  # runs outermost, so that every comparison fills evenly
+    small: bool = False  # shrunk: shows that everything works, not what is true
 
 
 def load_study(
@@ -170,7 +171,7 @@ def load_study(
         for variant in chosen
     ]
     metric = str(tree.value("metric", "final"))
-    _among(tree, "metric", metric, METRICS)
+    _among(tree, "metric", metric, list(MEASURES))
     return Study(
         name=path.stem,
         path=path,
@@ -184,6 +185,7 @@ def load_study(
         curves=_curves(tree, known["variants"], chosen),
         runs={family: counts[family] for family in chosen_families},
         cells=tuple(cells),
+        small=small,
     )
 
 
@@ -314,11 +316,7 @@ def _config(bottom: Leaves, layers: Sequence[Leaves], top: Leaves, small: bool) 
         if small:
             merge(leaves, {p: leaf for p, leaf in bottom.items() if p in _SIZES})
     merge(leaves, top)
-    config, problems = validate(leaves)
-    problems += semantic_problems(leaves)
-    if config is None or problems:
-        raise ConfigError(problems)
-    return with_marker_defaults(config)
+    return validated_config(leaves)
 
 
 _SIZES = {

@@ -1,4 +1,4 @@
-"""A study is run: histories, then every cell trained and played, several at once, each resumable.
+"""A study is run: histories, then every cell trained and evaluated, several at once, each resumable.
 
 Histories, trained runs and evaluations are named by everything that determines them, so studies in one
 output folder share them: a baseline is trained once however many studies compare with it.
@@ -7,40 +7,25 @@ output folder share them: a baseline is trained once however many studies compar
     OUT/runs/<Model>-<family>-seed<k>-<key>/evaluation-<key>.npz
     OUT/<study>/            table.csv, curves.csv, table.md, index.html
 
-torch is imported only where a cell is trained or played.
+torch is imported only where a cell is trained or evaluated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
-from compressed_ad.errors import CompressedADError
-from compressed_ad.report.study_rows import Point, Row, cell_points, cell_row
+from compressed_ad.errors import CompressedADError, one_line
+from compressed_ad.report.results import Row, cell_row, load_metrics, validations
 from compressed_ad.runs.directory import run_name
-from compressed_ad.runs.estimates import expected_seconds
-from compressed_ad.runs.job import Job, silent
+from compressed_ad.runs.job import Job
 from compressed_ad.runs.judge import evaluate_run, evaluation_settings, stored_evaluation
-from compressed_ad.runs.stages import collect_stage, default_history
+from compressed_ad.runs.stages import collect_stage, default_history, expected_seconds
 from compressed_ad.runs.study import Cell, Study
 from compressed_ad.runs.trainer import train_run
-from compressed_ad.workers import Report, Stop
-
-
-class Pool(Protocol):
-    """Runs jobs somewhere: ``WorkerPool`` on this machine, ``RayPool`` on a cluster."""
-
-    def run(
-        self,
-        jobs: Mapping[str, tuple[Callable[..., Any], Sequence[Any]]],
-        progress: Callable[[str, int, int, str], None],
-        should_stop: Stop,
-        finished: Callable[[str, Any], None],
-    ) -> dict[str, Any]:
-        """Results of all jobs; ``finished`` is told of each as it comes."""
+from compressed_ad.workers import Parts, Pool, Report, ShouldStop, silent
 
 
 @dataclass(frozen=True)
@@ -77,64 +62,51 @@ def groups(study: Study, out: Path) -> list[Group]:
 def _group(cells: Sequence[Cell], out: Path) -> Group:
     first = cells[0]
     config, history = first.trained, history_of(first, out)
-    name = f"{run_name(config.model.model, config.env.short_name, config.seed)}-{first.training_key}"
-    path = out / "runs" / name
-    job = Job(config, history, path, remark=True)
+    name = run_name(config.model.model, config.env.short_name, config.seed)
+    path = out / "runs" / f"{name}-{first.training_key}"
     plays = tuple(
         (cell, Job(cell.played, history, path, remark=True), path / f"evaluation-{cell.playing_key}.npz")
         for cell in cells
     )
-    return Group(job, plays)
+    return Group(Job(config, history, path, remark=True), plays)
 
 
-def collect_histories(study: Study, out: Path, report: Report) -> None:
-    """Collect what the study's cells learn from and is not there yet, unmarked."""
-    wanted = {cell.data_key: cell for cell in study.cells}
-    missing = [cell for cell in wanted.values() if not history_of(cell, out).exists()]
-    for k, cell in enumerate(missing):
+def _missing(study: Study, out: Path) -> list[Cell]:
+    """A cell for each history file that is still to be collected."""
+    by_data = {cell.data_key: cell for cell in study.cells}
+    return [cell for cell in by_data.values() if not history_of(cell, out).exists()]
 
-        def one(done: int, total: int, text: str, k: int = k) -> None:
-            report(k * total + done, len(missing) * total, text)
 
-        collect_stage(cell.data, history_of(cell, out), mark=False, report=one)
+def collect_histories(study: Study, out: Path, report: Report, pool: Pool | None = None) -> None:
+    """Collect the histories that are missing, unmarked."""
+    missing = _missing(study, out)
+    parts = Parts(report, {cell.data_key: 1 for cell in missing})
+    for cell in missing:
+        progress = partial(parts.advance, cell.data_key)
+        collect_stage(cell.data, history_of(cell, out), mark=False, report=progress, pool=pool)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one group."""
+    """Of one group: notes of its training, or why it failed."""
 
     notes: tuple[str, ...] = ()
     failure: str | None = None
 
 
-def run_group(group: Group, *, report: Report = silent, should_stop: Stop) -> Outcome:
-    """Train the run of ``group`` and play everything with it; a cell that cannot be is told, not raised."""
-    parts = len(group.plays)
-    share = 10  # a training counts as much as ten evaluations
-
-    def training(done: int, total: int, text: str) -> None:
-        report(round(1000 * share * done / max(total, 1)), 1000 * (share + parts), text)
-
-    def playing(k: int, done: int, total: int, text: str) -> None:
-        report(round(1000 * (share + k + done / max(total, 1))), 1000 * (share + parts), text)
-
+def run_group(group: Group, *, report: Report = silent, should_stop: ShouldStop) -> Outcome:
+    """Train the run of ``group`` and play everything with it; a failure is returned, not raised."""
+    # A training counts as much as ten evaluations.
+    parts = Parts(report, {"train": 10, **{path.name: 1 for _, _, path in group.plays}}, unit=1000)
     try:
-        notes = train_run(group.job, report=training, should_stop=should_stop)
-        for k, (_, job, path) in enumerate(group.plays):
-            evaluate_run(job, path, report=partial(playing, k), should_stop=should_stop)
+        notes = train_run(group.job, report=partial(parts.advance, "train"), should_stop=should_stop)
+        parts.set("train", 1)
+        for _, job, path in group.plays:
+            evaluate_run(job, path, report=partial(parts.advance, path.name), should_stop=should_stop)
+            parts.set(path.name, 1)
     except CompressedADError as error:
-        return Outcome(failure=str(error).splitlines()[0])
+        return Outcome(failure=one_line(error))
     return Outcome(tuple(notes))
-
-
-def rows(parts: Iterable[Group]) -> list[Row]:
-    """The results of everything that has been played so far."""
-    return [
-        cell_row(cell, job.path, path)
-        for group in parts
-        for cell, job, path in group.plays
-        if job.trained and _is_played(job, path)
-    ]
 
 
 def run_study(
@@ -143,52 +115,55 @@ def run_study(
     pool: Pool,
     *,
     report: Report = silent,
-    should_stop: Stop,
+    should_stop: ShouldStop,
     finished: Callable[[Group, Outcome], None] = lambda group, outcome: None,
 ) -> dict[str, Outcome]:
-    """Train and play every cell that is not finished; outcomes by run name. Histories are there already."""
+    """Train and play every cell that is not finished; outcomes by run name. Histories must exist already."""
     todo = {group.job.name: group for group in groups(study, out) if not group.finished}
-    share = dict.fromkeys(todo, 0.0)
-
-    def progress(name: str, done: int, total: int, text: str) -> None:
-        share[name] = done / max(total, 1)
-        report(round(1000 * sum(share.values())), 1000 * len(todo), f"{name} {text}")
-
-    def done(name: str, outcome: Outcome) -> None:
-        share[name] = 1.0
-        finished(todo[name], outcome)
-
-    jobs = {name: (run_group, (group,)) for name, group in todo.items()}
-    return pool.run(jobs, progress, should_stop, done)
+    return pool.run(
+        run_group,
+        {name: (group,) for name, group in todo.items()},
+        progress=Parts(report, dict.fromkeys(todo, 1), unit=1000),
+        should_stop=should_stop,
+        finished=lambda name, outcome: finished(todo[name], outcome),
+    )
 
 
 def expected(study: Study, out: Path, n_process: int) -> dict[str, float | None]:
     """Seconds that what is missing will roughly take, by stage; None where it cannot be told."""
     collect: float | None = 0.0
-    for cell in {cell.data_key: cell for cell in study.cells}.values():
-        if not history_of(cell, out).exists():
-            seconds = expected_seconds(cell.data)["collect"]
-            collect = None if seconds is None or collect is None else collect + seconds
+    for cell in _missing(study, out):
+        seconds = expected_seconds(cell.data)["collect"]
+        collect = None if seconds is None or collect is None else collect + seconds
     train = play = 0.0
     for group in groups(study, out):
         if not group.job.trained:
-            train += _one(group.job)["train"]
-        play += sum(_one(job)["evaluate"] for _, job, path in group.plays if not path.exists())
+            train += _seconds(group.job, "train")
+        play += sum(_seconds(job, "evaluate") for _, job, path in group.plays if not path.exists())
     return {"collect": collect, "train": train / n_process, "evaluate": play / n_process}
 
 
-def _one(job: Job) -> dict[str, float]:
+def _seconds(job: Job, stage: str) -> float:
     comparison = job.config.comparison.model_copy(update={"methods": ("AD",), "runs": 1})
-    seconds = expected_seconds(job.config.model_copy(update={"comparison": comparison}))
-    return {name: value or 0.0 for name, value in seconds.items()}
+    return expected_seconds(job.config.model_copy(update={"comparison": comparison}))[stage] or 0.0
 
 
-def points(parts: Iterable[Group]) -> list[Point]:
-    """The validations of everything that has been trained so far, once for each variant that plays it."""
-    return [
-        point
+def rows(parts: Iterable[Group]) -> list[Row]:
+    """The results of everything that has been played so far, by family, variant and run."""
+    found = [
+        cell_row(cell, job.path, path)
         for group in parts
-        if group.job.trained
-        for cell, _, _ in group.plays
-        for point in cell_points(cell, group.job.path)
+        for cell, job, path in group.plays
+        if job.trained and _is_played(job, path)
     ]
+    return sorted(found, key=lambda row: (row.family, row.variant, row.run))
+
+
+def points(parts: Iterable[Group]) -> list[Row]:
+    """The validations of everything that has been trained so far, once for each variant that plays it."""
+    found: list[Row] = []
+    for group in parts:
+        metrics = load_metrics(group.job.path / "metrics.jsonl") if group.job.trained else []
+        for cell, _, _ in group.plays:
+            found += validations(cell.variant, [metrics], [cell.run], cell.family)
+    return found

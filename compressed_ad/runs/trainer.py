@@ -1,4 +1,4 @@
-"""A run is trained: its windows from the history file, its validation on the validation tasks."""
+"""Trains a run on the windows of its history file and validates it on the validation tasks."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from compressed_ad.histories.file import HistoryFile
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.runs.data import RunData
 from compressed_ad.runs.directory import claimed
-from compressed_ad.runs.job import TRAINING_KEYS, Job, device, never, provenance_of, silent
+from compressed_ad.runs.job import TRAINING_KEYS, Job, device, provenance_of
 from compressed_ad.settings import validated
 from compressed_ad.types import check_same
-from compressed_ad.workers import Report, Stop
+from compressed_ad.workers import Report, ShouldStop, never, silent
 
 
-def train_run(job: Job, *, report: Report = silent, should_stop: Stop = never) -> list[str]:
-    """Train one run, or go on where it stopped; notes for the user, one line each.
+def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = never) -> list[str]:
+    """Train a run, or continue it where it stopped; return notes for the user, one line each.
 
-    Training histories are read only through the stored split. The best checkpoint is chosen on the
-    validation tasks, by in-context return.
+    Training histories are read only through the stored split. The best checkpoint is the one with the highest
+    in-context return on the validation tasks.
     """
     from compressed_ad.training.loop import train
 
@@ -48,7 +48,7 @@ def train_run(job: Job, *, report: Report = silent, should_stop: Stop = never) -
         if longest < config.n_transit:
             notes.append(
                 f"{job.name}: the longest history has {longest} steps after its transforms, fewer than"
-                f" n_transit {config.n_transit}: the model never sees a full context while it is trained"
+                f" n_transit {config.n_transit}: the model never sees a full context during training"
             )
         judged: dict[str, float] = {}
 
@@ -72,7 +72,7 @@ def train_run(job: Job, *, report: Report = silent, should_stop: Stop = never) -
 
 
 def _from_history(file: HistoryFile) -> dict[str, Any]:
-    """What a model takes from the history file that it is trained on."""
+    """The model settings that come from the history file: spaces and scales."""
     scales = file.training_scales()
     found: dict[str, Any] = {f"{kind}_space": spec for kind, spec in file.info.spaces.items()}
     for name, values in (("mean", scales.observation_mean), ("std", scales.observation_std)):

@@ -1,12 +1,14 @@
-"""YAML as configuration: plain data with the place of every value, and nothing that surprises.
+"""Reads YAML as plain data that keeps the place of every value.
 
-Scalars are those of YAML 1.2's core schema, so ``3e-4`` is a number and ``off`` is a word. Duplicate keys,
-tags, anchors and aliases are refused: a file can neither run anything nor grow when read.
+Scalars follow YAML 1.2's core schema, so ``3e-4`` is a number and ``off`` is a word. Duplicate keys, tags,
+anchors and aliases are refused: a file can neither run code nor grow when it is read.
 """
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,15 @@ Leaves = dict[tuple[str, ...], tuple[Any, str]]
 """Path of keys -> (value, where it was written)."""
 
 _MAX_BYTES = 1 << 20
-_NULL = re.compile(r"~|null|Null|NULL|")
-_BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
-_INT = re.compile(r"[-+]?[0-9]+")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_SPECIAL = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_SCALARS: tuple[tuple[str, Callable[[str], Any]], ...] = (
+    (r"~|null|Null|NULL|", lambda _: None),
+    (r"true|True|TRUE", lambda _: True),
+    (r"false|False|FALSE", lambda _: False),
+    (r"[-+]?[0-9]{1,299}", int),
+    (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", float),
+    (r"[-+]?\.(inf|Inf|INF)", lambda text: float(text.replace(".", ""))),
+    (r"\.(nan|NaN|NAN)", lambda _: math.nan),
+)
 
 
 def read(path: Path) -> Leaves:
@@ -35,23 +41,31 @@ def read(path: Path) -> Leaves:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
-    leaves: Leaves = {}
-    root = _compose(text, shown(path))
+    whole = path.resolve()
+    shown = whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else path
+    root = _parse(text, f"{shown}:")
     if root is None:
-        return leaves
+        return {}
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{path}: expected keys and values, not a {root.id}")
-    _collect(root, (), shown(path), leaves)
-    return leaves
+    return _leaves(root, (), "")
+
+
+def parse(text: str, where: str, path: tuple[str, ...]) -> Leaves:
+    """The leaves of a YAML ``text`` that was given for the key at ``path``, e.g. on the command line."""
+    return _leaves(_parse(text, where), path, where)
 
 
 def value(text: str, where: str) -> Any:
-    """One value written as YAML, e.g. on the command line."""
-    root = _compose(text, where)
-    return None if root is None else _plain(root, where)
+    """The plain data in a YAML ``text``."""
+    return _plain(_parse(text, where))
 
 
 class _Loader(yaml.SafeLoader):
+    def __init__(self, text: str, where: str) -> None:
+        super().__init__(text)
+        self.name = where  # all places in the text are marked with it
+
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
@@ -61,73 +75,54 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _compose(text: str, where: str) -> Any:
+def _parse(text: str, where: str) -> Any:
+    """The root node of ``text``, or None; if ``where`` ends with a colon, places get the line after it."""
     try:
-        loader = _Loader(text)
-        try:
-            return loader.get_single_node()
-        finally:
-            loader.dispose()
+        return _Loader(text, where).get_single_node()
     except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark and where.endswith("ml") else ""
-        raise ConfigError(f"{where}{line}: {error.problem or 'not YAML'}") from None
+        place = _place(error.problem_mark) if error.problem_mark else where
+        raise ConfigError(f"{place}: {error.problem or 'not YAML'}") from None
     except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{where}: not YAML ({str(error).splitlines()[0][:100]})") from None
+        raise ConfigError(f"{where.rstrip(':')}: not YAML ({str(error).splitlines()[0][:100]})") from None
 
 
-def _collect(node: yaml.MappingNode, path: tuple[str, ...], where: str, leaves: Leaves) -> None:
-    if not node.value and path:
-        leaves[path] = ({}, f"{where}:{node.start_mark.line + 1}")
-    seen: dict[str, int] = {}
-    for key_node, child in node.value:
-        key, line = _key(key_node, where), key_node.start_mark.line + 1
-        if key in seen:
-            raise ConfigError(f"{where}:{line}: {key!r} stands here and on line {seen[key]}")
-        seen[key] = line
-        if isinstance(child, yaml.MappingNode):
-            _collect(child, (*path, key), where, leaves)
-        else:
-            leaves[*path, key] = (_plain(child, where), f"{where}:{line}")
+def _place(mark: Any) -> str:
+    return f"{mark.name}{mark.line + 1}" if mark.name.endswith(":") else str(mark.name)
 
 
-def _key(node: Any, where: str) -> str:
-    if not isinstance(node, yaml.ScalarNode):
-        raise ConfigError(f"{where}:{node.start_mark.line + 1}: a key must be a word")
-    return str(node.value)
+def _leaves(node: Any, path: tuple[str, ...], where: str) -> Leaves:
+    """``node`` as leaves below ``path``; an empty mapping is a leaf unless it is the whole file."""
+    if not isinstance(node, yaml.MappingNode) or (path and not node.value):
+        return {path: (_plain(node), where)}
+    leaves: Leaves = {}
+    for key, (place, child) in _items(node).items():
+        leaves |= _leaves(child, (*path, key), place)
+    return leaves
 
 
-def _plain(node: Any, where: str) -> Any:
+def _plain(node: Any) -> Any:
     if isinstance(node, yaml.SequenceNode):
-        return [_plain(child, where) for child in node.value]
+        return [_plain(child) for child in node.value]
     if isinstance(node, yaml.MappingNode):
-        keys = [_key(key, where) for key, _ in node.value]
-        twice = {key for key in keys if keys.count(key) > 1}
-        if twice:
-            raise ConfigError(f"{where}:{node.start_mark.line + 1}: {sorted(twice)[0]!r} stands twice")
-        return {key: _plain(child, where) for key, (_, child) in zip(keys, node.value, strict=True)}
-    text = str(node.value)
-    return text if node.style is not None else scalar(text)
+        return {key: _plain(child) for key, (_, child) in _items(node).items()}
+    if node is None:
+        return None
+    return scalar(node.value) if node.style is None else node.value
+
+
+def _items(mapping: yaml.MappingNode) -> dict[str, tuple[str, Any]]:
+    """Key -> (where it was written, node of its value)."""
+    items: dict[str, tuple[str, Any]] = {}
+    for key, child in mapping.value:
+        where = _place(key.start_mark)
+        if not isinstance(key, yaml.ScalarNode):
+            raise ConfigError(f"{where}: a key must be a word")
+        if key.value in items:
+            raise ConfigError(f"{where}: duplicate key {key.value!r}, first given at {items[key.value][0]}")
+        items[key.value] = where, child
+    return items
 
 
 def scalar(text: str) -> Any:
     """What an unquoted scalar stands for."""
-    if _NULL.fullmatch(text):
-        return None
-    if _BOOL.fullmatch(text):
-        return text.lower() == "true"
-    if _INT.fullmatch(text) and len(text) < 300:
-        return int(text)
-    if _FLOAT.fullmatch(text):
-        return float(text)
-    special = _SPECIAL.fullmatch(text)
-    if special:
-        return float("nan") if special[3] else float(f"{special[1]}inf")
-    return text
-
-
-def shown(path: Path) -> str:
-    """``path`` as messages name it: relative to the current folder if it lies inside."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+    return next((make(text) for pattern, make in _SCALARS if re.fullmatch(pattern, text)), text)

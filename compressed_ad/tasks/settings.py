@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import MinLen
 from pydantic import Field
 
-from compressed_ad.settings import Count, Seed, Settings, Whole
+from compressed_ad.settings import Count, FreeParameters, Seed, Settings, Whole
 
 
 class EnvSettings(Settings):
     """The task family, and which of its tasks train, choose and judge."""
 
     family: str = Field("darkroom", description="task family (cad list families), or module:attribute")
-    kwargs: dict[str, Any] = Field(default_factory=dict, description="parameters of the family")
+    kwargs: FreeParameters = Field(default_factory=dict, description="parameters of the family")
     name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9_.]+$", description="name in file names; default: the family's"
     )

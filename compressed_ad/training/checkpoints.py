@@ -1,13 +1,14 @@
-"""Checkpoints that survive kill -9: written aside, synced, renamed; each carries a digest of its content."""
+"""Checkpoints, written atomically, each with a digest of its content."""
 
 from __future__ import annotations
 
 import hashlib
-import pickle
+import io
 import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -42,39 +43,28 @@ def digest(value: Any) -> str:
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
     """Save tensors and plain data atomically, with their digest."""
-    import io
-
     buffer = io.BytesIO()
     torch.save({**content, "digest": digest(content)}, buffer)
     write_atomically(path, buffer.getvalue(), error=CheckpointError)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Load what ``save`` wrote. Nothing in the file is executed.
+    """Load a file of ``save``. Nothing in it is executed.
 
     Raises ``CheckpointError`` naming file and cause if it is missing, damaged or foreign.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a file that is no checkpoint is reported below, once
+            warnings.simplefilter("ignore")  # a foreign file gets one error below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
-    except (
-        RuntimeError,
-        pickle.UnpicklingError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ) as error:
-        cause = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+    except (RuntimeError, UnpicklingError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise CheckpointError(f"{path}: damaged, or not a checkpoint ({cause})") from None
     if not isinstance(content, dict) or "digest" not in content:
         raise CheckpointError(f"{path}: not a checkpoint of this library")
-    written = content.pop("digest")
-    if digest(content) != written:
+    if content.pop("digest") != digest(content):
         raise CheckpointError(f"{path}: damaged (its content does not match its digest)")
     return move(content, device)  # type: ignore[no-any-return]
 
@@ -98,27 +88,25 @@ class CheckpointDirectory:
         path.mkdir(parents=True, exist_ok=True)
 
     def steps(self) -> list[int]:
-        """Steps with a checkpoint, ascending; by number, not by name."""
+        """Steps with a checkpoint, in ascending order."""
         found = (re.fullmatch(r"step-(\d+)\.pt", file.name) for file in self.path.iterdir())
         return sorted(int(match[1]) for match in found if match)
 
     def file(self, step: int) -> Path:
-        """Where the checkpoint of ``step`` is."""
         return self.path / f"step-{step:08d}.pt"
 
     def save(self, step: int, content: Mapping[str, Any]) -> None:
-        """Save, and only then drop the oldest ones."""
+        """Save a checkpoint, and only then delete the oldest ones."""
         save(self.file(step), content)
         for old in self.steps()[: -self.keep]:
             self.file(old).unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Drop all checkpoints."""
         for step in self.steps():
             self.file(step).unlink()
 
     def latest(self) -> tuple[dict[str, Any] | None, list[str]]:
-        """The newest sound checkpoint, or None; and what was wrong with newer ones, one line each."""
+        """The newest sound checkpoint, or None; and a message for each newer one that is damaged."""
         damaged: list[str] = []
         for step in reversed(self.steps()):
             try:

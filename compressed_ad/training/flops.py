@@ -1,8 +1,8 @@
-"""What a model costs, in floating-point operations: the axis that context lengths are compared on.
+"""Cost of a model in floating-point operations, to compare context lengths at equal cost.
 
-Counted are the matrix products (2 operations per multiply-add) of the transformer's layers, 12 D^2 weights
-each, and of attention; embeddings, norms and heads are left out: at width 64 and two layers they are below a
-twentieth. The backward pass counts twice the forward one (Kaplan et al. 2020, section 2.1).
+It counts the matrix products (2 operations per multiply-add) of the transformer's layers, 12 D^2 weights
+each, and of attention. Embeddings, norms and heads are left out: at width 64 and two layers they are less
+than 5 %. The backward pass counts twice the forward one (Kaplan et al. 2020, section 2.1).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def _weights(model: Architecture) -> int:
 
 
 def _attention(model: Architecture, length: float) -> float:
-    """Scores and weighted values of one query over ``length`` tokens in all layers."""
+    """FLOPs of the scores and weighted values of one query over ``length`` tokens in all layers."""
     return 4 * model.tf_n_embd * model.tf_n_layer * length
 
 
@@ -28,7 +28,7 @@ def training_flops(config: ModelConfig) -> float:
 def action_flops(model: Architecture) -> float:
     """FLOPs of one in-context step with a cache, on average over a long evaluation.
 
-    A context fills up to ``n_transit`` steps, then its older half is dropped and the rest computed anew: two
+    When a context of ``n_transit`` steps is full, its older half is dropped and the rest recomputed: two
     passes of the weights for each step, attention over 3/4 of ``n_transit`` for the step itself and 1/4 for
     its share of the recomputation.
     """

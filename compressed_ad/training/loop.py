@@ -1,4 +1,4 @@
-"""Training: AdamW with warm-up and cosine decay, exact resume, in-context validation as it goes."""
+"""Training loop: AdamW with warm-up and cosine decay, in-context validation, exact resume."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from compressed_ad.training.windows import WindowSampler
 
 Metrics = dict[str, float]
 Validate = Callable[[AD], Metrics]
-"""Judges a model on the validation tasks; ``validation_return`` chooses the best checkpoint."""
+"""Evaluates a model on the validation tasks; ``validation_return`` chooses the best checkpoint."""
 
 LOG_EVERY = 50
 
@@ -36,8 +36,6 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass
 class Trained:
-    """A finished training run."""
-
     model: AD  # with its last weights
     best_step: int
     seconds: float
@@ -45,7 +43,7 @@ class Trained:
 
 
 def build_model(config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> AD:
-    """A fresh model; models that share an architecture and a seed share their common initial weights."""
+    """A new model; models of one architecture and seed share the initial weights that they have in common."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed64(seed, "weights") >> 1)
         return MODEL[config.model](config).to(device)
@@ -63,7 +61,7 @@ def learning_rate(config: ModelConfig, step: int) -> float:
 
 
 def make_optimiser(model: nn.Module, config: ModelConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); only matrices of the transformer are decayed."""
+    """AdamW (Loshchilov & Hutter 2019), with weight decay for matrices of the transformer only."""
     decayed = {id(p) for n, p in model.named_parameters() if n.startswith("transformer.") and p.ndim == 2}
     groups = [
         {"params": [p for p in model.parameters() if id(p) in decayed], "weight_decay": config.weight_decay},
@@ -75,7 +73,7 @@ def make_optimiser(model: nn.Module, config: ModelConfig) -> torch.optim.AdamW:
 def train(
     config: ModelConfig,
     sampler: WindowSampler,
-    run_dir: Path,
+    run_dir: str | Path,
     *,
     seed: int = 0,
     validate: Validate | None = None,
@@ -83,123 +81,143 @@ def train(
     progress: Callable[[int, Metrics], None] = lambda step, metrics: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Trained:
-    """Train ``config.model`` on the sampler's windows inside ``run_dir``, or go on where it stopped.
+    """Train ``config.model`` on the sampler's windows in ``run_dir``, or resume such a run.
 
-    Leaves ``best_model.pt`` (by ``validation_return``; the last weights where there is no validation),
+    Writes ``best_model.pt`` (by ``validation_return``; without validation, the last weights),
     ``last_model.pt``, ``checkpoints/`` and ``metrics.jsonl``. An interrupted run that is called again ends
     with bit-identical weights: batches and dropout are functions of the step, the rest is in the checkpoint.
-    Raises ``Interrupted`` after saving when ``should_stop()`` says so, ``NumericalError`` at a loss that is
-    not finite.
+    Raises ``Interrupted`` after saving when ``should_stop()`` is true, ``NumericalError`` if the loss is not
+    finite.
     """
-    started = time.perf_counter()
-    model = build_model(config, seed, device)
-    optimiser = make_optimiser(model, config)
-    checkpoints = CheckpointDirectory(run_dir / "checkpoints", config.checkpoints)
-    state, messages = checkpoints.latest()
-    best_file = run_dir / "best_model.pt"
-    if state is not None and state["best"]["step"] >= 0 and not best_file.exists():
-        messages.append(f"{best_file}: is missing, so this run is trained again from its start")
-        checkpoints.clear()
-        state = None
-    step, best, spent = 0, {"step": -1, "value": -math.inf}, 0.0
-    if state is not None:
-        if state["model_config"] != config.model_dump(mode="json") or state["seed"] != seed:
-            raise CheckpointError(
-                f"{checkpoints.path}: belongs to another configuration; choose another run directory"
-            )
-        model.load_state_dict(state["model_state_dict"])
-        optimiser.load_state_dict(state["optimiser"])
-        step, best, spent = state["step"], state["best"], state["seconds"]
-    log = MetricsLog(run_dir, step)
-    forward: Any = torch.compile(model.loss) if config.compile else model.loss
-
-    def checkpoint() -> None:
-        content = {
-            **weights(model, config, step, seed),
-            "optimiser": optimiser.state_dict(),
-            "model_config": config.model_dump(mode="json"),
-            "best": best,
-            "seconds": spent + time.perf_counter() - started,
-        }
-        checkpoints.save(step, content)
-
+    run_dir, started = Path(run_dir), time.perf_counter()
+    run = _Run(config, run_dir, seed, device)
+    messages = run.resume()
     validation_steps = {round(config.steps * (k + 1) / config.validations) for k in range(config.validations)}
-    since, clock = step, time.perf_counter()
-    model.train()
-    with log:
-        while step < config.steps:
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(config, step)
-            if config.dropout > 0:
-                torch.manual_seed(seed64(seed, "dropout", step) >> 1)
-            loss, accuracy = gradient(model, forward, sampler.batch(step), config)
-            if not math.isfinite(loss):
-                raise NumericalError(
-                    f"{run_dir}: the loss is {loss} at gradient step {step}; a lower lr may help"
-                )
-            nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-            step += 1
-            metrics = {"loss": loss, "accuracy": accuracy}
-            if step % LOG_EVERY == 0 or step == config.steps:
+    checkpoint_steps = {*validation_steps, config.steps}
+    logged, clock = run.step, time.perf_counter()
+    run.model.train()
+    with MetricsLog(run_dir, run.step) as log:
+        while run.step < config.steps:
+            metrics = run.update(sampler.batch(run.step))
+            if run.step % LOG_EVERY == 0 or run.step == config.steps:
                 now = time.perf_counter()
-                rate = (step - since) * config.batch_size * config.n_transit / (now - clock)
-                log.write(
-                    step, {**metrics, "lr": learning_rate(config, step - 1), "targets_per_second": rate}
-                )
-                since, clock = step, now
-            if step in validation_steps and validate is not None:
+                rate = (run.step - logged) * config.batch_size * config.n_transit / (now - clock)
+                lr = learning_rate(config, run.step - 1)
+                log.write(run.step, {**metrics, "lr": lr, "targets_per_second": rate})
+                logged, clock = run.step, now
+            if run.step in validation_steps and validate is not None:
                 paused = time.perf_counter()
-                judged = validate(model)
-                log.write(step, judged)
-                if judged["validation_return"] > best["value"]:
-                    best = {"step": step, "value": judged["validation_return"]}
-                    save(best_file, weights(model, config, step, seed))
-                metrics |= judged
+                validation = validate(run.model)
+                log.write(run.step, validation)
+                run.save_if_best(validation["validation_return"])
+                metrics |= validation
                 clock += time.perf_counter() - paused
-            progress(step, metrics)
-            if step < config.steps and should_stop():
-                checkpoint()
+            progress(run.step, metrics)
+            stopping = run.step < config.steps and should_stop()
+            if stopping or run.step % config.checkpoint_every == 0 or run.step in checkpoint_steps:
+                run.save_checkpoint(time.perf_counter() - started)
+            if stopping:
                 raise Interrupted
-            if step % config.checkpoint_every == 0 or step == config.steps or step in validation_steps:
-                checkpoint()
-    save(run_dir / "last_model.pt", weights(model, config, step, seed))
-    if best["step"] < 0:
-        save(best_file, weights(model, config, step, seed))
-    return Trained(model, int(best["step"]), spent + time.perf_counter() - started, messages)
+    save(run_dir / "last_model.pt", run.weights())
+    if run.best["step"] < 0:
+        save(run.best_file, run.weights())
+    seconds = run.earlier_seconds + time.perf_counter() - started
+    return Trained(run.model, int(run.best["step"]), seconds, messages)
 
 
-def gradient(model: AD, forward: Any, batch: Batch, config: ModelConfig) -> tuple[float, float]:
+class _Run:
+    """What changes while a model is trained, and how it is stored."""
+
+    def __init__(self, config: ModelConfig, run_dir: Path, seed: int, device: torch.device | str) -> None:
+        self.config, self.run_dir, self.seed = config, run_dir, seed
+        self.model = build_model(config, seed, device)
+        self.optimiser = make_optimiser(self.model, config)
+        self.loss: Any = torch.compile(self.model.loss) if config.compile else self.model.loss
+        self.checkpoints = CheckpointDirectory(run_dir / "checkpoints", config.checkpoints)
+        self.best_file = run_dir / "best_model.pt"
+        self.step, self.earlier_seconds = 0, 0.0
+        self.best = {"step": -1, "value": -math.inf}
+
+    def resume(self) -> list[str]:
+        """Continue from the newest sound checkpoint, if there is one; messages about what was not usable."""
+        state, messages = self.checkpoints.latest()
+        if state is not None and state["best"]["step"] >= 0 and not self.best_file.exists():
+            messages.append(f"{self.best_file}: is missing, so this run is trained again from its start")
+            self.checkpoints.clear()
+            state = None
+        if state is None:
+            return messages
+        if state["model_config"] != self.config.model_dump(mode="json") or state["seed"] != self.seed:
+            raise CheckpointError(
+                f"{self.checkpoints.path}: belongs to another configuration; choose another run directory"
+            )
+        self.model.load_state_dict(state["model_state_dict"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.best, self.earlier_seconds = state["step"], state["best"], state["seconds"]
+        return messages
+
+    def update(self, batch: Batch) -> Metrics:
+        """One gradient step."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.config, self.step)
+        if self.config.dropout > 0:
+            torch.manual_seed(seed64(self.seed, "dropout", self.step) >> 1)
+        loss, accuracy = gradient(self.model, self.loss, batch, self.config)
+        if not math.isfinite(loss):
+            raise NumericalError(
+                f"{self.run_dir}: the loss is {loss} at gradient step {self.step}; a lower lr may help"
+            )
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        return {"loss": loss, "accuracy": accuracy}
+
+    def weights(self) -> dict[str, Any]:
+        """Content of a model file."""
+        return {
+            "model_state_dict": self.model.state_dict(),
+            "config": self.config.model_dump(mode="json"),
+            "step": self.step,
+            "seed": self.seed,
+        }
+
+    def save_if_best(self, value: float) -> None:
+        if value > self.best["value"]:
+            self.best = {"step": self.step, "value": value}
+            save(self.best_file, self.weights())
+
+    def save_checkpoint(self, seconds: float) -> None:
+        """``seconds`` is the time since the run was started or resumed."""
+        content = {
+            **self.weights(),
+            "optimiser": self.optimiser.state_dict(),
+            "model_config": self.config.model_dump(mode="json"),
+            "best": self.best,
+            "seconds": self.earlier_seconds + seconds,
+        }
+        self.checkpoints.save(self.step, content)
+
+
+def gradient(model: AD, loss: Any, batch: Batch, config: ModelConfig) -> tuple[float, float]:
     """Accumulate the gradient of one batch, in ``config.accumulate`` parts; mean loss and accuracy."""
-    total_loss, total_hit = 0.0, 0.0
+    total_loss, total_accuracy = 0.0, 0.0
     size = math.ceil(config.batch_size / config.accumulate)
-    targets = batch.total_weight(config.loss_at)
-    device = batch.valid.device.type
+    total_weight = batch.total_weight(config.loss_at)
+    half = config.precision == "bfloat16"
     for start in range(0, config.batch_size, size):
         part = batch.part(slice(start, start + size)) if config.accumulate > 1 else batch
-        share = part.total_weight(config.loss_at) / targets
-        half = torch.autocast(device, torch.bfloat16) if config.precision == "bfloat16" else nullcontext()
-        with half:
-            loss, hit = forward(part, config.loss_at, config.label_smoothing)
-        (loss * share).backward()
-        total_loss += float(loss.detach() * share)
-        total_hit += float(hit * share)
-    return total_loss, total_hit
-
-
-def weights(model: AD, config: ModelConfig, step: int, seed: int) -> dict[str, Any]:
-    """What a model file holds: ``model_state_dict``, its ``config``, ``step`` and ``seed``."""
-    return {
-        "model_state_dict": model.state_dict(),
-        "config": config.model_dump(mode="json"),
-        "step": step,
-        "seed": seed,
-    }
+        share = part.total_weight(config.loss_at) / total_weight
+        with torch.autocast(batch.valid.device.type, torch.bfloat16) if half else nullcontext():
+            part_loss, accuracy = loss(part, config.loss_at, config.label_smoothing)
+        (part_loss * share).backward()
+        total_loss += float(part_loss.detach() * share)
+        total_accuracy += float(accuracy * share)
+    return total_loss, total_accuracy
 
 
 class MetricsLog:
-    """``metrics.jsonl``, and TensorBoard events if it is installed; lines after ``step`` are dropped."""
+    """``metrics.jsonl``, and TensorBoard events if it is installed; lines after ``step`` are deleted."""
 
     def __init__(self, run_dir: Path, step: int) -> None:
         path = run_dir / "metrics.jsonl"
@@ -216,7 +234,7 @@ class MetricsLog:
         self.board = _tensorboard(run_dir)
 
     def write(self, step: int, values: Metrics) -> None:
-        """Append one line; what is not defined (NaN) is left out."""
+        """Append one line, without undefined values (NaN)."""
         known = {name: value for name, value in values.items() if not math.isnan(value)}
         self.file.write(json.dumps({"step": step, **known}) + "\n")
         self.file.flush()

@@ -1,4 +1,4 @@
-"""Learning histories as flat sequences of transitions: what transforms work on and windows are drawn from."""
+"""Learning histories as flat sequences of transitions, for transforms and windows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compressed_ad.types import AnyArray, BoolArray, History, IntArray
 
 @dataclass(frozen=True)
 class Episodes:
-    """The episodes of some sequences, in order: K rows. ``start`` points into the flat arrays."""
+    """The K episodes of some sequences, in order; ``start`` points into the flat arrays."""
 
     start: IntArray  # (K,)
     length: IntArray  # (K,)
@@ -48,12 +48,12 @@ class Sequences:
 
     @property
     def lengths(self) -> IntArray:
-        """(Q,) transitions of each sequence."""
+        """(Q,) number of transitions of each sequence."""
         return np.diff(self.offsets)
 
     @cached_property
     def episodes(self) -> Episodes:
-        """The episodes of all sequences; a trailing piece without an end counts, as incomplete."""
+        """The episodes of all sequences; the last one of a sequence may be incomplete."""
         last = self.ended.copy()
         last[self.offsets[1:] - 1] = True
         stop = np.flatnonzero(last) + 1
@@ -72,14 +72,14 @@ class Sequences:
 
     @cached_property
     def proven(self) -> BoolArray:
-        """(M,) whether the sequence met a reward above 0 before this step."""
+        """(M,) whether the sequence has met a reward above 0 before this step."""
         met = np.cumsum(self.rewards > 0)
         before: IntArray = met - (self.rewards > 0)
         at_start = np.concatenate([[0], met])[self.offsets[:-1]]
         return np.asarray(before > np.repeat(at_start, self.lengths))
 
     def take(self, steps: IntArray, lengths: IntArray, task: IntArray, learner: IntArray) -> Sequences:
-        """New sequences of the given ``lengths`` made of the flat transitions ``steps``, in that order."""
+        """New sequences of the given ``lengths``, made of the flat transitions ``steps`` in that order."""
         keep = lengths > 0
         per_step = {
             f.name: getattr(self, f.name)[steps]
@@ -92,7 +92,7 @@ class Sequences:
     def take_episodes(self, rows: IntArray, group: IntArray, n_group: int, source: IntArray) -> Sequences:
         """New sequences made of whole episodes: ``rows`` of ``episodes``, sorted by ``group`` (new sequence).
 
-        New sequence i continues the identity (task, learner) of old sequence ``source[i]``.
+        New sequence i has the task and learner of old sequence ``source[i]``.
         """
         length = self.episodes.length[rows]
         lengths = np.bincount(group, weights=length, minlength=n_group).astype(np.int64)
@@ -109,29 +109,28 @@ def expand(start: IntArray, length: IntArray) -> IntArray:
     return steps
 
 
+_COPIED = ("states", "actions", "rewards", "next_states", "update", "entropy")
+
+
 def from_histories(histories: Mapping[int, History]) -> Sequences:
-    """All streams of ``histories`` (task index -> history) as sequences; unmarked where there is no mask."""
+    """All streams of ``histories`` (task index -> history) as sequences; without a mask, none is marked."""
     if not histories:
         raise HistoryError("no histories to train on")
     parts: dict[str, list[AnyArray]] = {}
     lengths, task, learner = [], [], []
     for index, history in histories.items():
         history.check_finite(f"task {index}")
-        flat = (-1,)
-        for name in ("states", "actions", "rewards", "next_states", "update"):
-            array = getattr(history, name)
-            parts.setdefault(name, []).append(array.reshape(flat + array.shape[2:]))
         mask = history.compression_mask
-        parts.setdefault("ended", []).append(history.episode_end.reshape(flat))
-        parts.setdefault("mask", []).append(
-            np.zeros(history.rewards.size, bool) if mask is None else mask.reshape(flat)
-        )
-        if history.entropy is not None:
-            parts.setdefault("entropy", []).append(history.entropy.reshape(flat))
+        arrays = {name: getattr(history, name) for name in _COPIED}
+        arrays["ended"] = history.episode_end
+        arrays["mask"] = np.zeros(history.rewards.shape, bool) if mask is None else mask
+        for name, array in arrays.items():
+            if array is not None:
+                parts.setdefault(name, []).append(array.reshape(-1, *array.shape[2:]))
         lengths += [history.n_step] * history.n_stream
         task += [index] * history.n_stream
         learner += history.learner.tolist()
-    if len(parts.get("entropy", [])) < len(histories):
+    if len(parts.get("entropy", ())) < len(histories):
         parts.pop("entropy", None)
     return Sequences(
         **{name: np.concatenate(arrays) for name, arrays in parts.items()},

@@ -1,6 +1,7 @@
-"""Sequences composed of episodes of several streams: what the transforms ``stitch`` and ``prolong`` do.
+"""Sequences composed of episodes of several streams, for the transforms ``stitch`` and ``prolong``.
 
-Everything is vectorised over sequences and candidate episodes; a loop runs over the places in a sequence.
+Operations are vectorised over sequences and candidate episodes; only the episodes of a sequence are chosen
+one after another.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from compressed_ad.types import AnyArray, BoolArray, IntArray
 
 
 class Composer:
-    """Chooses, for many sequences at once, the drawn episode that shows most that is new."""
+    """Extends many sequences at once by the drawn episode with most unseen observations."""
 
     def __init__(self, sequences: Sequences, random: np.random.Generator, pool: IntArray) -> None:
         self.sequences, self.random, self.pool = sequences, random, pool
@@ -31,41 +32,41 @@ class Composer:
     def add(self, active: IntArray, drawn: IntArray) -> tuple[IntArray, IntArray]:
         """Append to each of the sequences ``active`` (A,) the most novel of its ``drawn`` (A, C) episodes.
 
-        Returns the flat transitions of the chosen episodes, and of which of ``active`` each is.
+        Returns the flat transitions of the chosen episodes, and for each the index into ``active``.
         """
-        row = self._most_novel(drawn, active)
-        steps, of = self.steps(row)
-        self.seen[active[of], self.place[steps]] = True
-        self.rows.append(row)
+        n_place = self.seen.shape[1]
+        steps, candidate = self.steps(drawn.ravel())
+        unseen = ~self.seen[active[candidate // drawn.shape[1]], self.place[steps]]
+        key = candidate[unseen] * n_place + self.place[steps[unseen]]
+        novelty = np.bincount(np.unique(key) // n_place, minlength=drawn.size).reshape(drawn.shape)
+        chosen = drawn[np.arange(len(active)), novelty.argmax(axis=1)]
+        steps, index = self.steps(chosen)
+        self.seen[active[index], self.place[steps]] = True
+        self.rows.append(chosen)
         self.owner.append(active)
-        return steps, of
-
-    def _most_novel(self, drawn: IntArray, active: IntArray) -> IntArray:
-        n_active, candidates = drawn.shape
-        steps, of = self.steps(drawn.ravel())
-        fresh = ~self.seen[active[of // candidates], self.place[steps]]
-        key = of[fresh] * self.seen.shape[1] + self.place[steps[fresh]]
-        new = np.bincount(np.unique(key) // self.seen.shape[1], minlength=drawn.size).reshape(drawn.shape)
-        chosen: IntArray = drawn[np.arange(n_active), new.argmax(axis=1)]
-        return chosen
+        return steps, index
 
     def steps(self, rows: IntArray) -> tuple[IntArray, IntArray]:
-        """Flat transitions of the episodes ``rows``, and to which of them each belongs."""
+        """Flat transitions of the episodes ``rows``, and for each the index into ``rows``."""
         episodes = self.sequences.episodes
         length = episodes.length[rows]
         return expand(episodes.start[rows], length), np.repeat(np.arange(len(rows)), length)
 
-    def finish(self, own: IntArray) -> tuple[Sequences, IntArray]:
-        """What was added, then the sequences' ``own`` episodes; and in which order that takes the rows."""
+    def finish(self, kept: IntArray) -> tuple[Sequences, IntArray]:
+        """Each sequence's added episodes followed by those of ``kept`` that are its own.
+
+        Also returns the order in which the result takes the episodes: indices into all added ones, in the
+        order of addition, followed by ``kept``.
+        """
         episodes, n = self.sequences.episodes, len(self.sequences)
-        rows = np.concatenate([*self.rows, own])
-        owner = np.concatenate([*self.owner, episodes.sequence[own]])
+        rows = np.concatenate([*self.rows, kept])
+        owner = np.concatenate([*self.owner, episodes.sequence[kept]])
         order = np.argsort(owner, kind="stable")
         return self.sequences.take_episodes(rows[order], owner[order], n, np.arange(n)), order
 
 
 class Stitcher(Composer):
-    """``stitch``: episodes of other tasks until a reward is met, then the sequence's own competent ones."""
+    """``stitch``: episodes of other tasks until a reward is met, then the sequence's own skilled ones."""
 
     def __init__(
         self,
@@ -84,42 +85,40 @@ class Stitcher(Composer):
             raise UsageError("stitch needs episodes of at least two training tasks")
 
     def run(self, candidates: int, longest: int, skill: float) -> Sequences:
-        """The stitched sequences."""
         sequences, episodes = self.sequences, self.sequences.episodes
         n = len(sequences)
         active = np.arange(n)
         found = np.zeros(n, bool)
         rewards: list[AnyArray] = []
         for _ in range(longest):
-            steps, of = self.add(active, self._draw(active, candidates))
-            reward = self._rewards(active[of], steps)
+            steps, index = self.add(active, self._draw(active, candidates))
+            reward = self._rewards(active[index], steps)
             rewards.append(reward)
-            met = np.bincount(of, weights=reward > 0, minlength=len(active)) > 0
+            met = np.bincount(index, weights=reward > 0, minlength=len(active)) > 0
             found[active[met]] = True
             active = active[~met]
             if len(active) == 0:
                 break
-        own = np.flatnonzero(found[episodes.sequence] & episodes.complete & self._after_learning(skill))
-        rewards.append(sequences.rewards[expand(episodes.start[own], episodes.length[own])])
-        length = episodes.length[np.concatenate([*self.rows, own])]
-        result, order = self.finish(own)
+        kept = np.flatnonzero(found[episodes.sequence] & episodes.complete & self._after_learning(skill))
+        rewards.append(sequences.rewards[expand(episodes.start[kept], episodes.length[kept])])
+        length = episodes.length[np.concatenate([*self.rows, kept])]
+        result, order = self.finish(kept)
         steps = expand((np.cumsum(length) - length)[order], length[order])
         return replace(result, rewards=np.concatenate(rewards)[steps].astype(np.float32))
 
     def _draw(self, active: IntArray, candidates: int) -> IntArray:
-        """(A, candidates) episodes of other tasks; a few redraws, then any other task's episode."""
-        task = self.sequences.task
-        of = self.sequences.episodes.sequence
+        """(A, candidates) episodes of other tasks."""
+        task, owner = self.sequences.task, self.sequences.episodes.sequence
         drawn: IntArray = np.asarray(self.random.choice(self.pool, size=(len(active), candidates)))
         for _ in range(100):
-            same = task[of[drawn]] == task[active][:, None]
+            same = task[owner[drawn]] == task[active][:, None]
             if not same.any():
                 return drawn
             drawn[same] = self.random.choice(self.pool, size=int(same.sum()))
         raise UsageError("stitch: too few episodes of other training tasks to draw from")
 
     def _rewards(self, owner: IntArray, steps: IntArray) -> AnyArray:
-        """Rewards of the transitions ``steps`` under the task of the sequence ``owner``, both (T,)."""
+        """Rewards (T,) of the transitions ``steps`` (T,) under the tasks of the sequences ``owner`` (T,)."""
         s = self.sequences
         start = np.concatenate([[True], s.ended[steps[:-1]]])
         task = self.tasks[s.task[owner]]
@@ -128,7 +127,7 @@ class Stitcher(Composer):
         )
 
     def _after_learning(self, skill: float) -> BoolArray:
-        """(K,) episodes from the sequence's own first one on that earns ``skill`` of its best."""
+        """(K,) episodes not before the first of their sequence that earns the share ``skill`` of its best."""
         sequences, episodes = self.sequences, self.sequences.episodes
         earned = np.add.reduceat(sequences.rewards, episodes.start)
         best = np.zeros(len(sequences))
@@ -140,10 +139,10 @@ class Stitcher(Composer):
 
 
 class Prolonger(Composer):
-    """``prolong``: episodes of the same task, from the pool, before the sequence's own ones."""
+    """``prolong``: episodes of the same task, from the pool, before those of the sequence."""
 
     def run(self, candidates: int, longest: int) -> Sequences:
-        """The prolonged sequences; those of a task without an episode in the pool stay as they are."""
+        """The prolonged sequences; a task without an episode in the pool keeps its sequences unchanged."""
         episodes, task = self.sequences.episodes, self.sequences.task
         by_task = self.pool[np.argsort(task[episodes.sequence[self.pool]], kind="stable")]
         sorted_tasks = task[episodes.sequence[by_task]]

@@ -1,8 +1,7 @@
-"""History -> history: composable, named, pure transforms between the stored histories and the windows.
+"""History transforms: pure functions, found by name, between the stored histories and the windows.
 
-A transform takes ``Sequences`` and a ``Context`` and returns ``Sequences``. Whatever is random in it comes
-from the context's generator; masks and update numbers travel with their steps. ``DEPARTURES`` says, in words
-for the report, where a transform departs from pure Algorithm Distillation.
+A transform takes ``Sequences`` and a ``Context`` and returns ``Sequences``. It draws random numbers from the
+context's generator only. Masks and update numbers stay with their steps.
 """
 
 from __future__ import annotations
@@ -10,13 +9,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import MinLen
 
-from compressed_ad.errors import ConfigError, HistoryError, UsageError, nearest
-from compressed_ad.registry import Registry
+from compressed_ad.errors import ConfigError, HistoryError, UsageError
+from compressed_ad.registry import Parameters, Registry, checked
 from compressed_ad.seeding import rng
+from compressed_ad.settings import Count, Fraction, Whole
 from compressed_ad.tasks.base import RewardFunction, TaskFamily
 from compressed_ad.training.sequences import Episodes, Sequences
 from compressed_ad.training.stitching import Prolonger, Stitcher
@@ -25,7 +26,7 @@ from compressed_ad.types import AnyArray, BoolArray, IntArray
 
 @dataclass(frozen=True)
 class Context:
-    """What a transform may use besides the histories."""
+    """What a transform may use besides the sequences."""
 
     random: np.random.Generator
     family: TaskFamily | None = None
@@ -34,49 +35,23 @@ class Context:
 
 Transform = Callable[..., Sequences]
 TRANSFORM: Registry[Transform] = Registry("history transform")
-DEPARTURES = {
+DEPARTURES = {  # from pure Algorithm Distillation, in words for the report
     "stitch": "uses the training tasks' reward function: before a task's goal is first met, its context shows"
     " episodes of other training tasks' learners with rewards recomputed for the task",
     "prolong": "puts fruitless episodes of other streams of the same task before each sequence",
 }
 
 
-Positive: TypeAlias = int
-Whole: TypeAlias = int
-Positives: TypeAlias = int | Sequence[int]
-Share: TypeAlias = float
-
-
-def _number(value: Any, kind: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def _positive(value: Any) -> bool:
-    return _number(value, int) and value >= 1
-
-
-def _positives(value: Any) -> bool:
-    return all(map(_positive, value)) if isinstance(value, list | tuple) and value else _positive(value)
-
-
-_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "Positive": (_positive, "a whole number of at least 1"),
-    "Whole": (lambda value: _number(value, int) and value >= 0, "a whole number of at least 0"),
-    "Positives": (_positives, "a whole number of at least 1, or a list of them"),
-    "Share": (lambda value: _number(value, int | float) and 0 <= value <= 1, "a number from 0 to 1"),
-    "bool": (lambda value: isinstance(value, bool), "true or false"),
-}
-"""What the parameters of the built-in transforms may be, by the names of their types."""
-
-
 @TRANSFORM.register("first_updates")
-def first_updates(sequences: Sequences, context: Context, *, n: Positive) -> Sequences:
+@checked
+def first_updates(sequences: Sequences, context: Context, *, n: Count) -> Sequences:
     """Keep the steps taken by the first ``n`` versions of each source policy."""
     return _keep_steps(sequences, sequences.update < n)
 
 
 @TRANSFORM.register("streams")
-def streams(sequences: Sequences, context: Context, *, n: Positive) -> Sequences:
+@checked
+def streams(sequences: Sequences, context: Context, *, n: Count) -> Sequences:
     """Keep the first ``n`` streams of each learner."""
     key = sequences.task * (sequences.learner.max() + 1) + sequences.learner
     order = np.argsort(key, kind="stable")
@@ -88,7 +63,8 @@ def streams(sequences: Sequences, context: Context, *, n: Positive) -> Sequences
 
 
 @TRANSFORM.register("tasks")
-def tasks(sequences: Sequences, context: Context, *, share: Share) -> Sequences:
+@checked
+def tasks(sequences: Sequences, context: Context, *, share: Fraction) -> Sequences:
     """Keep the histories of a random ``share`` of the tasks, at least one."""
     known = np.unique(sequences.task)
     chosen = context.random.permutation(known)[: max(1, round(share * len(known)))]
@@ -96,61 +72,62 @@ def tasks(sequences: Sequences, context: Context, *, share: Share) -> Sequences:
 
 
 @TRANSFORM.register("subsample")
+@checked
 def subsample(
     sequences: Sequences,
     context: Context,
     *,
-    every: Positives,
-    copies: Positive = 1,
+    every: Count | Annotated[list[Count], MinLen(1)],
+    copies: Count = 1,
     keep_first_reward: bool = True,
 ) -> Sequences:
     """Keep one episode, drawn at random, out of every ``every`` consecutive ones.
 
     A context of a given length then spans ``every`` times as much of the source's learning (Laskin et al.
     2022, section 4.3). With ``keep_first_reward`` the episode in which a stream first met a reward is the one
-    kept of its group, so that a context does not show a policy that improves without the evidence that
-    made it improve. ``copies`` draws are made of each sequence, for each of several ``every`` if it is a
-    list: the model then cannot tell from its position alone how far a history has come, only from what it
-    sees. Incomplete last episodes are dropped.
+    kept of its group. Otherwise a context could show a policy that improves without the evidence that made
+    it improve. Each sequence is drawn ``copies`` times, for each stride if ``every`` is a list: the model
+    then cannot tell the progress of a history from its position. Incomplete last episodes are dropped.
     """
-    strides = [every] if isinstance(every, int) else list(every)
+    keep = _first_rewarded(sequences.episodes) & keep_first_reward
+    strides = [every] if isinstance(every, int) else every
     episodes, n_seq = sequences.episodes, len(sequences)
-    first = _first_rewarded(episodes) if keep_first_reward else np.zeros(len(episodes.start), bool)
 
     def groups() -> Iterator[IntArray]:
         for every in strides * copies:
             phase = context.random.integers(every, size=n_seq)
             yield (episodes.ordinal + phase[episodes.sequence]) // every
 
-    return _one_of_each(sequences, groups(), first, context.random)
+    return _one_of_each(sequences, groups(), keep, context.random)
 
 
 @TRANSFORM.register("thin")
+@checked
 def thin(
     sequences: Sequences,
     context: Context,
     *,
     marked_every: Whole,
     unmarked_every: Whole,
-    copies: Positive = 1,
-    least: Share = 0.5,
+    copies: Count = 1,
+    least: Fraction = 0.5,
     keep_first_reward: bool = True,
 ) -> Sequences:
-    """``subsample`` with one stride for marked episodes and another one for the rest.
+    """``subsample`` with one stride for marked episodes and another for unmarked ones.
 
     An episode is marked if at least the share ``least`` of its steps is. One episode is kept of every
     ``marked_every`` marked or ``unmarked_every`` unmarked ones, in proportion where they alternate; a stride
-    of 0 drops all of that kind. With marks of a source that is sure of itself, the context then spends its
-    length on the phases that are asked for instead of on equal parts of the source's time. ``copies`` and
-    ``keep_first_reward`` as in ``subsample``: the first rewarded episode is kept whatever its kind.
+    of 0 drops all of that kind. The context then spends its length on the phases that the strides favour
+    instead of on equal parts of the source's time. ``copies`` and ``keep_first_reward`` as in ``subsample``:
+    the first rewarded episode is kept whether it is marked or not.
     """
     if marked_every == unmarked_every == 0:
         raise UsageError("thin: marked_every and unmarked_every are both 0, so nothing would be left")
     episodes, n_seq = sequences.episodes, len(sequences)
-    first = _first_rewarded(episodes) if keep_first_reward else np.zeros(len(episodes.start), bool)
+    keep = _first_rewarded(episodes) & keep_first_reward
     marked = np.add.reduceat(sequences.mask.astype(np.int64), episodes.start) >= least * episodes.length
     stride = np.where(marked, marked_every, unmarked_every)
-    dropped = (stride == 0) & ~first
+    dropped = (stride == 0) & ~keep
     rate = np.where(stride == 0, 0.0, 1 / np.maximum(stride, 1))
     passed = np.cumsum(rate) - rate
     at_start = passed[np.searchsorted(episodes.sequence, np.arange(n_seq))]
@@ -161,11 +138,11 @@ def thin(
             group = np.floor(since + context.random.random(n_seq)[episodes.sequence]).astype(np.int64)
             yield np.where(dropped, -1, group)
 
-    return _one_of_each(sequences, groups(), first, context.random)
+    return _one_of_each(sequences, groups(), keep, context.random)
 
 
 def _first_rewarded(episodes: Episodes) -> BoolArray:
-    """(K,) episodes in which their sequence first met a reward."""
+    """(K,) the first rewarded episode of each sequence."""
     first = np.zeros(len(episodes.start), bool)
     rows = np.flatnonzero(episodes.rewarded)
     _, where = np.unique(episodes.sequence[rows], return_index=True)
@@ -178,7 +155,7 @@ def _one_of_each(
 ) -> Sequences:
     """For each grouping of the episodes (K,), new sequences of one complete episode per group.
 
-    A preferred episode is taken if there is one, else a random one; episodes in group -1 are left out.
+    The episode is drawn at random, from the preferred ones if the group has any. Group -1 is left out.
     """
     n_seq = len(sequences)
     draws = [_draw(sequences.episodes, group, preferred, random) for group in groups]
@@ -198,24 +175,24 @@ def _draw(episodes: Episodes, group: IntArray, preferred: BoolArray, random: np.
 
 
 @TRANSFORM.register("stitch")
+@checked
 def stitch(
     sequences: Sequences,
     context: Context,
     *,
-    candidates: Positive = 16,
-    longest: Positive = 20,
-    late: Share = 1.0,
-    skill: Share = 0.7,
+    candidates: Count = 16,
+    longest: Count = 20,
+    late: Fraction = 1.0,
+    skill: Fraction = 0.7,
 ) -> Sequences:
     """Before the task's goal is first met, show episodes of other training tasks' learners instead.
 
-    For each sequence, episodes are drawn from the last ``late`` share of sequences of other tasks, their
-    rewards recomputed for the sequence's own task, until one of them meets a reward; the sequence then
-    continues with its own episodes, from the first that earns the share ``skill`` of its best. Of
-    ``candidates`` drawn episodes the one that visits most observations not yet seen is shown. Sequences that
-    find nothing within ``longest`` episodes, or that never met a reward themselves, end there. Needs the
-    family's reward function and Discrete or MultiDiscrete observations: a declared departure from pure
-    Algorithm Distillation.
+    For each sequence, episodes are drawn from the last ``late`` share of sequences of other tasks, with
+    rewards recomputed for this sequence's task, until one of them is rewarded. The sequence then continues
+    with its original episodes, from the first that earns the share ``skill`` of its best. Of ``candidates``
+    drawn episodes, the one with most unseen observations is shown. A sequence ends after ``longest``
+    episodes without a reward, or after the search if its original episodes never met one. Needs the family's
+    reward function and Discrete or MultiDiscrete observations.
     """
     family, tasks = context.family, context.tasks
     if not isinstance(family, RewardFunction) or tasks is None:
@@ -224,23 +201,23 @@ def stitch(
 
 
 @TRANSFORM.register("prolong")
+@checked
 def prolong(
     sequences: Sequences,
     context: Context,
     *,
     longest: Whole = 10,
-    candidates: Positive = 16,
+    candidates: Count = 16,
     rewarded: bool = False,
 ) -> Sequences:
     """Put up to ``longest`` fruitless episodes of the same task before each sequence.
 
     Streams that share a policy meet the reward within a few episodes of each other, so a model never sees a
-    long search and does not know how to go on with one. For each sequence a number from 0 to ``longest`` is
-    drawn, and that many unmarked episodes without reward of any stream of its task are put before its first
-    episode: of ``candidates`` drawn ones always the one that visits most observations not yet seen, so that
-    the search is a directed one. No reward is recomputed and no other task is shown. With ``rewarded``,
-    episodes are drawn whether they are rewarded or not: a control. Needs Discrete or MultiDiscrete
-    observations. A declared departure: a sequence then holds episodes of several streams.
+    long search and does not learn to continue one. For each sequence a number from 0 to ``longest`` is drawn,
+    and that many unmarked, unrewarded episodes of any stream of its task are put before its first episode.
+    Of ``candidates`` drawn episodes, the one with most unseen observations is taken, so that the search is
+    directed. No reward is recomputed and no other task is shown. ``rewarded`` also draws rewarded episodes,
+    as a control. Needs Discrete or MultiDiscrete observations.
     """
     episodes = sequences.episodes
     marked = np.maximum.reduceat(sequences.mask, episodes.start)
@@ -257,36 +234,27 @@ def apply_transforms(
     tasks: AnyArray | None = None,
 ) -> Sequences:
     """Apply named transforms in order; the k-th draws from ``rng(seed, "transform", k)``."""
-    check_transforms(transforms)
-    for k, (name, params) in enumerate(transforms):
-        sequences = TRANSFORM[name](sequences, Context(rng(seed, "transform", k), family, tasks), **params)
+    for k, (name, transform, params) in enumerate(check_transforms(transforms)):
+        sequences = transform(sequences, Context(rng(seed, "transform", k), family, tasks), **params)
         if len(sequences) == 0:
             raise HistoryError(f"the history transform {name!r} left no transition")
     return sequences
 
 
-def check_transforms(transforms: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    """Raise ``ConfigError`` listing every unknown, missing or wrong parameter of ``transforms``."""
-    problems = []
+def check_transforms(
+    transforms: Sequence[tuple[str, Mapping[str, Any]]],
+) -> list[tuple[str, Transform, dict[str, Any]]]:
+    """Names, functions and validated parameters of ``transforms``; ``ConfigError`` lists all wrong ones."""
+    steps, found = [], []
     for name, params in transforms:
-        known = [
-            p for p in inspect.signature(TRANSFORM[name]).parameters.values() if p.kind == p.KEYWORD_ONLY
-        ]
-        names = [p.name for p in known]
-        problems += [
-            f"transform {name}: unknown parameter {k!r}{nearest(k, names)}" for k in params if k not in names
-        ]
-        problems += [
-            f"transform {name}: parameter {p.name!r} is missing"
-            for p in known
-            if p.default is p.empty and p.name not in params
-        ]
-        for p in known:
-            fits, words = _KINDS.get(p.annotation, (lambda value: True, ""))
-            if name in TRANSFORM and p.name in params and not fits(params[p.name]):
-                problems.append(f"transform {name}: {p.name} must be {words}, got {params[p.name]!r}")
-    if problems:
-        raise ConfigError(problems)
+        transform = TRANSFORM[name]
+        handed = list(inspect.signature(transform).parameters)[:2]  # the sequences and the context
+        values, mistakes = Parameters(transform, handed).complete(params)
+        found += [problem.within(f"transform {name}") for problem in mistakes]
+        steps.append((name, transform, values))
+    if found:
+        raise ConfigError(found)
+    return steps
 
 
 def departures(names: Sequence[str]) -> list[str]:

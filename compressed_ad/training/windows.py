@@ -1,6 +1,6 @@
-"""Sequences -> batches of windows: a pure function of (seed, step, rank), gathered by index.
+"""Batches of windows, drawn from sequences.
 
-Nothing is iterated per item and the sampler has no state, so an exact resume needs nothing but the step.
+The sampler has no state, so an exact resume needs only the step, and gathers by index, without Python loops.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from compressed_ad.errors import HistoryError
 from compressed_ad.histories.file import HistoryFile
+from compressed_ad.marking.markers import segments
 from compressed_ad.models.tokens import Batch, shift
 from compressed_ad.seeding import rng
 from compressed_ad.tasks.select import make_family
@@ -26,13 +27,13 @@ from compressed_ad.types import AnyArray, BoolArray, IntArray
 class WindowSampler:
     """Draws batches of windows from sequences.
 
-    A share ``first_window`` of the windows starts with its sequence's first step, as every evaluation does;
-    the others start at an episode start that is drawn uniformly among those that leave a full window.
-    Windows never cross a sequence. ``batch(step)`` is a pure function of (seed, step, rank).
+    A share ``first_window`` of the windows starts at the first step of a sequence, as every evaluation does;
+    the others start at an episode start, drawn uniformly from those that leave a full window. Windows never
+    cross sequences. ``batch(step)`` is a pure function of (seed, step, rank).
 
-    ``weight_marked`` weighs the marked steps in the loss. ``weight_unproven``, if not None, does so for those
-    marked steps that stand before the first reward of their own sequence: the source was sure of itself there
-    for reasons that the context does not show, since streams share one policy.
+    ``weight_marked`` is the weight of marked steps in the loss. ``weight_unproven``, if not None, is that of
+    marked steps before the first reward of their sequence: streams share one policy, so these are
+    exploitation steps that nothing in the context explains.
     """
 
     def __init__(
@@ -56,8 +57,9 @@ class WindowSampler:
         self.begin = sequences.offsets[:-1]
         episodes = sequences.episodes
         full = episodes.start + n_transit <= sequences.offsets[episodes.sequence + 1]
-        self.inner = episodes.start[full & (episodes.ordinal > 0)]
-        self.inner_end = sequences.offsets[episodes.sequence[full & (episodes.ordinal > 0)] + 1]
+        inner = full & (episodes.ordinal > 0)
+        self.inner = episodes.start[inner]
+        self.inner_end = sequences.offsets[episodes.sequence[inner] + 1]
         self.end = sequences.offsets[1:]
         self.data = {
             "states": _tensor(sequences.states, device),
@@ -74,7 +76,7 @@ class WindowSampler:
         self.device = torch.device(device)
 
     def starts(self, step: int) -> tuple[IntArray, IntArray]:
-        """First transition of each window of this step, and the end of its sequence: both (B,)."""
+        """First transition of each window, and the end of its sequence: both (B,)."""
         random = rng(self.seed, "windows", self.rank, step)
         at_begin = random.random(self.batch_size) < self.first_window
         outer = random.integers(len(self.begin), size=self.batch_size)
@@ -85,42 +87,38 @@ class WindowSampler:
         return start, np.where(at_begin, self.end[outer], self.inner_end[inner])
 
     def indices(self, step: int) -> tuple[IntArray, BoolArray]:
-        """Transition of each place in the windows of this step, and whether it is valid: both (B, L)."""
+        """Transition at each position of the windows, and whether it is valid: both (B, L)."""
         start, end = self.starts(step)
         index = start[:, None] + np.arange(self.n_transit)
         return np.minimum(index, end[:, None] - 1), index < end[:, None]
 
     def batch(self, step: int) -> Batch:
-        """The windows of gradient step ``step``."""
         index, valid = self.indices(step)
         at = torch.from_numpy(index).to(self.device)
         window = {name: array[at] for name, array in self.data.items()}
         for name in ("states", "actions", "next_states"):
-            # Images stay in bytes until the model looks at them.
+            # Images stay in bytes; the model's stem converts them.
             if not window[name].is_floating_point() and window[name].dim() <= 3:
                 window[name] = window[name].long()
         if self.marker_dropout > 0:
-            drop = (
-                rng(self.seed, "marker_dropout", self.rank, step).random(self.batch_size)
-                < self.marker_dropout
-            )
-            window["mask"] &= ~torch.from_numpy(drop).to(self.device)[:, None]
+            draws = rng(self.seed, "marker_dropout", self.rank, step).random(self.batch_size)
+            window["mask"] &= torch.from_numpy(draws >= self.marker_dropout).to(self.device)[:, None]
         weight = window.pop("weight", None)
         return Batch(shift(**window), window["actions"], torch.from_numpy(valid).to(self.device), weight)
 
 
 def _tensor(array: AnyArray, device: torch.device | str) -> Tensor:
-    """As stored (integers stay small; torch has few unsigned types), on ``device``."""
+    # Torch lacks wide unsigned dtypes.
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype(np.int64)
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
 class CompressedADDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    """The windows as a PyTorch dataset, for looking and for own training loops.
+    """The windows as a PyTorch dataset, for inspection and custom training loops.
 
-    Item i is the window of ``n_transit`` transitions that starts at the i-th episode start that leaves a full
-    window: arrays by name, ``compression_mask`` (L,), and ``segments``, (start, end) pairs inside the window.
+    Item i is the window of ``n_transit`` transitions at the i-th episode start that leaves a full window:
+    arrays by name, ``compression_mask`` (L,), and ``segments``, (start, end) pairs inside the window.
     """
 
     def __init__(self, sequences: Sequences, n_transit: int) -> None:
@@ -140,9 +138,9 @@ class CompressedADDataset(torch.utils.data.Dataset[dict[str, Any]]):
         *,
         seed: int = 0,
     ) -> CompressedADDataset:
-        """The windows of the training tasks of a history file; those of the others are not read.
+        """The windows of the training tasks of a history file; other tasks are not read.
 
-        ``transforms`` are (name, parameters) pairs as for ``apply_transforms``, which ``seed`` is for.
+        ``transforms`` are (name, parameters) pairs for ``apply_transforms``, which also gets ``seed``.
         """
         file, chosen = HistoryFile(path), list(transforms)
         sequences = from_histories(file.load(file.split.train.tolist()))
@@ -158,9 +156,9 @@ class CompressedADDataset(torch.utils.data.Dataset[dict[str, Any]]):
         steps = slice(self.start[i], self.start[i] + self.n_transit)
         names = ("states", "actions", "rewards", "next_states", "ended", "update")
         mask = self.sequences.mask[steps]
-        edge = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+        _, start, stop = segments(mask)
         return {
             **{name: torch.from_numpy(getattr(self.sequences, name)[steps].copy()) for name in names},
             "compression_mask": torch.from_numpy(mask.copy()),
-            "segments": edge.reshape(-1, 2),
+            "segments": np.stack([start, stop], axis=1),
         }

@@ -14,8 +14,8 @@ import pytest
 from gymnasium import spaces
 
 from compressed_ad.cli import listing
-from compressed_ad.cli.listing import unimported
-from compressed_ad.runs.directory import EXTRAS
+from compressed_ad.registry import import_attribute
+from compressed_ad.runs.directory import EXTRAS, extras
 from compressed_ad.tasks import select
 from compressed_ad.tasks.gridworld import Darkroom
 from tests.cli.test_main import errors, run, tree
@@ -24,55 +24,15 @@ __all__ = ["run"]  # the fixture
 
 # ---------------------------------------------------------------- cad list
 
-ADAPTERS = '''
-import a_library_that_is_not_installed
 
-
-class Maker:
-    """A family of the tasks of another library, `one` each. More words.
-
-    And a paragraph.
-    """
-
-    def __init__(self, env_id, *, params=None, n_task: int = 20):
-        self.env_id = env_id
-
-
-@dataclass
-class Fields:
-    """Dataclass."""
-
-    kind: ClassVar[str] = "x"
-    env_id: str
-    size: int = 3
-
-
-def function(env_id: str, a, b=2.5, *, c, d=(1, 2)):
-    """A function."""
-'''
-
-
-def test_adapters_are_listed_without_what_they_adapt(run, tmp_path, monkeypatch):
-    (tmp_path / "adapters_here.py").write_text(ADAPTERS)
-    monkeypatch.syspath_prepend(tmp_path)
-    table = {"other": "adapters_here:Maker", "third": "adapters_here:Gone", "none": "no_such_module_here:X"}
-    monkeypatch.setattr(listing, "ADAPTER", table)
-    code, out, _ = run("list", "families")
-    assert code == 0
-    lines = [line.strip() for line in out.splitlines()]
-    at = next(k for k, line in enumerate(lines) if line.startswith("other:ID "))
-    assert lines[at].split(maxsplit=1)[1] == "A family of the tasks of another library, one each."
-    assert lines[at + 1] == "params=None, n_task=20"
-    assert any(line.startswith("third:ID") for line in lines)
-    assert "adapters_here" not in sys.modules
-    assert unimported("adapters_here:Fields") == ("Dataclass.", "size=3")
-    assert unimported("adapters_here:function") == ("A function.", "a, b=2.5, c, d=(1, 2)")
-    assert unimported("no_such_module_here:X") == ("", "")
-
-
-def test_every_adapter_has_a_line():
+def test_adapters_are_listed_with_their_parameters():
+    assert list(listing.ADAPTERS) == list(select.ADAPTER)
     for prefix, path in select.ADAPTER.items():
-        assert unimported(path)[0], prefix
+        words, parameters = listing.ADAPTERS[prefix]
+        assert words.endswith(".")
+        if extras().get(prefix, True):
+            maker = import_attribute("task family", path)
+            assert listing.call_parameters(maker) == f"env_id, {parameters}"
 
 
 def test_every_list_has_a_line_about_everything(run):
@@ -86,7 +46,6 @@ def test_every_list_has_a_line_about_everything(run):
 def test_extras_are_those_of_the_package():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert set(EXTRAS) == set(project["optional-dependencies"]) - {"dev"}
-    assert set(listing.EXTRA_FOR) == set(EXTRAS)
 
 
 def test_listing_what_needs_no_torch_imports_none():

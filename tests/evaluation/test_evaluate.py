@@ -176,7 +176,7 @@ def test_optimal_agent_earns_the_optimal_return_in_every_episode(name: str) -> N
 
 def test_optimal_agent_needs_an_optimal_policy_and_the_tasks_of_its_slots() -> None:
     family = Darkroom(3)
-    with pytest.raises(UsageError, match="2 tasks, which 3 slots cannot share"):
+    with pytest.raises(UsageError, match="3 slots cannot be shared equally by the 2 tasks"):
         OptimalAgent(family, family.tasks()[:2]).reset(3)
     with pytest.raises(UsageError, match="offers no optimal policy"):
         OptimalAgent(VALUE, VALUE.tasks())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from scipy.stats import trim_mean
+from scipy import stats
 
 from compressed_ad.evaluation import intervals
 
@@ -26,7 +27,7 @@ def test_iqm_of_known_samples() -> None:
 
 @given(arrays(np.float64, st.sampled_from([4, 8, 12, 40]), elements=FINITE))
 def test_iqm_is_the_trimmed_mean_where_a_quarter_is_whole(values: np.ndarray) -> None:
-    assert intervals.iqm(values) == pytest.approx(trim_mean(values, 0.25), abs=1e-9)
+    assert intervals.iqm(values) == pytest.approx(stats.trim_mean(values, 0.25), abs=1e-9)
 
 
 @given(arrays(np.float64, array_shapes(min_dims=1, max_dims=3, max_side=7), elements=FINITE), FINITE)
@@ -39,51 +40,9 @@ def test_iqm_moves_with_the_data_and_stays_inside(values: np.ndarray, shift: flo
     assert np.allclose(intervals.iqm(padded), result)
 
 
-def test_normalise_is_per_task() -> None:
-    scores = intervals.normalise([[[1.0], [3.0]], [[10.0], [0.0]]], random=[1.0, 0.0], optimal=[3.0, 10.0])
-    assert scores.tolist() == [[[0.0], [1.0]], [[1.0], [0.0]]]
-    assert np.isnan(intervals.normalise([[1.0], [1.0]], random=[0.0, 2.0], optimal=[np.nan, 2.0])).all()
-    with pytest.raises(ValueError, match="each of 2 tasks"):
-        intervals.normalise(np.zeros((2, 3)), random=[0.0], optimal=[1.0, 1.0])
-
-
 def test_mean_leaves_nan_out() -> None:
     assert intervals.mean([1.0, np.nan, 3.0]) == 2.0
     assert np.isnan(intervals.mean([np.nan]))
-
-
-@pytest.mark.parametrize(("episodes", "last"), [(1, 1), (9, 1), (10, 1), (19, 1), (20, 2), (50, 5)])
-def test_final_return_is_the_last_tenth(episodes: int, last: int) -> None:
-    curve = np.arange(episodes, dtype=np.float64)
-    assert intervals.final_return(curve) == curve[-last:].mean()
-    assert intervals.area_under_curve(curve) == curve.mean()
-
-
-def test_found_and_success_given_found() -> None:
-    returns = np.zeros((1, 4, 20))
-    returns[0, 0, 3:] = 5.0  # found in episode 4 and kept
-    returns[0, 1, 10] = 5.0  # found in episode 11 and lost again
-    returns[0, 2, 18:] = 5.0  # found only in the last tenth: no time to exploit
-    assert intervals.found_by(returns, 3).tolist() == [0.0]
-    assert intervals.found_by(returns, 4).tolist() == [0.25]
-    assert intervals.found_by(returns, 11).tolist() == [0.5]
-    assert intervals.found_by(returns).tolist() == [0.75]
-    assert intervals.success_given_found(returns, returns / 10).tolist() == [0.25]
-    assert np.isnan(intervals.success_given_found(np.zeros((1, 4, 20)), returns)).all()
-    assert np.isnan(intervals.success_given_found(np.ones((2, 1)), np.ones((2, 1))))
-
-
-@given(arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(1, 30)), elements=FINITE), FINITE)
-def test_episodes_to_is_the_first_one_at_the_level(curves: np.ndarray, level: float) -> None:
-    for curve, got in zip(curves, intervals.episodes_to(curves, level), strict=True):
-        wanted = next((e for e, value in enumerate(curve, start=1) if value >= level), None)
-        assert np.isnan(got) if wanted is None else got == wanted
-
-
-def test_steps_to_reach_names_the_recorded_step() -> None:
-    assert intervals.steps_to_reach([100, 200, 300], [0.1, 0.5, 0.4], 0.4) == 200
-    assert np.isnan(intervals.steps_to_reach([100, 200], [0.1, np.nan], 0.4))
-    assert np.isnan(intervals.steps_to_reach([], [], 0.4))
 
 
 def plain_percentiles(scores: np.ndarray, n: int, seed: int) -> tuple[float, float]:
@@ -117,7 +76,7 @@ def test_interval_covers_the_truth(effects, n_run: int, n_task: int, statistic) 
     for i in range(300):
         scores = by_run * generator.normal(size=(n_run, 1)) + by_task * generator.normal(size=(1, n_task))
         scores = 0.6 + scores + by_both * generator.normal(size=(n_run, n_task))
-        interval = intervals.hierarchical_bootstrap(scores, statistic, n=300, seed=i)
+        interval = intervals.crossed_bootstrap(scores, statistic, n=300, seed=i)
         covered += interval.low <= 0.6 <= interval.high
     assert covered / 300 >= 0.885
 
@@ -130,7 +89,7 @@ def test_plain_percentiles_would_not_cover() -> None:
         scores = generator.normal(size=(3, 1)) + 0.1 * generator.normal(size=(3, 8))
         low, high = plain_percentiles(scores, 300, i)
         plain += low <= 0 <= high
-        interval = intervals.hierarchical_bootstrap(scores, intervals.mean, n=300, seed=i)
+        interval = intervals.crossed_bootstrap(scores, intervals.mean, n=300, seed=i)
         scaled += interval.low <= 0 <= interval.high
     assert plain / 300 < 0.8 < 0.885 <= scaled / 300
 
@@ -142,7 +101,7 @@ def test_skewed_bounded_scores_are_covered() -> None:
     for i in range(300):
         solved = np.where(generator.random((1, 16)) < 0.2, 0.15, 0.9) + generator.normal(0, 0.05, (5, 1))
         scores = generator.binomial(20, np.clip(solved, 0, 1), size=(5, 16)) / 20
-        interval = intervals.hierarchical_bootstrap(scores, intervals.mean, n=300, seed=i, limits=(0.0, 1.0))
+        interval = intervals.crossed_bootstrap(scores, intervals.mean, n=300, seed=i, limits=(0.0, 1.0))
         covered += interval.low <= 0.75 <= interval.high
     assert covered / 300 >= 0.885
 
@@ -157,51 +116,59 @@ def test_false_verdicts_are_rare() -> None:
             task + 0.1 * generator.normal(size=(3, 1, 1)) + 0.1 * generator.normal(size=(3, 8, 1))
             for _ in "ab"
         )
-        wrong += intervals.paired_difference(a[..., 0], b[..., 0], n=300, seed=i).excludes_zero()
+        wrong += intervals.crossed_bootstrap((b - a)[..., 0], n=300, seed=i).excludes_zero()
     assert wrong / 300 <= 0.09
 
 
 @settings(max_examples=30)
 @given(arrays(np.float64, array_shapes(min_dims=2, max_dims=2, max_side=6), elements=FINITE))
 def test_interval_is_ordered_and_reproducible(scores: np.ndarray) -> None:
-    interval = intervals.hierarchical_bootstrap(scores, n=50, seed=1)
-    assert interval == intervals.hierarchical_bootstrap(scores, n=50, seed=1) or scores.size == 1
-    assert interval.iqm == pytest.approx(intervals.iqm(scores.ravel()))
-    if scores.size > 1:
-        assert interval.low <= interval.iqm <= interval.high
+    for statistic in (intervals.mean, intervals.iqm):
+        interval = intervals.crossed_bootstrap(scores, statistic, n=50, seed=1)
+        assert interval == intervals.crossed_bootstrap(scores, statistic, n=50, seed=1)
+        assert interval.value == pytest.approx(statistic(scores.ravel()), abs=1e-9)
+        assert (interval.n, interval.of) == (len(scores), statistic.__name__)
+        check_order(interval, scores.size)
+
+
+def check_order(interval: intervals.Interval, size: int) -> None:
+    if size > 1:
+        assert interval.low <= interval.value <= interval.high
     else:
         assert np.isnan(interval.low) and np.isnan(interval.high) and not interval.excludes_zero()
 
 
 def test_degenerate_scores() -> None:
-    assert intervals.hierarchical_bootstrap(np.full((3, 4), 0.5)) == intervals.Interval(0.5, 0.5, 0.5)
-    assert np.isnan(intervals.hierarchical_bootstrap(np.full((3, 4), np.nan)).iqm)
-    one_run = intervals.hierarchical_bootstrap(np.arange(8.0)[None])
+    same = intervals.crossed_bootstrap(np.full((3, 4), 0.5))
+    assert (same.value, same.low, same.high, same.n) == (0.5, 0.5, 0.5, 3)
+    assert np.isnan(intervals.crossed_bootstrap(np.full((3, 4), np.nan)).value)
+    one_run = intervals.crossed_bootstrap(np.arange(8.0)[None])
     assert one_run.low < 3.5 < one_run.high
     rarely_moved = np.array([[0.0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]])
-    assert intervals.hierarchical_bootstrap(rarely_moved).low < 1.0
+    assert intervals.crossed_bootstrap(rarely_moved, intervals.iqm).low < 1.0
     holes = np.where(np.eye(4, dtype=bool), np.nan, 0.5)
-    assert intervals.hierarchical_bootstrap(holes).iqm == 0.5
-    limited = intervals.hierarchical_bootstrap([[0.8], [0.9], [1.0]], limits=(0.0, 1.0))
+    for statistic in (intervals.mean, intervals.iqm):
+        assert intervals.crossed_bootstrap(holes, statistic).value == 0.5
+    limited = intervals.crossed_bootstrap([[0.8], [0.9], [1.0]], limits=(0.0, 1.0))
     assert limited.high == 1.0
     with pytest.raises(ValueError, match="runs, tasks"):
-        intervals.hierarchical_bootstrap(np.zeros(3))
+        intervals.crossed_bootstrap(np.zeros(3))
 
 
-def test_paired_difference_cancels_what_is_shared() -> None:
+def test_paired_differences_cancel_what_is_shared() -> None:
     generator = np.random.default_rng(0)
     a = generator.normal(size=(4, 10)) + generator.normal(size=(4, 1)) * 5
-    interval = intervals.paired_difference(a, a + 0.1)
-    assert interval.iqm == pytest.approx(0.1)
+    interval = intervals.crossed_bootstrap((a + 0.1) - a)
+    assert interval.value == pytest.approx(0.1)
     assert interval.high - interval.low < 1e-9
-    with pytest.raises(ValueError, match="one shape"):
-        intervals.paired_difference(a, a[:3])
 
 
 def test_probability_of_improvement_counts_all_pairs() -> None:
     a, b = np.array([[0.0, 1.0], [2.0, 1.0]]), np.array([[1.0, 1.0], [3.0, 1.0]])
-    assert intervals.probability_of_improvement(a, b).iqm == pytest.approx((3 / 4 + 1 / 2) / 2)
-    assert intervals.probability_of_improvement(b, a).iqm == pytest.approx(1 - (3 / 4 + 1 / 2) / 2)
+    assert intervals.probability_of_improvement(a, b).value == pytest.approx((3 / 4 + 1 / 2) / 2)
+    assert intervals.probability_of_improvement(b, a).value == pytest.approx(1 - (3 / 4 + 1 / 2) / 2)
+    with pytest.raises(ValueError, match="one shape"):
+        intervals.probability_of_improvement(a, a[:1])
 
 
 def test_performance_profile_is_the_share_above() -> None:
@@ -214,36 +181,61 @@ def test_performance_profile_is_the_share_above() -> None:
 def test_bootstrap_curve_is_pointwise() -> None:
     curves = np.random.default_rng(0).normal(size=(3, 5, 4))
     band = intervals.bootstrap_curve(curves, n=100)
-    point = intervals.hierarchical_bootstrap(curves[..., 2], n=100)
+    point = intervals.crossed_bootstrap(curves[..., 2], n=100)
     assert band.shape == (3, 4)
-    assert band[:, 2].tolist() == [point.iqm, point.low, point.high]
+    assert band[:, 2].tolist() == [point.value, point.low, point.high]
+    with pytest.raises(ValueError, match="runs, tasks, episodes"):
+        intervals.bootstrap_curve(curves[0])
 
 
-def curves(level: float, n_run: int, seed: int = 0) -> np.ndarray:
-    generator = np.random.default_rng(seed)
-    return level + 0.02 * generator.normal(size=(n_run, 8, 20))
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=12))
+def test_over_runs_is_students_t(values: list[float]) -> None:
+    found, n = intervals.over_runs([*values, np.nan]), len(values)
+    if np.std(values) < 1e-6:
+        return
+    reference = stats.ttest_1samp(values, 0.0)
+    ends = reference.confidence_interval(0.95)
+    assert (found.value, found.low, found.high) == pytest.approx((np.mean(values), *ends), abs=1e-9)
+    assert intervals.p_value(found) == pytest.approx(reference.pvalue, abs=1e-9)
+    assert (found.n, found.spread) == (n, pytest.approx(np.std(values, ddof=1)))
+    by_task = np.add.outer(values, [-0.5, 0.5])
+    assert intervals.over_runs(by_task).value == pytest.approx(found.value, abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("level", "n_run", "outcome", "words"),
-    [
-        (0.8, 4, "better", "B is better than A"),
-        (0.4, 4, "worse", "A is better than B"),
-        (0.6, 4, "no difference found", "No difference found between B and A"),
-        (0.8, 2, "too few runs", "Too few runs to compare B with A"),
-        (0.8, 1, "too few runs", "1 run each"),
-    ],
-)
-def test_verdict(level: float, n_run: int, outcome: str, words: str) -> None:
-    result = intervals.compare(curves(0.6, n_run), curves(level, n_run, seed=1), names=("A", "B"))
-    assert result.outcome == outcome
-    assert words in result.verdict
-    assert (result.n_run, result.n_task) == (n_run, 8)
-    assert ("better" in result.verdict) == (outcome in ("better", "worse"))
+def test_a_mean_of_one_run_has_no_interval() -> None:
+    assert intervals.over_runs([0.5]).value == 0.5 and np.isnan(intervals.over_runs([0.5]).low)
+    assert intervals.over_runs([0.5, np.nan]).n == 1 and intervals.over_runs([]).n == 0
+
+
+@pytest.mark.parametrize("n", [5, 8, 20, 60])
+def test_the_detectable_difference_is_detected_in_four_of_five_studies(n: int) -> None:
+    """Exact power of the t-test (noncentral t) at the difference that is called detectable."""
+    effect = intervals.detectable(1.0, n) * math.sqrt(n)
+    critical = stats.t.ppf(0.975, n - 1)
+    assert stats.nct.sf(critical, n - 1, effect) == pytest.approx(0.8, abs=0.02)
+
+
+def test_holm_against_the_textbook() -> None:
+    """Three comparisons: the smallest p counts three times, none is adjusted below one before it."""
+    assert intervals.holm([0.04, 0.01, np.nan, 0.03]) == pytest.approx(
+        [0.06, 0.03, np.nan, 0.06], nan_ok=True
+    )
+    assert intervals.holm([0.5, 0.6]) == [1.0, 1.0]
+
+
+def test_numbers_as_text() -> None:
+    assert [intervals.number(x, "+") for x in (0.1234, -0.5, -1e-9, np.nan)] == [
+        "+0.123",
+        "−0.500",
+        "+0.000",
+        "–",
+    ]
+    assert intervals.Interval(0.5, 0.25, 0.75, 3).text() == "0.500 (95 % 0.250 to 0.750)"
+    assert intervals.Interval(0.5, np.nan, np.nan, 1).text("+") == "+0.500"
 
 
 def test_two_thousand_resamples_take_well_under_a_second() -> None:
     scores = np.random.default_rng(0).normal(size=(10, 20))
     start = time.process_time()
-    intervals.hierarchical_bootstrap(scores, n=2000)
+    intervals.crossed_bootstrap(scores, n=2000)
     assert time.process_time() - start < 1.0

@@ -288,7 +288,7 @@ def test_the_command_writes_what_it_says(run, made: Path, tmp_path: Path) -> Non
     assert content["in_context"]["found_by"][-1] == pytest.approx(np.mean(shares), abs=1e-6)
     for task in content["tasks"]:
         assert out.count(f"{task['task']} ({task['parameters'][0]}, {task['parameters'][1]})") == 1
-    assert "Half of the model's rollouts had met the reward" in out
+    assert "alf of the model's rollouts " in out and "alf of the uniform random walks " in out
     # Again into the same folder, the same.
     kept = {name: content for name, content in tree(Path("a")).items() if name != ".lock"}
     assert run("rollouts", made, "--out", "a", "--episodes", "4", "--rollouts", "3")[:2] == (0, out)

@@ -29,6 +29,7 @@ from compressed_ad.seeding import rng
 from compressed_ad.tasks.gridworld import Darkroom
 from compressed_ad.tasks.split import choose_tasks, split_tasks
 from compressed_ad.types import History
+from compressed_ad.workers import RayPool
 
 FAMILY = Darkroom(3, 4)  # 9 tasks
 N_TASK, N_STEP, N_STREAM = 9, 30, 2
@@ -235,6 +236,25 @@ def test_a_killed_worker_is_replaced_once(reference, tmp_path):
     learner = Walker("once", notes=tmp_path)
     assert_same(reference, gather(tmp_path / "h.hdf5", learner, n_process=2, block_size=1))
     assert (tmp_path / "died").exists()
+
+
+@pytest.mark.filterwarnings("default")  # Ray's own
+def test_a_ray_cluster_collects_the_same_in_spite_of_a_killed_worker(reference, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    with RayPool("local", 2) as pool:
+        gather(
+            "h.hdf5",
+            Walker("once", notes=tmp_path),
+            pool=pool,
+            block_size=2,
+            progress=lambda done, total: seen.append(done),
+        )
+    assert_same(reference, tmp_path / "h.hdf5")
+    assert (tmp_path / "died").exists()
+    assert (seen[0], seen[-1]) == (0, N_TASK * N_STEP * N_STREAM)
+    assert all(note.name != f"pid-{os.getpid()}" for note in tmp_path.glob("pid-*"))
 
 
 def test_a_worker_that_always_dies_is_named_and_the_rest_is_kept(reference, tmp_path):

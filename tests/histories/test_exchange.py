@@ -229,11 +229,11 @@ def test_the_split_is_named_or_drawn_never_invented(run, tmp_path, nine):
     for more, cause in (
         ([], "the file has no split: name its parts (--heldout K,K,..."),
         (["--validation", "1"], "--validation without --heldout"),
-        (["--heldout", "1,2", "--validation", "2"], "tasks [2] stand in more than one part"),
+        (["--heldout", "1,2", "--validation", "2"], "tasks [2] are in more than one part"),
         (["--heldout", "1,x"], "argument --heldout: expected task numbers like 3,5,9, got '1,x'"),
         (["--heldout", "1", "--horizon", "0"], "argument --horizon"),
         (["--heldout", "1", "--task-ids", "1,2"], "9 tasks are imported, but 2 ids are given"),
-        (["--heldout", "1", "--task-ids", "0,1,2,3,4,5,6,7,7"], "tasks [7] of darkroom stand twice"),
+        (["--heldout", "1", "--task-ids", "0,1,2,3,4,5,6,7,7"], "tasks [7] of darkroom are given twice"),
         (["--heldout", "1", "--task-ids", "0,1,2,3,4,5,6,7,9"], "has tasks 0..8, not [9]"),
         (["--heldout", "1", "--layout", "anzestor"], "unknown layout 'anzestor'"),
     ):

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from hypothesis import given, settings, strategies as st
 
 from compressed_ad.errors import HistoryError
-from compressed_ad.histories import scales as module
+from compressed_ad.histories import header as module
 from compressed_ad.histories.file import HistoryFile, HistoryInfo, HistoryWriter, remark
 from compressed_ad.histories.hdf5 import opened, write_file
 from compressed_ad.types import History, Split, to_spec
@@ -89,13 +89,13 @@ def test_marking_keeps_them_and_files_without_them_still_have_them(tmp_path: Pat
     remark(path, "threshold", {"compression_window": 2})
     assert HistoryFile(path).marking is not None
     with h5py.File(path) as content:
-        assert set(content[module.GROUP]) == {"observation_mean", "observation_std", "reward"}
+        assert set(content[module.SCALES]) == {"observation_mean", "observation_std", "reward"}
 
     def without(target: h5py.File) -> None:
         with opened(path) as source:
             target.attrs.update(source.attrs)
             for name in source:
-                if name != module.GROUP:
+                if name != module.SCALES:
                     source.copy(name, target)
 
     write_file(old, without)
@@ -123,7 +123,7 @@ def test_parts_add_up(lengths: list[int], centre: float, spread: float) -> None:
             file[f"{k}/states"] = part
             file[f"{k}/rewards"] = part[..., 0].astype(np.float32)
         spec = to_spec(spaces.Box(-np.inf, np.inf, (2,), np.float64))
-        found = module.measure((file[str(k)] for k in range(len(parts))), spec)
+        found = module.measure_scales((file[str(k)] for k in range(len(parts))), spec)
     whole = np.concatenate(parts, axis=1)[0]
     np.testing.assert_allclose(found.observation_mean, whole.mean(axis=0), rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(found.observation_std, whole.std(axis=0), rtol=1e-6, atol=1e-9)

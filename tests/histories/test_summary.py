@@ -64,7 +64,8 @@ def path(tmp_path):
 def test_returns_of_finished_episodes():
     end = np.array([[0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]])
     history = make_history(np.ones((3, 6)), np.arange(18).reshape(3, 6), end)
-    last, returns = finished_episodes(history)
+    stream, last, returns = finished_episodes(history)
+    assert stream.tolist() == [0, 0, 1]
     assert last.tolist() == [1, 4, 0]
     assert returns.tolist() == [1, 2 + 3 + 4, 6]
 
@@ -100,7 +101,7 @@ def test_text(path):
         "  Streams per task: 2 of 2 learner(s), 20 steps each",
         "  Mean episode return: - - 0.00 - 3.75 - - 3.75 - 7.50 (random 0.500, optimal 8.000)",
         "  Compression ratio: 37.5%",
-        "  Segments: 4, lengths 5/5/7.5/10/10 (least, quartiles, most)",
+        "  Segments: 4, lengths 5/5/7.5/10/10 (minimum, quartiles, maximum)",
         "  Segments that cross an episode's end: 50.0%",
         "  Marked steps with reward: 53.3%",
     ):

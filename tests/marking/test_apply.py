@@ -9,13 +9,15 @@ import pytest
 
 from compressed_ad.errors import ConfigError, MarkerError, UnknownNameError, UsageError
 from compressed_ad.marking import apply as marking, markers
-from compressed_ad.marking.apply import apply_marker, check_marker, marker_faults, marking_statistics
+from compressed_ad.marking.apply import apply_marker
+from compressed_ad.marking.conformance import _example, check_marker, marker_faults
+from compressed_ad.marking.statistics import marking_statistics
 from compressed_ad.types import History
 
 
 @pytest.fixture
 def history():
-    return marking._example(3, 90)
+    return _example(3, 90)
 
 
 def only_first_stream(action_probs):
@@ -85,7 +87,7 @@ def test_an_unknown_marker_or_parameter_is_named_with_the_nearest(history):
     assert len(error.value.problems) == 3
     with pytest.raises(ConfigError, match=r"needs 'actionprobs'.*did you mean 'action_probs'"):
         apply_marker(lambda actionprobs: actionprobs, history)
-    with pytest.raises(ConfigError, match="marker 'threshold': compression_window: expected a whole number"):
+    with pytest.raises(ConfigError, match="marker 'threshold': compression_window must be a whole number"):
         apply_marker("threshold", history, compression_window=-1)
     with pytest.raises(UsageError, match="not a function"):
         apply_marker("compressed_ad.marking.markers:__doc__", history)

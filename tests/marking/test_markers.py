@@ -193,9 +193,9 @@ def test_nan_is_refused_with_its_place(name):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"on_policy_threshold": 1.2}, "on_policy_threshold: expected a number between 0 and 1, got 1.2"),
+        ({"on_policy_threshold": 1.2}, "on_policy_threshold must be a number between 0 and 1, got 1.2"),
         ({"on_policy_threshold": "high"}, "between 0 and 1, got 'high'"),
-        ({"compression_window": 0}, "compression_window: expected a whole number >= 1, got 0"),
+        ({"compression_window": 0}, "compression_window must be a whole number of at least 1, got 0"),
         ({"compression_window": 2.5}, "got 2.5"),
         ({"within_episode": True}, "needs episode_end"),
     ],

@@ -19,12 +19,13 @@ from compressed_ad.models.ad import AD
 from compressed_ad.models.compressed_ad import CompressedAD
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.models.tokens import Batch
-from compressed_ad.report.comparison import METRICS, analyse
+from compressed_ad.report.comparison import analyse
+from compressed_ad.report.measures import MEASURES
 from compressed_ad.report.results import load_runs
-from compressed_ad.report.run_report import Protocol, build_report
+from compressed_ad.report.run_report import Experiment, build_report
 from compressed_ad.runs import job as runs
 from compressed_ad.runs.judge import evaluate_run, make_player
-from compressed_ad.runs.look_inside import inside
+from compressed_ad.runs.look_inside import examine_model
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.trainer import train_run
 from compressed_ad.training.checkpoints import digest, load
@@ -310,7 +311,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, runs.Job]:
     history = cloned(out / "h.hdf5").path
     done = {}
     for name in ("AD", "CompressedAD"):
-        done[name] = runs.job(settings(name, steps=250 if name == "AD" else 20), name, 0, history, out)
+        done[name] = runs.training_job(
+            settings(name, steps=250 if name == "AD" else 20), name, 0, history, out
+        )
         train_run(done[name])
         evaluate_run(done[name])
     return done
@@ -333,16 +336,15 @@ def test_continuous_runs_are_judged_reported_and_looked_into(
     methods = [load_runs([job.path]) for job in trained.values()]
     assert all(np.isnan(m.accuracy).all() and np.isnan(m.behaviour_entropy).all() for m in methods)
     assert all(np.isfinite(m.cross_entropy).all() and np.isfinite(m.returns).all() for m in methods)
-    assert np.isnan(analyse(methods).means["AD"]["accuracy"])
-    protocol = Protocol("aim", {"train": [0]}, (), {})
-    built = build_report(tmp_path / "report", methods, protocol=protocol)
+    assert np.isnan(analyse(methods).methods["AD"]["accuracy"].value)
+    experiment = Experiment("aim", {"train": [0]}, (), {})
+    built = build_report(tmp_path / "report", methods, experiment=experiment)
     page = built.index.read_text()
-    assert (
-        "Final normalised return" in page and METRICS["accuracy"] not in page and ">nan<" not in page.lower()
-    )
-    assert built.summary["methods"]["AD"]["accuracy"]["iqm"] is None
+    label = MEASURES["accuracy"].label
+    assert "Final return" in page and f">{label}<" not in page and ">nan<" not in page.lower()
+    assert built.summary["methods"]["AD"]["accuracy"]["mean"] is None
     assert "accuracy" not in _score(trained["AD"]) and "cross-entropy" in _score(trained["AD"])
-    found = inside(trained["CompressedAD"], windows=8)
+    found = examine_model(trained["CompressedAD"], windows=8)
     assert found.effects is not None and np.isfinite(found.effects.divergence[2, 2]).all()
     record = random_rollouts(Aim(), Aim().tasks()[:2], rollouts=3, episodes=2)
     assert record is not None and record.actions.shape == (2, 3, 10, 1)
@@ -351,7 +353,7 @@ def test_continuous_runs_are_judged_reported_and_looked_into(
 def test_smoothing_is_refused_before_anything_is_trained(
     trained: dict[str, runs.Job], tmp_path: Path
 ) -> None:
-    job = runs.job(settings("AD", label_smoothing=0.1), "AD", 0, trained["AD"].history, tmp_path)
+    job = runs.training_job(settings("AD", label_smoothing=0.1), "AD", 0, trained["AD"].history, tmp_path)
     with pytest.raises(Exception, match="label_smoothing is for discrete actions"):
         train_run(job)
     assert not job.path.exists()

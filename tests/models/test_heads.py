@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from scipy import integrate, special, stats
 
 from compressed_ad.errors import ConfigError, SpaceError
-from compressed_ad.models.heads import HEAD, LEAST_STD, Head, MixtureHead
+from compressed_ad.models.heads import HEAD, MIN_STD, Head, MixtureHead
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.types import to_spec
 
@@ -54,7 +54,7 @@ def log_density(made: Head, space: spaces.Space, row: np.ndarray, action: np.nda
         flat = 2 * (flat - low) / (high - low) - 1
     g, d = made.n_mixture, flat.size
     weights, means, raw = special.softmax(row[:g]), row[g : g + g * d], row[g + g * d :]
-    stds = LEAST_STD + np.log1p(np.exp(raw))
+    stds = MIN_STD + np.log1p(np.exp(raw))
     terms = [
         weights[k]
         * stats.multivariate_normal(means[k * d : (k + 1) * d], np.diag(stds[k * d : (k + 1) * d] ** 2)).pdf(
@@ -120,7 +120,7 @@ def test_continuous_draws_follow_their_density(temperature: float) -> None:
         np.repeat(row, n, axis=0), np.full((n, 1), temperature), np.random.default_rng(3)
     )
     weights = special.softmax(row[0, :3] / temperature)
-    means, stds = row[0, 3:9].reshape(3, 2), LEAST_STD + np.log1p(np.exp(row[0, 9:].reshape(3, 2)))
+    means, stds = row[0, 3:9].reshape(3, 2), MIN_STD + np.log1p(np.exp(row[0, 9:].reshape(3, 2)))
     stds = stds * math.sqrt(temperature)
 
     for k in range(2):

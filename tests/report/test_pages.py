@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from compressed_ad.report.study_report import write_page
-from compressed_ad.report.study_rows import read_points, read_rows
+from compressed_ad.report.results import read_rows
+from compressed_ad.report.study_report import write_study
 from compressed_ad.runs.config_text import dump
 from compressed_ad.runs.directory import environment
 from compressed_ad.runs.study import load_study
@@ -95,9 +95,9 @@ def test_the_report_opens_offline_and_whole(smoke: SmokeRun, tmp_path: Path) -> 
 def test_a_study_page_opens_offline_and_whole(tmp_path: Path) -> None:
     loaded = load_study(ROOT / "studies" / "why.yaml")
     rows = read_rows(ROOT / "results" / "why.csv")
-    points = read_points(ROOT / "results" / "why_curves.csv")
+    points = read_rows(ROOT / "results" / "why_curves.csv")
     check(
-        write_page(
+        write_study(
             tmp_path,
             loaded,
             rows,

@@ -20,9 +20,18 @@ from compressed_ad.errors import RunDirectoryError, UsageError
 from compressed_ad.evaluation import intervals
 from compressed_ad.histories.file import HistoryFile, HistoryWriter, remark
 from compressed_ad.histories.header import HistoryInfo
-from compressed_ad.marking.apply import marking_statistics
-from compressed_ad.report.comparison import METRICS, Analysis, analyse, convergence
-from compressed_ad.report.figures import style
+from compressed_ad.marking.statistics import marking_statistics
+from compressed_ad.report.comparison import (
+    IQM,
+    MIN_RUNS,
+    Analysis,
+    Difference,
+    analyse,
+    convergence,
+    convergence_table,
+)
+from compressed_ad.report.figures import comparison, histories, style
+from compressed_ad.report.measures import MEASURES
 from compressed_ad.report.results import (
     MethodRuns,
     SourceSummary,
@@ -30,15 +39,16 @@ from compressed_ad.report.results import (
     episode_returns,
     load_runs,
     summarise_source,
+    validations,
 )
-from compressed_ad.report.run_report import Protocol, Report, build_report, terminal_table
+from compressed_ad.report.run_report import Experiment, WrittenReport, build_report, terminal_table
 from compressed_ad.types import History, Split
 
 GRID = np.array([(x, y) for x in range(4) for y in range(4)])
 HELD = np.array([3, 5, 10])
 OPTIMAL = np.linspace(10, 14, 16)
 RANDOM = np.full(16, 0.25)
-PROTOCOL = Protocol(
+EXPERIMENT = Experiment(
     family="Darkroom 4x4",
     split={"train": list(range(11, 16)), "validation": [0], "heldout": HELD.tolist()},
     transforms=["subsample(every=8)"],
@@ -110,12 +120,12 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module", params=[3, 1], ids=["three runs", "one run"])
-def report(request, tmp_path_factory) -> Report:
+def report(request, tmp_path_factory) -> WrittenReport:
     n_run = request.param
     return build_report(
         tmp_path_factory.mktemp("out") / "report",
         [method(n_run=n_run), method("CompressedAD", 0.9, n_run, seed=1)],
-        protocol=PROTOCOL,
+        experiment=EXPERIMENT,
         source=source(),
         seconds={"collect": 2.0, "train": 3.5},
         commands=["cad run --preset smoke"],
@@ -124,12 +134,12 @@ def report(request, tmp_path_factory) -> Report:
     )
 
 
-def test_report_is_complete_and_self_contained(report: Report) -> None:
+def test_report_is_complete_and_self_contained(report: WrittenReport) -> None:
     page = Page(report.index.read_text("utf-8"))
-    n_run = report.analysis.comparisons[0].n_run
+    n_run = report.analysis.pairs["CompressedAD-AD"]["final"].n_run
     begins = "CompressedAD is better than AD." if n_run == 3 else "Too few runs to compare"
     assert report.summary["verdict"].startswith(begins)
-    assert page.text.index(begins) < page.text.index("Final normalised return")
+    assert page.text.index(begins) < page.text.index("Final return")
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     assert page.loads and all(load.startswith("data:image/svg+xml;base64,") for load in page.loads)
     for load in page.loads:
@@ -145,12 +155,12 @@ def test_report_is_complete_and_self_contained(report: Report) -> None:
     assert not list(folder.rglob("*.tmp"))
 
 
-def test_summary_has_the_promised_keys(report: Report) -> None:
+def test_summary_has_the_promised_keys(report: WrittenReport) -> None:
     folder = report.index.parent
     summary = json.loads((folder / "summary.json").read_text(), parse_constant=pytest.fail)
     assert summary == report.summary
     keys = {"verdict", "methods", "differences", "regret", "references", "marking", "seconds", "protocol"}
-    assert set(summary) == keys
+    assert set(summary) == keys | {"iqm_of_differences"}
     metrics = {
         "final",
         "auc",
@@ -161,29 +171,98 @@ def test_summary_has_the_promised_keys(report: Report) -> None:
         "success_given_found",
     }
     for table in (*summary["methods"].values(), *summary["differences"].values()):
-        assert set(table) == metrics == set(METRICS)
-        assert all(set(interval) == {"iqm", "low", "high"} for interval in table.values())
+        assert set(table) == {*MEASURES, IQM} > metrics
+        assert all(set(row) == {"mean", "iqm", "low", "high", "interval_of"} for row in table.values())
+        assert all(row["interval_of"] == ("iqm" if key == IQM else "mean") for key, row in table.items())
     assert set(summary["methods"]) == {"AD", "CompressedAD"}
     assert set(summary["differences"]) == {"CompressedAD-AD"}
-    assert summary["differences"]["CompressedAD-AD"]["final"]["iqm"] == pytest.approx(0.3, abs=0.03)
-    assert summary["methods"]["AD"]["excess_cross_entropy"]["iqm"] == pytest.approx(0.05)
+    assert summary["differences"]["CompressedAD-AD"]["final"]["mean"] == pytest.approx(0.3, abs=0.03)
+    assert summary["methods"]["AD"]["excess_cross_entropy"]["mean"] == pytest.approx(0.05)
     assert set(summary["marking"]) == {"total_steps", "compressed_steps", "compression_ratio"}
     assert set(summary["seconds"]) == {"collect", "mark", "train", "evaluate", "report", "total"}
     assert summary["seconds"]["mark"] is None
     assert summary["seconds"]["total"] == pytest.approx(5.5 + summary["seconds"]["report"])
-    seeds = list(range(report.analysis.comparisons[0].n_run))
+    seeds = list(report.analysis.seeds["AD"])
     assert summary["protocol"]["seeds"] == {"AD": seeds, "CompressedAD": seeds}
     assert summary["protocol"]["episodes"] == 20
     assert summary["protocol"]["budget"] == {"steps": 100, "batch_size": 16}
 
     rows = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
-    assert len(rows) == 3 * len(METRICS)
+    assert len(rows) == 3 * (len(MEASURES) + 1)
     final = next(r for r in rows if r["kind"] == "difference" and r["metric"] == "final")
-    assert float(final["iqm"]) == summary["differences"]["CompressedAD-AD"]["final"]["iqm"]
+    assert float(final["mean"]) == summary["differences"]["CompressedAD-AD"]["final"]["mean"]
+    assert final["iqm"] == "" and final["interval_of"] == "mean"
+    middle = next(r for r in rows if r["kind"] == "iqm of differences")
+    assert float(middle["iqm"]) == summary["differences"]["CompressedAD-AD"][IQM]["iqm"]
+
+
+def test_what_stands_beside_each_other_subtracts(report: WrittenReport) -> None:
+    """In the summary, on the page and in the terminal; where it need not, a sentence says so."""
+    methods, (gap,) = report.summary["methods"], report.summary["differences"].values()
+    for key in MEASURES:
+        one, other = (methods[name][key]["mean"] for name in ("AD", "CompressedAD"))
+        if one is not None:
+            assert gap[key]["mean"] == pytest.approx(other - one, abs=1e-12), key
+    page, terminal = Page(report.index.read_text("utf-8")).text, in_terminal(report.analysis)
+    sentence = "the interquartile mean of the paired differences, which need not be the difference of"
+    for shown in (page, terminal):
+        assert sentence in shown and "mean over runs and tasks" in shown
+    number = intervals.number(gap["final"]["mean"], "+")
+    assert number in page and number in terminal
+    d = report.analysis.pairs["CompressedAD-AD"]["final"]
+    assert ("better" in d.verdict) == (d.n_run >= MIN_RUNS and d.estimate.excludes_zero())
+
+
+def test_two_columns_of_skewed_scores_subtract() -> None:
+    """Interquartile means of columns and of paired differences disagree here, even in their sign."""
+    a, b = method(), method("B", seed=1)
+    scores = np.repeat([[0.9, 0.9, 0.0]], 3, axis=0) + np.linspace(0, 0.02, 3)[:, None]
+    turned = np.repeat([[0.8, 0.95, 0.7]], 3, axis=0)
+    a, b = (
+        replace(
+            m,
+            returns=np.broadcast_to(s[..., None, None], (3, 3, 4, 20)),
+            random=np.zeros(3),
+            optimal=np.ones(3),
+        )
+        for m, s in ((a, scores), (b, turned))
+    )
+    analysis = analyse([a, b])
+    one, other = (analysis.methods[name]["final"].value for name in ("AD", "B"))
+    assert analysis.pairs["B-AD"]["final"].estimate.value == pytest.approx(other - one)
+    middles = [analysis.methods[name][IQM].value for name in ("AD", "B")]
+    assert abs(analysis.pairs["B-AD"][IQM].estimate.value - (middles[1] - middles[0])) > 0.02
+
+
+@pytest.mark.parametrize(
+    ("level", "n_run", "verdict", "words"),
+    [
+        (0.8, 4, "better", "B is better than AD."),
+        (0.4, 4, "worse", "B is worse than AD."),
+        (0.6, 4, "no difference found", "No difference found between B and AD."),
+        (0.8, 2, "too few runs", "Too few runs to compare B with AD"),
+        (0.8, 1, "too few runs", "1 run each"),
+    ],
+)
+def test_verdict(level: float, n_run: int, verdict: str, words: str) -> None:
+    analysis = analyse([method(n_run=n_run), method("B", level, n_run, seed=1)])
+    (row,), (said,) = analysis.pairs.values(), analysis.verdicts
+    assert (row["final"].verdict, row["final"].n_run) == (verdict, n_run)
+    assert (
+        words in said
+        and "Mean paired difference of the final return: " in said
+        and "3 held-out tasks" in said
+    )
+    assert ("better" in said or "worse" in said) == (verdict in ("better", "worse"))
+
+
+def test_without_any_scale_the_verdict_says_what_is_missing() -> None:
+    unknown = [replace(m, optimal=np.full(3, np.nan)) for m in (method(), method("B", seed=1))]
+    assert analyse(unknown).verdicts == ["B and AD cannot be compared: no final return was measured."]
 
 
 def test_a_worse_method_is_called_worse() -> None:
-    assert analyse([method(), method("B", 0.3, seed=1)]).verdict.startswith("AD is better than B.")
+    assert analyse([method(), method("B", 0.3, seed=1)]).verdicts[0].startswith("B is worse than AD.")
 
 
 def test_what_is_unknown_is_null_and_the_rest_stands(tmp_path: Path) -> None:
@@ -199,11 +278,11 @@ def test_what_is_unknown_is_null_and_the_rest_stands(tmp_path: Path) -> None:
         behaviour_entropy=np.array([np.nan]),
         metrics=[[]],
     )
-    summary = build_report(tmp_path, [bare], protocol=PROTOCOL).summary
-    nothing = {"iqm": None, "low": None, "high": None}
+    summary = build_report(tmp_path, [bare], experiment=EXPERIMENT).summary
+    nothing = {"mean": None, "iqm": None, "low": None, "high": None, "interval_of": "mean"}
     assert summary["methods"]["AD"]["final"] == nothing
     assert summary["methods"]["AD"]["accuracy"] == nothing
-    assert summary["methods"]["AD"]["found"] == {"iqm": 0.0, "low": 0.0, "high": 0.0}
+    assert summary["methods"]["AD"]["found"] == nothing | dict.fromkeys(("mean", "iqm", "low", "high"), 0.0)
     assert summary["differences"] == {}
     assert summary["marking"] is None
     assert "nothing to compare" in summary["verdict"]
@@ -214,7 +293,7 @@ def test_without_an_optimum_the_source_sets_the_scale() -> None:
     analysis = analyse([unknown], source())
     assert np.allclose(analysis.optimal, 0.9 * OPTIMAL[HELD])
     assert "source" in analysis.scale
-    assert analysis.methods["AD"]["final"].iqm > analyse([method()]).methods["AD"]["final"].iqm
+    assert analysis.methods["AD"]["final"].value > analyse([method()]).methods["AD"]["final"].value
     said = "1 is the best episode of the source algorithm (the optimal return is unknown)."
     assert said in in_terminal(analysis)
     assert "the best episode" not in in_terminal(analyse([method()], source()))
@@ -230,18 +309,19 @@ def test_where_every_step_pays_nothing_is_said_of_meeting_the_reward(
     analysis = analyse([replace(method(), **change), replace(method("B", seed=1), **change)])
     shown = in_terminal(analysis)
     for key in ("found", "found_by_10", "success_given_found"):
-        assert (METRICS[key] in shown) == searches
-        assert np.isfinite(analysis.methods["AD"][key].iqm) == searches
-    assert METRICS["final"] in shown and np.isfinite(analysis.differences["B-AD"]["final"].iqm)
+        assert (MEASURES[key].label in shown) == searches
+        assert np.isfinite(analysis.methods["AD"][key].value) == searches
+    assert MEASURES["final"].label in shown
+    assert np.isfinite(analysis.pairs["B-AD"]["final"].estimate.value)
 
 
 def test_the_page_says_that_no_reward_has_to_be_met(tmp_path: Path) -> None:
     methods = [replace(method(), paying=1.0), replace(method("B", seed=1), paying=1.0)]
-    report = build_report(tmp_path, methods, protocol=PROTOCOL)
+    report = build_report(tmp_path, methods, experiment=EXPERIMENT)
     page = Page(report.index.read_text("utf-8")).text
-    assert METRICS["found"] not in page and METRICS["success_given_found"] not in page
-    assert "rewards need not be searched for" in page
-    assert report.summary["methods"]["AD"]["found"] == {"iqm": None, "low": None, "high": None}
+    assert MEASURES["found"].label not in page and MEASURES["success_given_found"].label not in page
+    assert "Left out are the measures that need a reward that must be found by exploration" in page
+    assert report.summary["methods"]["AD"]["found"]["mean"] is None
 
 
 def in_terminal(analysis: Analysis) -> str:
@@ -259,7 +339,7 @@ def test_hostile_names_are_shown_not_obeyed(tmp_path: Path) -> None:
     report = build_report(
         tmp_path / "r",
         methods,
-        protocol=replace(PROTOCOL, family=HOSTILE),
+        experiment=replace(EXPERIMENT, family=HOSTILE),
         source=shown,
         commands=[HOSTILE],
         provenance={HOSTILE: HOSTILE},
@@ -281,16 +361,18 @@ def test_terminal_table_names_everything() -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for word in ("AD", "CompressedAD", "Accuracy", "Area under the curve", "CompressedAD is better than AD"):
         assert word in text
-    assert f"{analysis.methods['AD']['final'].iqm:.3f}" in text
+    assert f"{analysis.methods['AD']['final'].value:.3f}" in text
 
 
 def test_methods_are_paired_by_seed() -> None:
     """Swapped seeds of one method must not change the paired difference."""
     a, b = method(), method("B", 0.9, seed=1)
     turned = replace(b, seeds=b.seeds[::-1], returns=b.returns[::-1], accuracy=b.accuracy[::-1])
-    assert analyse([a, b]).differences["B-AD"] == analyse([a, turned]).differences["B-AD"]
+    for key, d in analyse([a, b]).pairs["B-AD"].items():
+        other = analyse([a, turned]).pairs["B-AD"][key]
+        assert str(d) == str(other)
     fewer = replace(b, seeds=(1, 2, 7))
-    assert analyse([a, fewer]).comparisons[0].n_run == 2
+    assert analyse([a, fewer]).pairs["B-AD"]["final"].n_run == 2
 
 
 @pytest.mark.parametrize(
@@ -308,13 +390,23 @@ def test_what_cannot_be_compared_is_refused(change, words: str) -> None:
         analyse([])
 
 
-def test_convergence_counts_the_runs_that_get_there() -> None:
-    slow = replace(method("B", 0.5), metrics=[metrics(0.5), metrics(0.6), metrics(2.0)])
-    rows = convergence([method(), slow])
-    assert ["validation return", "0.600", "AD", "30", "3 of 3 runs"] in rows
-    assert ["validation return", "0.600", "B", "22", "2 of 3 runs"] in rows
-    never = replace(method("B"), metrics=[metrics(0.1)] * 3)
-    assert ["validation return", "0.600", "B", "never", "0 of 3 runs"] in convergence([method(), never])
+def test_convergence_counts_runs_that_never_get_there_as_infinitely_late() -> None:
+    def table(*levels: float) -> list[list[str]]:
+        slow = [metrics(level) for level in levels]
+        points = [
+            p
+            for name, runs in (("AD", [metrics()] * 3), ("B", slow))
+            for p in validations(name, runs, range(3))
+        ]
+        return convergence_table(convergence(points, "AD"))
+
+    rows = table(0.5, 0.6, 2.0)
+    assert rows[0] == ["Variant", "Measure", "Baseline's last", "Steps to reach it, median", "Runs that do"]
+    assert ["AD", "return", "0.600", "30", "3 of 3"] in rows
+    assert ["B", "return", "0.600", "30", "2 of 3"] in rows
+    assert ["B", "return", "0.600", "never", "1 of 3"] in table(0.5, 0.5, 2.0)
+    assert ["B", "excess cross-entropy", "0.140", "15", "3 of 3"] in table(0.1, 0.1, 0.1)
+    assert ["B", "return", "0.600", "never", "0 of 3"] in table(0.1, 0.1, 0.1)
 
 
 # ---------------------------------------------------------------- reading
@@ -466,16 +558,27 @@ def test_summarise_source_without_marks_and_optimum(tmp_path: Path) -> None:
 
 def test_figures_do_not_depend_on_global_state_and_are_reproducible() -> None:
     curves = np.random.default_rng(0).random((3, 5))
-    first, second = (style.figure_to_svg(style.learning_curves(curves, name="PPO")) for _ in "ab")
+    first, second = (style.figure_to_svg(histories.learning_curves(curves, name="PPO")) for _ in "ab")
     assert first == second
-    assert style.figure_to_png(style.learning_curves(curves, name="PPO")).startswith(b"\x89PNG")
+    assert style.figure_to_png(histories.learning_curves(curves, name="PPO")).startswith(b"\x89PNG")
 
 
 def test_a_trace_without_marks_and_all_marked_can_be_drawn() -> None:
     for mask in (np.zeros(5, bool), np.ones(5, bool)):
-        assert style.figure_to_svg(style.probability_trace(np.full(5, 0.5), mask))
+        assert style.figure_to_svg(histories.probability_trace(np.full(5, 0.5), mask))
 
 
 def test_an_undefined_interval_is_drawn_as_such() -> None:
-    rows = [("a", intervals.Interval(0.1, np.nan, np.nan)), ("b", intervals.Interval(np.nan, np.nan, np.nan))]
-    assert style.figure_to_svg(style.difference_intervals(rows, title="none"))
+    undefined = [intervals.Interval(x, np.nan, np.nan, 1) for x in (0.1, np.nan)]
+    lines = [(str(k), Difference("", "a", "b", "final", i, 1)) for k, i in enumerate(undefined)]
+    assert style.figure_to_svg(comparison.forest({"none": lines}, "difference"))
+
+
+def test_a_method_has_one_look_in_every_figure() -> None:
+    alone, among = style.looks(["CompressedAD"]), style.looks(["AD", "other", "CompressedAD", "more"])
+    assert (
+        alone["CompressedAD"] == among["CompressedAD"] and len({look.color for look in among.values()}) == 4
+    )
+    many = style.looks([f"variant {k}" for k in range(30)])
+    assert len({(look.color, str(look.linestyle)) for look in many.values()}) == 30
+    assert style.RANDOM not in {look.color for look in many.values()}

@@ -3,17 +3,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, strategies as st
 
 from compressed_ad.errors import ConfigError
 from compressed_ad.learners.base import LEARNER
+from compressed_ad.marking.apply import marker_params
 from compressed_ad.marking.settings import MarkerSettings
 from compressed_ad.models import MODEL
 from compressed_ad.models.settings import ModelConfig
-from compressed_ad.runs import yaml_file
-from compressed_ad.runs.config import explicit_keys, load_config, marker_params
+from compressed_ad.runs import config as config_module, yaml_file
+from compressed_ad.runs.config import explicit_keys, load_config, plan
 from compressed_ad.runs.config_text import describe, dump, dump_plain, suggest
 from compressed_ad.runs.directory import extras
 from compressed_ad.runs.layers import PRESETS, SECTIONS, Request, config_folder
@@ -209,12 +211,12 @@ def test_dumped_values_read_back(values):
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
-        ("seed: 1\nmodel: {lr: 1}\nseed: 2\n", "x.yaml:3: 'seed' stands here and on line 1"),
+        ("seed: 1\nmodel: {lr: 1}\nseed: 2\n", "x.yaml:3: duplicate key 'seed', first given at .*:1"),
         ("seed: !!python/object/apply:os.system ['true']\n", "x.yaml:1: the tag .* is refused"),
         ("a: &b [1]\nc: *b\n", "x.yaml:1: anchors and aliases are not supported"),
         ("model: [1\n", "x.yaml:2: "),
         ("- 1\n", "expected keys and values, not a sequence"),
-        ("model: {lr: 1, lr: 2}\n", "'lr' stands here and on line 1"),
+        ("model: {lr: 1, lr: 2}\n", "duplicate key 'lr', first given at .*:1"),
         ("[" * 5000, "x.yaml"),
         ("tf_n_embd: 8\nlr: 1\n", "holds only the section 'model'; give it as --model"),
         ("? [a]\n: 1\n", "a key must be a word"),
@@ -346,3 +348,34 @@ def test_configuration_is_immutable_and_hashes_out_no_torch():
         "import compressed_ad.cli.main; assert 'torch' not in sys.modules and 'numba' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_family_and_learner_are_built_once_for_validation_and_plan(monkeypatch):
+    built: list[str] = []
+    for name in ("make_family", "make_learner"):
+        maker = getattr(config_module, name)
+
+        def counted(*args, maker=maker, name=name):
+            built.append(name)
+            return maker(*args)
+
+        monkeypatch.setattr(config_module, name, counted)
+    config = asked(("seed", "1234"), preset="smoke")
+    made = plan(config)
+    assert plan(config) is made
+    assert sorted(built) == ["make_family", "make_learner"]
+    assert len(made.task_ids) == sum(map(len, (made.split.train, made.split.validation, made.split.heldout)))
+    other = plan(config.model_copy(update={"seed": 1235}))
+    assert not np.array_equal(other.split.heldout, made.split.heldout)
+
+
+def test_mistakes_in_python_are_those_of_the_command_line():
+    with pytest.raises(ConfigError, match=r"unknown key 'tf_nembd' \(did you mean 'tf_n_embd'\?\)"):
+        ModelConfig(tf_nembd=3)
+    with pytest.raises(ConfigError) as caught:
+        Config(env={"n_task": 0, "kwargs": {"size": float("nan")}}, seed=-1)
+    assert [p.paths for p in caught.value.problems] == [
+        (("env", "kwargs", "size"),),
+        (("env", "n_task"),),
+        (("seed",),),
+    ]

@@ -4,12 +4,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from compressed_ad.errors import HistoryError, RunDirectoryError, RunError, SpaceError, SplitError
+from compressed_ad.errors import HistoryError, RunDirectoryError, SpaceError, SplitError
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.runs import job as runs
 from compressed_ad.runs.config import load_config
@@ -20,8 +21,6 @@ from compressed_ad.runs.layers import Request
 from compressed_ad.runs.stages import Stopwatch, collect_stage, mark_stage
 from compressed_ad.runs.trainer import train_run
 from compressed_ad.training.checkpoints import digest, load
-from compressed_ad.workers import WorkerPool
-from tests import jobs
 from tests.conftest import SmokeRun
 
 TINY = [
@@ -87,7 +86,9 @@ def test_summary_is_complete(smoke: SmokeRun):
     assert set(summary["methods"]) == {"AD", "CompressedAD"}
     for row in (*summary["methods"].values(), summary["differences"]["CompressedAD-AD"]):
         assert set(row) >= metrics
-        assert all(set(interval) == {"iqm", "low", "high"} for interval in row.values())
+        assert all(
+            set(interval) == {"mean", "iqm", "low", "high", "interval_of"} for interval in row.values()
+        )
     assert set(summary["marking"]) == {"total_steps", "compressed_steps", "compression_ratio"}
     assert 0.1 < summary["marking"]["compression_ratio"] < 0.8
     seconds = summary["seconds"]
@@ -240,32 +241,34 @@ def _logged(path: Path) -> int:
 def test_only_training_tasks_are_trained_on(histories, tmp_path):
     split = HistoryFile(histories).split
     wanted = [int(split.train[0]), int(split.heldout[0])]
-    job = runs.job(tiny(("env.training_tasks", str(wanted))), "AD", 0, histories, tmp_path)
+    job = runs.training_job(tiny(("env.training_tasks", str(wanted))), "AD", 0, histories, tmp_path)
     with pytest.raises(SplitError, match=rf"heldout tasks \[{wanted[1]}\]"):
         train_run(job)
     assert not job.path.exists()
-    data = RunData(runs.job(tiny(), "AD", 0, histories, tmp_path))
+    data = RunData(runs.training_job(tiny(), "AD", 0, histories, tmp_path))
     _, sequences = data.sampler(data.training_tasks(), 0, 4)
     assert set(sequences.task.tolist()) == set(split.train.tolist())
 
 
 def test_a_model_may_be_trained_on_fewer_tasks(histories, tmp_path):
     wanted = [int(i) for i in HistoryFile(histories).split.train[:2]]
-    job = runs.job(tiny(("env.training_tasks", str(wanted))), "AD", 0, histories, tmp_path)
+    job = runs.training_job(tiny(("env.training_tasks", str(wanted))), "AD", 0, histories, tmp_path)
     train_run(job)
     with pytest.raises(RunDirectoryError, match=r"env\.training_tasks"):
-        train_run(runs.job(tiny(), "AD", 0, histories, tmp_path))
+        train_run(runs.training_job(tiny(), "AD", 0, histories, tmp_path))
 
 
 def test_a_history_shorter_than_the_context_works_and_is_told(histories, tmp_path):
-    (note,) = train_run(runs.job(tiny(("model.n_transit", "100")), "CompressedAD", 0, histories, tmp_path))
+    (note,) = train_run(
+        runs.training_job(tiny(("model.n_transit", "100")), "CompressedAD", 0, histories, tmp_path)
+    )
     assert "the longest history has 60 steps after its transforms, fewer than n_transit 100" in note
 
 
 def test_without_validation_tasks_the_last_weights_count(tmp_path):
     config = tiny(("env.validation", "0"))
     history = collect_stage(config, tmp_path / "h.hdf5")
-    job = runs.job(config, "AD", 0, history, tmp_path)
+    job = runs.training_job(config, "AD", 0, history, tmp_path)
     train_run(job)
     assert weights(job.path / "best_model.pt") == weights(job.path / "last_model.pt")
 
@@ -277,7 +280,7 @@ def test_where_the_optimum_is_unknown_the_source_s_best_episode_scales_validatio
     ]
     config = load_config(Request("smoke", overrides=[*TINY[1:], *cart_pole]))
     history = collect_stage(config, tmp_path / "h.hdf5")
-    job = runs.job(config, "AD", 0, history, tmp_path)
+    job = runs.training_job(config, "AD", 0, history, tmp_path)
     data = RunData(job)
     ids = data.file.split.validation
     random, best = data.scale(ids)
@@ -299,26 +302,28 @@ def test_where_the_optimum_is_unknown_the_source_s_best_episode_scales_validatio
 
 
 def test_a_run_directory_of_another_configuration_is_left_alone(histories, tmp_path):
-    job = runs.job(tiny(), "AD", 0, histories, tmp_path)
+    job = runs.training_job(tiny(), "AD", 0, histories, tmp_path)
     train_run(job)
     before = tree(job.path)
-    other = runs.job(tiny(("model.lr", "0.5"), ("model.steps", "5")), "AD", 0, histories, tmp_path)
+    other = runs.training_job(tiny(("model.lr", "0.5"), ("model.steps", "5")), "AD", 0, histories, tmp_path)
     with pytest.raises(
         RunDirectoryError, match=r"model.steps: 4 there, 5 asked for; model.lr: 0.003 there, 0.5"
     ):
         train_run(other)
     # A setting that does not touch training may differ, and so may the place of work.
-    train_run(runs.job(tiny(("evaluation.rollouts", "1"), ("device", "cpu")), "AD", 0, histories, tmp_path))
+    train_run(
+        runs.training_job(tiny(("evaluation.rollouts", "1"), ("device", "cpu")), "AD", 0, histories, tmp_path)
+    )
     assert tree(job.path) == before
 
 
 def test_data_marked_anew_is_other_data(histories, tmp_path):
     copy = tmp_path / "copy.hdf5"
     mark_stage(tiny(("marker.marker", "none")), histories, output=copy)
-    job = runs.job(tiny(), "CompressedAD", 0, histories, tmp_path)
+    job = runs.training_job(tiny(), "CompressedAD", 0, histories, tmp_path)
     train_run(job)
     with pytest.raises(RunDirectoryError, match=r"history.marker: 'threshold' there, 'none' asked for"):
-        train_run(runs.job(tiny(), "CompressedAD", 0, copy, tmp_path))
+        train_run(runs.training_job(tiny(), "CompressedAD", 0, copy, tmp_path))
 
 
 def test_marking_as_it_is_marked_changes_nothing(histories):
@@ -328,7 +333,7 @@ def test_marking_as_it_is_marked_changes_nothing(histories):
 
 
 def test_judging_on_tasks_of_the_training_split_is_refused(histories, tmp_path):
-    job = runs.job(tiny(), "AD", 0, histories, tmp_path / "runs")
+    job = runs.training_job(tiny(), "AD", 0, histories, tmp_path / "runs")
     train_run(job)
     other = collect_stage(tiny(("env.split_seed", "1")), tmp_path / "other.hdf5")
     with pytest.raises(SplitError, match=r"was trained on held-out tasks \[.*\] of"):
@@ -337,13 +342,13 @@ def test_judging_on_tasks_of_the_training_split_is_refused(histories, tmp_path):
     facts = json.loads(environment.read_text())
     facts["history"]["path"] = str(tmp_path / "gone.hdf5")
     environment.write_text(json.dumps(facts))
-    with pytest.raises(HistoryError, match="cannot be told"):
+    with pytest.raises(HistoryError, match="it is unknown whether"):
         evaluate_run(runs.stored_job(job.path, other))
     assert not (job.path / "evaluation.npz").exists()
 
 
 def test_a_model_of_other_spaces_is_refused(histories, tmp_path):
-    job = runs.job(tiny(), "AD", 0, histories, tmp_path / "runs")
+    job = runs.training_job(tiny(), "AD", 0, histories, tmp_path / "runs")
     train_run(job)
     other = collect_stage(tiny(("env.kwargs", "{size: 4, horizon: 5}")), tmp_path / "other.hdf5")
     with pytest.raises(SpaceError, match="observation space of darkroom"):
@@ -351,7 +356,7 @@ def test_a_model_of_other_spaces_is_refused(histories, tmp_path):
 
 
 def test_evaluation_is_done_once_and_again_after_a_change(histories, tmp_path):
-    job = runs.job(tiny(), "AD", 0, histories, tmp_path)
+    job = runs.training_job(tiny(), "AD", 0, histories, tmp_path)
     with pytest.raises(RunDirectoryError, match="its training is not finished"):
         evaluate_run(job)
     train_run(job)
@@ -364,7 +369,7 @@ def test_evaluation_is_done_once_and_again_after_a_change(histories, tmp_path):
     assert not is_evaluated(job)
     evaluate_run(job)
     assert is_evaluated(job)
-    last = runs.job(tiny(("evaluation.checkpoint", "last")), "AD", 0, histories, tmp_path)
+    last = runs.training_job(tiny(("evaluation.checkpoint", "last")), "AD", 0, histories, tmp_path)
     assert not is_evaluated(last)
     evaluate_run(last)
     with np.load(path) as file:
@@ -375,13 +380,13 @@ def test_evaluation_is_done_once_and_again_after_a_change(histories, tmp_path):
 @pytest.mark.parametrize("marks", ["off", "self", "prompt"])
 def test_models_play_as_the_settings_say(histories, tmp_path, marks):
     words = ("evaluation.temperature", "0.7"), ("evaluation.temperature_rewarded", "0.3")
-    job = runs.job(tiny(*words, ("evaluation.marks", marks)), "CompressedAD", 0, histories, tmp_path)
+    job = runs.training_job(tiny(*words, ("evaluation.marks", marks)), "CompressedAD", 0, histories, tmp_path)
     options = runs.playing(job.config)
     assert (options["temperature"], options["temperature_rewarded"], options["marks"]) == (0.7, 0.3, marks)
     assert options.get("on_policy_threshold") == (0.2 if marks == "self" else None)
     train_run(job)
     evaluate_run(job)
-    plain = runs.job(tiny(), "CompressedAD", 0, histories, tmp_path)
+    plain = runs.training_job(tiny(), "CompressedAD", 0, histories, tmp_path)
     with pytest.raises(RunDirectoryError, match=r"evaluation\.temperature: 0.7 there, 1.0 asked for"):
         train_run(plain)
 
@@ -390,7 +395,7 @@ def test_a_moved_folder_is_still_evaluated(histories, tmp_path):
     (tmp_path / "a").mkdir()
     history = tmp_path / "a" / "h.hdf5"
     history.write_bytes(histories.read_bytes())
-    train_run(runs.job(tiny(), "AD", 0, history, tmp_path / "a"))
+    train_run(runs.training_job(tiny(), "AD", 0, history, tmp_path / "a"))
     (tmp_path / "a").rename(tmp_path / "b")
     job = runs.stored_job(tmp_path / "b" / "AD-darkroom-seed0")
     assert job.history == tmp_path / "b" / "h.hdf5"
@@ -452,33 +457,6 @@ def test_stopwatch_adds_up(tmp_path):
         Stopwatch(tmp_path / "seconds.json")
 
 
-# ---------------------------------------------------------------- workers
-
-
-def test_workers(tmp_path):
-    seen = []
-    with WorkerPool(2) as pool:
-        results = pool.run(
-            {str(x): (jobs.double, (x,)) for x in range(5)}, lambda *words: seen.append(words), lambda: False
-        )
-        assert results == {str(x): 2 * x for x in range(5)}
-        assert ("3", 1, 1, "doubled") in seen
-        wanted = lambda: (tmp_path / "started").exists()  # noqa: E731
-        with pytest.raises(KeyboardInterrupt):
-            pool.run(
-                {"a": (jobs.patient, (str(tmp_path),)), "b": (jobs.patient, (str(tmp_path),))}, print, wanted
-            )
-        assert (tmp_path / "saved").exists()
-
-
-def test_errors_and_deaths_in_workers(tmp_path):
-    with WorkerPool(2) as pool, pytest.raises(SplitError, match="task 3 is held out"):
-        pool.run({"a": (jobs.patient, (str(tmp_path),)), "b": (jobs.wrong, ())}, print, lambda: False)
-    assert (tmp_path / "saved").exists()  # the other one was given time to save
-    with WorkerPool(1) as pool, pytest.raises(RunError, match=r"the process of b died \(signal 9, SIGKILL"):
-        pool.run({"b": (jobs.die, ())}, print, lambda: False)
-
-
 def test_a_damaged_evaluation_counts_as_none(tmp_path):
     path = tmp_path / "evaluation.npz"
     np.savez(path, settings=np.array("{}"), returns=np.arange(400.0))
@@ -487,3 +465,35 @@ def test_a_damaged_evaluation_counts_as_none(tmp_path):
     middle = content.index(np.arange(100.0, 110.0).tobytes())
     path.write_bytes(content[:middle] + b"\xff" + content[middle + 1 :])
     assert stored_evaluation(path) is None
+
+
+# ---------------------------------------------------------------- collection
+
+
+def test_a_collection_is_planned_and_checked_once(tmp_path, monkeypatch):
+    from compressed_ad.cli.main import main
+    from compressed_ad.learners.ppo import BatchedPPO
+    from compressed_ad.marking import conformance
+    from compressed_ad.tasks import split
+    from compressed_ad.tasks.gridworld import Darkroom
+
+    calls: Counter[str] = Counter()
+
+    def count(owner, name: str, label: str) -> None:
+        original = getattr(owner, name)
+
+        def counted(*arguments, **options):
+            calls[label] += 1
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(Darkroom, "__init__", "family")
+    count(BatchedPPO, "__init__", "learner")
+    count(split, "split_tasks", "split")
+    count(conformance, "check_marker", "check of the marker")
+    kinds = ("env", "algorithm", "marker")
+    words = [word for key, value in TINY if key.startswith(kinds) for word in (f"--{key}", value)]
+    assert main(["collect", "--preset", "smoke", *words, "--out", str(tmp_path)]) == 0
+    assert HistoryFile(next(tmp_path.glob("*.hdf5"))).marking is not None
+    assert calls == {"family": 1, "learner": 1, "split": 1, "check of the marker": 1}

@@ -10,11 +10,10 @@ import pytest
 
 from compressed_ad.cli.main import main
 from compressed_ad.errors import ConfigError
-from compressed_ad.report.study_rows import read_rows
+from compressed_ad.report.results import read_rows
 from compressed_ad.runs import study_run as study
-from compressed_ad.runs.job import silent
 from compressed_ad.runs.study import load_study
-from compressed_ad.workers import WorkerPool
+from compressed_ad.workers import WorkerPool, silent
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
 
@@ -60,8 +59,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_study_leaves_rows_tables_and_a_page(finished: Path) -> None:
     own = finished / "out" / "tiny"
     rows = read_rows(own / "table.csv")
-    assert len({row.key for row in rows}) == 3 * 5
-    assert all(np.isfinite(row.final) and np.isfinite(row.generalisation) for row in rows)
+    assert len({(row.family, row.variant, row.run) for row in rows}) == 3 * 5
+    assert all(np.isfinite(row["final"]) and np.isfinite(row["generalisation"]) for row in rows)
     page = (own / "index.html").read_text()
     assert "Does it work?" in page and "http://" not in page.replace("http://www.w3.org", "")
     assert {p.stem for p in (own / "figures").glob("*.png")} >= {
@@ -163,8 +162,8 @@ def test_none_is_plain_ad_bit_for_bit(tmp_path: Path) -> None:
         study.run_study(loaded, tmp_path / "out", pool, should_stop=lambda: False)
     found = {row.variant: row for row in study.rows(study.groups(loaded, tmp_path / "out"))}
     assert set(found) == {"AD", "none"}
-    assert found["AD"].final == found["none"].final and found["AD"].auc == found["none"].auc
-    assert found["AD"].excess_cross_entropy == found["none"].excess_cross_entropy
+    assert found["AD"]["final"] == found["none"]["final"] and found["AD"]["auc"] == found["none"]["auc"]
+    assert found["AD"]["excess_cross_entropy"] == found["none"]["excess_cross_entropy"]
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)

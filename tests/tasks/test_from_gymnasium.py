@@ -313,7 +313,7 @@ def test_cart_pole_tasks_go_from_the_command_line_to_the_report(tmp_path):
         assert evaluation["returns"].shape == (2, 2, 5) and (evaluation["returns"] > 0).all()
     # Every step pays, and the best possible return is not known: both is said, in terminal and report.
     shown = " ".join(done.stdout.split())
-    assert "Final normalised return" in shown and "Met the reward" not in shown
+    assert "Final return" in shown and "Met by episode 10" not in shown
     assert "1 is the best episode of the source algorithm (the optimal return is unknown)" in shown
     page = (out / "report" / "index.html").read_text()
     assert "the best episode of the source algorithm" in page and "Met the reward" not in page

@@ -13,7 +13,8 @@ from compressed_ad.errors import MissingExtraError, SplitError, UsageError
 from compressed_ad.histories.collector import collect
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.learners.ppo import BatchedPPO
-from compressed_ad.runs.config import planned_split
+from compressed_ad.runs.config import plan
+from compressed_ad.runs.settings import Config
 from compressed_ad.tasks.base import FixedSplit
 from compressed_ad.tasks.conformance import check_family
 from compressed_ad.tasks.gridworld import Darkroom
@@ -95,10 +96,11 @@ def test_a_collection_of_some_tasks_holds_out_those_of_them_that_are_given(tmp_p
     ids = np.array(file.info.config["task_ids"])
     np.testing.assert_array_equal(ids, choose_tasks(16, 1, n_task))
     assert set(ids[file.split.heldout]) == set(ids) & set(family.heldout_tasks().tolist())
-    env = EnvSettings(family=f"{__name__}:corners", n_task=n_task)
-    plan = planned_split(env, 1, 4)
+    env = EnvSettings(family=f"{__name__}:corners", n_task=n_task, split_seed=4)
+    planned = plan(Config(env=env, seed=1))
+    np.testing.assert_array_equal(planned.task_ids, ids)
     for part in ("train", "validation", "heldout"):
-        np.testing.assert_array_equal(getattr(plan, part), getattr(file.split, part))
+        np.testing.assert_array_equal(getattr(planned.split, part), getattr(file.split, part))
 
 
 @pytest.mark.parametrize(

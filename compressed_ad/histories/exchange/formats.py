@@ -1,14 +1,14 @@
-"""Files of other programs: how their histories are read, and how ours are written for them.
+"""Reads and writes the file formats of other programs.
 
-A *layout* is a name and two functions, either of which may be missing. A reader (``LAYOUT``) takes a path
-and gives the tasks in it as a mapping that reads each one when it is asked for; a writer (``EXPORT``) takes
-a ``HistoryFile``, a path, whether it may replace what is there, and gives the path of what it wrote.
+A *layout* is a name with a reader, a writer or both. A reader (``LAYOUT``) takes a path and returns the tasks
+in it as a mapping, which may read each task on access. A writer (``EXPORT``) takes a ``HistoryFile``, a path
+and whether it may overwrite it, and returns the path that it wrote.
 
 - ``ancestor``: HDF5 as the research codes of Algorithm Distillation write it. A group for each task, named by
-  its index, with ``states``, ``actions``, ``rewards``, ``next_states`` and maybe ``dones`` and
+  its index, with ``states``, ``actions``, ``rewards``, ``next_states`` and optionally ``dones`` and
   ``action_probs``, all (T, stream, ...): time comes first.
 - ``npz``: NumPy's own format. Arrays ``<task>/<name>`` named and shaped as in our files, (stream, T, ...); an
-  exported one also holds ``tasks``, ``random_return``, ``optimal_return``, ``split/...`` and, as JSON text,
+  exported file also holds ``tasks``, ``random_return``, ``optimal_return``, ``split/...`` and, as JSON text,
   ``info``.
 """
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -31,7 +31,7 @@ from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.hdf5 import Group, child, foreign, read, write_array, write_plain
 from compressed_ad.histories.header import short
 from compressed_ad.registry import Registry
-from compressed_ad.types import AnyArray, BoolArray, History
+from compressed_ad.types import AnyArray, BoolArray
 
 Progress = Callable[[int], None]
 """Called with the number of tasks done since its last call."""
@@ -39,14 +39,14 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Recorded:
-    """One task's learning as another program wrote it down, (S, T, ...); None is what it did not say."""
+    """One task's learning histories as another program recorded them; None for what it did not record."""
 
     states: AnyArray  # (S, T, ...)
     actions: AnyArray  # (S, T, ...)
     rewards: AnyArray  # (S, T)
     next_states: AnyArray  # (S, T, ...) at an episode's end often the state after the reset
-    dones: BoolArray | None = None  # (S, T) an episode ended, for whichever reason
-    terminated: BoolArray | None = None  # (S, T) both or none
+    dones: BoolArray | None = None  # (S, T) an episode ended, terminated or truncated
+    terminated: BoolArray | None = None  # (S, T) only together with truncated
     truncated: BoolArray | None = None  # (S, T)
     action_probs: AnyArray | None = None  # (S, T)
     update: AnyArray | None = None  # (S, T)
@@ -57,8 +57,8 @@ class Recorded:
     def __post_init__(self) -> None:
         shape = self.rewards.shape
         for field in fields(self):
-            array, wanted = getattr(self, field.name), shape[:1] if field.name == "learner" else shape
-            if array is not None and (len(shape) != 2 or array.shape[: len(wanted)] != wanted):
+            array, expected = getattr(self, field.name), shape[:1] if field.name == "learner" else shape
+            if array is not None and (len(shape) != 2 or array.shape[: len(expected)] != expected):
                 got = f"{field.name} have {array.shape} while rewards have {shape}"
                 raise HistoryError(f"{got}, counted (stream, time, ...)")
         if (self.terminated is None) != (self.truncated is None):
@@ -66,33 +66,62 @@ class Recorded:
 
 
 Reader = Callable[[Path], Mapping[int, Recorded]]
-Writer = Callable[[HistoryFile, Path, bool, Progress], Path]
+Writer = Callable[[HistoryFile, str | Path, bool, Progress], Path]
 
 LAYOUT: Registry[Reader] = Registry("layout")
-EXPORT: Registry[Writer] = Registry("export format")
+EXPORT: Registry[Writer] = Registry(
+    "export format",
+    {
+        "ancestor": "compressed_ad.histories.exchange.formats:write_ancestor",
+        "npz": "compressed_ad.histories.exchange.formats:write_npz",
+        "minari": "compressed_ad.histories.exchange.minari:write_minari",
+    },
+)
 
 
-def task_number(path: Path, name: str) -> int:
-    """The task that a group or folder ``name`` stands for."""
+class _Tasks(Mapping[int, Recorded]):
+    """The ``tasks`` of the file ``path``; ``read`` returns the arrays of one, and is called on access."""
+
+    def __init__(self, path: Path, tasks: Iterable[int], read: Callable[[int], dict[str, AnyArray]]) -> None:
+        self._path, self._tasks, self._read = path, sorted(tasks), read
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._tasks)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __getitem__(self, task: int) -> Recorded:
+        arrays = {name: _column(name, array) for name, array in self._read(task).items()}
+        try:
+            return Recorded(**arrays)
+        except HistoryError as error:
+            raise HistoryError(f"{self._path}: task {task}: {error}") from error
+
+
+def _column(name: str, array: AnyArray) -> AnyArray:
+    """Flags as bool, and (S, T, 1), which some programs write for one number per step, as (S, T)."""
+    if name not in ("states", "actions", "next_states") and array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    return array != 0 if name in ("dones", "terminated", "truncated") else array
+
+
+def _task_number(path: Path, name: str) -> int:
     if not name.isdecimal():
         raise HistoryError(f"{path}: {name!r} is not the index of a task; expected '0', '1', ...")
     return int(name)
 
 
-def one_step_per_row(name: str, array: AnyArray) -> AnyArray:
-    """(S, T) of an array that some programs write as (S, T, 1)."""
-    flat = name not in ("states", "actions", "next_states") and array.ndim == 3 and array.shape[2] == 1
-    return array[..., 0] if flat else array
-
-
-def check_free(file: HistoryFile, path: Path, overwrite: bool) -> None:
-    """Raise ``HistoryError`` unless a file may be written at ``path``."""
+def check_free(file: HistoryFile, path: str | Path, overwrite: bool) -> Path:
+    """``path``; ``HistoryError`` unless a file may be written there."""
+    path = Path(path)
     if path.resolve() == file.path.resolve():
         raise HistoryError(f"{path} is the file that is exported; choose another --out")
     if path.is_dir():
         raise HistoryError(f"{path} is a folder; --out must be the name of a file here")
     if path.exists() and not overwrite:
         raise HistoryError(f"{path} exists; replace it with --overwrite, or choose another --out")
+    return path
 
 
 # ---------------------------------------------------------------- ancestor
@@ -101,48 +130,31 @@ _ANCESTOR = {"states": "iuf", "actions": "iuf", "rewards": "biuf", "next_states"
 _ANCESTOR_OPTIONAL = {"dones": "biuf", "action_probs": "f"}
 
 
-class _Ancestor(Mapping[int, Recorded]):
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with foreign(path) as file:
-            self._names = {task_number(path, name): name for name in file}
-        if not self._names:
-            raise HistoryError(f"{path}: has no groups '0', '1', ... of tasks")
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(sorted(self._names))
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __getitem__(self, task: int) -> Recorded:
-        with foreign(self.path) as file:
-            group = child(file, self._names[task], Group)
-            kinds = _ANCESTOR | {name: k for name, k in _ANCESTOR_OPTIONAL.items() if name in group}
-            arrays = {name: self._read(group, name, kind) for name, kind in kinds.items()}
-        try:
-            return Recorded(**arrays)
-        except HistoryError as error:
-            raise HistoryError(f"{self.path}: task {task}: {error}") from error
-
-    def _read(self, group: Group, name: str, kind: str) -> AnyArray:
-        array = read(group, name, kind)
-        if array.ndim < 2:
-            raise HistoryError(f"{group.name}/{name}: expected (time, stream, ...), got shape {array.shape}")
-        array = one_step_per_row(name, array.swapaxes(0, 1))
-        return array != 0 if name == "dones" else array
-
-
 @LAYOUT.register("ancestor")
 def read_ancestor(path: Path) -> Mapping[int, Recorded]:
     """HDF5 of the AD research codes: a group per task, arrays (time, stream, ...), no split."""
-    return _Ancestor(path)
+    with foreign(path) as file:
+        names = {_task_number(path, name): name for name in file}
+    if not names:
+        raise HistoryError(f"{path}: has no groups '0', '1', ... of tasks")
+
+    def read_task(task: int) -> dict[str, AnyArray]:
+        with foreign(path) as file:
+            group = child(file, names[task], Group)
+            kinds = _ANCESTOR | {name: k for name, k in _ANCESTOR_OPTIONAL.items() if name in group}
+            arrays = {name: read(group, name, kind) for name, kind in kinds.items()}
+            for name, array in arrays.items():
+                if array.ndim < 2:
+                    place = f"{group.name}/{name}"
+                    raise HistoryError(f"{place}: expected (time, stream, ...), got shape {array.shape}")
+        return {name: array.swapaxes(0, 1) for name, array in arrays.items()}
+
+    return _Tasks(path, names, read_task)
 
 
-@EXPORT.register("ancestor")
-def write_ancestor(file: HistoryFile, path: Path, overwrite: bool, progress: Progress) -> Path:
+def write_ancestor(file: HistoryFile, path: str | Path, overwrite: bool, progress: Progress) -> Path:
     """HDF5 of the AD research codes: a group per task, arrays (time, stream, ...), no split, no marks."""
-    check_free(file, path, overwrite)
+    path = check_free(file, path, overwrite)
 
     def fill(target: Group) -> None:
         for task in file.task_ids.tolist():
@@ -160,46 +172,33 @@ def write_ancestor(file: HistoryFile, path: Path, overwrite: bool, progress: Pro
 # ---------------------------------------------------------------- npz
 
 
-class _Npz(Mapping[int, Recorded]):
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._arrays: dict[int, list[str]] = {}
-        with _npz(path) as file:
-            for key in file.files:
-                task, slash, name = key.partition("/")
-                if slash and task != "split":
-                    self._arrays.setdefault(task_number(path, task), []).append(name)
-        if not self._arrays:
-            raise HistoryError(f"{path}: has no arrays '<task>/states' and so on")
+@LAYOUT.register("npz")
+def read_npz(path: Path) -> Mapping[int, Recorded]:
+    """NumPy's npz: arrays <task>/<name>, named and shaped (stream, time, ...) as in our own files."""
+    names: dict[int, list[str]] = {}
+    with _npz(path) as file:
+        for key in file.files:
+            task, slash, name = key.partition("/")
+            if slash and task != "split":
+                names.setdefault(_task_number(path, task), []).append(name)
+    if not names:
+        raise HistoryError(f"{path}: has no arrays '<task>/states' and so on")
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(sorted(self._arrays))
-
-    def __len__(self) -> int:
-        return len(self._arrays)
-
-    def __getitem__(self, task: int) -> Recorded:
-        missing = [name for name in _ANCESTOR if name not in self._arrays[task]]
+    def read_task(task: int) -> dict[str, AnyArray]:
+        missing = [name for name in _ANCESTOR if name not in names[task]]
         if missing:
-            raise HistoryError(f"{self.path}: task {task} lacks {', '.join(missing)}")
-        known = [field.name for field in fields(Recorded) if field.name in self._arrays[task]]
-        with _npz(self.path) as file:
+            raise HistoryError(f"{path}: task {task} lacks {', '.join(missing)}")
+        with _npz(path) as file:
             try:
-                arrays = {name: one_step_per_row(name, file[f"{task}/{name}"]) for name in known}
+                return {f.name: file[f"{task}/{f.name}"] for f in fields(Recorded) if f.name in names[task]}
             except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-                raise HistoryError(f"{self.path}: task {task}: cannot be read ({error})") from error
-        for name in ("dones", "terminated", "truncated"):
-            if name in arrays:
-                arrays[name] = arrays[name] != 0
-        try:
-            return Recorded(**arrays)
-        except HistoryError as error:
-            raise HistoryError(f"{self.path}: task {task}: {error}") from error
+                raise HistoryError(f"{path}: task {task}: cannot be read ({error})") from error
+
+    return _Tasks(path, names, read_task)
 
 
 @contextmanager
 def _npz(path: Path) -> Iterator[Any]:
-    """NumPy's open archive at ``path``."""
     try:
         raw = path.open("rb")
     except OSError as error:
@@ -214,16 +213,9 @@ def _npz(path: Path) -> Iterator[Any]:
         yield file
 
 
-@LAYOUT.register("npz")
-def read_npz(path: Path) -> Mapping[int, Recorded]:
-    """NumPy's npz: arrays <task>/<name>, named and shaped (stream, time, ...) as in our own files."""
-    return _Npz(path)
-
-
-@EXPORT.register("npz")
-def write_npz(file: HistoryFile, path: Path, overwrite: bool, progress: Progress) -> Path:
+def write_npz(file: HistoryFile, path: str | Path, overwrite: bool, progress: Progress) -> Path:
     """NumPy's npz: every array of the file as <task>/<name>, its split, tasks and, as JSON text, info."""
-    check_free(file, path, overwrite)
+    path = check_free(file, path, overwrite)
     image = io.BytesIO()
     heads: dict[str, AnyArray | None] = {
         "tasks": file.tasks,
@@ -237,16 +229,12 @@ def write_npz(file: HistoryFile, path: Path, overwrite: bool, progress: Progress
             if array is not None:
                 _add(archive, name, array)
         for task in file.task_ids.tolist():
-            for name, array in _arrays(file.load([task])[task]):
+            history = file.load([task])[task]
+            for name, array in (*history.per_step(), ("learner", history.learner)):
                 _add(archive, f"{task}/{name}", array)
             progress(1)
     write_atomically(path, image.getvalue(), error=HistoryError)
     return path
-
-
-def _arrays(history: History) -> Iterator[tuple[str, AnyArray]]:
-    yield from history.per_step()
-    yield "learner", history.learner
 
 
 def _add(archive: zipfile.ZipFile, name: str, array: AnyArray) -> None:

@@ -1,10 +1,10 @@
-"""Histories that another program recorded, made a history file: what is missing is worked out or asked for.
+"""Converts recordings of other programs to a history file.
 
-Other programs write less than we need: no split, no parameters of the tasks, ``dones`` without saying why or
-nothing at all, and at an episode's end the state after the reset for a successor. The task family knows all
-of it: the actions of every stream are *replayed* in it. Where the replay passes through the recorded states
-and rewards, its successors and episode ends are the true ones and are taken; where it does not (another task,
-other dynamics, chance), the recorded arrays stay as they are, and the findings say so.
+Other programs record less than we need: no split, no task parameters, at most ``dones`` without their cause,
+and as the successor at an episode's end the state after the reset. The task family has all of it, so the
+actions of every stream are *replayed* in it. Where the replay reproduces the recorded states and rewards, its
+successors and episode ends are taken as the true ones. Where it does not (another task, other dynamics,
+chance), the recorded arrays are kept, and the findings say so.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,49 +20,49 @@ import numpy as np
 
 from compressed_ad.errors import CompressedADError, ConfigError, HistoryError, UsageError
 from compressed_ad.histories.exchange.formats import Progress, Recorded
-from compressed_ad.histories.file import HistoryInfo, HistoryWriter
+from compressed_ad.histories.file import COLUMNS, OPTIONAL, HistoryInfo, HistoryWriter
 from compressed_ad.histories.header import short
 from compressed_ad.tasks.base import TaskFamily, family_specs
 from compressed_ad.tasks.replay import Played, differ, episode_step, play
 from compressed_ad.types import AnyArray, BoolArray, History, SpaceSpec, Split, from_spec
 
 MATCH = "match"
-"""For ``task_ids``: find each task by its rewards."""
+"""Value of ``task_ids`` that finds each task by its rewards."""
 
 
 @dataclass
 class Findings:
-    """What was found in the tasks of an imported file, by task as the file counts them."""
+    """What an import found, by the task's index in the imported file."""
 
     repaired: dict[int, int] = field(default_factory=dict)  # successors that were replaced
     kept: dict[int, int] = field(default_factory=dict)  # successors that equal the next episode's first state
-    disagree: dict[int, str] = field(default_factory=dict)  # where the replay and the record part
+    disagree: dict[int, str] = field(default_factory=dict)  # where replay and recording first differ
     unknown_probs: list[int] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """For the user, one finding each."""
+        """The findings as sentences for the user."""
         found = []
         if self.repaired:
             found.append(
-                f"{sum(self.repaired.values())} next_states at the ends of episodes were not where the "
-                f"action led (but the state after the reset, usually) and were replaced by the "
-                f"family's own, in {_tasks(self.repaired)}"
+                f"{sum(self.repaired.values())} next_states at the ends of episodes were not the states that "
+                "the actions led to (usually they are the states after the reset). They were replaced by the "
+                f"family's, in {_tasks(self.repaired)}"
             )
         if self.disagree:
             task, first = next(iter(self.disagree.items()))
             found.append(
-                f"the family does not play what is recorded of {_tasks(self.disagree)}; arrays were kept as "
-                f"they are and the ends of episodes taken from the file (task {task}: {first}). If the "
-                "family is right, its tasks may have another order: --task-ids"
+                f"the family does not reproduce the recording of {_tasks(self.disagree)}; the arrays were "
+                f"kept, and the ends of episodes taken from the file (task {task}: {first}). If the family "
+                "is right, its tasks may have another order: --task-ids"
             )
         if self.kept:
             found.append(
-                f"{sum(self.kept.values())} next_states at the ends of episodes are the first state of the "
-                f"next episode, which they should not be, and could not be repaired, in {_tasks(self.kept)}"
+                f"{sum(self.kept.values())} next_states at the ends of episodes are wrong (they are the "
+                f"first state of the next episode) and could not be repaired, in {_tasks(self.kept)}"
             )
         if self.unknown_probs:
             found.append(
-                f"action_probs are unknown in {_tasks(self.unknown_probs)}: only markers that do not ask for "
+                f"action_probs are unknown in {_tasks(self.unknown_probs)}: only markers that do not need "
                 "them can mark these histories (none, all, random, rollout, ...)"
             )
         return found
@@ -92,15 +92,13 @@ def import_histories(
 ) -> Findings:
     """Write the recorded ``tasks`` to the history file ``path`` as histories of ``family``.
 
-    ``split`` numbers the tasks as ``tasks`` does; tasks of no part are left out. The file numbers them from 0
-    in ascending order, which is the same if none is missing. ``task_ids`` are the family's tasks that they
-    are, in the same order; by default each one is the family's of its own number, and with ``"match"`` the
-    one in which its actions earn its rewards.
+    ``split`` holds keys of ``tasks``; tasks in no part are left out. The file numbers its tasks from 0 in
+    ascending order of these keys. ``task_ids`` are the ids of the same tasks in the family, in the same
+    order: by default the keys themselves; with ``"match"``, the task in which the actions earn the rewards.
 
-    ``horizon`` is the length of all episodes where neither the record nor a replay tells their ends.
-    ``n_learner`` learners, one after the other, share the streams; a policy lasts for ``steps_per_update``
-    steps (None: unknown, ``update`` is 0 throughout). Raises ``HistoryError`` or ``ConfigError`` naming the
-    task.
+    ``horizon`` is the length of all episodes where neither recording nor replay has their ends. The streams
+    are divided among ``n_learner`` learners, in order; ``steps_per_update`` steps are made with one policy
+    (None: unknown, ``update`` is 0 throughout). Raises ``HistoryError`` or ``ConfigError`` naming the task.
     """
     numbers = sorted(int(task) for ids in vars(split).values() for task in ids)
     place = {number: k for k, number in enumerate(numbers)}
@@ -133,14 +131,14 @@ def import_histories(
             writer.append(place[number], history)
             progress(1)
     except BaseException:
-        shutil.rmtree(writer.shards, ignore_errors=True)  # an import is not continued, but done again
+        shutil.rmtree(writer.shards, ignore_errors=True)  # an import is repeated, not resumed
         raise
     writer.finish()
     return findings
 
 
 def file_provenance(path: Path, layout: str) -> dict[str, Any]:
-    """Which file was imported, for the config of the history file."""
+    """The imported file, for the config of the history file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"imported_from": path.name, "layout": layout, "sha256": digest}
@@ -150,22 +148,19 @@ def file_provenance(path: Path, layout: str) -> dict[str, Any]:
 
 
 def _fitted(where: str, recorded: Recorded, spaces: Mapping[str, SpaceSpec]) -> Recorded:
-    """``recorded`` with observations and actions of the spaces' dtypes and shapes, if nothing gets lost."""
+    """``recorded`` in the dtypes and shapes of the spaces; ``HistoryError`` if that changes a value."""
     changed: dict[str, Any] = {}
     for name, key in (("states", "observation"), ("next_states", "observation"), ("actions", "action")):
         array, space = getattr(recorded, name), from_spec(spaces[key])
         if space.shape == () and array.ndim == 3 and array.shape[2] == 1:
             array = array[..., 0]
-        with np.errstate(invalid="ignore"):  # NaN is no whole number; the comparison finds it
+        with np.errstate(invalid="ignore"):  # the comparison below finds NaN
             fitted = array.astype(space.dtype, copy=False)
         whole = np.dtype(space.dtype).kind in "iu"
         if whole and not np.array_equal(fitted, array):
-            raise HistoryError(
-                f"{where}: {name} of dtype {array.dtype} are not whole numbers, as {space} has"
-            )
+            raise HistoryError(f"{where}: {name} of dtype {array.dtype} are not whole numbers, as in {space}")
         changed[name] = fitted
-    rewards = recorded.rewards.astype(np.float32)
-    return Recorded(**{**vars(recorded), **changed, "rewards": rewards})
+    return replace(recorded, **changed, rewards=recorded.rewards.astype(np.float32))
 
 
 def _history(
@@ -175,9 +170,13 @@ def _history(
     where, shape = f"task {number}", recorded.rewards.shape
     if shape[0] % n_learner:
         raise ConfigError(f"{where}: {n_learner} learners cannot share {shape[0]} streams equally")
-    played, problem = _replay(family, task, recorded, seed)
     next_states = recorded.next_states
-    if played is not None and problem is None:
+    try:
+        played = _play(family, np.repeat(task[None], shape[0], axis=0), recorded.actions, seed)
+        problem = _first_difference(recorded, played)
+    except HistoryError as error:
+        problem = str(error)
+    if problem is None:
         terminated, truncated = played.terminated, played.truncated
         wrong = played.episode_end & differ(next_states, played.next_states)
         if wrong.any():
@@ -185,7 +184,7 @@ def _history(
             next_states = next_states.copy()
             next_states[wrong] = played.next_states[wrong]
     else:
-        findings.disagree[number] = problem or "cannot be replayed"
+        findings.disagree[number] = problem
         terminated, truncated = _ends(where, recorded, int(family.horizon), horizon)
         ended = (terminated | truncated)[:, :-1]
         after_reset = ended & ~differ(next_states[:, :-1], recorded.states[:, 1:])
@@ -193,10 +192,13 @@ def _history(
             findings.kept[number] = int(after_reset.sum())
     if recorded.action_probs is None or np.isnan(recorded.action_probs).all():
         findings.unknown_probs.append(number)
-    steps = np.zeros(shape[1], np.int32)
-    if steps_per_update is not None:
-        steps = (np.arange(shape[1]) // steps_per_update).astype(np.int32)
-    learners = np.repeat(np.arange(n_learner), shape[0] // n_learner)
+    update, learner, probs = recorded.update, recorded.learner, recorded.action_probs
+    if update is None:
+        steps = np.arange(shape[1])
+        update = np.broadcast_to(steps * 0 if steps_per_update is None else steps // steps_per_update, shape)
+    if learner is None:
+        learner = np.repeat(np.arange(n_learner), shape[0] // n_learner)
+    optional = {name: getattr(recorded, name, None) for name in OPTIONAL}
     return History(
         states=recorded.states,
         actions=recorded.actions,
@@ -204,26 +206,17 @@ def _history(
         next_states=next_states,
         terminated=terminated,
         truncated=truncated,
-        action_probs=_float32(recorded.action_probs, shape),
-        update=_int32(recorded.update, np.broadcast_to(steps, shape)),
-        learner=_int32(recorded.learner, learners),
-        entropy=None if recorded.entropy is None else _float32(recorded.entropy, shape),
-        log_prob_next=None if recorded.log_prob_next is None else _float32(recorded.log_prob_next, shape),
+        action_probs=np.full(shape, np.nan, np.float32) if probs is None else probs.astype(np.float32),
+        update=update.astype(np.int32),
+        learner=learner.astype(np.int32),
+        **{name: array.astype(COLUMNS[name]) for name, array in optional.items() if array is not None},
     )
-
-
-def _float32(array: AnyArray | None, shape: tuple[int, ...]) -> AnyArray:
-    return np.full(shape, np.nan, np.float32) if array is None else array.astype(np.float32)
-
-
-def _int32(array: AnyArray | None, otherwise: AnyArray) -> AnyArray:
-    return (otherwise if array is None else array).astype(np.int32)
 
 
 def _ends(
     where: str, recorded: Recorded, family_horizon: int, horizon: int | None
 ) -> tuple[BoolArray, BoolArray]:
-    """``terminated`` and ``truncated`` (S, T) as the record tells them, or by the clock."""
+    """``terminated`` and ``truncated`` (S, T): as recorded, or where an episode reaches the horizon."""
     if recorded.terminated is not None and recorded.truncated is not None:
         return recorded.terminated, recorded.truncated
     shape = recorded.rewards.shape
@@ -231,9 +224,8 @@ def _ends(
     if recorded.dones is None:
         if horizon is None:
             raise HistoryError(
-                f"{where}: has no dones, and the family does not play what is recorded; say how long "
-                "episodes are (--horizon N), or choose the family's settings and tasks "
-                "(--env.kwargs, --task-ids)"
+                f"{where}: has no dones, and the family does not reproduce the recording; set the length of "
+                "episodes (--horizon N), or the family's settings and tasks (--env.kwargs, --task-ids)"
             )
         return np.zeros(shape, bool), np.broadcast_to((np.arange(shape[1]) + 1) % horizon == 0, shape)
     length = episode_step(recorded.dones)
@@ -250,20 +242,15 @@ def _ends(
 # ---------------------------------------------------------------- replay
 
 
-def _replay(
-    family: TaskFamily, task: AnyArray, recorded: Recorded, seed: int
-) -> tuple[Played | None, str | None]:
-    """The replay of a task's actions, and where it first parts from the record (None: nowhere)."""
-    n_stream = recorded.rewards.shape[0]
+def _play(family: TaskFamily, tasks: AnyArray, actions: AnyArray, seed: int) -> Played:
     try:
-        played = play(family, np.repeat(task[None], n_stream, axis=0), recorded.actions, seed)
+        return play(family, tasks, actions, seed)
     except (CompressedADError, ValueError, IndexError, TypeError) as error:
-        return None, f"its actions cannot be played ({error})"
-    return played, _difference(recorded, played)
+        raise HistoryError(f"its actions cannot be played in {family.name} ({error})") from error
 
 
-def _difference(recorded: Recorded, played: Played) -> str | None:
-    """The array, stream and step at which two first differ, leaving out successors at the ends."""
+def _first_difference(recorded: Recorded, played: Played) -> str | None:
+    """Array, stream and step of the first difference, successors at episode ends left out; None: equal."""
     inner = ~played.episode_end
     pairs = {
         "states": differ(recorded.states, played.states),
@@ -282,7 +269,7 @@ def _difference(recorded: Recorded, played: Played) -> str | None:
     return None
 
 
-# ---------------------------------------------------------------- which task is which
+# ---------------------------------------------------------------- ids of the tasks in the family
 
 
 def _task_ids(
@@ -290,42 +277,42 @@ def _task_ids(
     numbers: Sequence[int],
     family: TaskFamily,
     spaces: Mapping[str, SpaceSpec],
-    asked: Sequence[int] | str | None,
+    task_ids: Sequence[int] | str | None,
     seed: int,
 ) -> list[int]:
-    """Ids into the family of the tasks ``numbers``, in their order."""
+    """Ids in the family of the tasks ``numbers``, in their order."""
     count = len(family.tasks())
-    if isinstance(asked, str):
-        if asked != MATCH:
-            raise UsageError(f"task_ids must be numbers or {MATCH!r}, got {asked!r}")
+    if isinstance(task_ids, str):
+        if task_ids != MATCH:
+            raise UsageError(f"task_ids must be numbers or {MATCH!r}, got {task_ids!r}")
         ids = [_match(f"task {i}", _fitted(f"task {i}", tasks[i], spaces), family, seed) for i in numbers]
     else:
-        ids = list(numbers) if asked is None else [int(i) for i in asked]
+        ids = list(numbers) if task_ids is None else [int(i) for i in task_ids]
     if len(ids) != len(numbers):
         raise ConfigError(f"--task-ids: {len(numbers)} tasks are imported, but {len(ids)} ids are given")
     beyond = [i for i in ids if not 0 <= i < count]
     if beyond:
         raise ConfigError(
-            f"--task-ids: {family.name} has tasks 0..{count - 1}, not {short(beyond)}; say which one of them "
-            "each task of the file is"
+            f"--task-ids: {family.name} has tasks 0..{count - 1}, not {short(beyond)}; give the id of each "
+            "task of the file in the family"
         )
     twice = sorted({i for i in ids if ids.count(i) > 1})
     if twice:
-        raise ConfigError(f"--task-ids: tasks {short(twice)} of {family.name} stand twice")
+        raise ConfigError(f"--task-ids: tasks {short(twice)} of {family.name} are given twice")
     return ids
 
 
 def _match(where: str, recorded: Recorded, family: TaskFamily, seed: int) -> int:
-    """The only task of ``family`` in which every stream's actions earn its rewards."""
+    """The id of the only task of ``family`` in which the actions of all streams earn their rewards."""
     left = np.arange(len(family.tasks()))
     for stream in range(recorded.rewards.shape[0]):
         actions = np.repeat(recorded.actions[stream : stream + 1], len(left), axis=0)
         rewards = np.repeat(recorded.rewards[stream : stream + 1], len(left), axis=0)
         states = np.repeat(recorded.states[stream : stream + 1], len(left), axis=0)
         try:
-            played = play(family, family.tasks()[left], actions, seed)
-        except (CompressedADError, ValueError, IndexError, TypeError) as error:
-            raise HistoryError(f"{where}: its actions cannot be played in {family.name} ({error})") from error
+            played = _play(family, family.tasks()[left], actions, seed)
+        except HistoryError as error:
+            raise HistoryError(f"{where}: {error}") from error
         wrong = differ(states, played.states) | differ(rewards, played.rewards)
         left = left[~wrong.any(axis=1)]
         if len(left) <= 1:
@@ -333,7 +320,7 @@ def _match(where: str, recorded: Recorded, family: TaskFamily, seed: int) -> int
     if len(left) != 1:
         what = f"tasks {short(left.tolist())} all do" if len(left) else "none does"
         raise HistoryError(
-            f"{where}: no single task of {family.name} plays what is recorded ({what}); give --task-ids"
+            f"{where}: no single task of {family.name} reproduces the recording ({what}); give --task-ids"
         )
     return int(left[0])
 
@@ -347,9 +334,9 @@ def named_split(
     validation: Sequence[int] | None,
     drawn: Callable[[int], Split] | None,
 ) -> Split:
-    """The split of the recorded ``tasks``: the named ones held out and validating, or as ``drawn``.
+    """The split of the recorded ``tasks`` by the named ``heldout`` and ``validation`` tasks, or as ``drawn``.
 
-    ``drawn`` splits positions 0, 1, ... of a number of tasks. ``ConfigError`` if neither is given.
+    ``drawn`` takes the number of tasks and splits their positions. ``ConfigError`` if neither is given.
     """
     if heldout is not None:
         validation = list(validation or ())

@@ -1,13 +1,11 @@
-"""Histories as a dataset of Minari, the Farama Foundation's format for offline reinforcement learning.
+"""Exports histories as a dataset of Minari, the Farama Foundation's format for offline RL.
 
-One dataset holds all tasks, an episode after the other: streams in order, each in time order, so that a
-learning history can be put together again. Where an episode belongs is said in its metadata: ``task``,
-``part`` of the split, ``stream``, ``learner``, ``first_step``; an episode that the collection cut off has
-neither ``terminations`` nor ``truncations`` at its end. ``infos`` hold what Minari has no place for:
-``action_probs``, ``update``, and ``compression_mask``, ``entropy`` and ``log_prob_next`` where they are
-known. As everywhere in Minari, entry 0 of ``infos`` belongs to the reset and entry t + 1 to step t.
-
-The one file that imports Minari (extra ``minari``).
+One dataset holds the episodes of all tasks: streams in order, each in time order, so that learning histories
+can be reassembled. The metadata of an episode hold its ``task``, ``part`` of the split, ``stream``,
+``learner`` and ``first_step``; an episode that the collection cut off has neither ``terminations`` nor
+``truncations`` at its end. ``infos`` hold what Minari has no place for: ``action_probs``, ``update``, and
+``compression_mask``, ``entropy`` and ``log_prob_next`` where they are known. As everywhere in Minari, entry 0
+of ``infos`` belongs to the reset and entry t + 1 to step t.
 """
 
 from __future__ import annotations
@@ -25,31 +23,33 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import HistoryError, MissingExtraError
-from compressed_ad.histories.exchange.formats import EXPORT, Progress
+from compressed_ad.histories.exchange.formats import Progress
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.hdf5 import json_text
-from compressed_ad.types import AnyArray, History, from_spec
+from compressed_ad.types import History, from_spec
 
 _ROOT = "MINARI_DATASETS_PATH"
-_BEFORE = {"b": False, "i": -1, "f": np.nan}
-"""What stands in ``infos`` at the reset, by kind of dtype."""
+_COLUMNS = ("states", "actions", "rewards", "next_states", "terminated", "truncated")
+"""Columns that Minari has a place for."""
+_AT_RESET = {"b": False, "i": -1, "f": np.nan}
+"""Entry of ``infos`` at the reset, by kind of dtype."""
 
 
 def dataset_id(file: HistoryFile) -> str:
-    """The id that the histories of ``file`` get, e.g. ``darkroom-PPO-seed0-v0``."""
+    """Minari's id of the histories of ``file``, e.g. ``darkroom-PPO-seed0-v0``."""
     words = (file.info.family, file.info.learner, f"seed{file.info.seed}", "v0")
     return "-".join(re.sub(r"[^A-Za-z0-9_]+", "_", word) for word in words)
 
 
-@EXPORT.register("minari")
-def write_minari(file: HistoryFile, path: Path, overwrite: bool, progress: Progress) -> Path:
+def write_minari(file: HistoryFile, path: str | Path, overwrite: bool, progress: Progress) -> Path:
     """A Minari dataset of all tasks; the output is the folder of datasets (MINARI_DATASETS_PATH)."""
     try:
         import minari
         from minari.data_collector import EpisodeBuffer
     except ImportError as error:
         raise MissingExtraError("the export to minari", "minari") from error
-    name, aside = dataset_id(file), path / f".partial-{os.getpid()}"
+    path, name = Path(path), dataset_id(file)
+    aside = path / f".partial-{os.getpid()}"
     target = path / name
     if path.is_file():
         raise HistoryError(f"{path} is a file; --out must be a folder here")
@@ -86,14 +86,14 @@ def write_minari(file: HistoryFile, path: Path, overwrite: bool, progress: Progr
 
 
 def episodes(where: str, history: History) -> Iterator[tuple[int, int, int]]:
-    """(stream, first step, step after the last) of every episode, the unfinished last ones included.
+    """(stream, first step, step after the last) of every episode, including unfinished last ones.
 
-    ``HistoryError`` if a step does not start where the one before it led: a dataset of episodes has only one
-    place for both.
+    Raises ``HistoryError`` if within an episode a state is not the successor before it: Minari stores both
+    as one.
     """
     inner = ~history.episode_end[:, :-1]
-    differ = history.next_states[:, :-1] != history.states[:, 1:]
-    broken = np.argwhere(differ.any(axis=tuple(range(2, differ.ndim))) & inner)
+    unequal = history.next_states[:, :-1] != history.states[:, 1:]
+    broken = np.argwhere(unequal.any(axis=tuple(range(2, unequal.ndim))) & inner)
     if len(broken):
         raise HistoryError(f"{where}: next_states{broken[0].tolist()} is not the state of the next step")
     for stream, ends in enumerate(history.episode_end):
@@ -104,26 +104,22 @@ def episodes(where: str, history: History) -> Iterator[tuple[int, int, int]]:
 
 
 def _buffer(history: History, file: HistoryFile, stream: int, first: int, stop: int) -> dict[str, Any]:
-    here = (stream, slice(first, stop))
+    part = (stream, slice(first, stop))
     last = history.next_states[stream, stop - 1 : stop]
     spaces = {name: from_spec(spec).dtype for name, spec in file.info.spaces.items()}
     infos = {
-        name: _after_reset(array[here])
+        name: np.concatenate([np.array([_AT_RESET[array.dtype.kind]], array.dtype), array[part]])
         for name, array in history.per_step()
-        if name in ("action_probs", "update", "compression_mask", "entropy", "log_prob_next")
+        if name not in _COLUMNS
     }
     return {
-        "observations": np.concatenate([history.states[here], last]).astype(spaces["observation"]),
-        "actions": history.actions[here].astype(spaces["action"]),
-        "rewards": history.rewards[here],
-        "terminations": history.terminated[here],
-        "truncations": history.truncated[here],
+        "observations": np.concatenate([history.states[part], last]).astype(spaces["observation"]),
+        "actions": history.actions[part].astype(spaces["action"]),
+        "rewards": history.rewards[part],
+        "terminations": history.terminated[part],
+        "truncations": history.truncated[part],
         "infos": infos,
     }
-
-
-def _after_reset(array: AnyArray) -> AnyArray:
-    return np.concatenate([np.array([_BEFORE[array.dtype.kind]], array.dtype), array])
 
 
 def _head(file: HistoryFile) -> dict[str, Any]:
@@ -135,7 +131,7 @@ def _head(file: HistoryFile) -> dict[str, Any]:
         "description": f"Learning histories of {file.info.learner} on the tasks of {family}.",
         "requirements": [f"compressed-ad=={metadata.version('compressed-ad')}"],
         "data_format": "hdf5",
-        "jpeg_encoding": False,  # images as they were, not nearly
+        "jpeg_encoding": False,  # lossy
     }
 
 
@@ -150,7 +146,6 @@ def _quiet_root(folder: Path) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        if before is None:
-            del os.environ[_ROOT]
-        else:
+        del os.environ[_ROOT]
+        if before is not None:
             os.environ[_ROOT] = before

@@ -13,10 +13,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from compressed_ad.evaluation.attention import Context, Shares
 from compressed_ad.evaluation.border_embeddings import Effects, Geometry
-from compressed_ad.report.figures.style import COLOURS, LINES, MUTED, styled
-from compressed_ad.types import BoolArray, FloatArray, IntArray
-
-INK = "#202020"
+from compressed_ad.marking.markers import segments
+from compressed_ad.report.figures.style import INK, MARKS, MUTED, styled
+from compressed_ad.types import FloatArray, IntArray
 
 
 def head_names(n_layer: int, n_head: int) -> list[str]:
@@ -40,17 +39,9 @@ def attention_summary(shares: Shares, title: str) -> Figure:
         share, matched = shares.share[k].ravel(), shares.matched[k].ravel()
         above.axvline(shares.uniform[k], color=INK, linestyle=(0, (2, 2)), linewidth=1.2, label="uniform")
         above.hlines(places, share, matched, color="#b9b9b9", linewidth=1.2, zorder=1)
-        above.plot(
-            matched,
-            places,
-            "s",
-            color=INK,
-            markerfacecolor="white",
-            markersize=5,
-            label="lag alone",
-            zorder=2,
-        )
-        above.plot(share, places, "o", color=COLOURS[0], markersize=5.5, label="attention", zorder=3)
+        hollow: dict[str, Any] = {"markerfacecolor": "white", "markersize": 5, "zorder": 2}
+        above.plot(matched, places, "s", color=INK, label="lag alone", **hollow)
+        above.plot(share, places, "o", color=INK, markersize=5.5, label="attention", zorder=3)
         above.set_xlim(
             0, 1.12 * max(1e-3, float(share.max()), float(matched.max()), float(shares.uniform[k]))
         )
@@ -86,10 +77,8 @@ def _ratios(axes: Axes, places: IntArray, ratio: FloatArray, low: FloatArray, hi
         if not np.isfinite([middle, *ends]).all() or middle <= 0:
             continue
         clear = ends[0] > 1 or ends[1] < 1
-        axes.hlines(y, *ends, color=COLOURS[0], linewidth=2)
-        axes.plot(
-            middle, y, "o", color=COLOURS[0], markerfacecolor=COLOURS[0] if clear else "white", markersize=5.5
-        )
+        axes.hlines(y, *ends, color=INK, linewidth=2)
+        axes.plot(middle, y, "o", color=INK, markerfacecolor=INK if clear else "white", markersize=5.5)
     known = np.concatenate([ratio, low, high])
     known = known[np.isfinite(known) & (known > 0)]
     reach = 1.1 * max(1.5, *(float(max(x, 1 / x)) for x in known)) if len(known) else 2.0
@@ -139,8 +128,8 @@ def _beside_both(axes: Axes, context: Context, length: int) -> None:
     starts = np.flatnonzero(context.episode_start) - 0.5
     axes.vlines(starts, -9.5 * unit, -0.5, color=MUTED, linewidth=0.7, label="episode start")
     axes.hlines(starts, -9.5 * unit, -0.5, color=MUTED, linewidth=0.7)
-    for k, (begin, end) in enumerate(_runs(context.marked)):
-        line: dict[str, Any] = {"color": COLOURS[1], "linewidth": 3.2, "solid_capstyle": "butt"}
+    for k, (begin, end) in enumerate(zip(*segments(context.marked)[1:], strict=True)):
+        line: dict[str, Any] = {"color": MARKS, "linewidth": 3.2, "solid_capstyle": "butt"}
         axes.plot([begin - 0.5, end - 0.5], [-3 * unit] * 2, **line, label="marked" if k == 0 else None)
         axes.plot([-3 * unit] * 2, [begin - 0.5, end - 0.5], **line)
     rewarded = np.flatnonzero(context.rewarded)
@@ -151,11 +140,6 @@ def _beside_both(axes: Axes, context: Context, length: int) -> None:
     axes.set_ylim(length - 0.5, -10 * unit)
     for edge in ("left", "bottom"):
         axes.spines[edge].set_visible(False)
-
-
-def _runs(mask: BoolArray) -> IntArray:
-    """(n, 2) first and one after the last of each run of True."""
-    return np.flatnonzero(np.diff(np.concatenate([[0], mask, [0]]))).reshape(-1, 2)
 
 
 @styled
@@ -171,7 +155,7 @@ def border_embeddings(geometries: Sequence[Geometry], effects: Effects, title: s
             "\\compress>": [g.norm_end / g.norm_token for g in geometries],
         }.items()
     ):
-        sizes.plot(steps, norms, linestyle=LINES[k], label=name, **_token_style(k))
+        sizes.plot(steps, norms, linestyle=("-", (0, (6, 1.5)))[k], label=name, **_EMBEDDINGS[k])
     sizes.set(xlabel="gradient step", ylabel="norm / median norm of a token", ylim=(0, None))
     sizes.margins(x=0.1)
     sizes.set_title("Size")
@@ -179,7 +163,7 @@ def border_embeddings(geometries: Sequence[Geometry], effects: Effects, title: s
     places = -np.arange(len(names))
     directions.axvline(0, color=INK, linewidth=1)
     for k, cosines in enumerate((last.cosine_start, last.cosine_end)):
-        directions.plot(list(cosines.values()), places, linestyle="none", **_token_style(k))
+        directions.plot(list(cosines.values()), places, linestyle="none", **_EMBEDDINGS[k])
     directions.set_yticks(places, names)
     directions.set(xlim=(-1.05, 1.05), xlabel="cosine")
     directions.grid(axis="y", visible=False)
@@ -193,9 +177,13 @@ def border_embeddings(geometries: Sequence[Geometry], effects: Effects, title: s
     return figure
 
 
-def _token_style(k: int) -> dict[str, Any]:
-    """Of the first and the second embedding; they differ in print without colour, too."""
-    return {"color": COLOURS[k], "marker": "os"[k], "fillstyle": ("full", "none")[k], "markersize": 5}
+_EMBEDDINGS: tuple[dict[str, Any], ...] = (
+    {"color": "#7a4fa3", "marker": "o", "markersize": 5},
+    {"color": "#a6761d", "marker": "s", "markersize": 5, "fillstyle": "none"},
+)
+"""Of ``<compress>`` and of ``\\compress>``."""
+_GREYS = (INK, "#7c7c7c", "#b4b4b4")
+"""Of the places of a query, which are no methods either."""
 
 
 def _changes(axes: Axes, effects: Effects, values: FloatArray, label: str, title: str) -> None:
@@ -204,8 +192,8 @@ def _changes(axes: Axes, effects: Effects, values: FloatArray, label: str, title
     for k, place in enumerate(effects.places):
         middle, low, high = values[:, k].T
         shifted = places + 0.22 * (1 - k)
-        axes.hlines(shifted, low, high, color=COLOURS[k], linewidth=1.8)
-        axes.plot(middle, shifted, "osD"[k], color=COLOURS[k], markersize=5, label=_PLACE[place])
+        axes.hlines(shifted, low, high, color=_GREYS[k], linewidth=1.8)
+        axes.plot(middle, shifted, "osD"[k], color=_GREYS[k], markersize=5, label=_PLACE[place])
     axes.set_yticks(places, effects.changes)
     axes.set_ylim(places[-1] - 0.6, 0.6)
     axes.grid(axis="y", visible=False)

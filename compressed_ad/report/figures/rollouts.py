@@ -1,7 +1,6 @@
 """Figures of in-context episodes: paths on the grid, how much of it is seen, when the reward is met.
 
-The model is drawn dark and solid, the random walk beside it lighter, dashed and hollow, so that a print in
-grey keeps them apart.
+The model has the colour of its method, the random walk beside it is grey, dashed and hollow.
 """
 
 from __future__ import annotations
@@ -18,11 +17,18 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter, ScalarFormatter
 from numpy.typing import ArrayLike
 
-from compressed_ad.report.figures.style import COLOURS, FAINT, MUTED, end_labels, styled
+from compressed_ad.report.figures.style import (
+    DASHED,
+    FAINT,
+    INK,
+    RANDOM,
+    end_labels,
+    looks,
+    one_panel,
+    styled,
+)
 from compressed_ad.types import FloatArray, IntArray
 
-MODEL, WALK = COLOURS[0], COLOURS[1]
-WALK_LINE: Any = (0, (5, 2))
 TIME = LinearSegmentedColormap.from_list("time", ["#a9cbe4", "#3f8fc4", "#08306b"])
 _REACH = 0.26
 """How far, in cells, a path moves aside between its first and its last step."""
@@ -124,17 +130,16 @@ def found_curves(
 
     ``exact``: the random walk's is computed, not played. ``n_rollout``: how many the model's share is of.
     """
-    figure = Figure(figsize=(7.2, 3.8))
-    axes = figure.subplots()
+    figure, axes = one_panel(7.2, 3.8)
+    colour = looks([name])[name].color
     curve = np.asarray(model, np.float64)
     episodes = np.arange(1, len(curve) + 1)
-    labels = [(float(curve[-1]), name, MODEL)]
-    axes.step(episodes, curve, where="post", color=MODEL)
+    labels = [(float(curve[-1]), name, colour)]
+    axes.step(episodes, curve, where="post", color=colour)
     if walk is not None:
         reference = np.asarray(walk, np.float64)
-        labels.append((float(reference[-1]), "random walk" + (", exact" if exact else ""), WALK))
-        line = {"color": WALK, "linestyle": WALK_LINE, "linewidth": 1.6}
-        axes.step(episodes, reference, where="post", **line)
+        labels.append((float(reference[-1]), "random walk" + (", exact" if exact else ""), RANDOM))
+        axes.step(episodes, reference, where="post", color=RANDOM, linestyle=DASHED, linewidth=1.6)
     axes.set(xlabel="in-context episode", ylabel="rollouts that met the reward", xlim=(1, max(2, len(curve))))
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -156,7 +161,7 @@ def coverage_curves(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, share:
         labels, top = [], 0.0
         for k, (name, pair) in enumerate(curves.items()):
             values = np.asarray(pair[column], np.float64)
-            colour, line = (MODEL, "-") if k == 0 else (WALK, WALK_LINE)
+            colour, line = (looks([name])[name].color, "-") if k == 0 else (RANDOM, DASHED)
             axes.plot(np.arange(1, len(values) + 1), values, color=colour, linestyle=line)
             labels.append((float(values[-1]), name, colour))
             top = max(top, len(values))
@@ -183,17 +188,18 @@ def first_reward_by_distance(
     """
     near = np.asarray(distance, np.float64)
     groups: dict[str, tuple[FloatArray, float, dict[str, Any]]]
-    groups = {name: (np.asarray(model, np.float64), -0.22, {"marker": "o", "color": MODEL})}
+    groups = {
+        name: (np.asarray(model, np.float64), -0.22, {"marker": "o", "color": looks([name])[name].color})
+    }
     if walk is not None:
-        hollow = {"marker": "D", "color": WALK, "markerfacecolor": "white"}
+        hollow = {"marker": "D", "color": RANDOM, "markerfacecolor": "white"}
         groups["random walk"] = (np.asarray(walk, np.float64), 0.22, hollow)
     known = np.concatenate([times[np.isfinite(times)] for times, _, _ in groups.values()])
     highest = float(max(known.max(initial=1.0), near[np.isfinite(near)].max(initial=1.0)))
     never = 2.2 * highest
-    figure = Figure(figsize=(7.2, 4.2))
-    axes = figure.subplots()
+    figure, axes = one_panel(7.2, 4.2)
     way = np.linspace(1.0, near[np.isfinite(near)].max(initial=1.0), 50)
-    axes.plot(way, way, color=MUTED, linestyle=(0, (2, 2)), linewidth=1.2, label="shortest way")
+    axes.plot(way, way, color=INK, linestyle=(0, (2, 2)), linewidth=1.2, label="shortest way")
     for label, (times, side, style) in groups.items():
         low, middle, high = np.quantile(times, [0.25, 0.5, 0.75], axis=1, method="inverted_cdf")
         place = near + side + _apart(near)

@@ -8,21 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats as scipy_stats
-from scipy.stats import nct
 
 from compressed_ad.errors import UsageError
-from compressed_ad.report.study_rows import Point, Row, read_points, read_rows, write_points, write_rows
-from compressed_ad.report.study_tables import (
-    POOLED,
-    convergence,
-    detectable,
-    difference_table,
-    differences,
-    markdown,
-    mean_of,
-    means_table,
-    plain,
-)
+from compressed_ad.report.comparison import POOLED, convergence, convergence_table, differences
+from compressed_ad.report.pages import markdown, plain
+from compressed_ad.report.results import POINT_COLUMNS, Row, read_rows, result_columns, write_rows
+from compressed_ad.report.study_report import difference_table, means_table
 
 NAN = math.nan
 
@@ -32,17 +23,8 @@ def row(variant: str, run: int, final: float, family: str = "room", **values: fl
         ("auc", "found_by_10", "found", "success_given_found", "accuracy", "excess_cross_entropy"), 0.5
     )
     rest |= dict.fromkeys(("final_last", "validation_return", "marked", "seconds"), 0.25)
-    rest |= dict.fromkeys(("training_final", "generalisation"), NAN)
-    return Row(
-        family=family,
-        variant=variant,
-        run=run,
-        seed=run,
-        final=final,
-        **(rest | values),
-        parameters="a/b/c",
-        marked_by_tenth=tuple(k / 10 for k in range(10)),
-    )
+    rest |= {f"marked_{k}": k / 10 for k in range(10)}
+    return Row(family, variant, run, rest | {"seed": run, "final": final} | values, "a/b/c")
 
 
 def rows(a: list[float], b: list[float], family: str = "room") -> list[Row]:
@@ -60,7 +42,7 @@ def test_differences_are_the_paired_t_test(pairs: list[tuple[float, float]]) -> 
     (found,) = differences(rows(a, b), [("a", "b")], "final")
     reference = scipy_stats.ttest_rel(b, a)
     interval = reference.confidence_interval(0.95)
-    assert found.estimate.mean == pytest.approx(gaps.mean(), abs=1e-12)
+    assert found.estimate.value == pytest.approx(gaps.mean(), abs=1e-12)
     assert (found.estimate.low, found.estimate.high) == pytest.approx((interval.low, interval.high), abs=1e-9)
     assert found.p == pytest.approx(reference.pvalue, abs=1e-9)
     assert found.p_holm == found.p  # one comparison only
@@ -106,10 +88,10 @@ def test_families_count_the_same_however_many_runs_they_have() -> None:
     two = rows([0.0] * 8, [0.8, 0.9, 1.0, 1.1, 0.8, 0.9, 1.0, 1.1], "two")
     found = differences(one + two, [("a", "b")], "final")
     assert [d.family for d in found] == ["one", "two", POOLED]
-    assert found[-1].estimate.mean == pytest.approx((0.25 + 0.95) / 2)
+    assert found[-1].estimate.value == pytest.approx((0.25 + 0.95) / 2)
     # Welch: the standard error of the mean of two independent means, halved.
     expected = 0.5 * math.sqrt(sum(d.estimate.spread**2 / d.estimate.n for d in found[:2]))
-    half = found[-1].estimate.high - found[-1].estimate.mean
+    half = found[-1].estimate.high - found[-1].estimate.value
     quantile = scipy_stats.t.ppf(0.975, found[-1].estimate.n - 1)
     assert half / quantile == pytest.approx(expected)
     assert found[-1].verdict == "better" and math.isnan(found[-1].p_holm)
@@ -117,31 +99,23 @@ def test_families_count_the_same_however_many_runs_they_have() -> None:
     assert few[-1].verdict == "too few runs"
 
 
-@pytest.mark.parametrize("n", [5, 8, 20, 60])
-def test_the_detectable_difference_is_detected_in_four_of_five_studies(n: int) -> None:
-    """Exact power of the t-test (noncentral t) at the difference that is called detectable."""
-    effect = detectable(1.0, n) * math.sqrt(n)
-    critical = scipy_stats.t.ppf(0.975, n - 1)
-    power = nct.sf(critical, n - 1, effect)
-    assert power == pytest.approx(0.8, abs=0.02)
-
-
-def test_a_mean_of_one_run_has_no_interval() -> None:
-    assert mean_of([0.5]).mean == 0.5 and math.isnan(mean_of([0.5]).low)
-    assert mean_of([0.5, NAN]).n == 1 and mean_of([]).n == 0
-
-
 def test_convergence_is_interpolated_to_the_level_of_the_paired_baseline() -> None:
-    def curve(variant: str, run: int, values: list[float]) -> list[Point]:
-        steps = [(100 * (k + 1), x) for k, x in enumerate(values)]
-        return [Point("room", variant, run, step, x, x / 2, 0.1) for step, x in steps]
+    def curve(variant: str, run: int, values: list[float]) -> list[Row]:
+        keys = ("step", "validation_return", "validation_accuracy")
+        return [
+            Row("room", variant, run, dict(zip(keys, (100 * (k + 1), x, x / 2), strict=True)))
+            for k, x in enumerate(values)
+        ]
 
     points = curve("a", 0, [0.1, 0.3, 0.5]) + curve("b", 0, [0.2, 0.6, 0.7])
     points += curve("a", 1, [0.1, 0.2, 0.9]) + curve("b", 1, [0.2, 0.6, 0.7])
-    found = {(c.variant, c.measure): c for c in convergence(points, "a")}
+    points += curve("a", 2, [0.1, 0.2, 0.6]) + curve("b", 2, [0.2, 0.5, 0.7])
+    found = {(c.method, c.measure): c for c in convergence(points, "a")}
     base, other = found["a", "validation_return"], found["b", "validation_return"]
-    assert base.steps.mean == 300 and base.reached == 2 and base.level == pytest.approx(0.7)
-    assert other.reached == 1 and other.steps.mean == pytest.approx(100 + 100 * (0.5 - 0.2) / 0.4)
+    assert base.steps == 300 and base.reached == 3 and base.level == pytest.approx(2 / 3)
+    between = [100 + 100 * (0.5 - 0.2) / 0.4, 200 + 100 * (0.6 - 0.5) / 0.2]
+    assert other.reached == 2 and other.steps == pytest.approx(max(between))
+    assert convergence_table([other])[1][-2:] == ["250", "2 of 3"]
 
 
 finite = st.floats(-2, 2).map(lambda x: float(f"{x:.6g}"))
@@ -152,28 +126,26 @@ finite = st.floats(-2, 2).map(lambda x: float(f"{x:.6g}"))
 def test_rows_read_back_as_they_were_written(tmp_path_factory: pytest.TempPathFactory, cells: list) -> None:
     path = tmp_path_factory.mktemp("rows") / "table.csv"
     table = [row(variant, run, x) for variant, run, x in cells]
-    write_rows(path, table)
-    back = read_rows(path)
-    assert sorted(r.key for r in table) == [r.key for r in back]
-    for r in back:
-        original = next(x for x in table if x.key == r.key)
-        assert math.isnan(r.generalisation)
-        assert replace(r, training_final=0, generalisation=0) == replace(
-            original, training_final=0, generalisation=0
-        )
-    points = [Point("room", variant, run, run, x, x, x) for variant, run, x in cells]
-    write_points(path, points)
-    assert read_points(path) == points
+    write_rows(path, table, result_columns())
+    for before, after in zip(table, read_rows(path), strict=True):
+        known = {key: value for key, value in after.values.items() if not math.isnan(value)}
+        assert replace(after, values=known) == before
+    points = [
+        Row("room", v, run, dict(zip(POINT_COLUMNS, (run, x, x, x), strict=True))) for v, run, x in cells
+    ]
+    write_rows(path, points, POINT_COLUMNS)
+    assert read_rows(path) == points
 
 
 def test_a_damaged_table_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
-    write_rows(path, [row("a", 0, 0.5), row("b", 0, 0.5)])
+    write_rows(path, [row("a", 0, 0.5), row("b", 0, 0.5)], result_columns())
     whole = path.read_text()
     for text, message in [
         (whole.replace("a,0,0,0.5", "a,0,0,half"), r"table.csv:2: final: not a number: 'half'"),
         (whole.replace("room,b", "room,a"), "two lines of one cell"),
-        ("x,y\n", "its first line must be family"),
+        ("x,y\n", "its first line must name family"),
+        (whole.replace("a,0,0,0.5", "a,0.5,0,0.5"), r"table.csv:2: run: not a whole number: '0.5'"),
         (whole + "room\n", "table.csv:4: expected 28 values, got 1"),
     ]:
         path.write_text(text)
@@ -183,7 +155,7 @@ def test_a_damaged_table_is_named_with_its_line(tmp_path: Path) -> None:
 
 def test_tables_say_what_they_found() -> None:
     table = rows([0.5, 0.6, 0.55, 0.52], [0.7, 0.8, 0.74, 0.73])
-    text = markdown(difference_table(differences(table, [("a", "b")], "final")))
+    text = markdown(difference_table(differences(table, [("a", "b")], "final"), "final"))
     assert "| room | b − a | 4 | +0.200 |" in text and "| better |" in text
     head, line, *_ = means_table(table, ["a", "b"])
     assert dict(zip(head, line, strict=True))["Final return"] == "0.542"

@@ -1,0 +1,270 @@
+"""What is measured of a run: one row of ``MEASURES`` for each measure, and the functions behind them.
+
+The table of a run's report, the tables of a study, both CSV files, ``summary.json`` and every verdict read
+``MEASURES``; a further measure is one more row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from compressed_ad.evaluation.intervals import Floats, divided, mean
+
+if TYPE_CHECKING:
+    from compressed_ad.report.results import MethodRuns
+
+Limits = tuple[float, float]
+ANY: Limits = (-math.inf, math.inf)
+SHARE: Limits = (0.0, 1.0)
+RETURN: Limits = (-math.inf, 1.0)
+"""Of a normalised return: no policy exceeds the optimum. Does not hold where the optimum is unknown."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure of R runs on N tasks."""
+
+    key: str  # in files and study files
+    label: str  # in tables and figures
+    meaning: str  # half a sentence for the pages
+    function: Callable[[MethodRuns], ArrayLike]  # (R, N) by task or (R,) by run; NaN: not measured
+    limits: Limits = ANY
+    better: int = 1  # 1: more is better, -1: less is better, 0: neither
+    needs: str = ""  # a key of ``NEEDS``
+    listed: bool = True  # False: in the files, but not in tables
+
+    def scores(self, runs: MethodRuns) -> Floats:
+        """(R, N), or (R, 1) if the measure is of whole runs; NaN where it has no meaning."""
+        values = np.asarray(self.function(runs), np.float64).reshape(len(runs.seeds), -1)
+        return values if self.needs != "search" or runs.searches else np.full_like(values, np.nan)
+
+
+NEEDS = {
+    "search": "a reward that must be found by exploration",
+    "imitation": "discrete actions and a source whose entropy is known",
+    "training tasks": "evaluation.training_tasks above 0",
+    "own data": "runs that each have their own histories",
+}
+
+
+# ---------------------------------------------------------------- returns
+
+
+def normalise(returns: ArrayLike, random: ArrayLike, optimal: ArrayLike) -> Floats:
+    """(return - random) / (optimal - random) for returns (N, ...), per task; NaN where optimal is unknown.
+
+    0 is the uniformly random policy and 1 the optimal one. A task whose optimum does not exceed the
+    random return has no scale: its scores are NaN.
+    """
+    values = np.asarray(returns, dtype=np.float64)
+    low, high = np.asarray(random, dtype=np.float64), np.asarray(optimal, dtype=np.float64)
+    if low.shape != values.shape[:1] or high.shape != values.shape[:1]:
+        raise ValueError(f"expected one random and optimal return for each of {values.shape[0]} tasks")
+    span = np.where(high > low, high - low, np.nan)
+    shape = (-1,) + (1,) * (values.ndim - 1)
+    return (values - low.reshape(shape)) / span.reshape(shape)
+
+
+def final_episodes(n_episode: int) -> int:
+    """How many episodes are "the last 10 %": the tenth part rounded down, at least one."""
+    return max(1, n_episode // 10)
+
+
+def final_return(curves: ArrayLike) -> Floats:
+    """Mean over the last 10 % of the episodes of curves (..., E) -> (...)."""
+    values = np.asarray(curves, dtype=np.float64)
+    return np.asarray(values[..., -final_episodes(values.shape[-1]) :].mean(axis=-1))
+
+
+def area_under_curve(curves: ArrayLike) -> Floats:
+    """Mean over all episodes of curves (..., E) -> (...)."""
+    return np.asarray(np.asarray(curves, dtype=np.float64).mean(axis=-1))
+
+
+def in_blocks(curves: ArrayLike, at_most: int = 100) -> tuple[Floats, Floats]:
+    """Curves (..., E) as means (..., K) of equally many consecutive episodes, K <= ``at_most``.
+
+    The last block may hold fewer. Also the middle (K,) of each block's episode numbers. Up to ``at_most``
+    episodes stay as they are.
+    """
+    values = np.asarray(curves, dtype=np.float64)
+    n_episode = values.shape[-1]
+    starts = np.arange(0, n_episode, -(-n_episode // at_most))
+    sizes = np.diff(np.append(starts, n_episode))
+    return np.add.reduceat(values, starts, axis=-1) / sizes, starts + (sizes + 1) / 2
+
+
+def found_by(returns: ArrayLike, k: int | None = None) -> Floats:
+    """Share of rollouts (..., M, E) with a return > 0 in one of their first k episodes (all if None)."""
+    values = np.asarray(returns)[..., :k]
+    return np.asarray((values > 0).any(axis=-1).mean(axis=-1))
+
+
+def success_given_found(returns: ArrayLike, normalised: ArrayLike) -> Floats:
+    """Final normalised return of the rollouts that knew the reward in time: (..., M, E) -> (...).
+
+    A rollout knew it in time if an episode *before* the last 10 % had a return > 0: what it does in the
+    last 10 % is then exploitation, and 1 minus this number is what exploitation loses. NaN where no
+    rollout of the task qualifies.
+
+    Args:
+        returns: undiscounted returns (..., M, E) that tell whether the reward was met.
+        normalised: the same returns, normalised.
+    """
+    values = np.asarray(returns)
+    knew = (values[..., : -final_episodes(values.shape[-1])] > 0).any(axis=-1)
+    return divided(np.where(knew, final_return(normalised), 0.0).sum(axis=-1), knew.sum(axis=-1))
+
+
+# ---------------------------------------------------------------- while training
+
+
+VALIDATED = {
+    "validation_return": "return",
+    "validation_accuracy": "accuracy",
+    "validation_excess_cross_entropy": "excess cross-entropy",
+}
+"""What a run records of the validation tasks while it is trained: keys of ``metrics.jsonl``."""
+
+
+def series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[Floats, Floats]:
+    """Steps and values (K,) of the rows of a ``metrics.jsonl`` that have a finite number under ``key``."""
+    points = [(row.get("step"), row.get(key)) for row in rows]
+    known = [point for point in points if all(isinstance(x, int | float) and np.isfinite(x) for x in point)]
+    table = np.array(known, dtype=np.float64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+def step_to_reach(steps: ArrayLike, values: ArrayLike, level: float) -> float:
+    """Where a curve of ``values`` (K,) at ``steps`` (K,) first reaches ``level``; infinity if it never does.
+
+    Interpolated linearly between its points. For a quantity that should fall, such as cross-entropy, hand
+    over its negative and the negative level.
+    """
+    x, y = np.asarray(steps, np.float64), np.asarray(values, np.float64)
+    reached = np.flatnonzero(y >= level)
+    if len(reached) == 0:
+        return math.inf
+    k = int(reached[0])
+    if k == 0:
+        return float(x[0])
+    return float(x[k - 1] + (x[k] - x[k - 1]) * (level - y[k - 1]) / (y[k] - y[k - 1]))
+
+
+# ---------------------------------------------------------------- the measures
+
+
+def _last_validation(runs: MethodRuns) -> list[float]:
+    recorded = [series(rows, "validation_return")[1] for rows in runs.metrics]
+    return [values[-1] if len(values) else math.nan for values in recorded]
+
+
+def _generalisation(runs: MethodRuns) -> ArrayLike:
+    gap: ArrayLike = mean(final_return(runs.curves)) - mean(runs.training_final)
+    return gap
+
+
+MEASURES: dict[str, Measure] = {
+    measure.key: measure
+    for measure in (
+        Measure(
+            "final",
+            "Final return",
+            "mean of the last 10 % of the episodes",
+            lambda runs: final_return(runs.curves),
+            RETURN,
+        ),
+        Measure(
+            "auc",
+            "Area under the curve",
+            "mean of all episodes",
+            lambda runs: area_under_curve(runs.curves),
+            RETURN,
+        ),
+        Measure(
+            "found_by_10",
+            "Met by episode 10",
+            "share of rollouts with a reward in one of the first 10 episodes",
+            lambda runs: found_by(runs.returns, 10),
+            SHARE,
+            needs="search",
+        ),
+        Measure(
+            "found",
+            "Met at all",
+            "share of rollouts with a reward in any episode",
+            lambda runs: found_by(runs.returns),
+            SHARE,
+            needs="search",
+        ),
+        Measure(
+            "success_given_found",
+            "Final if met",
+            "final return of the rollouts that met a reward before the last 10 % of the episodes",
+            lambda runs: success_given_found(runs.returns, runs.normalised),
+            RETURN,
+            needs="search",
+        ),
+        Measure(
+            "accuracy",
+            "Accuracy",
+            "share of the source's actions on held-out histories that the model predicts",
+            lambda runs: runs.accuracy,
+            SHARE,
+            needs="imitation",
+        ),
+        Measure(
+            "excess_cross_entropy",
+            "Excess cross-entropy",
+            "cross-entropy on held-out histories above the source's own entropy, in nats",
+            lambda runs: np.asarray(runs.cross_entropy) - np.asarray(runs.behaviour_entropy),
+            better=-1,
+            needs="imitation",
+        ),
+        Measure(
+            "final_last",
+            "Final return, last weights",
+            "final return of the last weights instead of those chosen on the validation tasks",
+            lambda runs: runs.final_last,
+            RETURN,
+            listed=False,
+        ),
+        Measure(
+            "training_final",
+            "Final, training tasks",
+            "final return on training tasks",
+            lambda runs: mean(runs.training_final),
+            RETURN,
+            needs="training tasks",
+        ),
+        Measure(
+            "generalisation",
+            "Held-out − training",
+            "final return on held-out tasks minus that on training tasks",
+            _generalisation,
+            needs="training tasks",
+        ),
+        Measure(
+            "validation_return",
+            "Validation return",
+            "final return on the validation tasks when training ended",
+            _last_validation,
+        ),
+        Measure(
+            "marked",
+            "Marked",
+            "share of marked steps in the training histories",
+            lambda runs: mean(runs.marked),
+            SHARE,
+            better=0,
+            needs="own data",
+        ),
+    )
+}
+"""Columns of a study's table and rows of a report's, in this order; keys are those of the files."""
