@@ -274,7 +274,7 @@ def analyse(
             for name, returns in base.references.items()
         },
         regret=regret,
-        total_regret={name: estimate(values[..., -1]) for name, values in regret.items()},
+        total_regret={name: crossed_bootstrap(x[..., -1], seed=seed) for name, x in regret.items()},
     )
 
 
