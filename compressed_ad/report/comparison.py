@@ -156,7 +156,7 @@ def compare(
 
 
 def scores_of(rows: Sequence[Row], measure: str) -> Scores:
-    """Of a study's rows."""
+    """Scores of a study's rows."""
     found: dict[tuple[str, str], dict[int, float]] = {}
     for row in rows:
         found.setdefault((row.family, row.variant), {})[row.run] = row[measure]

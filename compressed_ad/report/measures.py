@@ -191,7 +191,7 @@ _ROWS = (
         lambda runs: found_by(runs.returns), SHARE, needs="search",
     ),
     Measure(
-        "success_given_found", "Final if met", "final return of the rollouts with a reward before the last 10 %",
+        "success_given_found", "Final if met", "final return of rollouts with a reward before the last 10 %",
         lambda runs: success_given_found(runs.returns, runs.normalised), RETURN, needs="search",
     ),
     Measure(
@@ -199,7 +199,7 @@ _ROWS = (
         lambda runs: runs.accuracy, SHARE, needs="imitation",
     ),
     Measure(
-        "excess_cross_entropy", "Excess cross-entropy", "above the source's entropy, held-out histories, nats",
+        "excess_cross_entropy", "Excess cross-entropy", "above the source's entropy, held-out histories",
         lambda runs: np.subtract(runs.cross_entropy, runs.behaviour_entropy), better=-1, needs="imitation",
     ),
     Measure(
@@ -211,7 +211,7 @@ _ROWS = (
         lambda runs: runs.training_final, RETURN, needs="training tasks",
     ),
     Measure(
-        "generalisation", "Held-out − training", "final return on held-out tasks minus that on training tasks",
+        "generalisation", "Held-out − training", "final return on held-out minus that on training tasks",
         _generalisation, needs="training tasks",
     ),
     Measure(

@@ -21,7 +21,6 @@ from compressed_ad.report.figures.style import (
     beside,
     end_labels,
     looks,
-    one_panel,
     panels,
     styled,
 )
@@ -38,7 +37,7 @@ def learning_curves(
     ``optimal`` and ``random`` (N,) are drawn as the means over the same tasks; NaN are left out.
     """
     values = np.asarray(returns, dtype=np.float64)
-    figure, axes = one_panel(7.2, 3.6)
+    figure, ((axes,),) = panels(7.2, 3.6)
     episodes = np.arange(1, values.shape[1] + 1)
     middle = values.mean(axis=0)
     axes.fill_between(
@@ -69,7 +68,7 @@ def probability_trace(
 ) -> Figure:
     """One stream's action probability (T,) with its marked segments (T,) shaded and their borders shown."""
     values, marked = np.asarray(probs, dtype=np.float64), np.asarray(mask, dtype=bool)
-    figure, axes = one_panel(9.0, 3.4)
+    figure, ((axes,),) = panels(9.0, 3.4)
     steps = first_step + np.arange(len(values))
     for edges in zip(*segments(marked)[1:], strict=True):
         axes.axvspan(*(first_step + edge - 0.5 for edge in edges), color=MARKS, alpha=0.28, linewidth=0)

@@ -21,7 +21,6 @@ from compressed_ad.report.figures.style import (
     band,
     end_labels,
     looks,
-    one_panel,
     panels,
     reference_lines,
     styled,
@@ -47,7 +46,7 @@ def in_context_curves(
     tasks; it is cut to the episodes shown. ``references`` (E,) are those of known algorithms. ``episodes``
     (E,) numbers the episodes, by default from 1.
     """
-    figure, axes = one_panel(7.6, 4.4)
+    figure, ((axes,),) = panels(7.6, 4.4)
     n_episode = max(np.shape(curve)[1] for curve in bands.values())
     numbers = np.arange(1, n_episode + 1) if episodes is None else np.asarray(episodes)
     labels = [(1.0, "optimal", MUTED), (0.0, "random", MUTED)]
@@ -78,7 +77,7 @@ def cumulative_regret(
 
     ``references`` (K,) are the means of known algorithms, ``episodes`` (K,) the episodes shown.
     """
-    figure, axes = one_panel(7.6, 4.4)
+    figure, ((axes,),) = panels(7.6, 4.4)
     numbers = np.asarray(episodes)
     labels = reference_lines(axes, numbers, references)
     for name, look in looks(bands).items():
@@ -175,7 +174,7 @@ def goal_map(tasks: AnyArray, maps: Mapping[str, ArrayLike], kinds: Sequence[str
 @styled
 def performance_profile(profiles: Mapping[str, ArrayLike], levels: ArrayLike) -> Figure:
     """Share of runs x tasks above each level (K,): profiles (3, K) of share, low and high per method."""
-    figure, axes = one_panel(6.4, 3.8)
+    figure, ((axes,),) = panels(6.4, 3.8)
     for name, look in looks(profiles).items():
         band(axes, levels, profiles[name], look, name)
     axes.set(xlabel="final normalised return", ylabel="share of runs × tasks above it", ylim=(0, 1.03))

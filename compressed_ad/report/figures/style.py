@@ -127,15 +127,9 @@ def _render(figure: Figure, kind: str, **options: Any) -> bytes:
 def panels(
     width: float, height: float, n_row: int = 1, n_column: int = 1, **options: Any
 ) -> tuple[Figure, Any]:
-    """A figure and its axes (n_row, n_column)."""
+    """A figure and its axes (n_row, n_column); one of them by default."""
     figure = Figure(figsize=(width, height))
     return figure, figure.subplots(n_row, n_column, squeeze=False, **options)
-
-
-def one_panel(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure and its axes."""
-    figure = Figure(figsize=(width, height))
-    return figure, figure.subplots()
 
 
 def band(axes: Axes, x: ArrayLike, curve: ArrayLike, look: Look, label: str = "") -> None:
