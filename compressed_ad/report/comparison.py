@@ -83,7 +83,6 @@ class Difference:
 
     @property
     def label(self) -> str:
-        """As a heading."""
         return f"{self.other} − {self.one}"
 
     @property
@@ -164,7 +163,6 @@ def scores_of(rows: Sequence[Row], measure: str) -> Scores:
 
 
 def differences(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], measure: str) -> list[Difference]:
-    """The comparisons of a study."""
     return compare(scores_of(rows, measure), pairs, measure, OWN_DATA)
 
 
@@ -342,7 +340,6 @@ class Convergence:
 
     @property
     def when(self) -> str:
-        """``steps`` as text."""
         return f"{self.steps:.0f}" if math.isfinite(self.steps) else "never"
 
 

@@ -322,7 +322,6 @@ class Row:
 
     @property
     def marked_by_tenth(self) -> list[float]:
-        """Marked shares of the training histories' steps."""
         return [self[column] for column in _TENTHS]
 
 
@@ -331,7 +330,6 @@ POINT_COLUMNS = ("step", *VALIDATED)
 
 
 def result_columns() -> list[str]:
-    """Of a study's results."""
     return ["seed", *MEASURES, "seconds", "parameters", *_TENTHS]
 
 

@@ -140,7 +140,6 @@ def build_report(
 def _figures(
     methods: Sequence[MethodRuns], analysis: Analysis, source: SourceSummary | None, seed: int
 ) -> Iterator[Drawn]:
-    """In the order of the page."""
     if all(np.isfinite(row[analysis.metric]).any() for row in analysis.scores.values()):
         yield from _result_figures(methods[0], analysis, source, seed)
     if any(run for m in methods for run in m.metrics):
@@ -167,10 +166,9 @@ def _result_figures(
         learning = in_blocks(mean(scaled[:, : base.returns.shape[-1]], axis=0))[0]
     yield (
         "in_context",
-        "In-context return on the held-out tasks: mean over runs and tasks. The weights are frozen; whatever "
-        f"changes from episode to episode comes from the growing context. 0 is the uniformly random policy, "
-        f"1 is {analysis.scale}. The band covers "
-        f"{'new training seeds and ' if len(base.seeds) > 1 else ''}new tasks."
+        "In-context return on the held-out tasks: mean over runs and tasks. The weights are frozen: a model "
+        "can improve only by what its context holds. 0 is the uniformly random policy, 1 is "
+        f"{analysis.scale}. The band covers {'new training seeds and ' * (len(base.seeds) > 1)}new tasks."
         + (" The source algorithm learns the same tasks from scratch." if learning is not None else "")
         + (" Dotted: known algorithms on the same tasks." if analysis.references else "")
         + (f" Points are means of {size} consecutive episodes." if size > 1 else ""),
@@ -191,11 +189,7 @@ def _result_figures(
         yield (
             f"difference_{d.other}",
             f"{d.other} minus {d.one}, paired by training seed and task: mean and 95 % interval. "
-            + (
-                "A filled dot: the interval excludes 0."
-                if d.n_run >= MIN_RUNS
-                else f"Too few runs to judge: {MIN_RUNS} are needed."
-            ),
+            + ("Filled: it excludes 0." if d.n_run >= MIN_RUNS else f"{MIN_RUNS} runs are needed to judge."),
             comparison.forest(
                 {d.label: [(MEASURES[key].label, row[key]) for key in analysis.shown if key != IQM]},
                 "mean paired difference",
@@ -208,7 +202,9 @@ def _result_figures(
         returns.per_task_scatter(scores, labels),
     )
     if source is not None and rows is not None and _is_grid(source.tasks):
-        maps: dict[str, Floats] = {f"{source.name} at the end of training": _final_source(source)}
+        top = np.where(np.isnan(source.optimal), source.returns.max(axis=1), source.optimal)
+        learned = final_return(normalise(source.returns, source.random, top))
+        maps: dict[str, Floats] = {f"{source.name} at the end of training": learned}
         for name, values in scores.items():
             maps[name] = np.full(len(source.task_ids), np.nan)
             maps[name][rows] = values.mean(axis=0)
@@ -285,11 +281,6 @@ def _rows(source: SourceSummary | None, task_ids: NDArray[Any]) -> list[int] | N
     return [place[int(task)] for task in task_ids]
 
 
-def _final_source(source: SourceSummary) -> Floats:
-    known = np.where(np.isnan(source.optimal), source.returns.max(axis=1), source.optimal)
-    return final_return(normalise(source.returns, source.random, known))
-
-
 def _is_grid(tasks: NDArray[Any]) -> bool:
     whole = tasks.ndim == 2 and tasks.shape[1] == 2 and tasks.dtype.kind in "iu" and (tasks >= 0).all()
     return bool(whole and tasks.max(initial=0) < 64)
@@ -323,7 +314,6 @@ def _lines(analysis: Analysis) -> list[tuple[str, str, list[tuple[str, str]]]]:
 
 
 def iqm_note(analysis: Analysis) -> str:
-    """What the line of interquartile means says."""
     note = (
         "* The interquartile mean leaves out the highest and the lowest quarter of the scores of all runs and"
         " tasks."

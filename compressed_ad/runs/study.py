@@ -93,8 +93,6 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """A validated study file."""
-
     name: str
     path: Path
     question: str

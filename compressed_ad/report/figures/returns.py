@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -56,15 +57,9 @@ def in_context_curves(
         curve = np.asarray(source, dtype=np.float64)[:n_episode]
         axes.plot(numbers[: len(curve)], curve, color=SOURCE, linewidth=1.5)
         labels.append((float(curve[-1]), f"{source_name}, learning", SOURCE))
-    labels += reference_lines(axes, numbers, references or {})
-    for name, look in looks(bands).items():
-        curve = np.asarray(bands[name], dtype=np.float64)
-        band(axes, numbers[: curve.shape[1]], curve, look)
-        labels.append((float(curve[0, -1]), name, look.color))
-    axes.set(xlabel="in-context episode", ylabel="normalised return", xlim=(1, max(2, numbers[-1])))
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+    labels += _by_episode(axes, numbers, bands, references or {})
+    axes.set_ylabel("normalised return")
     axes.set_ylim(min(-0.08, axes.get_ylim()[0]), max(1.08, min(1.6, axes.get_ylim()[1])))
-    axes.set_title("Held-out tasks: mean, band: 95 % interval")
     end_labels(axes, labels)
     return figure
 
@@ -78,16 +73,26 @@ def cumulative_regret(
     ``references`` (K,) are the means of known algorithms, ``episodes`` (K,) the episodes shown.
     """
     figure, ((axes,),) = panels(7.6, 4.4)
-    numbers = np.asarray(episodes)
-    labels = reference_lines(axes, numbers, references)
-    for name, look in looks(bands).items():
-        band(axes, numbers, bands[name], look)
-        labels.append((float(np.asarray(bands[name])[0, -1]), name, look.color))
-    axes.set(xlabel="in-context episode", ylabel="cumulative regret", xlim=(1, max(2, numbers[-1])))
+    labels = _by_episode(axes, np.asarray(episodes), bands, references)
+    axes.set_ylabel("cumulative regret")
     axes.set_ylim(min(0.0, axes.get_ylim()[0]), None)
-    axes.set_title("Held-out tasks: mean, band: 95 % interval")
     end_labels(axes, labels)
     return figure
+
+
+def _by_episode(
+    axes: Axes, numbers: AnyArray, bands: Mapping[str, ArrayLike], references: Mapping[str, ArrayLike]
+) -> list[tuple[float, str, str]]:
+    """Draw curves over the episodes ``numbers`` (E,); their labels for ``end_labels``."""
+    labels = reference_lines(axes, numbers, references)
+    for name, look in looks(bands).items():
+        curve = np.asarray(bands[name], dtype=np.float64)
+        band(axes, numbers[: curve.shape[1]], curve, look)
+        labels.append((float(curve[0, -1]), name, look.color))
+    axes.set(xlabel="in-context episode", xlim=(1, max(2, numbers[-1])))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+    axes.set_title("Held-out tasks: mean, band: 95 % interval")
+    return labels
 
 
 @styled

@@ -54,7 +54,6 @@ class Look:
 
     @property
     def line(self) -> dict[str, Any]:
-        """Arguments of ``Axes.plot``."""
         return {"color": self.color, "linestyle": self.linestyle}
 
 
@@ -112,7 +111,6 @@ def figure_to_svg(figure: Figure) -> bytes:
 
 
 def figure_to_png(figure: Figure, dpi: int = 150) -> bytes:
-    """The figure as PNG."""
     return _render(figure, "png", dpi=dpi)
 
 
@@ -170,5 +168,4 @@ def end_labels(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
 
 
 def beside(axes: Axes, height: float, text: str, colour: str = "black") -> None:
-    """Write ``text`` right of the axes."""
     axes.text(1.012, height, text, color=colour, transform=axes.get_yaxis_transform(), va="center")
