@@ -17,21 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from compressed_ad.errors import UsageError
-from compressed_ad.evaluation.intervals import (
-    CONFIDENCE,
-    Floats,
-    Interval,
-    crossed_bootstrap,
-    detectable,
-    holm,
-    iqm,
-    mean,
-    number,
-    over_runs,
-    p_value,
-    pooled,
-    probability_of_improvement,
-)
+from compressed_ad.evaluation import intervals
+from compressed_ad.evaluation.intervals import Floats, Interval
 from compressed_ad.report.measures import ANY, MEASURES, RETURN, VALIDATED, normalise, step_to_reach
 from compressed_ad.report.results import MethodRuns, Row, SourceSummary
 
@@ -55,12 +42,12 @@ SHARED_DATA = Design(
     "All runs learn from the same histories and are judged on the same tasks. Intervals resample runs and"
     " tasks together (a crossed bootstrap, widened for their small number): they cover new training seeds and"
     " new tasks, but not other histories or another split.",
-    crossed_bootstrap,
+    intervals.crossed_bootstrap,
 )
 OWN_DATA = Design(
     "Each run has its own histories, split and training seed. Intervals are Student's t over runs: they cover"
     " new data, new tasks and new seeds together.",
-    over_runs,
+    intervals.over_runs,
 )
 
 
@@ -83,13 +70,12 @@ class Difference:
 
     @property
     def label(self) -> str:
-        """As a heading."""
         return f"{self.other} − {self.one}"
 
     @property
     def detectable(self) -> float:
         """The true difference that this many runs of this spread show with 80 % power; NaN if unknown."""
-        return detectable(self.estimate.spread, self.estimate.n)
+        return intervals.detectable(self.estimate.spread, self.estimate.n)
 
     @property
     def decided(self) -> bool:
@@ -108,7 +94,7 @@ class Difference:
         better, higher = MEASURES[self.measure].better, self.estimate.low > 0
         words = ("better", "worse") if better else ("higher", "lower")
         said = words[0] if higher == (better >= 0) else words[1]
-        return f"{said} before adjustment" if self.p_holm >= 1 - CONFIDENCE else said
+        return f"{said} before adjustment" if self.p_holm >= 1 - intervals.CONFIDENCE else said
 
     def sentence(self) -> str:
         """The verdict in words, without its figures."""
@@ -145,18 +131,21 @@ def compare(
             a, b = scores.get((family, one), {}), scores.get((family, other), {})
             gaps = np.array([np.subtract(b[run], a[run]) for run in sorted(a) if run in b], np.float64)
             if len(gaps) and (estimate := design.interval(gaps.reshape(len(gaps), -1))).n:
-                p = p_value(estimate)
+                p = intervals.p_value(estimate)
                 parts.append(Difference(family, one, other, measure, estimate, estimate.n, p, gaps=gaps))
         found += parts
         if len(parts) > 1 and all(part.n_run > 1 for part in parts):
-            whole, n_run = pooled([part.estimate for part in parts]), min(part.n_run for part in parts)
-            found.append(Difference(POOLED, one, other, measure, whole, n_run, p_value(whole)))
-    adjusted = holm([math.nan if d.family == POOLED else d.p for d in found])
+            whole, n_run = (
+                intervals.pooled([part.estimate for part in parts]),
+                min(part.n_run for part in parts),
+            )
+            found.append(Difference(POOLED, one, other, measure, whole, n_run, intervals.p_value(whole)))
+    adjusted = intervals.holm([math.nan if d.family == POOLED else d.p for d in found])
     return [replace(d, p_holm=p) for d, p in zip(found, adjusted, strict=True)]
 
 
 def scores_of(rows: Sequence[Row], measure: str) -> Scores:
-    """Of a study's rows."""
+    """Scores of a study's rows."""
     found: dict[tuple[str, str], dict[int, float]] = {}
     for row in rows:
         found.setdefault((row.family, row.variant), {})[row.run] = row[measure]
@@ -164,13 +153,15 @@ def scores_of(rows: Sequence[Row], measure: str) -> Scores:
 
 
 def differences(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], measure: str) -> list[Difference]:
-    """The comparisons of a study."""
     return compare(scores_of(rows, measure), pairs, measure, OWN_DATA)
 
 
 def means(rows: Sequence[Row], measure: str) -> dict[tuple[str, str], Interval]:
     """Mean of ``measure`` over the runs of each (family, variant) of a study."""
-    return {key: over_runs(np.array(list(runs.values()))) for key, runs in scores_of(rows, measure).items()}
+    return {
+        key: intervals.over_runs(np.array(list(runs.values())))
+        for key, runs in scores_of(rows, measure).items()
+    }
 
 
 # ---------------------------------------------------------------- the methods of one run
@@ -239,10 +230,10 @@ def analyse(
     scores: dict[str, dict[str, Floats]] = {name: {} for name in scaled}
     found: dict[str, dict[str, Interval]] = {name: {} for name in scaled}
     pairs: dict[str, dict[str, Difference]] = {f"{m.name}-{base.name}": {} for m in methods[1:]}
-    for key, statistic in [*((key, mean) for key in MEASURES), (IQM, iqm)]:
+    for key, statistic in [*((key, intervals.mean) for key in MEASURES), (IQM, intervals.iqm)]:
         measure = MEASURES[metric if key == IQM else key]
         limits = ANY if measure.limits == RETURN and scale != OPTIMUM else measure.limits
-        estimate = partial(crossed_bootstrap, statistic=statistic, seed=seed)
+        estimate = partial(intervals.crossed_bootstrap, statistic=statistic, seed=seed)
         for name, m in scaled.items():
             # Runs that share their data cannot differ in what is a property of the data.
             nothing = np.full((len(m.seeds), 1), np.nan)
@@ -256,7 +247,7 @@ def analyse(
     for method in methods[1:]:
         shared = [seed for seed in base.seeds if seed in method.seeds]
         ends = (scores[m.name][metric][[m.seeds.index(k) for k in shared]] for m in (base, method))
-        improvement[f"{method.name}-{base.name}"] = probability_of_improvement(*ends, seed=seed)
+        improvement[f"{method.name}-{base.name}"] = intervals.probability_of_improvement(*ends, seed=seed)
     regret = cumulative_regret(methods)
     return Analysis(
         metric=metric,
@@ -274,7 +265,7 @@ def analyse(
             for name, returns in base.references.items()
         },
         regret=regret,
-        total_regret={name: estimate(values[..., -1]) for name, values in regret.items()},
+        total_regret={name: intervals.crossed_bootstrap(x[..., -1], seed=seed) for name, x in regret.items()},
     )
 
 
@@ -342,7 +333,6 @@ class Convergence:
 
     @property
     def when(self) -> str:
-        """``steps`` as text."""
         return f"{self.steps:.0f}" if math.isfinite(self.steps) else "never"
 
 
@@ -384,7 +374,7 @@ def convergence_table(found: Sequence[Convergence]) -> list[list[str]]:
             c.family,
             c.method,
             VALIDATED[c.measure],
-            number(c.level),
+            intervals.number(c.level),
             c.when,
             f"{c.reached} of {c.runs}",
         ]

@@ -33,7 +33,7 @@ class Measure:
     key: str  # in files and study files
     label: str  # in tables and figures
     meaning: str  # half a sentence for the pages
-    function: Callable[[MethodRuns], ArrayLike]  # (R, N) by task or (R,) by run; NaN: not measured
+    function: Callable[[MethodRuns], ArrayLike | None]  # (R, N) by task, (R,) by run, None: not measured
     limits: Limits = ANY
     better: int = 1  # 1: more is better, -1: less is better, 0: neither
     needs: str = ""  # a key of ``NEEDS``
@@ -41,8 +41,9 @@ class Measure:
 
     def scores(self, runs: MethodRuns) -> Floats:
         """(R, N), or (R, 1) if the measure is of whole runs; NaN where it has no meaning."""
-        values = np.asarray(self.function(runs), np.float64).reshape(len(runs.seeds), -1)
-        return values if self.needs != "search" or runs.searches else np.full_like(values, np.nan)
+        unknown = np.full((len(runs.seeds), 1), np.nan)
+        values = unknown if self.needs == "search" and not runs.searches else self.function(runs)
+        return unknown if values is None else np.asarray(values, np.float64).reshape(len(runs.seeds), -1)
 
 
 NEEDS = {
@@ -160,111 +161,68 @@ def step_to_reach(steps: ArrayLike, values: ArrayLike, level: float) -> float:
 # ---------------------------------------------------------------- the measures
 
 
+def _generalisation(runs: MethodRuns) -> ArrayLike | None:
+    if runs.training_final is None:
+        return None
+    gap: ArrayLike = mean(final_return(runs.curves)) - mean(runs.training_final)
+    return gap
+
+
 def _last_validation(runs: MethodRuns) -> list[float]:
     recorded = [series(rows, "validation_return")[1] for rows in runs.metrics]
     return [values[-1] if len(values) else math.nan for values in recorded]
 
 
-def _generalisation(runs: MethodRuns) -> ArrayLike:
-    gap: ArrayLike = mean(final_return(runs.curves)) - mean(runs.training_final)
-    return gap
+_ROWS = (
+    Measure(
+        "final", "Final return", "mean of the last 10 % of the episodes",
+        lambda runs: final_return(runs.curves), RETURN,
+    ),
+    Measure(
+        "auc", "Area under the curve", "mean of all episodes",
+        lambda runs: area_under_curve(runs.curves), RETURN,
+    ),
+    Measure(
+        "found_by_10", "Met by episode 10", "share of rollouts with a reward in one of the first 10 episodes",
+        lambda runs: found_by(runs.returns, 10), SHARE, needs="search",
+    ),
+    Measure(
+        "found", "Met at all", "share of rollouts with a reward in any episode",
+        lambda runs: found_by(runs.returns), SHARE, needs="search",
+    ),
+    Measure(
+        "success_given_found", "Final if met", "final return of rollouts with a reward before the last 10 %",
+        lambda runs: success_given_found(runs.returns, runs.normalised), RETURN, needs="search",
+    ),
+    Measure(
+        "accuracy", "Accuracy", "share of the source's actions on held-out histories that the model predicts",
+        lambda runs: runs.accuracy, SHARE, needs="imitation",
+    ),
+    Measure(
+        "excess_cross_entropy", "Excess cross-entropy", "above the source's entropy, held-out histories",
+        lambda runs: np.subtract(runs.cross_entropy, runs.behaviour_entropy), better=-1, needs="imitation",
+    ),
+    Measure(
+        "final_last", "Final return, last weights", "instead of the weights chosen on the validation tasks",
+        lambda runs: runs.final_last, RETURN, listed=False,
+    ),
+    Measure(
+        "training_final", "Final, training tasks", "final return on training tasks",
+        lambda runs: runs.training_final, RETURN, needs="training tasks",
+    ),
+    Measure(
+        "generalisation", "Held-out − training", "final return on held-out minus that on training tasks",
+        _generalisation, needs="training tasks",
+    ),
+    Measure(
+        "validation_return", "Validation return", "final return on the validation tasks when training ended",
+        _last_validation,
+    ),
+    Measure(
+        "marked", "Marked", "share of marked steps in the training histories",
+        lambda runs: runs.marked, SHARE, better=0, needs="own data",
+    ),
+)  # fmt: skip
 
-
-MEASURES: dict[str, Measure] = {
-    measure.key: measure
-    for measure in (
-        Measure(
-            "final",
-            "Final return",
-            "mean of the last 10 % of the episodes",
-            lambda runs: final_return(runs.curves),
-            RETURN,
-        ),
-        Measure(
-            "auc",
-            "Area under the curve",
-            "mean of all episodes",
-            lambda runs: area_under_curve(runs.curves),
-            RETURN,
-        ),
-        Measure(
-            "found_by_10",
-            "Met by episode 10",
-            "share of rollouts with a reward in one of the first 10 episodes",
-            lambda runs: found_by(runs.returns, 10),
-            SHARE,
-            needs="search",
-        ),
-        Measure(
-            "found",
-            "Met at all",
-            "share of rollouts with a reward in any episode",
-            lambda runs: found_by(runs.returns),
-            SHARE,
-            needs="search",
-        ),
-        Measure(
-            "success_given_found",
-            "Final if met",
-            "final return of the rollouts that met a reward before the last 10 % of the episodes",
-            lambda runs: success_given_found(runs.returns, runs.normalised),
-            RETURN,
-            needs="search",
-        ),
-        Measure(
-            "accuracy",
-            "Accuracy",
-            "share of the source's actions on held-out histories that the model predicts",
-            lambda runs: runs.accuracy,
-            SHARE,
-            needs="imitation",
-        ),
-        Measure(
-            "excess_cross_entropy",
-            "Excess cross-entropy",
-            "cross-entropy on held-out histories above the source's own entropy, in nats",
-            lambda runs: np.asarray(runs.cross_entropy) - np.asarray(runs.behaviour_entropy),
-            better=-1,
-            needs="imitation",
-        ),
-        Measure(
-            "final_last",
-            "Final return, last weights",
-            "final return of the last weights instead of those chosen on the validation tasks",
-            lambda runs: runs.final_last,
-            RETURN,
-            listed=False,
-        ),
-        Measure(
-            "training_final",
-            "Final, training tasks",
-            "final return on training tasks",
-            lambda runs: mean(runs.training_final),
-            RETURN,
-            needs="training tasks",
-        ),
-        Measure(
-            "generalisation",
-            "Held-out − training",
-            "final return on held-out tasks minus that on training tasks",
-            _generalisation,
-            needs="training tasks",
-        ),
-        Measure(
-            "validation_return",
-            "Validation return",
-            "final return on the validation tasks when training ended",
-            _last_validation,
-        ),
-        Measure(
-            "marked",
-            "Marked",
-            "share of marked steps in the training histories",
-            lambda runs: mean(runs.marked),
-            SHARE,
-            better=0,
-            needs="own data",
-        ),
-    )
-}
+MEASURES: dict[str, Measure] = {row.key: row for row in _ROWS}
 """Columns of a study's table and rows of a report's, in this order; keys are those of the files."""

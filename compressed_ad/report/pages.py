@@ -60,7 +60,6 @@ def provenance(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def plain(table: Sequence[Sequence[str]]) -> str:
-    """A table as aligned text."""
     widths = [max(len(line[k]) for line in table) for k in range(len(table[0]))]
     lines = [
         "  ".join(

@@ -56,10 +56,9 @@ class MethodRuns:
     references: Mapping[str, FloatArray] = field(default_factory=dict)  # (N, M, E) by name, undiscounted
     horizon: int | None = None  # of the family; None where not known
     paying: float | None = None  # share of steps with a reward other than 0, before anything is learned
-    returns_last: FloatArray | None = None  # (R, N, M, E) of the last weights
-    returns_training: FloatArray | None = None  # (R, N', M, E) on N' training tasks
-    training_scale: tuple[FloatArray, FloatArray] | None = None  # random and optimal return (N',)
-    marked_by_tenth: FloatArray | None = None  # (R, 10) share of marked steps in the training histories
+    final_last: FloatArray | None = None  # (R, N) normalised final return of the last weights
+    training_final: FloatArray | None = None  # (R, N') normalised final return on N' training tasks
+    marked: FloatArray | None = None  # (R, 10) share of marked steps by tenth of the training histories
 
     @property
     def searches(self) -> bool:
@@ -72,37 +71,12 @@ class MethodRuns:
     @cached_property
     def normalised(self) -> Floats:
         """(R, N, M, E) ``returns`` as ``measures.normalise`` scales them."""
-        return self._scaled(self.returns, self.random, self.optimal)
+        return np.stack([normalise(run, self.random, self.optimal) for run in self.returns])
 
     @cached_property
     def curves(self) -> Floats:
         """(R, N, E) normalised returns, mean over rollouts."""
         return np.asarray(self.normalised.mean(axis=2))
-
-    @property
-    def final_last(self) -> Floats:
-        """(R, N) final return of the last weights; NaN (R, 1) if not measured."""
-        return self._final(self.returns_last, (self.random, self.optimal))
-
-    @property
-    def training_final(self) -> Floats:
-        """(R, N') final return on training tasks; NaN (R, 1) if not measured."""
-        return self._final(self.returns_training, self.training_scale)
-
-    @property
-    def marked(self) -> Floats:
-        """(R, 10) ``marked_by_tenth``; NaN if not measured."""
-        unknown = np.full((len(self.seeds), N_PHASE), np.nan)
-        return unknown if self.marked_by_tenth is None else np.asarray(self.marked_by_tenth, np.float64)
-
-    def _final(self, returns: FloatArray | None, scale: tuple[FloatArray, FloatArray] | None) -> Floats:
-        if returns is None or scale is None:
-            return np.full((len(self.seeds), 1), np.nan)
-        return final_return(self._scaled(returns, *scale).mean(axis=2))
-
-    @staticmethod
-    def _scaled(returns: FloatArray, random: FloatArray, optimal: FloatArray) -> Floats:
-        return np.stack([normalise(run, random, optimal) for run in returns])
 
 
 def load_runs(run_dirs: Sequence[str | Path], name: str | None = None) -> MethodRuns:
@@ -145,13 +119,14 @@ def _method(
     runs: Sequence[dict[str, AnyArray]],
     metrics: Sequence[Sequence[Mapping[str, Any]]],
 ) -> MethodRuns:
-    first = runs[0]
+    first, known = runs[0], set.intersection(*(set(run) for run in runs))
 
-    def stacked(key: str) -> FloatArray | None:
-        shapes = {run[key].shape if key in run else None for run in runs}
-        return np.stack([run[key] for run in runs]) if len(shapes) == 1 and None not in shapes else None
+    def final(returns: str, random: str, optimal: str) -> FloatArray | None:
+        if not {returns, random, optimal} <= known:
+            return None
+        curves = [normalise(run[returns], run[random], run[optimal]).mean(axis=1) for run in runs]
+        return final_return(np.stack(curves))
 
-    trained = [first.get(f"training_{key}") for key in ("random", "optimal")]
     return MethodRuns(
         name=name,
         seeds=seeds,
@@ -163,10 +138,9 @@ def _method(
         references={k.removeprefix(REFERENCE): x for k, x in first.items() if k.startswith(REFERENCE)},
         horizon=int(first["horizon"]) if "horizon" in first else None,
         paying=float(first["paying"]) if "paying" in first else None,
-        returns_last=stacked("returns_last"),
-        returns_training=stacked("returns_training"),
-        training_scale=None if trained[0] is None or trained[1] is None else (trained[0], trained[1]),
-        marked_by_tenth=stacked("marked"),
+        final_last=final("returns_last", "random", "optimal"),
+        training_final=final("returns_training", "training_random", "training_optimal"),
+        marked=np.stack([run["marked"] for run in runs]) if "marked" in known else None,
         **{key: np.array([float(run[key]) for run in runs]) for key in _SCALARS},
     )
 
@@ -348,7 +322,6 @@ class Row:
 
     @property
     def marked_by_tenth(self) -> list[float]:
-        """Marked shares of the training histories' steps."""
         return [self[column] for column in _TENTHS]
 
 
@@ -357,7 +330,6 @@ POINT_COLUMNS = ("step", *VALIDATED)
 
 
 def result_columns() -> list[str]:
-    """Of a study's results."""
     return ["seed", *MEASURES, "seconds", "parameters", *_TENTHS]
 
 
@@ -372,7 +344,7 @@ def cell_row(cell: Cell, run_dir: Path, evaluation: Path) -> Row:
     model = cell.trained.model
     targets = model.batch_size * model.n_transit * np.diff(steps, prepend=0.0)
     values |= {"seed": cell.trained.seed, "seconds": float((targets / rates).sum())}
-    values |= dict(zip(_TENTHS, runs.marked[0].tolist(), strict=True))
+    values |= dict(zip(_TENTHS, found["marked"].tolist(), strict=True))
     parameters = f"{cell.data_key}/{cell.training_key}/{cell.playing_key}"
     return Row(cell.family, cell.variant, cell.run, values, parameters)
 

@@ -24,15 +24,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from compressed_ad.evaluation.intervals import (
-    Floats,
-    Interval,
-    bootstrap_curve,
-    iqm,
-    mean,
-    number,
-    performance_profile,
-)
+from compressed_ad.evaluation import intervals
+from compressed_ad.evaluation.intervals import Floats, Interval
 from compressed_ad.files import write_atomically
 from compressed_ad.report.comparison import (
     IQM,
@@ -140,7 +133,6 @@ def build_report(
 def _figures(
     methods: Sequence[MethodRuns], analysis: Analysis, source: SourceSummary | None, seed: int
 ) -> Iterator[Drawn]:
-    """In the order of the page."""
     if all(np.isfinite(row[analysis.metric]).any() for row in analysis.scores.values()):
         yield from _result_figures(methods[0], analysis, source, seed)
     if any(run for m in methods for run in m.metrics):
@@ -164,22 +156,22 @@ def _result_figures(
     learning = None
     if source is not None and rows is not None:
         scaled = normalise(source.returns[rows], base.random, analysis.optimal)
-        learning = in_blocks(mean(scaled[:, : base.returns.shape[-1]], axis=0))[0]
+        learning = in_blocks(intervals.mean(scaled[:, : base.returns.shape[-1]], axis=0))[0]
     yield (
         "in_context",
-        "In-context return on the held-out tasks: mean over runs and tasks. The weights are frozen; whatever "
-        f"changes from episode to episode comes from the growing context. 0 is the uniformly random policy, "
-        f"1 is {analysis.scale}. The band covers "
-        f"{'new training seeds and ' if len(base.seeds) > 1 else ''}new tasks."
+        "In-context return on the held-out tasks: mean over runs and tasks. The weights are frozen: a model "
+        "can improve only by what its context holds. 0 is the uniformly random policy, 1 is "
+        f"{analysis.scale}. The band covers {'new training seeds and ' * (len(base.seeds) > 1)}new tasks."
         + (" The source algorithm learns the same tasks from scratch." if learning is not None else "")
         + (" Dotted: known algorithms on the same tasks." if analysis.references else "")
         + (f" Points are means of {size} consecutive episodes." if size > 1 else ""),
         returns.in_context_curves(
-            {name: bootstrap_curve(values, seed=seed) for name, (values, _) in blocks.items()},
+            {name: intervals.bootstrap_curve(values, seed=seed) for name, (values, _) in blocks.items()},
             source=learning,
             source_name=source.name if source is not None else "source",
             references={
-                name: mean(in_blocks(curves)[0][0], axis=0) for name, curves in analysis.references.items()
+                name: intervals.mean(in_blocks(curves)[0][0], axis=0)
+                for name, curves in analysis.references.items()
             },
             episodes=episodes,
         ),
@@ -191,11 +183,7 @@ def _result_figures(
         yield (
             f"difference_{d.other}",
             f"{d.other} minus {d.one}, paired by training seed and task: mean and 95 % interval. "
-            + (
-                "A filled dot: the interval excludes 0."
-                if d.n_run >= MIN_RUNS
-                else f"Too few runs to judge: {MIN_RUNS} are needed."
-            ),
+            + ("Filled: it excludes 0." if d.n_run >= MIN_RUNS else f"{MIN_RUNS} runs are needed to judge."),
             comparison.forest(
                 {d.label: [(MEASURES[key].label, row[key]) for key in analysis.shown if key != IQM]},
                 "mean paired difference",
@@ -208,7 +196,9 @@ def _result_figures(
         returns.per_task_scatter(scores, labels),
     )
     if source is not None and rows is not None and _is_grid(source.tasks):
-        maps: dict[str, Floats] = {f"{source.name} at the end of training": _final_source(source)}
+        top = np.where(np.isnan(source.optimal), source.returns.max(axis=1), source.optimal)
+        learned = final_return(normalise(source.returns, source.random, top))
+        maps: dict[str, Floats] = {f"{source.name} at the end of training": learned}
         for name, values in scores.items():
             maps[name] = np.full(len(source.task_ids), np.nan)
             maps[name][rows] = values.mean(axis=0)
@@ -222,7 +212,7 @@ def _result_figures(
         "performance_profile",
         "Share of runs and tasks whose final return is above each level.",
         returns.performance_profile(
-            {name: performance_profile(v, levels, seed=seed) for name, v in scores.items()}, levels
+            {name: intervals.performance_profile(v, levels, seed=seed) for name, v in scores.items()}, levels
         ),
     )
 
@@ -237,7 +227,7 @@ def _regret_figure(analysis: Analysis, seed: int) -> Drawn:
         "episodes so far, mean over runs, tasks and rollouts."
         + (" Dotted: known algorithms on the same tasks." if analysis.references else ""),
         returns.cumulative_regret(
-            {name: bootstrap_curve(curves[name], seed=seed) for name in analysis.curves},
+            {name: intervals.bootstrap_curve(curves[name], seed=seed) for name in analysis.curves},
             references={name: curves[name].mean(axis=(0, 1)) for name in analysis.references},
             episodes=shown + 1,
         ),
@@ -285,11 +275,6 @@ def _rows(source: SourceSummary | None, task_ids: NDArray[Any]) -> list[int] | N
     return [place[int(task)] for task in task_ids]
 
 
-def _final_source(source: SourceSummary) -> Floats:
-    known = np.where(np.isnan(source.optimal), source.returns.max(axis=1), source.optimal)
-    return final_return(normalise(source.returns, source.random, known))
-
-
 def _is_grid(tasks: NDArray[Any]) -> bool:
     whole = tasks.ndim == 2 and tasks.shape[1] == 2 and tasks.dtype.kind in "iu" and (tasks >= 0).all()
     return bool(whole and tasks.max(initial=0) < 64)
@@ -314,16 +299,15 @@ def _lines(analysis: Analysis) -> list[tuple[str, str, list[tuple[str, str]]]]:
     found = []
     for key in analysis.shown:
         measure = MEASURES[analysis.metric if key == IQM else key]
-        cells = [(number(row[key].value), row[key].span()) for row in analysis.methods.values()]
+        cells = [(intervals.number(row[key].value), row[key].span()) for row in analysis.methods.values()]
         gaps = [row[key].estimate for row in analysis.pairs.values()]
-        cells += [(number(gap.value, "+"), gap.span("+")) for gap in gaps]
+        cells += [(intervals.number(gap.value, "+"), gap.span("+")) for gap in gaps]
         label = f"{measure.label}, interquartile mean*" if key == IQM else measure.label
         found.append((label, "" if key == IQM else measure.meaning, cells))
     return found
 
 
 def iqm_note(analysis: Analysis) -> str:
-    """What the line of interquartile means says."""
     note = (
         "* The interquartile mean leaves out the highest and the lowest quarter of the scores of all runs and"
         " tasks."
@@ -350,7 +334,14 @@ def _regret_table(analysis: Analysis) -> list[list[str]]:
     for name, total in analysis.total_regret.items():
         values = [f"{x:z.2f}".replace("-", "−") for x in (total.value, total.low, total.high)]
         span = f"{values[1]} to {values[2]}" if math.isfinite(total.low) else ""
-        lines.append([name, values[0], span, number(float(mean(final_return(curves[name]).ravel())))])
+        lines.append(
+            [
+                name,
+                values[0],
+                span,
+                intervals.number(float(intervals.mean(final_return(curves[name]).ravel()))),
+            ]
+        )
     return [["", "Regret", "95 % interval", "Final return"], *lines] if lines else []
 
 
@@ -415,7 +406,7 @@ def _summary(
 
     tables: dict[str, dict[str, dict[str, Any]]] = {"method": {}, "difference": {}, "regret": {}}
     for kind, name, key, i, scores in _estimates(analysis):
-        middles = {"mean": float(mean(scores.ravel())), "iqm": float(iqm(scores.ravel()))}
+        middles = {"mean": float(intervals.mean(scores.ravel())), "iqm": float(intervals.iqm(scores.ravel()))}
         entry = {**middles, "low": i.low, "high": i.high, "interval_of": i.of}
         tables[kind].setdefault(name, {})[key] = entry
     content: dict[str, Any] = {
@@ -426,7 +417,7 @@ def _summary(
         " difference of the methods' interquartile means",
         "regret": {name: row["regret"] for name, row in tables["regret"].items()},
         "references": {
-            name: {"final": float(mean(final_return(curves).ravel()))}
+            name: {"final": float(intervals.mean(final_return(curves).ravel()))}
             for name, curves in analysis.references.items()
         },
         "marking": marking,
@@ -463,7 +454,7 @@ def _csv(analysis: Analysis) -> str:
     for kind, name, key, i, scores in _estimates(analysis):
         of_mean = i.of == "mean"
         # The interquartile mean of paired differences stands only where the line says what it is.
-        middle = "" if kind == "difference" and of_mean else float(iqm(scores.ravel()))
+        middle = "" if kind == "difference" and of_mean else float(intervals.iqm(scores.ravel()))
         kind = "iqm of differences" if kind == "difference" and not of_mean else kind
         numbers = [i.value if of_mean else "", i.low, i.high, middle, i.n, len(analysis.optimal)]
         write([kind, name, analysis.metric if key == IQM else key, *numbers, i.of])

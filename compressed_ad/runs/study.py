@@ -93,8 +93,6 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """A validated study file."""
-
     name: str
     path: Path
     question: str
@@ -129,7 +127,7 @@ def load_study(
     tree = _Tree(path, leaves)
     known = {"families": tree.names("families"), "variants": tree.names("variants")}
     baseline = tree.value("baseline", known["variants"][0])
-    _among(tree, "baseline", baseline, known["variants"])
+    tree.among("baseline", baseline, known["variants"])
     weights = {name: _weights(tree, name, known["variants"]) for name in known["variants"]}
     chosen_families = _chosen("--families", families, known["families"])
     wanted = {*_chosen("--variants", variants, known["variants"]), baseline}
@@ -142,7 +140,7 @@ def load_study(
         counts = dict.fromkeys(counts, runs)
     first_seed = tree.value("first_seed", 0)
     if not _whole(first_seed, 0):
-        raise ConfigError(f"{tree.where('first_seed')}: first_seed must be a whole number: {first_seed!r}")
+        raise tree.mistake("first_seed", f"first_seed must be a whole number: {first_seed!r}")
     bottom = request_leaves(Request(preset=str(tree.value("preset", "default"))))
     if small:
         merge(bottom, read_file(config_folder() / SMALL))
@@ -171,7 +169,7 @@ def load_study(
         for variant in chosen
     ]
     metric = str(tree.value("metric", "final"))
-    _among(tree, "metric", metric, list(MEASURES))
+    tree.among("metric", metric, list(MEASURES))
     return Study(
         name=path.stem,
         path=path,
@@ -200,6 +198,14 @@ class _Tree:
             problems = [f"{path}: an empty study; it needs families and variants"]
         if problems:
             raise ConfigError(problems)
+
+    def mistake(self, key: str, text: str) -> ConfigError:
+        return ConfigError(f"{self.where(key)}: {text}")
+
+    def among(self, key: str, name: str, known: Sequence[str]) -> None:
+        if name not in known:
+            one_of = f"one of {', '.join(known)}"
+            raise self.mistake(key, f"{key}: unknown {name!r}{nearest(str(name), known)}; {one_of}")
 
     def where(self, *key: str) -> str:
         return next((where for p, (_, where) in self.leaves.items() if p[: len(key)] == key), str(self.path))
@@ -230,20 +236,12 @@ def _chosen(option: str, wanted: Sequence[str], known: Sequence[str]) -> list[st
     return [name for name in known if not wanted or name in wanted]
 
 
-def _among(tree: _Tree, key: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        raise ConfigError(
-            f"{tree.where(key)}: {key}: unknown {name!r}{nearest(str(name), known)};"
-            f" one of {', '.join(known)}"
-        )
-
-
 def _weights(tree: _Tree, variant: str, known: Sequence[str]) -> str:
     where, leaf = tree.where("variants", variant, "weights"), ("variants", variant, "weights")
     if leaf not in tree.leaves:
         return variant
     name = str(tree.leaves[leaf][0])
-    _among(tree, "variants", name, known)
+    tree.among("variants", name, known)
     strange = [p[0] for p in tree.settings("variants", variant) if p[0] != "evaluation"]
     if strange:
         raise ConfigError(
@@ -256,20 +254,19 @@ def _weights(tree: _Tree, variant: str, known: Sequence[str]) -> str:
 
 def _runs(tree: _Tree, families: Sequence[str]) -> dict[str, int]:
     given = {p[1]: value for p, (value, _) in tree.leaves.items() if p[0] == "runs" and len(p) == 2}
-    if not given:
-        given = dict.fromkeys(families, tree.value("runs", 3))
+    given = given or dict.fromkeys(families, tree.value("runs", 3))
     for family, count in given.items():
-        _among(tree, "runs", family, families)
+        tree.among("runs", family, families)
         if not _whole(count, 1):
-            raise ConfigError(f"{tree.where('runs')}: runs must be whole numbers from 1 on: {count!r}")
-    missing = [family for family in families if family not in given]
-    if missing:
-        raise ConfigError(f"{tree.where('runs')}: runs does not say how many for {missing[0]}")
-    return {family: int(given[family]) for family in families}
+            raise tree.mistake("runs", f"runs must be whole numbers from 1 on: {count!r}")
+    for family in families:
+        if family not in given:
+            raise tree.mistake("runs", f"runs does not say how many for {family}")
+    return given
 
 
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _whole(value: Any, at_least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
 
 
 def _spread(tree: _Tree) -> float | None:
@@ -277,32 +274,31 @@ def _spread(tree: _Tree) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise ConfigError(f"{tree.where('spread')}: spread must be a number above 0, got {value!r}")
+        raise tree.mistake("spread", f"spread must be a number above 0, got {value!r}")
     return float(value)
 
 
 def _comparisons(
     tree: _Tree, baseline: str, known: Sequence[str], chosen: Sequence[str]
 ) -> tuple[tuple[str, str], ...]:
-    pairs = [(baseline, name) for name in known if name != baseline]
+    pairs = [(baseline, name) for name in known]
     more = tree.value("compare", [])
     for pair in more if isinstance(more, list) else [more]:
         if not isinstance(pair, list) or len(pair) != 2:
-            raise ConfigError(f"{tree.where('compare')}: compare must be pairs [one, other], got {pair!r}")
+            raise tree.mistake("compare", f"compare must be pairs [one, other], got {pair!r}")
         for name in pair:
-            _among(tree, "compare", name, known)
+            tree.among("compare", name, known)
         pairs.append((pair[0], pair[1]))
     return tuple(p for p in dict.fromkeys(pairs) if set(p) <= set(chosen) and p[0] != p[1])
 
 
 def _curves(tree: _Tree, known: Sequence[str], chosen: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    given = {p[1:]: value for p, (value, _) in tree.leaves.items() if p[0] == "curves"}
     found = {}
-    for name, names in given.items():
+    for name, names in ((p[1:], value) for p, (value, _) in tree.leaves.items() if p[0] == "curves"):
         if len(name) != 1 or not isinstance(names, list):
-            raise ConfigError(f"{tree.where('curves')}: curves must be a list of variants by name")
+            raise tree.mistake("curves", "curves must be a list of variants by name")
         for variant in names:
-            _among(tree, "curves", variant, known)
+            tree.among("curves", variant, known)
         found[name[0]] = tuple(variant for variant in chosen if variant in names)
     return {name: names for name, names in found.items() if names}
 

@@ -46,7 +46,6 @@ def _is_played(job: Job, path: Path) -> bool:
 
 
 def history_of(cell: Cell, out: Path) -> Path:
-    """Where the histories of ``cell`` are."""
     folder = out / "histories" / f"{cell.data.env.short_name}-{cell.data_key}"
     return default_history(cell.data, folder)
 

@@ -12,24 +12,13 @@ from numpy.typing import ArrayLike
 
 from compressed_ad.evaluation.intervals import mean
 from compressed_ad.marking.markers import borders, segments
-from compressed_ad.report.figures.style import (
-    INK,
-    MARKS,
-    MUTED,
-    SOURCE,
-    Figure,
-    beside,
-    end_labels,
-    looks,
-    one_panel,
-    panels,
-    styled,
-)
+from compressed_ad.report.figures import style
+from compressed_ad.report.figures.style import Figure
 from compressed_ad.report.measures import series
 from compressed_ad.types import BoolArray
 
 
-@styled
+@style.styled
 def learning_curves(
     returns: ArrayLike, *, name: str, optimal: ArrayLike | None = None, random: ArrayLike | None = None
 ) -> Figure:
@@ -38,26 +27,26 @@ def learning_curves(
     ``optimal`` and ``random`` (N,) are drawn as the means over the same tasks; NaN are left out.
     """
     values = np.asarray(returns, dtype=np.float64)
-    figure, axes = one_panel(7.2, 3.6)
+    figure, ((axes,),) = style.panels(7.2, 3.6)
     episodes = np.arange(1, values.shape[1] + 1)
     middle = values.mean(axis=0)
     axes.fill_between(
-        episodes, *np.quantile(values, [0.1, 0.9], axis=0), color=SOURCE, alpha=0.18, linewidth=0
+        episodes, *np.quantile(values, [0.1, 0.9], axis=0), color=style.SOURCE, alpha=0.18, linewidth=0
     )
-    axes.plot(episodes, middle, color=SOURCE)
-    labels = [(float(middle[-1]), name, SOURCE)]
+    axes.plot(episodes, middle, color=style.SOURCE)
+    labels = [(float(middle[-1]), name, style.SOURCE)]
     for level, word in ((optimal, "optimal"), (random, "random")):
         known = np.asarray([] if level is None else level, dtype=np.float64)
         if known.size and np.isfinite(known).all():
-            labels.append((float(known.mean()), word, MUTED))
-            axes.axhline(known.mean(), color=MUTED, linestyle=(0, (2, 2)), linewidth=1.2)
+            labels.append((float(known.mean()), word, style.MUTED))
+            axes.axhline(known.mean(), color=style.MUTED, linestyle=(0, (2, 2)), linewidth=1.2)
     axes.set(xlabel="episode of the source run", ylabel="return per episode", xlim=(1, max(2, len(episodes))))
     axes.set_title(f"{name}: mean over {len(values)} tasks, band: 10 % to 90 % of tasks")
-    end_labels(axes, labels)
+    style.end_labels(axes, labels)
     return figure
 
 
-@styled
+@style.styled
 def probability_trace(
     probs: ArrayLike,
     mask: BoolArray,
@@ -69,21 +58,21 @@ def probability_trace(
 ) -> Figure:
     """One stream's action probability (T,) with its marked segments (T,) shaded and their borders shown."""
     values, marked = np.asarray(probs, dtype=np.float64), np.asarray(mask, dtype=bool)
-    figure, axes = one_panel(9.0, 3.4)
+    figure, ((axes,),) = style.panels(9.0, 3.4)
     steps = first_step + np.arange(len(values))
     for edges in zip(*segments(marked)[1:], strict=True):
-        axes.axvspan(*(first_step + edge - 0.5 for edge in edges), color=MARKS, alpha=0.28, linewidth=0)
+        axes.axvspan(*(first_step + edge - 0.5 for edge in edges), color=style.MARKS, alpha=0.28, linewidth=0)
     if episode_end is not None:
         for step in steps[np.asarray(episode_end, dtype=bool)]:
-            axes.axvline(step + 0.5, ymax=0.04, color=MUTED, linewidth=1)
-    axes.plot(steps, values, color=SOURCE, linewidth=1.1, marker=".", markersize=3)
+            axes.axvline(step + 0.5, ymax=0.04, color=style.MUTED, linewidth=1)
+    axes.plot(steps, values, color=style.SOURCE, linewidth=1.1, marker=".", markersize=3)
     starts, ends = borders(marked)
     for places, symbol, label in ((starts, ">", r"<compress>"), (ends, "<", r"\compress>")):
         height = np.full(int(places.sum()), 1.07)
-        axes.plot(steps[places], height, symbol, color=INK, markersize=6, label=label)
+        axes.plot(steps[places], height, symbol, color=style.INK, markersize=6, label=label)
     if threshold is not None:
-        axes.axhline(threshold, color=INK, linestyle=(0, (4, 3)), linewidth=1)
-        beside(axes, threshold, f"threshold {threshold:g}")
+        axes.axhline(threshold, color=style.INK, linestyle=(0, (4, 3)), linewidth=1)
+        style.beside(axes, threshold, f"threshold {threshold:g}")
     axes.set(
         xlabel="step of the stream" + ("" if episode_end is None else " (ticks inside: episode ends)"),
         ylabel="probability of the action",
@@ -96,25 +85,25 @@ def probability_trace(
     return figure
 
 
-@styled
+@style.styled
 def marked_by_tenth(fractions: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
     """Share of marked steps by tenth of the source's training, by family (a panel) and method (a line).
 
     Each line is the mean over the rows of an array (n, 10), of n tasks or runs; one that is alone in its
     panel has bands that hold the middle 50 % and 80 % of the rows.
     """
-    figure, (row,) = panels(min(12.0, 2.6 + 3.4 * len(fractions)), 3.6, 1, len(fractions), sharey=True)
+    figure, (row,) = style.panels(min(12.0, 2.6 + 3.4 * len(fractions)), 3.6, 1, len(fractions), sharey=True)
     middle = (np.arange(10) + 0.5) / 10
-    look = looks(name for lines in fractions.values() for name in lines)
+    look = style.looks(name for lines in fractions.values() for name in lines)
     for axes, (family, lines) in zip(row, fractions.items(), strict=True):
         for name, values in lines.items():
             table = np.asarray(values, dtype=np.float64)
             alone = len(lines) == 1
             for low, high in ((0.1, 0.9), (0.25, 0.75)) if alone and len(table) > 1 else ():
                 edges = np.nanquantile(table, [low, high], axis=0)
-                axes.fill_between(middle, *edges, color=MARKS, alpha=0.2, linewidth=0)
+                axes.fill_between(middle, *edges, color=style.MARKS, alpha=0.2, linewidth=0)
             line: dict[str, Any] = (
-                {"color": INK, "marker": "o", "markersize": 4} if alone else look[name].line
+                {"color": style.INK, "marker": "o", "markersize": 4} if alone else look[name].line
             )
             axes.plot(middle, mean(table, axis=0), label=name, **line)
         axes.set(xlabel="training of the source", xlim=(0, 1), ylim=(0, 1))
@@ -131,7 +120,7 @@ Rows = Sequence[Mapping[str, Any]]
 """Of one run's ``metrics.jsonl``."""
 
 
-@styled
+@style.styled
 def training_curves(metrics: Mapping[str, Mapping[str, Sequence[Rows]]]) -> Figure:
     """Training loss and validation by gradient step: the runs of each method in each family.
 
@@ -143,8 +132,8 @@ def training_curves(metrics: Mapping[str, Mapping[str, Sequence[Rows]]]) -> Figu
     cells = [(key, family) for key in keys for family in metrics]
     n_column = len(keys) if len(metrics) == 1 else len(metrics)
     n_row = len(cells) // n_column
-    figure, grid = panels(min(12.5, 3.7 * n_column + 0.6), 0.5 + 2.8 * n_row, n_row, n_column)
-    look = looks(name for methods in metrics.values() for name in methods)
+    figure, grid = style.panels(min(12.5, 3.7 * n_column + 0.6), 0.5 + 2.8 * n_row, n_row, n_column)
+    look = style.looks(name for methods in metrics.values() for name in methods)
     for axes, (key, family) in zip(grid.ravel(), cells, strict=True):
         for name, runs in metrics[family].items():
             lines = [series(run, key) for run in runs]

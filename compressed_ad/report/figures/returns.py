@@ -6,33 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
-from compressed_ad.report.figures.style import (
-    FAINT,
-    INK,
-    MUTED,
-    SOURCE,
-    Figure,
-    band,
-    end_labels,
-    looks,
-    one_panel,
-    panels,
-    reference_lines,
-    styled,
-)
+from compressed_ad.report.figures import style
+from compressed_ad.report.figures.style import Figure
 from compressed_ad.types import AnyArray, BoolArray
 
 NEVER_SOLVED = 0.1
 """A task counts as never solved if no method's normalised final return, averaged over runs, reaches this."""
 
 
-@styled
+@style.styled
 def in_context_curves(
     bands: Mapping[str, ArrayLike],
     *,
@@ -47,30 +36,24 @@ def in_context_curves(
     tasks; it is cut to the episodes shown. ``references`` (E,) are those of known algorithms. ``episodes``
     (E,) numbers the episodes, by default from 1.
     """
-    figure, axes = one_panel(7.6, 4.4)
+    figure, ((axes,),) = style.panels(7.6, 4.4)
     n_episode = max(np.shape(curve)[1] for curve in bands.values())
     numbers = np.arange(1, n_episode + 1) if episodes is None else np.asarray(episodes)
-    labels = [(1.0, "optimal", MUTED), (0.0, "random", MUTED)]
+    labels = [(1.0, "optimal", style.MUTED), (0.0, "random", style.MUTED)]
     for level in (0.0, 1.0):
-        axes.axhline(level, color=MUTED, linestyle=(0, (2, 2)), linewidth=1.2)
+        axes.axhline(level, color=style.MUTED, linestyle=(0, (2, 2)), linewidth=1.2)
     if source is not None:
         curve = np.asarray(source, dtype=np.float64)[:n_episode]
-        axes.plot(numbers[: len(curve)], curve, color=SOURCE, linewidth=1.5)
-        labels.append((float(curve[-1]), f"{source_name}, learning", SOURCE))
-    labels += reference_lines(axes, numbers, references or {})
-    for name, look in looks(bands).items():
-        curve = np.asarray(bands[name], dtype=np.float64)
-        band(axes, numbers[: curve.shape[1]], curve, look)
-        labels.append((float(curve[0, -1]), name, look.color))
-    axes.set(xlabel="in-context episode", ylabel="normalised return", xlim=(1, max(2, numbers[-1])))
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+        axes.plot(numbers[: len(curve)], curve, color=style.SOURCE, linewidth=1.5)
+        labels.append((float(curve[-1]), f"{source_name}, learning", style.SOURCE))
+    labels += _by_episode(axes, numbers, bands, references or {})
+    axes.set_ylabel("normalised return")
     axes.set_ylim(min(-0.08, axes.get_ylim()[0]), max(1.08, min(1.6, axes.get_ylim()[1])))
-    axes.set_title("Held-out tasks: mean, band: 95 % interval")
-    end_labels(axes, labels)
+    style.end_labels(axes, labels)
     return figure
 
 
-@styled
+@style.styled
 def cumulative_regret(
     bands: Mapping[str, ArrayLike], *, references: Mapping[str, ArrayLike], episodes: ArrayLike
 ) -> Figure:
@@ -78,20 +61,30 @@ def cumulative_regret(
 
     ``references`` (K,) are the means of known algorithms, ``episodes`` (K,) the episodes shown.
     """
-    figure, axes = one_panel(7.6, 4.4)
-    numbers = np.asarray(episodes)
-    labels = reference_lines(axes, numbers, references)
-    for name, look in looks(bands).items():
-        band(axes, numbers, bands[name], look)
-        labels.append((float(np.asarray(bands[name])[0, -1]), name, look.color))
-    axes.set(xlabel="in-context episode", ylabel="cumulative regret", xlim=(1, max(2, numbers[-1])))
+    figure, ((axes,),) = style.panels(7.6, 4.4)
+    labels = _by_episode(axes, np.asarray(episodes), bands, references)
+    axes.set_ylabel("cumulative regret")
     axes.set_ylim(min(0.0, axes.get_ylim()[0]), None)
-    axes.set_title("Held-out tasks: mean, band: 95 % interval")
-    end_labels(axes, labels)
+    style.end_labels(axes, labels)
     return figure
 
 
-@styled
+def _by_episode(
+    axes: Axes, numbers: AnyArray, bands: Mapping[str, ArrayLike], references: Mapping[str, ArrayLike]
+) -> list[tuple[float, str, str]]:
+    """Draw curves over the episodes ``numbers`` (E,); their labels for ``style.end_labels``."""
+    labels = style.reference_lines(axes, numbers, references)
+    for name, look in style.looks(bands).items():
+        curve = np.asarray(bands[name], dtype=np.float64)
+        style.band(axes, numbers[: curve.shape[1]], curve, look)
+        labels.append((float(curve[0, -1]), name, look.color))
+    axes.set(xlabel="in-context episode", xlim=(1, max(2, numbers[-1])))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+    axes.set_title("Held-out tasks: mean, style.band: 95 % interval")
+    return labels
+
+
+@style.styled
 def per_task_scatter(scores: Mapping[str, ArrayLike], labels: Sequence[str]) -> Figure:
     """Final normalised return per held-out task: scores (R, N) of each method, ``labels`` (N,).
 
@@ -105,22 +98,22 @@ def per_task_scatter(scores: Mapping[str, ArrayLike], labels: Sequence[str]) -> 
     n_task = means.shape[1]
     paired = len(names) > 1
     height = max(4.2, 0.24 * n_task + 1.5)
-    figure, (row,) = panels(9.2 if paired else 5.2, height, 1, 2 if paired else 1)
+    figure, (row,) = style.panels(9.2 if paired else 5.2, height, 1, 2 if paired else 1)
     edge = (min(-0.05, float(np.nanmin(means)) - 0.05), max(1.05, float(np.nanmax(means)) + 0.05))
     if paired:
         axes = row[0]
-        axes.plot(edge, edge, color=MUTED, linewidth=1)
-        axes.scatter(*means[:2, ~never], s=46, c=INK, alpha=0.6, edgecolor="white", linewidth=0.6)
-        axes.scatter(*means[:2, never], s=46, c="white", edgecolor=INK)
+        axes.plot(edge, edge, color=style.MUTED, linewidth=1)
+        axes.scatter(*means[:2, ~never], s=46, c=style.INK, alpha=0.6, edgecolor="white", linewidth=0.6)
+        axes.scatter(*means[:2, never], s=46, c="white", edgecolor=style.INK)
         axes.set(xlabel=f"{names[0]}: final normalised return", ylabel=f"{names[1]}", xlim=edge, ylim=edge)
         axes.set_aspect("equal", anchor="N")
         axes.set_title("One point per held-out task")
-        axes.text(0.04, 0.95, f"{names[1]} higher", transform=axes.transAxes, color=MUTED, va="top")
-        axes.text(0.96, 0.05, f"{names[0]} higher", transform=axes.transAxes, color=MUTED, ha="right")
+        axes.text(0.04, 0.95, f"{names[1]} higher", transform=axes.transAxes, color=style.MUTED, va="top")
+        axes.text(0.96, 0.05, f"{names[0]} higher", transform=axes.transAxes, color=style.MUTED, ha="right")
     axes = row[-1]
     order = np.argsort(-means.mean(axis=0), kind="stable")
     shift = np.linspace(0.16, -0.16, len(names)) if paired else np.zeros(1)
-    for look, value, mean, aside in zip(looks(names).values(), values, means, shift, strict=True):
+    for look, value, mean, aside in zip(style.looks(names).values(), values, means, shift, strict=True):
         at = np.arange(n_task) + aside
         axes.scatter(value[:, order], np.tile(at, (len(value), 1)), s=9, color=look.color, alpha=0.45)
         axes.scatter(mean[order], at, s=44, color=look.color, marker=look.marker)
@@ -132,13 +125,13 @@ def per_task_scatter(scores: Mapping[str, ArrayLike], labels: Sequence[str]) -> 
     axes.set_title("By task, hardest on top")
     handles = [
         Line2D([], [], color=one.color, marker=one.marker, linestyle="none", label=name)
-        for name, one in looks(names).items()
+        for name, one in style.looks(names).items()
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=len(names))
     return figure
 
 
-@styled
+@style.styled
 def goal_map(tasks: AnyArray, maps: Mapping[str, ArrayLike], kinds: Sequence[str]) -> Figure:
     """Normalised final return per goal on the grid, one panel for each title: values (N,), NaN not evaluated.
 
@@ -147,13 +140,13 @@ def goal_map(tasks: AnyArray, maps: Mapping[str, ArrayLike], kinds: Sequence[str
     """
     cells = np.asarray(tasks, dtype=np.int64)
     width, height = (int(n) for n in cells.max(axis=0) + 1)
-    figure, (row,) = panels(min(12.0, 3.6 * len(maps) + 1.0), 4.3, 1, len(maps))
+    figure, (row,) = style.panels(min(12.0, 3.6 * len(maps) + 1.0), 4.3, 1, len(maps))
     colours = LinearSegmentedColormap.from_list("return", ["#fff3d6", "#E69F00", "#0072B2", "#08306b"])
     images = []
     for axes, (title, values) in zip(row, maps.items(), strict=True):
         grid = np.full((height, width), np.nan)
         grid[cells[:, 1], cells[:, 0]] = np.asarray(values, dtype=np.float64)
-        axes.imshow(np.zeros_like(grid), cmap=ListedColormap([FAINT]), origin="lower")
+        axes.imshow(np.zeros_like(grid), cmap=ListedColormap([style.FAINT]), origin="lower")
         images.append(axes.imshow(np.ma.masked_invalid(grid), cmap=colours, vmin=0, vmax=1, origin="lower"))
         for (x, y), kind in zip(cells, kinds, strict=True):
             if kind == "train":
@@ -172,12 +165,12 @@ def goal_map(tasks: AnyArray, maps: Mapping[str, ArrayLike], kinds: Sequence[str
     return figure
 
 
-@styled
+@style.styled
 def performance_profile(profiles: Mapping[str, ArrayLike], levels: ArrayLike) -> Figure:
     """Share of runs x tasks above each level (K,): profiles (3, K) of share, low and high per method."""
-    figure, axes = one_panel(6.4, 3.8)
-    for name, look in looks(profiles).items():
-        band(axes, levels, profiles[name], look, name)
+    figure, ((axes,),) = style.panels(6.4, 3.8)
+    for name, look in style.looks(profiles).items():
+        style.band(axes, levels, profiles[name], look, name)
     axes.set(xlabel="final normalised return", ylabel="share of runs × tasks above it", ylim=(0, 1.03))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.margins(x=0)

@@ -17,16 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter, ScalarFormatter
 from numpy.typing import ArrayLike
 
-from compressed_ad.report.figures.style import (
-    DASHED,
-    FAINT,
-    INK,
-    RANDOM,
-    end_labels,
-    looks,
-    one_panel,
-    styled,
-)
+from compressed_ad.report.figures.style import DASHED, FAINT, INK, RANDOM, end_labels, looks, panels, styled
 from compressed_ad.types import FloatArray, IntArray
 
 TIME = LinearSegmentedColormap.from_list("time", ["#a9cbe4", "#3f8fc4", "#08306b"])
@@ -59,9 +50,8 @@ def paths(rows: Sequence[PathRow], size: int) -> Figure:
     twice is seen twice.
     """
     n_row, n_column = len(rows), max(len(row.paths) for row in rows)
-    figure = Figure(figsize=(2.75 * n_column + 0.5, 2.95 * n_row + 0.75))
-    panels = figure.subplots(n_row, n_column, squeeze=False)
-    for row, line in zip(rows, panels, strict=True):
+    figure, grid = panels(2.75 * n_column + 0.5, 2.95 * n_row + 0.75, n_row, n_column)
+    for row, line in zip(rows, grid, strict=True):
         for path, axes in zip(row.paths, line, strict=True):
             _grid(axes, size)
             _goals(axes, row.goals, size)
@@ -130,7 +120,7 @@ def found_curves(
 
     ``exact``: the random walk's is computed, not played. ``n_rollout``: how many the model's share is of.
     """
-    figure, axes = one_panel(7.2, 3.8)
+    figure, ((axes,),) = panels(7.2, 3.8)
     colour = looks([name])[name].color
     curve = np.asarray(model, np.float64)
     episodes = np.arange(1, len(curve) + 1)
@@ -155,9 +145,10 @@ def coverage_curves(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, share:
 
     The first name is the model's, the second the random walk's. ``share``: of all cells, else a number.
     """
-    figure, panels = Figure(figsize=(8.6, 3.8)), ("overall", "until the first reward")
-    columns = figure.subplots(1, 2, sharey=True)
-    for column, (axes, panel) in enumerate(zip(columns, panels, strict=True)):
+    figure, (columns,) = panels(8.6, 3.8, 1, 2, sharey=True)
+    for column, (axes, title_above) in enumerate(
+        zip(columns, ("overall", "until the first reward"), strict=True)
+    ):
         labels, top = [], 0.0
         for k, (name, pair) in enumerate(curves.items()):
             values = np.asarray(pair[column], np.float64)
@@ -165,7 +156,7 @@ def coverage_curves(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, share:
             axes.plot(np.arange(1, len(values) + 1), values, color=colour, linestyle=line)
             labels.append((float(values[-1]), name, colour))
             top = max(top, len(values))
-        axes.set(xlabel="in-context episode", xlim=(1, max(2, top)), title=panel)
+        axes.set(xlabel="in-context episode", xlim=(1, max(2, top)), title=title_above)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         if column == 1:
             axes.set_ylim(bottom=0)
@@ -197,7 +188,7 @@ def first_reward_by_distance(
     known = np.concatenate([times[np.isfinite(times)] for times, _, _ in groups.values()])
     highest = float(max(known.max(initial=1.0), near[np.isfinite(near)].max(initial=1.0)))
     never = 2.2 * highest
-    figure, axes = one_panel(7.2, 4.2)
+    figure, ((axes,),) = panels(7.2, 4.2)
     way = np.linspace(1.0, near[np.isfinite(near)].max(initial=1.0), 50)
     axes.plot(way, way, color=INK, linestyle=(0, (2, 2)), linewidth=1.2, label="shortest way")
     for label, (times, side, style) in groups.items():

@@ -54,7 +54,6 @@ class Look:
 
     @property
     def line(self) -> dict[str, Any]:
-        """Arguments of ``Axes.plot``."""
         return {"color": self.color, "linestyle": self.linestyle}
 
 
@@ -112,7 +111,6 @@ def figure_to_svg(figure: Figure) -> bytes:
 
 
 def figure_to_png(figure: Figure, dpi: int = 150) -> bytes:
-    """The figure as PNG."""
     return _render(figure, "png", dpi=dpi)
 
 
@@ -127,15 +125,9 @@ def _render(figure: Figure, kind: str, **options: Any) -> bytes:
 def panels(
     width: float, height: float, n_row: int = 1, n_column: int = 1, **options: Any
 ) -> tuple[Figure, Any]:
-    """A figure and its axes (n_row, n_column)."""
+    """A figure and its axes (n_row, n_column); one of them by default."""
     figure = Figure(figsize=(width, height))
     return figure, figure.subplots(n_row, n_column, squeeze=False, **options)
-
-
-def one_panel(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure and its axes."""
-    figure = Figure(figsize=(width, height))
-    return figure, figure.subplots()
 
 
 def band(axes: Axes, x: ArrayLike, curve: ArrayLike, look: Look, label: str = "") -> None:
@@ -176,5 +168,4 @@ def end_labels(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
 
 
 def beside(axes: Axes, height: float, text: str, colour: str = "black") -> None:
-    """Write ``text`` right of the axes."""
     axes.text(1.012, height, text, color=colour, transform=axes.get_yaxis_transform(), va="center")
