@@ -110,7 +110,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {match[0]!r}?)" if match else ""
 
 
-def one_line(error: BaseException, limit: int = 200) -> str:
-    """The first line of the message of ``error``, cut to ``limit`` characters; its type if it has none."""
+def one_line(error: BaseException, limit: int | None = None) -> str:
+    """The first line of the message of ``error``, at most ``limit`` characters; its type if it has none."""
     lines = str(error).strip().splitlines()
     return lines[0][:limit] if lines else type(error).__name__

@@ -20,7 +20,7 @@ from compressed_ad.cli.call import Call, Command
 from compressed_ad.cli.display import Display
 from compressed_ad.cli.options import count, one_of, option, setting_option
 from compressed_ad.cli.stopping import Stop
-from compressed_ad.errors import CompressedADError, ConfigError, UsageError
+from compressed_ad.errors import CompressedADError, ConfigError, UsageError, one_line
 from compressed_ad.registry import import_attribute
 from compressed_ad.runs.config_text import describe, suggest
 from compressed_ad.runs.layers import PRESETS, SECTIONS, Request
@@ -88,7 +88,7 @@ def _current_folder() -> Iterator[None]:
 
 
 def _unexpected(error: Exception) -> str:
-    what = str(error).partition("\n")[0]
+    what = one_line(error)
     # PyTorch raises its own errors: RuntimeError on the CPU, OutOfMemoryError on a GPU.
     if isinstance(error, MemoryError) or re.search(r"allocate memory|out of memory", what):
         return f"not enough memory, choose something smaller: {what} (--debug shows more)"

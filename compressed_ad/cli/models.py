@@ -12,13 +12,11 @@ from compressed_ad.cli.display import print_lines, results_console
 from compressed_ad.cli.options import history_option, out_option, overwrite_option
 from compressed_ad.errors import ConfigError, HistoryError, RunDirectoryError, UsageError
 from compressed_ad.evaluation.intervals import mean
+from compressed_ad.files import locked
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.report.measures import final_return
 from compressed_ad.runs import job as runs, stages
-from compressed_ad.runs.directory import (
-    CONFIG,
-    locked,
-)
+from compressed_ad.runs.directory import CONFIG
 from compressed_ad.runs.job import Job
 from compressed_ad.runs.judge import EVALUATION, evaluate_run, is_evaluated, stored_evaluation
 from compressed_ad.runs.settings import Config

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from compressed_ad.errors import RunDirectoryError
-from compressed_ad.files import write_atomically
-from compressed_ad.runs.directory import locked
+from compressed_ad.files import locked, write_atomically, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,19 +35,6 @@ def write_output(
                 (out / f"{name}.png").unlink(missing_ok=True)
             else:
                 write_atomically(out / f"{name}.png", figure_to_png(figure))
-        write_atomically(
-            out / file, json.dumps(json_value(content), indent=2, allow_nan=False).encode() + b"\n"
-        )
+        write_json(out / file, content)
     drawn = [f"{name}.png" for name, figure in figures.items() if figure is not None]
     return f"{out}: {', '.join([file, *drawn])}"
-
-
-def json_value(value: Any) -> Any:
-    """Nested data with arrays as JSON has it: numbers that are NaN or infinite become null."""
-    if isinstance(value, np.ndarray | np.generic):
-        return json_value(value.tolist())
-    if isinstance(value, Mapping):
-        return {key: json_value(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_value(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,12 +9,12 @@ from compressed_ad.cli.call import Call, Command
 from compressed_ad.cli.display import duration, print_lines
 from compressed_ad.cli.options import count, option, ray_option
 from compressed_ad.errors import RunError
-from compressed_ad.files import write_atomically
+from compressed_ad.files import locked, write_atomically
 from compressed_ad.report import study_report
 from compressed_ad.report.results import POINT_COLUMNS, Row, read_rows, result_columns, write_rows
 from compressed_ad.runs import study_run
 from compressed_ad.runs.config_text import dump
-from compressed_ad.runs.directory import environment, locked
+from compressed_ad.runs.directory import environment
 from compressed_ad.runs.stages import n_process
 from compressed_ad.runs.study import Study, load_study
 from compressed_ad.workers import Pool, open_pool

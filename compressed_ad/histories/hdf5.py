@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from compressed_ad.errors import CompressedADError, ConfigError, HistoryError
-from compressed_ad.files import write_atomically
+from compressed_ad.files import file_digest, write_atomically
 from compressed_ad.types import AnyArray
 
 FORMAT_VERSION = 1
@@ -154,10 +154,8 @@ def _first_block(path: Path) -> bytes:
 def verify(path: Path) -> None:
     """Raise ``HistoryError`` unless the content of ``path`` has the stored digest."""
     stated = stored_digest(path)
-    with path.open("rb") as file:
-        file.seek(_BLOCK)
-        if hashlib.file_digest(file, "sha256").hexdigest() != stated:
-            raise HistoryError(f"{path}: is damaged, or was changed by another program (checksum differs)")
+    if file_digest(path, _BLOCK) != stated:
+        raise HistoryError(f"{path}: is damaged, or was changed by another program (checksum differs)")
 
 
 # ---------------------------------------------------------------- writing

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 
 from compressed_ad.files import write_atomically
 from compressed_ad.report.figures import style
@@ -82,16 +80,3 @@ def markdown(table: Sequence[Sequence[str]]) -> str:
     right = [k > 0 and all(numeric(line[k]) for line in body) for k in range(len(head))]
     rule = ["---:" if number else "---" for number in right]
     return "".join("| " + " | ".join(line) + " |\n" for line in [head, rule, *body])
-
-
-def strict_json(value: Any) -> Any:
-    """``value`` with NaN and infinity as None, arrays and tuples as lists: what strict JSON can hold."""
-    if isinstance(value, np.generic | np.ndarray):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(key): strict_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [strict_json(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

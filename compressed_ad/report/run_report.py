@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from rich.text import Text
 
 from compressed_ad.evaluation import intervals
 from compressed_ad.evaluation.intervals import Floats, Interval
-from compressed_ad.files import write_atomically
+from compressed_ad.files import json_value, write_atomically, write_json
 from compressed_ad.report.comparison import (
     IQM,
     MIN_RUNS,
@@ -39,7 +38,7 @@ from compressed_ad.report.comparison import (
 )
 from compressed_ad.report.figures import comparison, histories, returns
 from compressed_ad.report.measures import MEASURES, NEEDS, final_episodes, final_return, in_blocks, normalise
-from compressed_ad.report.pages import Drawn, keep_figures, strict_json, write_page
+from compressed_ad.report.pages import Drawn, keep_figures, write_page
 from compressed_ad.report.results import MethodRuns, SourceSummary, validations
 
 STAGES = ("collect", "mark", "train", "evaluate", "report")
@@ -100,7 +99,7 @@ def build_report(
     summary = _summary(methods, analysis, source, experiment, times)
     points = [point for m in methods for point in validations(m.name, m.metrics, m.seeds)]
     write_atomically(out / "table.csv", _csv(analysis).encode())
-    write_atomically(out / "summary.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+    write_json(out / "summary.json", summary)
     write_page(
         out / "index.html",
         "report.html.j2",
@@ -432,7 +431,7 @@ def _summary(
             "budget": dict(experiment.budget),
         },
     }
-    return strict_json(content)  # type: ignore[no-any-return]
+    return json_value(content)  # type: ignore[no-any-return]
 
 
 def _estimates(analysis: Analysis) -> Iterator[tuple[str, str, str, Interval, Floats]]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from compressed_ad.errors import ConfigError, RunDirectoryError
-from compressed_ad.files import locked as locked, write_atomically
+from compressed_ad.files import locked, write_atomically
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.runs import yaml_file
 from compressed_ad.runs.config_text import differences, dump

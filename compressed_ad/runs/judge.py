@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import zipfile
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressed_ad.errors import HistoryError, SplitError
-from compressed_ad.files import write_atomically
+from compressed_ad.files import file_digest, write_atomically
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.report.results import REFERENCE
 from compressed_ad.runs.data import RunData
@@ -54,7 +53,7 @@ def _references(
 def evaluation_settings(job: Job) -> str:
     """What an evaluation of this run depends on, as JSON."""
     settings: dict[str, Any] = job.config.evaluation.model_dump(mode="json")
-    weights = {name: hashlib.sha256((job.path / name).read_bytes()).hexdigest() for name in WEIGHTS.values()}
+    weights = {name: file_digest(job.path / name) for name in WEIGHTS.values()}
     try:
         found = job.history.stat()
         digest = _digest(job.history, found.st_mtime_ns, found.st_size)

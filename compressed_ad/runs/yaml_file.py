@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from compressed_ad.errors import ConfigError
+from compressed_ad.errors import ConfigError, one_line
 
 Leaves = dict[tuple[str, ...], tuple[Any, str]]
 """Path of keys -> (value, where it was written)."""
@@ -83,7 +83,7 @@ def _parse(text: str, where: str) -> Any:
         place = _place(error.problem_mark) if error.problem_mark else where
         raise ConfigError(f"{place}: {error.problem or 'not YAML'}") from None
     except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{where.rstrip(':')}: not YAML ({str(error).splitlines()[0][:100]})") from None
+        raise ConfigError(f"{where.rstrip(':')}: not YAML ({one_line(error, 100)})") from None
 
 
 def _place(mark: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressed_ad.errors import CheckpointError
+from compressed_ad.errors import CheckpointError, one_line
 from compressed_ad.files import write_atomically
 
 
@@ -60,7 +60,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except (RuntimeError, UnpicklingError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        cause = one_line(error, 120)
         raise CheckpointError(f"{path}: damaged, or not a checkpoint ({cause})") from None
     if not isinstance(content, dict) or "digest" not in content:
         raise CheckpointError(f"{path}: not a checkpoint of this library")

@@ -9,7 +9,6 @@ chance), the recorded arrays are kept, and the findings say so.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import CompressedADError, ConfigError, HistoryError, UsageError
+from compressed_ad.files import file_digest
 from compressed_ad.histories.exchange.formats import Progress, Recorded
 from compressed_ad.histories.file import COLUMNS, OPTIONAL, HistoryInfo, HistoryWriter
 from compressed_ad.histories.header import short
@@ -139,9 +139,7 @@ def import_histories(
 
 def file_provenance(path: Path, layout: str) -> dict[str, Any]:
     """The imported file, for the config of the history file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"imported_from": path.name, "layout": layout, "sha256": digest}
+    return {"imported_from": path.name, "layout": layout, "sha256": file_digest(path)}
 
 
 # ---------------------------------------------------------------- one task
