@@ -12,7 +12,6 @@ from compressed_ad.cli.call import Call, Command
 from compressed_ad.cli.display import print_lines
 from compressed_ad.cli.options import count, history_option, one_of, option, out_option
 from compressed_ad.cli.output import check_output, write_output
-from compressed_ad.report.pages import plain
 from compressed_ad.runs.data import PARTS
 from compressed_ad.runs.look_inside import ModelFindings, examination_job, examine_model
 from compressed_ad.types import FloatArray
@@ -91,6 +90,8 @@ def _figures(found: ModelFindings) -> dict[str, Figure | None]:
 
 def text(found: ModelFindings) -> str:
     """The attention ratios of every head and, for a model with border embeddings, what these do."""
+    from compressed_ad.report.pages import plain
+
     shares = found.shares
     head = ["Layer", "Head", *(f"{kind[0].upper()}{kind[1:]}" for kind in shares.kinds)]
     rows = [

@@ -17,7 +17,6 @@ from compressed_ad.cli.options import count, history_option, option, out_option,
 from compressed_ad.cli.output import check_output, write_output
 from compressed_ad.errors import UsageError
 from compressed_ad.histories.file import HistoryFile
-from compressed_ad.report.pages import plain
 from compressed_ad.runs.explore import FIGURES, Exploration, Explorer, figures, play, task_label
 from compressed_ad.runs.job import evaluation_job
 from compressed_ad.types import AnyArray, FloatArray, IntArray
@@ -60,6 +59,8 @@ def run(call: Call) -> None:
     drawn = {name: figure for name, _, figure in figures(played)}
     written = write_output(out, FILE, _summary(played), {**dict.fromkeys(FIGURES), **drawn})
     print_lines(f"{job.path}: {size} on {played.description}\n")
+    from compressed_ad.report.pages import plain
+
     print_lines("\n".join([plain(_table(played)), "", *_sentences(played), written]))
 
 

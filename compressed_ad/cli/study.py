@@ -10,7 +10,6 @@ from compressed_ad.cli.display import duration, print_lines
 from compressed_ad.cli.options import count, option, ray_option
 from compressed_ad.errors import RunError
 from compressed_ad.files import locked, write_atomically
-from compressed_ad.report import study_report
 from compressed_ad.report.results import POINT_COLUMNS, Row, read_rows, result_columns, write_rows
 from compressed_ad.runs import study_run
 from compressed_ad.runs.config_text import dump
@@ -37,6 +36,8 @@ def run(call: Call) -> None:
         overrides=call.request.overrides if call.request else (),
         small=options.small,
     )
+    from compressed_ad.report import study_report
+
     if options.tables:
         rows, points = read_rows(options.tables), _points_beside(options.tables)
         print_lines(study_report.text(study, rows, points, as_markdown=options.markdown))
@@ -79,6 +80,8 @@ def _points_beside(table: Path) -> list[Row]:
 
 def _work(call: Call, study: Study, out: Path, pool: Pool) -> dict[str, str]:
     """Do what is missing; failures by the name of the run."""
+    from compressed_ad.report import study_report
+
     display = call.display
     with display.stage("collect") as report:
         study_run.collect_histories(study, out, report, pool)
@@ -114,6 +117,8 @@ def _work(call: Call, study: Study, out: Path, pool: Pool) -> dict[str, str]:
 
 def _plan(study: Study, out: Path, processes: int) -> str:
     """The cells, what is finished, the expected time and what could be seen."""
+    from compressed_ad.report import study_report
+
     parts = study_run.groups(study, out)
     seconds = study_run.expected(study, out, processes)
     known = [value for value in seconds.values() if value is not None]

@@ -35,14 +35,14 @@ class RandomAgent:
         self.actions, self.random = UniformActions(space), rng(seed, "random agent")
 
     def reset(self, n_env: int) -> None:
-        pass
+        """Nothing to forget."""
 
     def act(self, obs: AnyArray) -> AnyArray:
-        """Actions (N, ...)."""
+        """Uniformly random actions (N, ...)."""
         return self.actions.draw(self.random, len(obs))
 
     def observe(self, actions: AnyArray, step: Step) -> None:
-        pass
+        """Nothing to learn."""
 
 
 class OptimalAgent:
@@ -59,6 +59,7 @@ class OptimalAgent:
         self.tasks = np.asarray(tasks)
 
     def reset(self, n_env: int) -> None:
+        """Start in ``n_env`` slots, a multiple of the number of tasks."""
         if n_env == 0 or n_env % len(self.tasks):
             raise UsageError(
                 f"{n_env} slots cannot be shared equally by the {len(self.tasks)} tasks of the optimal agent"
@@ -67,9 +68,11 @@ class OptimalAgent:
         self.episode_return = np.zeros(n_env)
 
     def act(self, obs: AnyArray) -> AnyArray:
+        """The family's optimal actions (N, ...)."""
         return self.family.optimal_action(self.slots, obs, self.episode_return)
 
     def observe(self, actions: AnyArray, step: Step) -> None:
+        """Keep the return of the current episode, which optimal actions may depend on."""
         ended = step.terminated | step.truncated
         self.episode_return = np.where(ended, 0.0, self.episode_return + step.reward)
 
@@ -126,6 +129,7 @@ class InContextAgent:
         self.device = model.head.weight.device
 
     def reset(self, n_env: int) -> None:
+        """Start in ``n_env`` slots with empty contexts."""
         self.n_env, self.clock = n_env, 0
         self.length = torch.zeros(n_env, dtype=torch.long)
         self.memory: dict[str, Tensor] = {}
@@ -137,6 +141,7 @@ class InContextAgent:
 
     @torch.inference_mode()
     def act(self, obs: AnyArray) -> AnyArray:
+        """Actions (N, ...): sampled or, with ``sample=False``, the most likely."""
         self._make_room()
         token = self._token(torch.as_tensor(np.asarray(obs)))
         self._remember(token)
@@ -152,6 +157,7 @@ class InContextAgent:
         return (self.memory["reward"] > 0).any(dim=1).numpy()
 
     def observe(self, actions: AnyArray, step: Step) -> None:
+        """Keep the transition for the next token."""
         start, end, marked = self._border_marks(np.asarray(step.reward) > 0)
         self.latest = {
             "action": torch.as_tensor(np.asarray(actions)),

@@ -102,6 +102,7 @@ class AD(nn.Module):
         return None
 
     def new_cache(self, n_row: int) -> Cache:
+        """An empty cache for ``n_row`` contexts."""
         return self.transformer.new_cache(n_row)
 
     def prefill(self, tokens: Tokens, lengths: Tensor, cache: Cache, rows: Tensor) -> None:
