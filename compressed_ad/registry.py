@@ -115,19 +115,15 @@ def checked(function: F) -> F:
     @functools.wraps(inner)
     def call(*args: Any, **kwargs: Any) -> Any:
         known, instance = parameters(), args[:1] if is_class else ()
-        unknown = () if known.takes_any else kwargs.keys() - known.signature.parameters.keys()
-        fitting = {name: value for name, value in kwargs.items() if name not in unknown}
-        bound = known.signature.bind_partial(*args[len(instance) :], **fitting)
-        given = {name: value for name, value in bound.arguments.items() if name in known.settable}
-        values, found = known.complete(
-            {**given, **{name: kwargs[name] for name in kwargs if name in unknown}}
-        )
+        given = known.signature.bind_partial(*args[len(instance) :]).arguments
+        if given.keys() & kwargs.keys():
+            return inner(*args, **kwargs)  # Python raises its own error
+        values, found = known.complete({**given, **kwargs})
         if found:
             label = getattr(type(args[0]), "name", None) if is_class else function.__name__
             label = label if isinstance(label, str) else type(args[0]).__name__
             raise ConfigError([problem.within(label) for problem in found])
-        bound.arguments.update(values)
-        return inner(*instance, *bound.args, **bound.kwargs)
+        return inner(*instance, **values)
 
     if not is_class:
         return cast(F, call)

@@ -29,33 +29,6 @@ _LARGE = 2**31 - 1
 """Messages mention an upper limit of this size only if it is exceeded."""
 
 
-def _refuse_infinite(values: dict[str, Any]) -> dict[str, Any]:
-    bad = {key: value for key, value in values.items() if not _is_finite(value)}
-    if bad:
-        raise Mistake(f"numbers must be finite, got {bad}", *bad)
-    return values
-
-
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(_is_finite(part) for part in value.values())
-    if isinstance(value, list | tuple):
-        return all(_is_finite(part) for part in value)
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-FreeParameters = Annotated[dict[str, Any], AfterValidator(_refuse_infinite)]
-"""Keyword arguments of a family, learner, marker or transform, which validates them itself."""
-
-
-class Mistake(ValueError):
-    """Raised by validators of settings that concern several ``keys``."""
-
-    def __init__(self, message: str, *keys: str) -> None:
-        super().__init__(message)
-        self.keys = keys
-
-
 class Settings(BaseModel):
     """Base of every section; wrong and unknown keys raise ``ConfigError``."""
 
@@ -83,7 +56,7 @@ S = TypeVar("S", bound=Settings)
 
 
 class Problem(str):
-    """An error message that knows the paths of the keys that it is about."""
+    """An error message with the paths of its keys; validators of settings raise ``ValueError(problem)``."""
 
     paths: tuple[tuple[str, ...], ...]
 
@@ -94,6 +67,23 @@ class Problem(str):
 
     def within(self, where: str) -> Problem:
         return Problem(f"{where}: {self}", *self.paths)
+
+
+def _refuse_infinite(values: dict[str, Any]) -> dict[str, Any]:
+    bad = {key: value for key, value in values.items() if not _is_finite(value)}
+    if bad:
+        raise ValueError(Problem(f"numbers must be finite, got {bad}", *((key,) for key in bad)))
+    return values
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, Mapping | list | tuple):
+        return all(map(_is_finite, value.values() if isinstance(value, Mapping) else value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+FreeParameters = Annotated[dict[str, Any], AfterValidator(_refuse_infinite)]
+"""Keyword arguments of a family, learner, marker or transform, which validates them itself."""
 
 
 def validated(kind: type[S], values: Mapping[str, Any], where: str) -> S:
@@ -124,8 +114,9 @@ def problems(hint: Any, error: ValidationError, name: str = "") -> list[Problem]
             text = f"{key}: {context['error']}" if key else str(context["error"])
         else:
             text = f"{key} must be {_required(wanted, mistake)}, got {mistake['input']!r}"
-        keys = getattr(context.get("error"), "keys", ())
-        found.setdefault(path, Problem(text, *([(*path, key) for key in keys] or [path])))
+        inner = getattr(context.get("error"), "args", ("",))[0]
+        paths = [(*path, *below) for below in getattr(inner, "paths", ())] or [path]
+        found.setdefault(path, Problem(text, *paths))
     return list(found.values())
 
 

@@ -17,9 +17,9 @@ from compressed_ad.settings import (
     Count,
     Fraction,
     FreeParameters,
-    Mistake,
     NonNegative,
     Positive,
+    Problem,
     Settings,
     Whole,
 )
@@ -73,10 +73,10 @@ class Architecture(Settings):
     def _heads_divide(self) -> Architecture:
         if self.tf_n_embd % self.tf_n_head:
             message = f"tf_n_embd {self.tf_n_embd} is not a multiple of tf_n_head {self.tf_n_head}"
-            raise Mistake(message, "tf_n_embd", "tf_n_head")
+            raise ValueError(Problem(message, ("tf_n_embd",), ("tf_n_head",)))
         if self.position == "rotary" and self.tf_n_embd // self.tf_n_head % 2:
             message = "rotary positions need an even tf_n_embd / tf_n_head"
-            raise Mistake(message, "tf_n_embd", "tf_n_head", "position")
+            raise ValueError(Problem(message, ("tf_n_embd",), ("tf_n_head",), ("position",)))
         return self
 
 
@@ -140,5 +140,5 @@ class ModelConfig(Architecture, Optimisation):
     def _smoothing_needs_choices(self) -> ModelConfig:
         if self.label_smoothing and (self.action_space or {}).get("kind") == "box":
             message = "label_smoothing is for discrete actions; set it to 0 for continuous ones"
-            raise Mistake(message, "label_smoothing")
+            raise ValueError(Problem(message, ("label_smoothing",)))
         return self

@@ -52,11 +52,8 @@ def describe(section: str) -> list[tuple[str, str, str]]:
 
 
 def _words(field: Any) -> str:
-    text = field.description or ""
-    choices = get_args(field.annotation)
-    if choices and all(isinstance(choice, str) for choice in choices):
-        text = f"{' | '.join(choices)}{': ' if text else ''}{text}"
-    return text
+    choices = " | ".join(item for item in get_args(field.annotation) if isinstance(item, str))
+    return ": ".join(part for part in (choices, field.description) if part)
 
 
 def show_value(value: Any) -> str:
