@@ -211,7 +211,6 @@ class _Job:
                 f"{self.learner.name}, task {index}: expected (stream, time) {shape}, "
                 f"got {history.rewards.shape}"
             )
-        history.check_finite(f"{self.learner.name}, task {index}")
         if self.marker is None:
             return history
         seed = task_seed(self.seed, index)

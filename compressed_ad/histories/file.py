@@ -54,7 +54,7 @@ from compressed_ad.marking.markers import Marker
 from compressed_ad.marking.statistics import MarkingStatistics, marking_statistics
 from compressed_ad.types import AnyArray, BoolArray, History, SpaceSpec, Split, shape_of, sizes, starts
 
-__all__ = ["HistoryFile", "HistoryInfo", "HistoryWriter", "is_complete", "remark"]
+__all__ = ["HistoryFile", "HistoryInfo", "HistoryWriter", "remark"]
 
 COLUMNS: Mapping[str, str | type[np.generic]] = {
     "states": "observation",
@@ -211,22 +211,6 @@ class HistoryWriter:
             shard.unlink()
 
 
-def is_complete(path: str | Path, info: HistoryInfo) -> bool:
-    """Whether ``path`` is a finished history file of ``info``; False if it does not exist.
-
-    Raises ``HistoryError`` for a file that is damaged or of another configuration.
-    """
-    path = Path(path)
-    if not path.exists():
-        return False
-    with opened(path) as file:
-        stored = Header.read(file)
-    Header(info, stored.split, stored.tasks, stored.optimal_return, stored.random_return).require(
-        path, stored
-    )
-    return True
-
-
 class HistoryFile:
     """A finished history file, for reading.
 
@@ -249,11 +233,8 @@ class HistoryFile:
             raise HistoryError(f"{self.path}: rewards: expected (stream, time), got shape {shape}")
         self.n_stream, self.n_step = shape
         self.info, self.split, self.task_ids = header.info, header.split, header.task_ids
-        self.tasks, self.optimal_return, self.random_return = (
-            header.tasks,
-            header.optimal_return,
-            header.random_return,
-        )
+        self.tasks, self.optimal_return = header.tasks, header.optimal_return
+        self.random_return = header.random_return
 
     def __repr__(self) -> str:
         marked = "no marker" if self.marking is None else f"marked by {self.marking['marker']}"
@@ -383,11 +364,11 @@ def _dtype(name: str, info: HistoryInfo) -> np.dtype[Any]:
     if spec["kind"] == "box":
         # Models compute in float32: they would not see the other half of the bytes.
         return np.dtype(np.float32 if spec["dtype"] == "float64" else spec["dtype"])
-    ends = [(start, start + size) for start, size in zip(starts(spec), sizes(spec), strict=True)]
-    low, high = min(start for start, _ in ends), max(end for _, end in ends)
-    if low >= 0 and high <= 1 << 8:
-        return np.dtype(np.uint8)
-    return np.dtype(np.int16 if low >= -(1 << 15) and high <= 1 << 15 else np.int32)
+    low, high = _limits(spec)
+    for small in (np.uint8, np.int16):
+        if np.iinfo(small).min <= low.min() and high.max() <= np.iinfo(small).max:
+            return np.dtype(small)
+    return np.dtype(np.int32)
 
 
 def _check_history(where: str, history: History, info: HistoryInfo) -> None:
@@ -405,7 +386,7 @@ def _check_history(where: str, history: History, info: HistoryInfo) -> None:
             raise HistoryError(f"{where}: {name} has elements of shape {array.shape[2:]}, the space {shape}")
         if box and array.dtype.itemsize <= dtype.itemsize:
             continue
-        low, high = _limits(spec, dtype)
+        low, high = _range(dtype) if box else _limits(spec)
         outside = (array < low) | (array > high)
         if outside.any():
             place = np.argwhere(outside)[0]
@@ -415,10 +396,12 @@ def _check_history(where: str, history: History, info: HistoryInfo) -> None:
         raise HistoryError(f"{where}: action_probs reach from {np.nanmin(probs)} to {np.nanmax(probs)}")
 
 
-def _limits(spec: SpaceSpec, dtype: np.dtype[Any]) -> tuple[AnyArray, AnyArray]:
-    """Minimum and maximum of each component; for a Box, those of the ``dtype`` that stores it."""
-    if spec["kind"] == "box":
-        info = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
-        return np.asarray(info.min), np.asarray(info.max)
+def _range(dtype: np.dtype[Any]) -> tuple[AnyArray, AnyArray]:
+    info = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+    return np.asarray(info.min), np.asarray(info.max)
+
+
+def _limits(spec: SpaceSpec) -> tuple[AnyArray, AnyArray]:
+    """Minimum and maximum of each component of a Discrete or MultiDiscrete space."""
     low = np.asarray(starts(spec)).reshape(shape_of(spec))
     return low, low + np.asarray(sizes(spec)).reshape(low.shape) - 1

@@ -21,7 +21,8 @@ from compressed_ad.errors import RunDirectoryError, UsageError
 from compressed_ad.evaluation.intervals import Floats, mean
 from compressed_ad.files import write_atomically
 from compressed_ad.histories.file import HistoryFile
-from compressed_ad.marking.statistics import N_PHASE, MarkingStatistics, marking_statistics
+from compressed_ad.histories.summary import task_summaries, total_marking
+from compressed_ad.marking.statistics import N_PHASE, MarkingStatistics
 from compressed_ad.report.measures import MEASURES, VALIDATED, final_return, normalise, series
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, History, IntArray
 
@@ -235,19 +236,17 @@ class SourceSummary:
 def summarise_source(file: HistoryFile) -> SourceSummary:
     """Learning curves, marks and a trace of all tasks of a history file; reads one task at a time."""
     name, ids = file.info.learner, file.task_ids
-    curves: list[FloatArray] = []
-    statistics: list[MarkingStatistics] = []
-    shown: tuple[float, int] = (np.inf, -1)
-    for task in ids.tolist():
-        history = file.load([task])[task]
-        curves.append(episode_returns(history).mean(axis=0))
-        if history.compression_mask is not None:
-            statistics.append(marking_statistics([history.compression_mask]))
-            # Shown is the task that is marked most nearly by half, so that both kinds of steps are seen.
-            shown = min(shown, (abs(statistics[-1].compression_ratio - 0.5), task))
-    n_episode = min(len(curve) for curve in curves)
+    tasks = list(task_summaries(file))
+    marks = [task.marks for task in tasks if task.marks is not None]
+    n_episode = min(len(task.curve) for task in tasks)
+    trace = None
+    if marks:
+        # The task with a marked share closest to one half shows both kinds of steps.
+        _, shown = min(
+            (abs(task.marks.statistics.compression_ratio - 0.5), task.task) for task in tasks if task.marks
+        )
+        trace = _trace(file.load([shown])[shown], f"{name}, task {shown}")
     parts = {"validation": set(file.split.validation.tolist()), "heldout": set(file.split.heldout.tolist())}
-    marked = bool(statistics)
     parameters = {} if file.marking is None else file.marking["parameters"]
     return SourceSummary(
         name=name,
@@ -256,30 +255,12 @@ def summarise_source(file: HistoryFile) -> SourceSummary:
         kinds=tuple(next((kind for kind, of in parts.items() if i in of), "train") for i in ids.tolist()),
         random=file.random_return[ids],
         optimal=np.full(len(ids), np.nan) if file.optimal_return is None else file.optimal_return[ids],
-        returns=np.stack([curve[:n_episode] for curve in curves]),
-        marking=_sum(statistics) if marked else None,
-        marked_by_phase=np.array([s.ratio_by_phase for s in statistics]) if marked else None,
-        trace=_trace(file.load([shown[1]])[shown[1]], f"{name}, task {shown[1]}") if marked else None,
+        returns=np.stack([task.curve[:n_episode] for task in tasks]),
+        marking=total_marking(marks) if marks else None,
+        marked_by_phase=np.array([task.statistics.ratio_by_phase for task in marks]) if marks else None,
+        trace=trace,
         threshold=parameters.get("on_policy_threshold"),
     )
-
-
-def episode_returns(history: History) -> FloatArray:
-    """(S, E) return of each complete episode, cut to the number that every stream completed."""
-    stream, step = np.nonzero(history.episode_end)
-    so_far = np.cumsum(history.rewards, axis=1, dtype=np.float64)[stream, step]
-    counts = np.bincount(stream, minlength=history.n_stream)
-    n_episode = int(counts.min())
-    number = np.arange(len(stream)) - np.repeat(np.cumsum(counts) - counts, counts)
-    kept = number < n_episode
-    totals = so_far[kept].reshape(history.n_stream, n_episode)
-    return np.diff(totals, axis=1, prepend=0.0)
-
-
-def _sum(statistics: Sequence[MarkingStatistics]) -> MarkingStatistics:
-    total = np.sum([s.total_by_phase for s in statistics], axis=0)
-    marked = np.sum([s.compressed_by_phase for s in statistics], axis=0)
-    return MarkingStatistics(tuple(total.tolist()), tuple(marked.tolist()))
 
 
 def _trace(history: History, label: str) -> Trace:

@@ -69,24 +69,6 @@ def show_value(value: Any) -> str:
     return str(value)
 
 
-def differences(stored: Any, wanted: Any, prefix: str = "") -> list[str]:
-    """``key: old there, new asked for`` for every key in which two nested values differ."""
-    if isinstance(stored, Mapping) and isinstance(wanted, Mapping):
-        lines: list[str] = []
-        for key in dict.fromkeys([*stored, *wanted]):
-            inner = f"{prefix}.{key}" if prefix else str(key)
-            lines += differences(stored.get(key), wanted.get(key), inner)
-        return lines
-    if stored == wanted:
-        return []
-    return [f"{prefix}: {_short(stored)} there, {_short(wanted)} asked for"]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def suggest(flag: str) -> str:
     """A hint at the setting that an unknown option ``flag`` (without dashes) probably means, or nothing."""
     keys = [key for section in ("", *SECTIONS) for key, _, _ in describe(section)]

@@ -10,10 +10,10 @@ import numpy as np
 
 from compressed_ad.evaluation.intervals import mean
 from compressed_ad.histories.file import HistoryFile
+from compressed_ad.histories.summary import episode_returns
 from compressed_ad.marking.apply import mark_all, marker_params
 from compressed_ad.marking.settings import MarkerSettings
 from compressed_ad.report.measures import area_under_curve, final_return, normalise
-from compressed_ad.report.results import episode_returns
 from compressed_ad.runs.config import transform_pairs
 from compressed_ad.runs.job import Job, device, playing
 from compressed_ad.seeding import seed64

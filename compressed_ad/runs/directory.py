@@ -16,15 +16,15 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
 from compressed_ad.errors import ConfigError, RunDirectoryError
 from compressed_ad.files import locked, write_atomically
 from compressed_ad.histories.file import HistoryFile
+from compressed_ad.histories.header import differences, installed
 from compressed_ad.runs import yaml_file
-from compressed_ad.runs.config_text import differences, dump
+from compressed_ad.runs.config_text import dump
 from compressed_ad.runs.layers import nested
 from compressed_ad.runs.settings import Config
 from compressed_ad.settings import validated
@@ -189,11 +189,7 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the installed ``PACKAGES``."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+    return {"python": platform.python_version(), **installed(PACKAGES)}
 
 
 def extras() -> dict[str, bool]:

@@ -71,7 +71,7 @@ class Sequences:
         )
 
     @cached_property
-    def proven(self) -> BoolArray:
+    def rewarded_before(self) -> BoolArray:
         """(M,) whether the sequence has met a reward above 0 before this step."""
         met = np.cumsum(self.rewards > 0)
         before: IntArray = met - (self.rewards > 0)
@@ -119,7 +119,6 @@ def from_histories(histories: Mapping[int, History]) -> Sequences:
     parts: dict[str, list[AnyArray]] = {}
     lengths, task, learner = [], [], []
     for index, history in histories.items():
-        history.check_finite(f"task {index}")
         mask = history.compression_mask
         arrays = {name: getattr(history, name) for name in _COPIED}
         arrays["ended"] = history.episode_end

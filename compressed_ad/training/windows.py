@@ -69,9 +69,10 @@ class WindowSampler:
             "ended": _tensor(sequences.ended, device),
             "mask": _tensor(sequences.mask, device),
         }
-        unproven = weight_marked if weight_unproven is None else weight_unproven
-        if (weight_marked, unproven) != (1.0, 1.0):
-            weight = np.where(sequences.mask, np.where(sequences.proven, weight_marked, unproven), 1.0)
+        weight_before = weight_marked if weight_unproven is None else weight_unproven
+        if (weight_marked, weight_before) != (1.0, 1.0):
+            marked = np.where(sequences.rewarded_before, weight_marked, weight_before)
+            weight = np.where(sequences.mask, marked, 1.0)
             self.data["weight"] = _tensor(weight.astype(np.float32), device)
         self.device = torch.device(device)
 

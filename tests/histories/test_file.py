@@ -25,7 +25,7 @@ from compressed_ad.errors import (
     UnknownNameError,
 )
 from compressed_ad.histories import file as histories, hdf5
-from compressed_ad.histories.file import HistoryFile, HistoryInfo, HistoryWriter, is_complete, remark
+from compressed_ad.histories.file import HistoryFile, HistoryInfo, HistoryWriter, remark
 from compressed_ad.marking import markers
 from compressed_ad.seeding import rng
 from compressed_ad.types import History, Split
@@ -371,13 +371,6 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path, fi
     with pytest.raises(HistoryError, match=r"split.heldout: \[4\] there, \[5\] asked for"):
         writer(path, split=Split([0, 2], [3], [5]), resume=True)
     assert writer(path, resume=True).done_tasks() == ({0, 2, 3, 4} if finished else {0})
-
-
-def test_is_complete(path, tmp_path):
-    assert is_complete(path, INFO)
-    assert not is_complete(tmp_path / "none", INFO)
-    with pytest.raises(HistoryError, match="family: 'darkroom' there, 'other' asked for"):
-        is_complete(path, replace(INFO, family="other"))
 
 
 def test_a_damaged_shard_is_dropped_and_named(tmp_path, caplog):

@@ -20,6 +20,7 @@ from compressed_ad.errors import RunDirectoryError, UsageError
 from compressed_ad.evaluation import intervals
 from compressed_ad.histories.file import HistoryFile, HistoryWriter, remark
 from compressed_ad.histories.header import HistoryInfo
+from compressed_ad.histories.summary import episode_returns
 from compressed_ad.marking.statistics import marking_statistics
 from compressed_ad.report.comparison import (
     IQM,
@@ -36,7 +37,6 @@ from compressed_ad.report.results import (
     MethodRuns,
     SourceSummary,
     Trace,
-    episode_returns,
     load_runs,
     summarise_source,
     validations,
