@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import reprlib
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import is_dataclass
@@ -245,5 +246,6 @@ def _raised(error: Exception) -> str:
 
 
 def call_text(name: str, params: Mapping[str, Any]) -> str:
-    """``name(key=value, ...)``."""
-    return name + (f"({', '.join(f'{k}={v}' for k, v in params.items())})" if params else "")
+    """``name(key=value, ...)``; of long lists the first six values."""
+    listed = (f"{k}={reprlib.repr(v) if isinstance(v, list) else v}" for k, v in params.items())
+    return name + (f"({', '.join(listed)})" if params else "")
