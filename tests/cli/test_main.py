@@ -409,6 +409,9 @@ def test_train_refuses_what_is_there(run, tmp_path, made):
     code, _, lines = run(*words, "--seed", "1", "--env.family", "key_to_door")
     assert code == 2
     assert "was collected on darkroom, not on key_to_door" in errors(lines)[0]
+    code, _, lines = run(*words, "--seed", "1", "--env.kwargs.size", "7")
+    assert code == 2
+    assert "env.kwargs.size: " in errors(lines)[0] and ", not with 7" in errors(lines)[0]
     assert tree(tmp_path) == before
 
 
