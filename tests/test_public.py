@@ -36,6 +36,7 @@ from compressed_ad import (
     to_spec,
     train,
 )
+from compressed_ad.tasks import base
 from tests.conftest import SmokeRun
 
 ROOT = Path(__file__).parents[1]
@@ -58,10 +59,17 @@ def public_methods(cls: type) -> list[str]:
 
 @pytest.mark.parametrize("name", compressed_ad.__all__)
 def test_every_public_name_and_method_has_a_docstring(name: str) -> None:
+    """A method that a protocol of ``tasks.base`` describes need not say it again."""
     found = getattr(compressed_ad, name)
     assert inspect.getdoc(found), name
     if inspect.isclass(found):
-        missing = [method for method in public_methods(found) if not inspect.getdoc(getattr(found, method))]
+        protocols = [member for member in vars(base).values() if getattr(member, "_is_protocol", False)]
+        described = {n for p in protocols for n, m in vars(p).items() if inspect.isfunction(m) and m.__doc__}
+        missing = [
+            method
+            for method in public_methods(found)
+            if not inspect.getdoc(getattr(found, method)) and method not in described
+        ]
         assert not missing, f"{name} has methods without a docstring: {missing}"
 
 

@@ -84,9 +84,11 @@ class Bandit(OneLineRepr, ABC):
         """The scale of UCB1's bound that its guarantee needs."""
 
     def thompson(self, generators: Generators, prior: tuple[float, float] | None = None) -> Thompson:
+        """Thompson sampling with a draw of its own in each slot; ``prior`` None: the arms' own distribution."""
         return Thompson(self.posterior(prior), generators)
 
     def ucb1(self, generators: Generators, scale: float | None = None) -> UCB1:
+        """UCB1 with random ties in each slot; ``scale`` None: that of its guarantee."""
         return UCB1(self.n_arm, generators, self.ucb_scale if scale is None else scale)
 
     def references(self, tasks: AnyArray) -> Mapping[str, Callable[[int], Agent]]:
