@@ -84,7 +84,7 @@ class Bandit(OneLineRepr, ABC):
         """The scale of UCB1's bound that its guarantee needs."""
 
     def thompson(self, generators: Generators, prior: tuple[float, float] | None = None) -> Thompson:
-        """Thompson sampling with a draw of its own in each slot; ``prior`` None: the arms' own distribution."""
+        """Thompson sampling with a draw of its own in each slot; ``prior`` None: the arms' distribution."""
         return Thompson(self.posterior(prior), generators)
 
     def ucb1(self, generators: Generators, scale: float | None = None) -> UCB1:
