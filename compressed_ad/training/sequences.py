@@ -70,6 +70,11 @@ class Sequences:
             complete=self.ended[stop - 1],
         )
 
+    def full_windows(self, n_transit: int) -> BoolArray:
+        """(K,) episodes whose start leaves at least ``n_transit`` transitions of their sequence."""
+        episodes = self.episodes
+        return np.asarray(episodes.start + n_transit <= self.offsets[episodes.sequence + 1])
+
     @cached_property
     def rewarded_before(self) -> BoolArray:
         """(M,) whether the sequence has met a reward above 0 before this step."""
@@ -102,14 +107,9 @@ class Sequences:
 
 def expand(start: IntArray, length: IntArray) -> IntArray:
     """Concatenation of ``arange(start[i], start[i] + length[i])`` over i."""
-    total = np.cumsum(length)
-    if len(length) == 0:
-        return np.zeros(0, np.int64)
-    steps: IntArray = np.arange(total[-1]) + np.repeat(start - (total - length), length)
+    before = np.cumsum(length) - length
+    steps: IntArray = np.arange(length.sum()) + np.repeat(start - before, length)
     return steps
-
-
-_COPIED = ("states", "actions", "rewards", "next_states", "update", "entropy")
 
 
 def from_histories(histories: Mapping[int, History]) -> Sequences:
@@ -120,7 +120,8 @@ def from_histories(histories: Mapping[int, History]) -> Sequences:
     lengths, task, learner = [], [], []
     for index, history in histories.items():
         mask = history.compression_mask
-        arrays = {name: getattr(history, name) for name in _COPIED}
+        names = ("states", "actions", "rewards", "next_states", "update", "entropy")
+        arrays = {name: getattr(history, name) for name in names}
         arrays["ended"] = history.episode_end
         arrays["mask"] = np.zeros(history.rewards.shape, bool) if mask is None else mask
         for name, array in arrays.items():
