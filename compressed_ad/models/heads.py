@@ -89,43 +89,6 @@ class Head(nn.Linear, ABC):
         """KL(given || other) in nats (...) of distributions with parameters (..., P)."""
 
 
-class CategoricalHead(Head):
-    """Discrete actions: P = K logits."""
-
-    def __init__(self, width: int, spec: SpaceSpec, n_mixture: int) -> None:
-        super().__init__(width, spec["n"])
-        (self.start,) = starts(spec)
-
-    def loss(
-        self, given: Tensor, action: Tensor, valid: Tensor, weight: Tensor | None, smoothing: float
-    ) -> tuple[Tensor, Tensor]:
-        if weight is not None:
-            return super().loss(given, action, valid, weight, smoothing)
-        target = (action - self.start).masked_fill(~valid, -100)
-        loss = F.cross_entropy(given.float(), target, label_smoothing=smoothing)
-        return loss, (given.argmax(dim=-1) == target).sum() / valid.sum()
-
-    def nll(self, given: Tensor, action: Tensor, smoothing: float) -> Tensor:
-        return _cross_entropy(given, action - self.start, smoothing)
-
-    def correct(self, given: Tensor, action: Tensor) -> Tensor:
-        return (given.argmax(dim=-1) + self.start == action).float()
-
-    def act(self, given: FloatArray, temperature: FloatArray, random: Generator | None) -> Drawn:
-        probs = scipy.special.softmax(given / temperature, axis=1)
-        if random is None:
-            chosen = probs.argmax(axis=1)
-        else:
-            chosen = _inverted(probs, random.random(len(probs)))
-        return chosen + self.start, probs[np.arange(len(probs)), chosen]
-
-    def blank(self, n: int) -> AnyArray:
-        return np.zeros(n, np.int64)
-
-    def divergence(self, given: Tensor, other: Tensor) -> Tensor:
-        return _divergence(given, other)
-
-
 class MultiCategoricalHead(Head):
     """MultiDiscrete actions: independent choices, the logits of all components one after another.
 
@@ -139,17 +102,16 @@ class MultiCategoricalHead(Head):
         self.sizes, self.starts = sizes(spec), starts(spec)
         self.register_buffer("start", torch.tensor(self.starts), persistent=False)
 
-    def by_component(self, given: Tensor) -> tuple[Tensor, ...]:
-        """The logits (..., n) of each component."""
-        return torch.split(given, self.sizes, dim=-1)
-
     def nll(self, given: Tensor, action: Tensor, smoothing: float) -> Tensor:
-        choices = (action - self.start).unbind(dim=-1)
-        pairs = zip(self.by_component(given), choices, strict=True)
-        return torch.stack([_cross_entropy(*pair, smoothing) for pair in pairs]).sum(dim=0)
+        choice, each = action - self.start, []
+        for k, logits in enumerate(torch.split(given, self.sizes, dim=-1)):
+            rows, chosen = logits.flatten(0, -2), choice[..., k].flatten()
+            found = F.cross_entropy(rows, chosen, label_smoothing=smoothing, reduction="none")
+            each.append(found.view(choice.shape[:-1]))
+        return torch.stack(each).sum(dim=0)
 
     def correct(self, given: Tensor, action: Tensor) -> Tensor:
-        best = [logits.argmax(dim=-1) for logits in self.by_component(given)]
+        best = [logits.argmax(dim=-1) for logits in torch.split(given, self.sizes, dim=-1)]
         return (torch.stack(best, dim=-1) + self.start == action).all(dim=-1).float()
 
     def act(self, given: FloatArray, temperature: FloatArray, random: Generator | None) -> Drawn:
@@ -167,8 +129,39 @@ class MultiCategoricalHead(Head):
         return np.zeros((n, len(self.sizes)), np.int64)
 
     def divergence(self, given: Tensor, other: Tensor) -> Tensor:
-        pairs = zip(self.by_component(given), self.by_component(other), strict=True)
-        return torch.stack([_divergence(*pair) for pair in pairs]).sum(dim=0)
+        each = []
+        pairs = (torch.split(logits, self.sizes, dim=-1) for logits in (given, other))
+        for one, two in zip(*pairs, strict=True):
+            reference = one.log_softmax(dim=-1)
+            each.append((reference.exp() * (reference - two.log_softmax(dim=-1))).sum(dim=-1))
+        return torch.stack(each).sum(dim=0)
+
+
+class CategoricalHead(MultiCategoricalHead):
+    """Discrete actions: P = K logits, one component of a MultiDiscrete action without its axis."""
+
+    def loss(
+        self, given: Tensor, action: Tensor, valid: Tensor, weight: Tensor | None, smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        if weight is not None:
+            return super().loss(given, action, valid, weight, smoothing)
+        target = (action - self.start).masked_fill(~valid, -100)
+        loss = F.cross_entropy(given.float(), target, label_smoothing=smoothing)
+        return loss, (given.argmax(dim=-1) == target).sum() / valid.sum()
+
+    def nll(self, given: Tensor, action: Tensor, smoothing: float) -> Tensor:
+        return super().nll(given, action[..., None], smoothing)
+
+    def correct(self, given: Tensor, action: Tensor) -> Tensor:
+        return super().correct(given, action[..., None])
+
+    def act(self, given: FloatArray, temperature: FloatArray, random: Generator | None) -> Drawn:
+        probs = scipy.special.softmax(given / temperature, axis=1)
+        chosen = probs.argmax(axis=1) if random is None else _inverted(probs, random.random(len(probs)))
+        return chosen + self.starts[0], probs[np.arange(len(probs)), chosen]
+
+    def blank(self, n: int) -> AnyArray:
+        return np.zeros(n, np.int64)
 
 
 class MixtureHead(Head):
@@ -279,20 +272,6 @@ def _inverted(probs: FloatArray, uniform: FloatArray) -> AnyArray:
     """(N,) choices from distributions (N, K) by inversion: of their cumulative ones, at ``uniform`` (N,)."""
     below: AnyArray = (probs.cumsum(axis=1) < uniform[:, None]).sum(axis=1)
     return np.asarray(np.minimum(below, probs.shape[1] - 1))
-
-
-def _cross_entropy(given: Tensor, choice: Tensor, smoothing: float) -> Tensor:
-    """(...) of the choices (...) from distributions with logits (..., K)."""
-    each = F.cross_entropy(
-        given.flatten(0, -2), choice.flatten(), label_smoothing=smoothing, reduction="none"
-    )
-    return each.view(choice.shape)
-
-
-def _divergence(given: Tensor, other: Tensor) -> Tensor:
-    """KL(given || other) (...) of distributions with logits (..., K)."""
-    reference = given.log_softmax(dim=-1)
-    return (reference.exp() * (reference - other.log_softmax(dim=-1))).sum(dim=-1)
 
 
 HEAD: dict[str, Callable[[int, SpaceSpec, int], Head]] = {

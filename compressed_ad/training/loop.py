@@ -134,7 +134,6 @@ class _Run:
         self.loss: Any = torch.compile(self.model.loss) if config.compile else self.model.loss
         self.checkpoints = CheckpointDirectory(run_dir / "checkpoints", config.checkpoints)
         self.best_file = run_dir / "best_model.pt"
-
         self.best = {"step": -1, "value": -math.inf}
 
     def resume(self) -> list[str]:

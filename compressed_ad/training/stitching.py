@@ -87,15 +87,11 @@ def stitched(
     active, found = np.arange(len(s)), np.zeros(len(s), bool)
     rewards: list[AnyArray] = []
     for _ in range(longest):
-        drawn = _of_other_tasks(s, active, pool, candidates, random)
-        steps, index = composer.add(active, drawn)
-        first = np.concatenate([[True], s.ended[steps[:-1]]])
-        task = tasks[s.task[active[index]]]
-        reward = np.asarray(
-            family.reward(task, s.states[steps], s.actions[steps], s.next_states[steps], first)
-        )
-        rewards.append(reward)
-        met = np.bincount(index, weights=reward > 0, minlength=len(active)) > 0
+        steps, index = composer.add(active, _of_other_tasks(s, active, pool, candidates, random))
+        task, first = tasks[s.task[active[index]]], np.concatenate([[True], s.ended[steps[:-1]]])
+        reward = family.reward(task, s.states[steps], s.actions[steps], s.next_states[steps], first)
+        rewards.append(np.asarray(reward))
+        met = np.bincount(index, weights=rewards[-1] > 0, minlength=len(active)) > 0
         found[active[met]] = True
         active = active[~met]
         if len(active) == 0:
