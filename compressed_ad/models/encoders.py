@@ -27,9 +27,7 @@ class Scaled(nn.Module):
     centre: Tensor
     spread: Tensor
 
-    def __init__(
-        self, spec: SpaceSpec, centre: FloatArray, spread: FloatArray, limit: float = math.inf
-    ) -> None:
+    def __init__(self, spec: SpaceSpec, centre: FloatArray, spread: FloatArray, limit: float) -> None:
         super().__init__()
         self.n_axis, self.n_feature, self.limit = len(spec["shape"]), len(centre), limit
         self.register_buffer("centre", torch.from_numpy(centre).float(), persistent=False)
@@ -49,9 +47,7 @@ class ImageStem(Scaled):
     ``channels_first`` tells the axis of the channels.
     """
 
-    def __init__(
-        self, spec: SpaceSpec, centre: FloatArray, spread: FloatArray, limit: float = math.inf
-    ) -> None:
+    def __init__(self, spec: SpaceSpec, centre: FloatArray, spread: FloatArray, limit: float) -> None:
         super().__init__(spec, centre[:, None, None], spread[:, None, None], limit)
         self.first = channels_first(spec)
         shape = spec["shape"] if self.first else [spec["shape"][2], *spec["shape"][:2]]
@@ -94,7 +90,7 @@ def observation_stem(
         centre, spread = np.where(known, low, 0.0), np.where(known, high - low, 1.0)
         size, make = len(low), ImageStem
     if mean is None or std is None:
-        return make(spec, centre, spread)
+        return make(spec, centre, spread, math.inf)
     if (len(mean), len(std)) != (size, size):
         raise ConfigError(f"observation_mean and observation_std: expected {size} numbers each for {spec}")
     centre, spread = np.asarray(mean, np.float64), np.asarray(std, np.float64)
@@ -112,7 +108,7 @@ def action_scale(spec: SpaceSpec) -> tuple[FloatArray, FloatArray]:
 
 def action_stem(spec: SpaceSpec) -> nn.Module:
     """The stem of actions: Boxes are scaled to [-1, 1]."""
-    return Scaled(spec, *action_scale(spec)) if spec["kind"] == "box" else nn.Identity()
+    return Scaled(spec, *action_scale(spec), math.inf) if spec["kind"] == "box" else nn.Identity()
 
 
 class SpaceEncoder(nn.Module):
@@ -157,10 +153,8 @@ class SpaceEncoder(nn.Module):
         """The learned vectors (D,) of all values, or of the components of a Box, by name."""
         if self.kind == "box":
             return {f"[{k}]": column for k, column in enumerate(self.linear.weight.T)}
-        values = [
-            (k, start + i)
-            for k, (size, start) in enumerate(zip(self.sizes, self.starts, strict=True))
-            for i in range(size)
-        ]
-        names = [str(value) if self.kind == "discrete" else f"[{k}] = {value}" for k, value in values]
+        names = []
+        for k, (size, start) in enumerate(zip(self.sizes, self.starts, strict=True)):
+            prefix = "" if self.kind == "discrete" else f"[{k}] = "
+            names += [f"{prefix}{value}" for value in range(start, start + size)]
         return dict(zip(names, self.table.weight, strict=True))

@@ -109,8 +109,7 @@ class Optimisation(Settings):
     marker_dropout: Fraction = Field(0.0, description="share of windows whose marks are all dropped")
     loss_weight_marked: NonNegative = Field(1.0, description="weight of marked steps in the loss")
     loss_weight_unproven: NonNegative | None = Field(
-        None,
-        description="weight of marked steps before their stream's first reward; default: loss_weight_marked",
+        None, description="the same before a stream's first reward; default: loss_weight_marked"
     )
     transforms: tuple[TransformSpec, ...] = Field((), description="applied to the histories, in order")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the forward pass")

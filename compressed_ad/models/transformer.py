@@ -107,9 +107,8 @@ class Transformer(nn.Module):
         width, n_layer, self.n_head = config.tf_n_embd, config.tf_n_layer, config.tf_n_head
         self.n_context, self.head_dim, self.dropout = config.n_transit, width // self.n_head, config.dropout
         self.mark_bias = mark_bias
-        self.blocks = nn.ModuleList(
-            Block(width, self.n_head, self.dropout, mark_bias) for _ in range(n_layer)
-        )
+        blocks = (Block(width, self.n_head, self.dropout, mark_bias) for _ in range(n_layer))
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width, bias=False)
         self.position = None
         if config.position == "learned":
