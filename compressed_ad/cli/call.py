@@ -1,16 +1,63 @@
-"""What a file of this folder says of a command, and what the command gets when it is called."""
+"""What the file of a command says of it, what it gets when it is called, and options of many commands."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from compressed_ad.cli.display import Display, print_lines
-from compressed_ad.cli.stopping import Stop
-from compressed_ad.runs.config_text import dump
+from compressed_ad.errors import UsageError, nearest
 from compressed_ad.runs.layers import Request
 from compressed_ad.runs.settings import Config
+from compressed_ad.runs.yaml_file import dump
+
+
+class Stop:
+    """Ctrl-C and SIGTERM raise ``KeyboardInterrupt`` at once, or inside ``politely`` ask the work to stop."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._polite = False
+
+    def __call__(self) -> bool:
+        """Whether a signal has come."""
+        return self.signum is not None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle signals inside; only the main thread can."""
+        try:
+            before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # another thread
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def politely(self) -> Iterator[None]:
+        """Inside, work calls this object to learn that it should stop; a second signal does not wait."""
+        self._polite = True
+        try:
+            yield
+        finally:
+            self._polite = False
+        if self.signum is not None:
+            raise KeyboardInterrupt
+
+    def _hear(self, number: int, frame: Any) -> None:
+        first, self.signum = self.signum is None, number
+        if not (self._polite and first):
+            raise KeyboardInterrupt
+        print("cad: saving (once more to stop at once)", file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -19,34 +66,26 @@ class Call:
 
     name: str
     options: argparse.Namespace
-    request: Request | None  # None for commands without settings
+    request: Request  # of a command without settings: that of the defaults
     display: Display
     stop: Stop
-    words: tuple[str, ...]
+    typed: str  # the command line
 
     def config(self) -> Config:
-        """The validated configuration that was asked for."""
+        """The validated configuration asked for; ``--print-config`` prints it and ends the command."""
         from compressed_ad.runs.config import load_config
 
-        assert self.request is not None
-        return load_config(self.request)
+        config = load_config(self.request)
+        if self.options.print_config:
+            print_lines(dump(config))
+            raise SystemExit
+        return config
 
     def explicit(self) -> set[str]:
         """Dotted keys that the user set."""
         from compressed_ad.runs.config import explicit_keys
 
-        assert self.request is not None
         return explicit_keys(self.request)
-
-    def only_shows(self, config: Config) -> bool:
-        """Print ``config`` if nothing else was asked for."""
-        if self.options.print_config:
-            print_lines(dump(config))
-        return bool(self.options.print_config)
-
-    def typed(self) -> str:
-        """The command line as it was typed."""
-        return " ".join(["cad", *self.words])
 
 
 @dataclass(frozen=True)
@@ -59,3 +98,88 @@ class Command:
     sections: tuple[str, ...] = ()  # of the configuration, whose settings it uses
     common: tuple[str, ...] = ("seed", "device", "dry-run")  # options of many commands that it has
     overrides: bool = False  # takes --section.key although it has no sections
+
+
+# ---------------------------------------------------------------- options
+
+
+def option(
+    parser: argparse._ActionsContainer,
+    name: str,
+    metavar: str | None,
+    help: str,
+    kind: Callable[[str], object] = str,
+    default: object = None,
+) -> None:
+    """Add an option or argument with one value; its help states the ``default`` unless that is None."""
+    shown = help if default is None else f"{help} (default: {default})"
+    parser.add_argument(name, type=kind, default=default, metavar=metavar, help=shown)
+
+
+def flag(parser: argparse._ActionsContainer, name: str, help: str) -> None:
+    parser.add_argument(name, action="store_true", help=help)
+
+
+def runs_argument(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help=help)
+
+
+def out_option(parser: argparse.ArgumentParser, what: str, default: str) -> None:
+    option(parser, "--out", "DIR", f"{what} (default: {default})", Path)
+
+
+def history_option(parser: argparse.ArgumentParser, default: str) -> None:
+    option(parser, "--history", "FILE", f"history file (default: {default})", Path)
+
+
+def ray_option(parser: argparse.ArgumentParser) -> None:
+    option(parser, "--ray", "ADDRESS", "work on a Ray cluster: its address, or auto")
+
+
+def setting_option(
+    parser: argparse._ActionsContainer,
+    name: str,
+    key: str,
+    metavar: str,
+    help: str,
+    check: Callable[[str], object] = str,
+) -> None:
+    """Add an option that means ``--KEY VALUE``; ``check`` raises an error for values that are wrong."""
+
+    def setting(text: str) -> tuple[str, str]:
+        check(text)
+        return key, text
+
+    settings_option(parser, name, setting, metavar, help)
+
+
+def settings_option(
+    parser: argparse._ActionsContainer,
+    name: str,
+    setting: Callable[[str], tuple[str, str]],
+    metavar: str,
+    help: str,
+    **more: Any,
+) -> None:
+    """Add an option whose text ``setting`` turns into (dotted key, YAML text)."""
+    more = {"action": "append", **more}
+    parser.add_argument(name, dest="settings", default=[], type=setting, metavar=metavar, help=help, **more)
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def one_of(kind: str, known: Iterable[str]) -> Callable[[str], str]:
+    """One of the words ``known``; ``kind`` is what messages call them."""
+    words = list(known)
+
+    def check(text: str) -> str:
+        if text not in words:
+            raise UsageError(f"unknown {kind} {text!r}{nearest(text, words)}; one of {', '.join(words)}")
+        return text
+
+    return check
