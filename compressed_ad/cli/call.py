@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,12 +88,16 @@ class Call:
         return explicit_keys(self.request)
 
 
+Option = Callable[[argparse._ActionsContainer], object]
+"""Adds an option, or an argument, to a parser."""
+
+
 @dataclass(frozen=True)
 class Command:
     """A command of ``cad``."""
 
     run: Callable[[Call], None]
-    options: Callable[[argparse.ArgumentParser], None] = lambda parser: None  # adds those that are its alone
+    options: Sequence[Option] = ()  # those that are its alone
     text: str = ""  # for its help
     sections: tuple[str, ...] = ()  # of the configuration, whose settings it uses
     common: tuple[str, ...] = ("seed", "device", "dry-run")  # options of many commands that it has
@@ -104,66 +108,54 @@ class Command:
 
 
 def option(
-    parser: argparse._ActionsContainer,
     name: str,
     metavar: str | None,
     help: str,
     kind: Callable[[str], object] = str,
     default: object = None,
-) -> None:
-    """Add an option or argument with one value; its help states the ``default`` unless that is None."""
+    **more: Any,
+) -> Option:
+    """An option or argument with one value; its help states the ``default`` unless that is None."""
     shown = help if default is None else f"{help} (default: {default})"
-    parser.add_argument(name, type=kind, default=default, metavar=metavar, help=shown)
+    return lambda parser: parser.add_argument(
+        name, type=kind, default=default, metavar=metavar, help=shown, **more
+    )
 
 
-def flag(parser: argparse._ActionsContainer, name: str, help: str) -> None:
-    parser.add_argument(name, action="store_true", help=help)
+def flag(name: str, help: str) -> Option:
+    return lambda parser: parser.add_argument(name, action="store_true", help=help)
 
 
-def runs_argument(parser: argparse.ArgumentParser, help: str) -> None:
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help=help)
+def out_option(what: str, default: str) -> Option:
+    return option("--out", "DIR", f"{what} (default: {default})", Path)
 
 
-def out_option(parser: argparse.ArgumentParser, what: str, default: str) -> None:
-    option(parser, "--out", "DIR", f"{what} (default: {default})", Path)
+def history_option(default: str) -> Option:
+    return option("--history", "FILE", f"history file (default: {default})", Path)
 
 
-def history_option(parser: argparse.ArgumentParser, default: str) -> None:
-    option(parser, "--history", "FILE", f"history file (default: {default})", Path)
-
-
-def ray_option(parser: argparse.ArgumentParser) -> None:
-    option(parser, "--ray", "ADDRESS", "work on a Ray cluster: its address, or auto")
+RAY = option("--ray", "ADDRESS", "work on a Ray cluster: its address, or auto")
+OVERWRITE = flag("--overwrite", "replace what is there")
 
 
 def setting_option(
-    parser: argparse._ActionsContainer,
-    name: str,
-    key: str,
-    metavar: str,
-    help: str,
-    check: Callable[[str], object] = str,
-) -> None:
-    """Add an option that means ``--KEY VALUE``; ``check`` raises an error for values that are wrong."""
+    name: str, key: str, metavar: str, help: str, check: Callable[[str], object] = str
+) -> Option:
+    """An option that means ``--KEY VALUE``; ``check`` raises an error for values that are wrong."""
 
     def setting(text: str) -> tuple[str, str]:
         check(text)
         return key, text
 
-    settings_option(parser, name, setting, metavar, help)
+    return settings_option(name, setting, metavar, help)
 
 
 def settings_option(
-    parser: argparse._ActionsContainer,
-    name: str,
-    setting: Callable[[str], tuple[str, str]],
-    metavar: str,
-    help: str,
-    **more: Any,
-) -> None:
-    """Add an option whose text ``setting`` turns into (dotted key, YAML text)."""
-    more = {"action": "append", **more}
-    parser.add_argument(name, dest="settings", default=[], type=setting, metavar=metavar, help=help, **more)
+    name: str, setting: Callable[[str], tuple[str, str]], metavar: str, help: str, **more: Any
+) -> Option:
+    """An option whose text ``setting`` turns into (dotted key, YAML text)."""
+    more = {"action": "append", "dest": "settings", "default": [], **more}
+    return lambda parser: parser.add_argument(name, type=setting, metavar=metavar, help=help, **more)
 
 
 def count(text: str) -> int:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from compressed_ad.cli.call import Call, Command, count, flag, option, out_option, ray_option
+from compressed_ad.cli.call import OVERWRITE, RAY, Call, Command, count, flag, option, out_option
 from compressed_ad.cli.display import duration, print_lines
-from compressed_ad.errors import ConfigError, HistoryError, NumericalError, RunError, UsageError
+from compressed_ad.errors import ConfigError, HistoryError, NumericalError, UsageError
+from compressed_ad.files import write_atomically
 from compressed_ad.histories.collector import history_path
 from compressed_ad.histories.exchange.formats import EXPORT, LAYOUT, only_tasks
 from compressed_ad.histories.exchange.importing import file_provenance, import_histories, named_split
@@ -20,13 +21,6 @@ from compressed_ad.runs import stages
 from compressed_ad.runs.config import build_family
 from compressed_ad.tasks.split import split_tasks
 from compressed_ad.workers import open_pool
-
-
-def _collect_options(parser: argparse.ArgumentParser) -> None:
-    out_option(parser, "folder of the history file", "datasets")
-    flag(parser, "--resume", "continue an unfinished collection")
-    flag(parser, "--overwrite", "replace what is there")
-    ray_option(parser)
 
 
 def _collect(call: Call) -> None:
@@ -44,12 +38,16 @@ def _collect(call: Call) -> None:
     print_lines(f"{path}\n{HistoryFile(path, verify=False).statistics().text()}")
 
 
-COLLECT = Command(_collect, _collect_options, sections=("env", "algorithm", "marker"))
-
-
-def _mark_options(parser: argparse.ArgumentParser) -> None:
-    option(parser, "file", "FILE", "history file", Path)
-    option(parser, "--output", "FILE", "write a marked copy (default: mark FILE itself)", Path)
+COLLECT = Command(
+    _collect,
+    [
+        out_option("folder of the history file", "datasets"),
+        flag("--resume", "continue an unfinished collection"),
+        OVERWRITE,
+        RAY,
+    ],
+    sections=("env", "algorithm", "marker"),
+)
 
 
 def _mark(call: Call) -> None:
@@ -68,16 +66,15 @@ def _mark(call: Call) -> None:
     print_lines(statistics.text())
 
 
-MARK = Command(_mark, _mark_options, sections=("marker",), common=("seed", "dry-run"))
-
-
-def _inspect_options(parser: argparse.ArgumentParser) -> None:
-    option(parser, "file", "FILE", "history file", Path)
-    option(parser, "--plot", "PNG", "draw the action probabilities with the marked segments", Path)
-    option(parser, "--task", None, "task to draw", int, default=0)
-    option(parser, "--stream", None, "stream to draw", int, default=0)
-    option(parser, "--first", "STEP", "first step drawn", int, default=0)
-    option(parser, "--steps", None, "steps drawn", int, default=200)
+MARK = Command(
+    _mark,
+    [
+        option("file", "FILE", "history file", Path),
+        option("--output", "FILE", "write a marked copy (default: mark FILE itself)", Path),
+    ],
+    sections=("marker",),
+    common=("seed", "dry-run"),
+)
 
 
 def _inspect(call: Call) -> None:
@@ -91,7 +88,18 @@ def _inspect(call: Call) -> None:
     print_lines(text)
 
 
-INSPECT = Command(_inspect, _inspect_options, common=())
+INSPECT = Command(
+    _inspect,
+    [
+        option("file", "FILE", "history file", Path),
+        option("--plot", "PNG", "draw the action probabilities with the marked segments", Path),
+        option("--task", None, "task to draw", int, default=0),
+        option("--stream", None, "stream to draw", int, default=0),
+        option("--first", "STEP", "first step drawn", int, default=0),
+        option("--steps", None, "steps drawn", int, default=200),
+    ],
+    common=(),
+)
 
 
 def _plot(options: argparse.Namespace) -> None:
@@ -118,11 +126,7 @@ def _plot(options: argparse.Namespace) -> None:
         first_step=options.first,
         title=f"{file.info.learner} on {file.info.family}, task {options.task}, stream {options.stream}",
     )
-    try:
-        options.plot.parent.mkdir(parents=True, exist_ok=True)
-        options.plot.write_bytes(writers[options.plot.suffix](figure))
-    except OSError as error:
-        raise RunError(f"{options.plot}: cannot be written ({error.strerror})") from error
+    write_atomically(options.plot, writers[options.plot.suffix](figure))
 
 
 # ---------------------------------------------------------------- exchange with other programs
@@ -133,29 +137,6 @@ def _task_numbers(text: str) -> list[int]:
     if not all(part.isdecimal() for part in parts):
         raise argparse.ArgumentTypeError(f"expected task numbers like 3,5,9, got {text!r}")
     return [int(part) for part in parts]
-
-
-def _import_options(parser: argparse.ArgumentParser) -> None:
-    option(parser, "file", "FILE", "histories of another program", Path)
-    layouts = f"format of FILE: {', '.join(LAYOUT)}, or module:attribute"
-    option(parser, "--layout", "NAME", layouts, default="ancestor")
-    option(parser, "--out", "DIR|FILE", "history file, or folder of it", Path, default=Path("datasets"))
-    option(parser, "--heldout", "K,K,...", "tasks for evaluation", _task_numbers)
-    option(parser, "--validation", "K,K,...", "tasks for choosing a checkpoint", _task_numbers)
-    option(parser, "--split-seed", "N", "draw the split with this seed instead", int)
-    option(
-        parser,
-        "--task-ids",
-        "K,K,...|match",
-        "the family's tasks that FILE holds, in order; match: find them by their rewards "
-        "(default: the tasks with the same numbers)",
-        lambda text: text if text == "match" else _task_numbers(text),
-    )
-    option(parser, "--horizon", "N", "steps of every episode, if FILE has no dones", count)
-    option(parser, "--n-learner", "N", "learners that share the streams", count, default=1)
-    option(parser, "--steps-per-update", "N", "steps between policy updates (default: unknown)", count)
-    option(parser, "--source", "NAME", "name of the algorithm", default="imported")
-    flag(parser, "--overwrite", "replace what is there")
 
 
 def _import(call: Call) -> None:
@@ -208,9 +189,29 @@ def _import(call: Call) -> None:
     print_lines(f"{out}: {n_task} tasks ({parts}); mark it with: cad mark {out}")
 
 
+_LAYOUTS = f"format of FILE: {', '.join(LAYOUT)}, or module:attribute"
 IMPORT = Command(
     _import,
-    _import_options,
+    [
+        option("file", "FILE", "histories of another program", Path),
+        option("--layout", "NAME", _LAYOUTS, default="ancestor"),
+        option("--out", "DIR|FILE", "history file, or folder of it", Path, default=Path("datasets")),
+        option("--heldout", "K,K,...", "tasks for evaluation", _task_numbers),
+        option("--validation", "K,K,...", "tasks for choosing a checkpoint", _task_numbers),
+        option("--split-seed", "N", "draw the split with this seed instead", int),
+        option(
+            "--task-ids",
+            "K,K,...|match",
+            "the family's tasks that FILE holds, in order; match: find them by their rewards "
+            "(default: the tasks with the same numbers)",
+            lambda text: text if text == "match" else _task_numbers(text),
+        ),
+        option("--horizon", "N", "steps of every episode, if FILE has no dones", count),
+        option("--n-learner", "N", "learners that share the streams", count, default=1),
+        option("--steps-per-update", "N", "steps between policy updates (default: unknown)", count),
+        option("--source", "NAME", "name of the algorithm", default="imported"),
+        OVERWRITE,
+    ],
     text=(
         "Needs the task family and the held-out tasks, because a history file names both. The recorded "
         "actions are replayed in the family to find where episodes end and what their last steps led to. "
@@ -219,15 +220,6 @@ IMPORT = Command(
     sections=("env",),
     common=("seed", "dry-run"),
 )
-
-
-def _export_options(parser: argparse.ArgumentParser) -> None:
-    option(parser, "file", "FILE", "history file", Path)
-    formats = f"{', '.join(EXPORT)}, or module:attribute"
-    parser.add_argument("--to", required=True, metavar="FORMAT", help=formats)
-    where = "output file; for minari a folder"
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR|FILE", help=where)
-    flag(parser, "--overwrite", "replace what is there")
 
 
 def _export(call: Call) -> None:
@@ -243,4 +235,13 @@ def _export(call: Call) -> None:
     print_lines(f"{written}: {tasks} as {options.to}")
 
 
-EXPORT_COMMAND = Command(_export, _export_options, common=("dry-run",))
+EXPORT_COMMAND = Command(
+    _export,
+    [
+        option("file", "FILE", "history file", Path),
+        option("--to", "FORMAT", f"{', '.join(EXPORT)}, or module:attribute", required=True),
+        option("--out", "DIR|FILE", "output file; for minari a folder", Path, required=True),
+        OVERWRITE,
+    ],
+    common=("dry-run",),
+)

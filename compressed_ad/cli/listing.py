@@ -57,31 +57,6 @@ ADAPTERS = {
 """Families of other libraries. This is written here because adapters import the library that they adapt."""
 
 
-def _list_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", nargs="?", type=one_of("list", LISTS), metavar="WHAT", help=", ".join(LISTS))
-
-
-def _list(call: Call) -> None:
-    kinds = [call.options.what] if call.options.what else list(LISTS)
-    for kind in kinds:
-        if len(kinds) > 1:
-            print_lines(f"{kind}:")
-        for name, words, parameters in LISTS[kind]():
-            lines = [*textwrap.wrap(words, 80), *textwrap.wrap(parameters, 80)]
-            print_lines(f"  {name:<18} " + f"\n{'':<21}".join(lines))
-
-
-LISTING = Command(
-    _list,
-    _list_options,
-    text=(
-        "Shows a line about each name, and its parameters. For all lists but extras, module:attribute also "
-        "works in place of a name; the module may be installed or lie in the current folder."
-    ),
-    common=(),
-)
-
-
 def _sentence(thing: Any) -> str:
     """The first sentence of the docstring."""
     paragraph = (inspect.getdoc(thing) or "").partition("\n\n")[0]
@@ -105,9 +80,9 @@ def _with_defaults(pairs: Iterable[tuple[str, Any]]) -> str:
     )
 
 
-def _families() -> Rows:
-    ours = [(name, _sentence(family), call_parameters(family)) for name, family in TASK_FAMILY.items()]
-    return [*ours, *((f"{prefix}:ID", *about) for prefix, about in ADAPTERS.items())]
+def _architecture() -> str:
+    fields = Architecture.model_fields.items()
+    return _with_defaults((n, f.default) for n, f in fields if n != "model" and not n.endswith("_space"))
 
 
 def _learners() -> Rows:
@@ -121,71 +96,62 @@ def _learners() -> Rows:
     return rows
 
 
-def _models() -> Rows:
-    fields = Architecture.model_fields.items()
-    shown = [(n, field.default) for n, field in fields if n != "model" and not n.endswith("_space")]
-    return [(name, _sentence(MODEL[name]), _with_defaults(shown)) for name in MODEL]
-
-
-def _transforms() -> Rows:
-    note = dict.fromkeys(DEPARTURES, " (departs from pure AD)")
-    return [
-        (name, _sentence(transform) + note.get(name, ""), call_parameters(transform, keyword_only=True))
-        for name, transform in TRANSFORM.items()
-    ]
-
-
-def _layouts() -> Rows:
-    readers = [(name, _sentence(read), f"cad import --layout {name}") for name, read in LAYOUT.items()]
-    writers = [(name, _sentence(write), f"cad export --to {name}") for name, write in EXPORT.items()]
-    return sorted(readers + writers)
-
-
-def _extras() -> Rows:
-    state = {True: "installed", False: "not installed: pip install 'compressed-ad[{}]'"}
-    return [(name, EXTRAS[name][0], state[there].format(name)) for name, there in extras().items()]
-
-
 LISTS: Mapping[str, Callable[[], Rows]] = {
-    "families": _families,
+    "families": lambda: [
+        *((name, _sentence(family), call_parameters(family)) for name, family in TASK_FAMILY.items()),
+        *((f"{prefix}:ID", *about) for prefix, about in ADAPTERS.items()),
+    ],
     "learners": _learners,
     "markers": lambda: [
         (name, _sentence(marker), _with_defaults(marker_parameters(name).items()))
         for name, marker in MARKER.items()
     ],
-    "models": _models,
-    "transforms": _transforms,
-    "layouts": _layouts,
-    "extras": _extras,
+    "models": lambda: [(name, _sentence(MODEL[name]), _architecture()) for name in MODEL],
+    "transforms": lambda: [
+        (
+            name,
+            _sentence(transform) + (" (departs from pure AD)" if name in DEPARTURES else ""),
+            call_parameters(transform, keyword_only=True),
+        )
+        for name, transform in TRANSFORM.items()
+    ],
+    "layouts": lambda: sorted(
+        [(name, _sentence(read), f"cad import --layout {name}") for name, read in LAYOUT.items()]
+        + [(name, _sentence(write), f"cad export --to {name}") for name, write in EXPORT.items()]
+    ),
+    "extras": lambda: [
+        (
+            name,
+            EXTRAS[name][0],
+            "installed" if there else f"not installed: pip install 'compressed-ad[{name}]'",
+        )
+        for name, there in extras().items()
+    ],
 }
 
 
-# ---------------------------------------------------------------- check
+def _list(call: Call) -> None:
+    kinds = [call.options.what] if call.options.what else list(LISTS)
+    for kind in kinds:
+        if len(kinds) > 1:
+            print_lines(f"{kind}:")
+        for name, words, parameters in LISTS[kind]():
+            lines = [*textwrap.wrap(words, 80), *textwrap.wrap(parameters, 80)]
+            print_lines(f"  {name:<18} " + f"\n{'':<21}".join(lines))
 
 
-def _check_options(parser: argparse.ArgumentParser) -> None:
-    option(parser, "kind", "KIND", ", ".join(CHECKS), one_of("kind", CHECKS))
-    option(parser, "what", "NAME", "a name (cad list), or module:attribute")
-    option(parser, "--kwargs", "YAML", "its parameters, e.g. '{size: 5}'", default="{}")
-    option(parser, "--family", "NAME", "family that a learner is tried on (default: a small room)")
-    option(parser, "--family-kwargs", "YAML", "parameters of that family", default="{}")
-    option(parser, "--steps", "N", "steps of a learner's streams", count, default=200)
-
-
-def _check(call: Call) -> None:
-    options = call.options
-    found = CHECKS[options.kind](options.what, _mapping("--kwargs", options.kwargs), options)
-    if found:
-        raise RunError("\n".join(found))
-    print_lines(f"{options.kind} {options.what}: nothing found")
-
-
-CHECK = Command(
-    _check,
-    _check_options,
-    text="Tries it on something small. The exit code is 0 if nothing wrong was found, else 1.",
+LISTING = Command(
+    _list,
+    [option("what", "WHAT", ", ".join(LISTS), one_of("list", LISTS), nargs="?")],
+    text=(
+        "Shows a line about each name, and its parameters. For all lists but extras, module:attribute also "
+        "works in place of a name; the module may be installed or lie in the current folder."
+    ),
     common=(),
 )
+
+
+# ---------------------------------------------------------------- check
 
 
 def _learner(name: str, kwargs: Mapping[str, Any], options: argparse.Namespace) -> list[str]:
@@ -199,6 +165,29 @@ CHECKS: Mapping[str, Callable[[str, Mapping[str, Any], argparse.Namespace], list
     "marker": lambda name, kwargs, options: check_marker(find_marker(name), **kwargs),
     "learner": _learner,
 }
+
+
+def _check(call: Call) -> None:
+    options = call.options
+    found = CHECKS[options.kind](options.what, _mapping("--kwargs", options.kwargs), options)
+    if found:
+        raise RunError("\n".join(found))
+    print_lines(f"{options.kind} {options.what}: nothing found")
+
+
+CHECK = Command(
+    _check,
+    [
+        option("kind", "KIND", ", ".join(CHECKS), one_of("kind", CHECKS)),
+        option("what", "NAME", "a name (cad list), or module:attribute"),
+        option("--kwargs", "YAML", "its parameters, e.g. '{size: 5}'", default="{}"),
+        option("--family", "NAME", "family that a learner is tried on (default: a small room)"),
+        option("--family-kwargs", "YAML", "parameters of that family", default="{}"),
+        option("--steps", "N", "steps of a learner's streams", count, default=200),
+    ],
+    text="Tries it on something small. The exit code is 0 if nothing wrong was found, else 1.",
+    common=(),
+)
 
 
 def _mapping(option: str, text: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,16 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressed_ad.cli.call import (
-    Call,
-    Command,
-    count,
-    history_option,
-    one_of,
-    option,
-    out_option,
-    setting_option,
-)
+from compressed_ad.cli import call as cli
 from compressed_ad.cli.display import print_lines
 from compressed_ad.errors import RunDirectoryError, UsageError
 from compressed_ad.files import locked, write_atomically, write_json
@@ -65,17 +55,7 @@ def _write_output(
 # ---------------------------------------------------------------- cad rollouts
 
 
-def _rollouts_options(parser: argparse.ArgumentParser) -> None:
-    option(parser, "run", "RUN", "trained run directory", Path)
-    history_option(parser, "the one that the run was trained on")
-    option(parser, "--tasks", "K,K,...", "tasks to play (default: the held-out ones)")
-    option(parser, "--episodes", "N", "in-context episodes (default: the run's)", count)
-    option(parser, "--rollouts", "N", "rollouts of each task (default: the run's)", count)
-    out_option(parser, "output folder", "RUN/rollouts")
-    setting_option(parser, "--seed", "seed", "N", "seed of the rollouts (default: the run's)")
-
-
-def _rollouts(call: Call) -> None:
+def _rollouts(call: cli.Call) -> None:
     config, options, explicit = call.config(), call.options, call.explicit()
     chosen = {key.partition(".")[2] for key in explicit if key.startswith("evaluation.")}
     job = evaluation_job(options.run, options.history, config, chosen)
@@ -100,9 +80,17 @@ def _rollouts(call: Call) -> None:
     print_lines("\n".join([plain(_table(played)), "", *_sentences(played), written]))
 
 
-ROLLOUTS = Command(
+ROLLOUTS = cli.Command(
     _rollouts,
-    _rollouts_options,
+    [
+        cli.option("run", "RUN", "trained run directory", Path),
+        cli.history_option("the one that the run was trained on"),
+        cli.option("--tasks", "K,K,...", "tasks to play (default: the held-out ones)"),
+        cli.option("--episodes", "N", "in-context episodes (default: the run's)", cli.count),
+        cli.option("--rollouts", "N", "rollouts of each task (default: the run's)", cli.count),
+        cli.out_option("output folder", "RUN/rollouts"),
+        cli.setting_option("--seed", "seed", "N", "seed of the rollouts (default: the run's)"),
+    ],
     text=(
         "Plays as cad evaluate does and shows what is explored, when the reward is first met and how far "
         "away it was, beside a uniform random walk: a table, rollouts.json, and figures. Settings that are "
@@ -260,18 +248,7 @@ def _rounded(values: Any) -> AnyArray:
 # ---------------------------------------------------------------- cad attention
 
 
-def _attention_options(parser: argparse.ArgumentParser) -> None:
-    option(parser, "run", "RUN", "trained run directory", Path)
-    history_option(parser, "the one that the run was trained on")
-    parts = f"part of the split whose histories are used: {', '.join(PARTS)}"
-    option(parser, "--part", "PART", parts, one_of("part", PARTS), default="heldout")
-    option(parser, "--windows", "N", "contexts drawn from them", count, default=64)
-    closest = "the one closest to half marked"
-    option(parser, "--window", "K", f"context that is drawn as a map (default: {closest})", int)
-    out_option(parser, "output folder", "RUN/attention")
-
-
-def _attention(call: Call) -> None:
+def _attention(call: cli.Call) -> None:
     options = call.options
     job = examination_job(options.run, options.history)
     out: Path = options.out or job.path / "attention"
@@ -290,9 +267,20 @@ def _attention(call: Call) -> None:
     print_lines(f"{_text(found)}\n\n{written}")
 
 
-ATTENTION = Command(
+_PARTS = f"part of the split whose histories are used: {', '.join(PARTS)}"
+_WINDOW = "context that is drawn as a map (default: the one closest to half marked)"
+ATTENTION = cli.Command(
     _attention,
-    _attention_options,
+    [
+        cli.option("run", "RUN", "trained run directory", Path),
+        cli.history_option("the one that the run was trained on"),
+        cli.option("--part", "PART", _PARTS, cli.one_of("part", PARTS), default="heldout"),
+        cli.option("--windows", "N", "contexts drawn from them", cli.count, default=64),
+        cli.option(
+            "--window", "K", "context that is drawn as a map (default: the one closest to half marked)", int
+        ),
+        cli.out_option("output folder", "RUN/attention"),
+    ],
     text=(
         "Writes attention.json (all numbers), attention.png (attention on marked, rewarded and other tokens "
         "by head, beside what uniform attention and the head's preference for lags alone give), "

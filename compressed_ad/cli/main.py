@@ -16,17 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
-from compressed_ad.cli.call import (
-    Call,
-    Command,
-    Stop,
-    count,
-    flag,
-    one_of,
-    option,
-    setting_option,
-    settings_option,
-)
+from compressed_ad.cli import call as cli
 from compressed_ad.cli.display import Display
 from compressed_ad.errors import CompressedADError, ConfigError, UsageError, one_line
 from compressed_ad.registry import import_attribute
@@ -58,7 +48,7 @@ _OVERRIDE = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``cad`` and return its exit code: 0, 1 run-time error, 2 usage, 130 Ctrl-C, 143 SIGTERM."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    stop = Stop()
+    stop = cli.Stop()
     try:
         with stop.listening(), _current_folder():
             call = parse(words, stop)
@@ -102,17 +92,17 @@ def _current_folder() -> Iterator[None]:
 # ---------------------------------------------------------------- parsing
 
 
-def load_command(name: str) -> Command:
+def load_command(name: str) -> cli.Command:
     """The command of that name, from its file."""
-    command: Command = import_attribute("command", f"compressed_ad.cli.{COMMANDS[name][0]}")
+    command: cli.Command = import_attribute("command", f"compressed_ad.cli.{COMMANDS[name][0]}")
     return command
 
 
-def parse(words: Sequence[str], stop: Stop) -> Call:
+def parse(words: Sequence[str], stop: cli.Stop) -> cli.Call:
     """The call that ``words`` ask for; ``UsageError`` lists every option that is wrong."""
     rest, overrides = _split_overrides(words)
     asked = next((word for word in rest if not word.startswith("-")), None)
-    command = None if asked is None else load_command(one_of("command", COMMANDS)(asked))
+    command = None if asked is None else load_command(cli.one_of("command", COMMANDS)(asked))
     parser = _parser(asked, command)
     if not rest:
         parser.print_help()
@@ -140,7 +130,7 @@ def parse(words: Sequence[str], stop: Stop) -> Call:
             key: value for key, value in vars(options).items() if key in SECTIONS and value is not None
         }
         request = Request(options.preset, tuple(options.config), sections, [*options.settings, *overrides])
-    return Call(name, options, request, Display(), stop, " ".join(["cad", *words]))
+    return cli.Call(name, options, request, Display(), stop, " ".join(["cad", *words]))
 
 
 def _split_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -166,7 +156,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
-def _parser(asked: str | None, command: Command | None) -> argparse.ArgumentParser:
+def _parser(asked: str | None, command: cli.Command | None) -> argparse.ArgumentParser:
     """The parser, with options only for the command that is ``asked`` for; its help also lists settings."""
     parser = _Parser(
         prog="cad",
@@ -191,24 +181,25 @@ def _parser(asked: str | None, command: Command | None) -> argparse.ArgumentPars
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        command.options(sub)
+        for add in command.options:
+            add(sub)
         if command.sections:
             _configuration_options(sub, command)
         if "seed" in command.common:
             what = "seed of everything random (default: 0)"
-            setting_option(sub, "--seed", "seed", "N", what)
+            cli.setting_option("--seed", "seed", "N", what)(sub)
         if "device" in command.common:
             where = "auto, cpu or cuda (default: auto)"
-            setting_option(sub, "--device", "device", "WHERE", where)
+            cli.setting_option("--device", "device", "WHERE", where)(sub)
         if "dry-run" in command.common:
-            flag(sub, "--dry-run", "say what would be done and stop")
-        flag(sub, "--debug", "show tracebacks")
+            cli.flag("--dry-run", "say what would be done and stop")(sub)
+        cli.flag("--debug", "show tracebacks")(sub)
     return parser
 
 
-def _configuration_options(parser: argparse.ArgumentParser, command: Command) -> None:
+def _configuration_options(parser: argparse.ArgumentParser, command: cli.Command) -> None:
     group = parser.add_argument_group("configuration (later ones go over earlier ones)")
-    option(group, "--preset", "NAME", ", ".join(PRESETS), default="default")
+    cli.option("--preset", "NAME", ", ".join(PRESETS), default="default")(group)
     files = "YAML file; may be repeated"
     group.add_argument("--config", action="append", default=[], type=Path, metavar="FILE", help=files)
     for section in command.sections:
@@ -218,14 +209,14 @@ def _configuration_options(parser: argparse.ArgumentParser, command: Command) ->
             group.add_argument(*names, dest=section, metavar="NAME", help=what)
     if "env" in command.sections:
         differ = "what tasks differ in: a range LOW:HIGH or values A,B,C (--env.kwargs.params.KEY)"
-        settings_option(group, "--task-param", _task_param, "KEY=VALUES", differ)
+        cli.settings_option("--task-param", _task_param, "KEY=VALUES", differ)(group)
         drawn = "tasks that are drawn (--env.kwargs.n_task)"
-        setting_option(group, "--tasks", "env.kwargs.n_task", "N", drawn, count)
+        cli.setting_option("--tasks", "env.kwargs.n_task", "N", drawn, cli.count)(group)
     if "algorithm" in command.sections:
         about = "hyper-parameters of the learner, or a YAML mapping (--algorithm.learner_kwargs)"
         several = {"nargs": "+", "action": "extend"}
-        settings_option(group, "--learner-kwargs", _learner_kwarg, "KEY=VALUE", about, **several)
-    flag(group, "--print-config", "print every setting as YAML and stop")
+        cli.settings_option("--learner-kwargs", _learner_kwarg, "KEY=VALUE", about, **several)(group)
+    cli.flag("--print-config", "print every setting as YAML and stop")(group)
 
 
 def _task_param(text: str) -> tuple[str, str]:
@@ -242,7 +233,7 @@ def _learner_kwarg(text: str) -> tuple[str, str]:
     return "algorithm.learner_kwargs", text
 
 
-def _settings_help(command: Command) -> str:
+def _settings_help(command: cli.Command) -> str:
     lines = [
         "settings, given as --section.key VALUE (YAML) or in a configuration file;",
         "defaults in brackets are those of the library, the preset's are shown by --print-config:",

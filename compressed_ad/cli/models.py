@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
-from compressed_ad.cli.call import Call, Command, flag, history_option, out_option, runs_argument
+from compressed_ad.cli.call import Call, Command, flag, history_option, option, out_option
 from compressed_ad.cli.display import print_lines, results_console
 from compressed_ad.errors import ConfigError, HistoryError, RunDirectoryError, UsageError
 from compressed_ad.evaluation.intervals import mean
@@ -125,49 +124,38 @@ def _report(call: Call) -> None:
     print_lines(f"{' '.join(written.analysis.verdicts)}\nReport: {written.index}")
 
 
-# ---------------------------------------------------------------- options
-
-
-def _train_options(parser: argparse.ArgumentParser) -> None:
-    history_option(parser, "datasets/history_..., as cad collect names it")
-    out_option(parser, "folder of the run directory", "runs")
-    flag(parser, "--resume", "continue an unfinished run")
-
-
+_EVALUATED = option("runs", "RUN", "evaluated run directories", Path, nargs="+")
 TRAIN = Command(
     _train,
-    _train_options,
+    [
+        history_option("datasets/history_..., as cad collect names it"),
+        out_option("folder of the run directory", "runs"),
+        flag("--resume", "continue an unfinished run"),
+    ],
     text=(
         "The task family and the split are those of the history file. Of the section evaluation only "
         "how models play matters here, since the best checkpoint is chosen by in-context return."
     ),
     sections=("env", "model", "evaluation"),
 )
-
-
-def _evaluate_options(parser: argparse.ArgumentParser) -> None:
-    runs_argument(parser, "run directories")
-    history_option(parser, "the one that the run was trained on")
-    flag(parser, "--overwrite", "replace an evaluation with other settings")
-
-
 EVALUATE = Command(
     _evaluate,
-    _evaluate_options,
+    [
+        option("runs", "RUN", "run directories", Path, nargs="+"),
+        history_option("the one that the run was trained on"),
+        flag("--overwrite", "replace an evaluation with other settings"),
+    ],
     text="Settings that are not given are those of the run.",
     sections=("evaluation",),
     common=("device", "dry-run"),
 )
-
-
-EVALUATED = "evaluated run directories"
-COMPARE = Command(_compare, lambda parser: runs_argument(parser, EVALUATED), common=())
-
-
-def _report_options(parser: argparse.ArgumentParser) -> None:
-    runs_argument(parser, EVALUATED)
-    history_option(parser, "the one that the runs were trained on")
-    out_option(parser, "folder of the report", "report")
-
-
-REPORT = Command(_report, _report_options, common=("dry-run",))
+COMPARE = Command(_compare, [_EVALUATED], common=())
+REPORT = Command(
+    _report,
+    [
+        _EVALUATED,
+        history_option("the one that the runs were trained on"),
+        out_option("folder of the report", "report"),
+    ],
+    common=("dry-run",),
+)

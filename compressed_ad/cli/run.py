@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compressed_ad.cli.call import Call, Command, out_option, ray_option
+from compressed_ad.cli.call import RAY, Call, Command, out_option
 from compressed_ad.cli.display import duration, print_lines, results_console
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.marking.apply import marker_params
@@ -29,7 +28,11 @@ def run(call: Call) -> None:
     config = call.config()
     out: Path = call.options.out or Path("runs") / call.options.preset
     history = stages.default_history(config, out)
-    todo = runs.training_jobs(config, history, out)
+    todo = [
+        runs.training_job(config, model, seed, history, out)
+        for seed in config.seeds
+        for model in config.comparison.methods
+    ]
     if config.env.training_tasks is not None:
         plan(config).split.check_training(np.array(config.env.training_tasks))
     check(out, config)
@@ -111,17 +114,9 @@ def _plan(config: Config, out: Path, history: Path, todo: Sequence[Job]) -> str:
     return "\n".join(lines)
 
 
-# ---------------------------------------------------------------- options
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    out_option(parser, "output folder, continued if it exists", "runs/PRESET")
-    ray_option(parser)
-
-
 RUN = Command(
     run,
-    _options,
+    [out_option("output folder, continued if it exists", "runs/PRESET"), RAY],
     text=(
         "Does every stage of a preset and continues where it was interrupted. The output folder holds "
         "the history file, one directory per training run, and report/index.html, table.csv, "

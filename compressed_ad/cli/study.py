@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from compressed_ad.cli.call import Call, Command, count, flag, option, ray_option
+from compressed_ad.cli.call import RAY, Call, Command, count, flag, option
 from compressed_ad.cli.display import duration, print_lines
 from compressed_ad.errors import RunError
 from compressed_ad.files import locked, write_atomically
@@ -131,30 +130,30 @@ def _plan(study: Study, out: Path, processes: int) -> str:
     return "\n".join(lines)
 
 
-# ---------------------------------------------------------------- options
-
-
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")] if text else []
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
-    option(parser, "file", "STUDY.yaml", "what is compared, on which families, how often", Path)
-    out = "output folder; studies in one folder share histories and runs"
-    option(parser, "--out", "DIR", out, Path, default=Path("runs/study"))
-    option(parser, "--runs", "N", "this many runs of each variant instead", count)
-    option(parser, "--families", "A,B", "only these families", _names)
-    option(parser, "--variants", "A,B", "only these variants, and the baseline", _names)
-    flag(parser, "--small", "tiny histories and models: shows that it works, not what is true")
-    option(parser, "--process", "N", "cells at once (default: all cores)", count)
-    ray_option(parser)
-    option(parser, "--tables", "CSV", "only print the tables of stored results", Path)
-    flag(parser, "--markdown", "print those tables as Markdown")
-
-
 STUDY = Command(
     run,
-    _options,
+    [
+        option("file", "STUDY.yaml", "what is compared, on which families, how often", Path),
+        option(
+            "--out",
+            "DIR",
+            "output folder; studies in one folder share histories and runs",
+            Path,
+            default=Path("runs/study"),
+        ),
+        option("--runs", "N", "this many runs of each variant instead", count),
+        option("--families", "A,B", "only these families", _names),
+        option("--variants", "A,B", "only these variants, and the baseline", _names),
+        flag("--small", "tiny histories and models: shows that it works, not what is true"),
+        option("--process", "N", "cells at once (default: all cores)", count),
+        RAY,
+        option("--tables", "CSV", "only print the tables of stored results", Path),
+        flag("--markdown", "print those tables as Markdown"),
+    ],
     text=(
         "Every cell goes through the same stages as the single commands and is kept: the same command "
         "again continues. Any setting of all cells may be given as --section.key VALUE."

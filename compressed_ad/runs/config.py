@@ -16,13 +16,7 @@ from pydantic import ValidationError
 from compressed_ad.errors import ConfigError, SpaceError, UnknownNameError, UsageError
 from compressed_ad.learners.base import Checks, SourceLearner
 from compressed_ad.learners.select import make_learner
-from compressed_ad.marking.apply import (
-    GUIDE_SETTINGS,
-    marker_parameters,
-    marker_params,
-    validated_params,
-    with_marker_defaults,
-)
+from compressed_ad.marking import apply
 from compressed_ad.marking.conformance import marker_faults
 from compressed_ad.marking.markers import MARKER
 from compressed_ad.marking.settings import MarkerSettings
@@ -63,7 +57,7 @@ def validated_config(leaves: Leaves) -> Config:
     found += _trial_problems(leaves, config)
     if found:
         raise ConfigError(dict.fromkeys(found))
-    return config.model_copy(update={"marker": with_marker_defaults(config.marker)})
+    return config.model_copy(update={"marker": apply.with_marker_defaults(config.marker)})
 
 
 def _valid_part(tree: dict[str, Any]) -> tuple[Config, list[Problem]]:
@@ -179,8 +173,8 @@ def _trial_problems(leaves: Leaves, config: Config) -> list[str]:
     attempt("marker", lambda: _check_marker(config.marker), "params", "marker")
     # The command line must not set what the marker lacks; a preset may, for the marker that it names.
     marker = config.marker.marker
-    has = marker_parameters(marker) if marker in MARKER else dict.fromkeys(GUIDE_SETTINGS)
-    for key in GUIDE_SETTINGS:
+    has = apply.marker_parameters(marker) if marker in MARKER else dict.fromkeys(apply.GUIDE_SETTINGS)
+    for key in apply.GUIDE_SETTINGS:
         value, where = leaves.get(("marker", key), (None, ""))
         if key not in has and value is not None and where.startswith("--"):
             listed = ", ".join(has) or "none"
@@ -194,8 +188,8 @@ def _trial_problems(leaves: Leaves, config: Config) -> list[str]:
 
 
 def _check_marker(settings: MarkerSettings) -> None:
-    params = marker_params(settings)
-    validated_params(settings.marker, params)  # these problems know their places
+    params = apply.marker_params(settings)
+    apply.validated_params(settings.marker, params)  # these problems know their places
     faults = marker_faults(settings.marker, **params)
     if faults:
         raise ConfigError(faults[0].removeprefix("It cannot mark an ordinary history: "))

@@ -47,12 +47,6 @@ class Job:
             )
 
 
-def training_jobs(config: Config, history: Path, out: Path) -> list[Job]:
-    """The training runs of a comparison: all methods with the first seed, then with the next."""
-    methods = config.comparison.methods
-    return [training_job(config, model, seed, history, out) for seed in config.seeds for model in methods]
-
-
 def training_job(config: Config, model: str, seed: int, history: Path, out: Path) -> Job:
     """The run of one model with one seed, in a directory of ``out``."""
     update = {"model": config.model.model_copy(update={"model": model}), "seed": seed}

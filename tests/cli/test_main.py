@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compressed_ad.cli.call import Command
-from compressed_ad.cli.main import COMMANDS, Stop, load_command, main
+from compressed_ad.cli.call import Command, Stop
+from compressed_ad.cli.main import COMMANDS, load_command, main
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.learners.ppo import BatchedPPO
 from compressed_ad.runs.layers import SECTIONS
