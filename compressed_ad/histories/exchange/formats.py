@@ -28,7 +28,7 @@ import numpy as np
 from compressed_ad.errors import HistoryError
 from compressed_ad.files import write_atomically
 from compressed_ad.histories.file import HistoryFile
-from compressed_ad.histories.hdf5 import Group, child, foreign, read, write_array, write_plain
+from compressed_ad.histories.hdf5 import Group, child, foreign, read, write_array, write_file
 from compressed_ad.histories.header import short
 from compressed_ad.registry import Registry
 from compressed_ad.types import AnyArray, BoolArray
@@ -165,7 +165,7 @@ def write_ancestor(file: HistoryFile, path: str | Path, overwrite: bool, progres
                 write_array(group, name, array.swapaxes(0, 1))
             progress(1)
 
-    write_plain(path, fill)
+    write_file(path, fill, plain=True)
     return path
 
 
