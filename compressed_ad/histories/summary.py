@@ -18,19 +18,8 @@ from compressed_ad.types import AnyArray, FloatArray, History, IntArray
 
 
 @dataclass(frozen=True)
-class MarkedSegments:
-    """The segments of all streams and tasks of a history file."""
-
-    statistics: MarkingStatistics
-    count: int
-    length_quantiles: tuple[float, ...]  # minimum, quartiles and maximum, in steps; NaN without segments
-    crossing_share: float  # share of segments that continue after an episode's end
-    reward_share: float  # share of marked steps whose reward is not 0
-
-
-@dataclass(frozen=True)
-class TaskMarks:
-    """The marks of one task."""
+class Marks:
+    """The marks of one task, or of all tasks of a file."""
 
     statistics: MarkingStatistics
     lengths: IntArray  # (G,) steps of each segment
@@ -47,7 +36,7 @@ class TaskSummary:
     n_episode: IntArray  # (10,) finished episodes that end in each tenth of training
     total_return: FloatArray  # (10,) undiscounted, of these episodes
     curve: FloatArray  # (E,) mean return over the streams of each episode that all streams finished
-    marks: TaskMarks | None  # None if the task is not marked
+    marks: Marks | None  # None if the task is not marked
 
 
 @dataclass(frozen=True)
@@ -68,7 +57,7 @@ class Overview:
     optimal_return: float | None  # mean over the tasks of the file
     random_return: float
     marking: dict[str, Any] | None  # how it was marked
-    segments: MarkedSegments | None  # None if it is not marked
+    marks: Marks | None  # None if it is not marked
 
     @property
     def total_steps(self) -> int:
@@ -94,20 +83,23 @@ class Overview:
         ]
         if self.normalised_curve is not None:
             lines.append(f"  Normalised per task:  {numbers(self.normalised_curve)}")
-        marked, made = self.segments, self.marking
-        lines.append(
-            f"Not marked yet; mark it with: cad mark {self.path}" if marked is None else marked.statistics.text()
-        )
-        if marked is not None and marked.count:
-            lengths = "/".join(f"{length:g}" for length in marked.length_quantiles)
-            lines += [
-                f"  Segments: {marked.count}, lengths {lengths} (minimum, quartiles, maximum)",
-                f"  Segments that cross an episode's end: {100 * marked.crossing_share:.1f}%",
-                f"  Marked steps with reward: {100 * marked.reward_share:.1f}%",
-            ]
-        if marked is not None and made is not None:
-            call = call_text(made["marker"], made["parameters"])
-            lines.append(f"  Marked by {call}, seed {made['seed']}, {made['time']}")
+        marks, made = self.marks, self.marking
+        if marks is None:
+            lines.append(f"Not marked yet; mark it with: cad mark {self.path}")
+        else:
+            lines.append(marks.statistics.text())
+            count = len(marks.lengths)
+            if count:
+                lengths = "/".join(f"{at:g}" for at in np.quantile(marks.lengths, (0, 0.25, 0.5, 0.75, 1)))
+                rewarded = marks.n_rewarded / max(marks.statistics.compressed_steps, 1)
+                lines += [
+                    f"  Segments: {count}, lengths {lengths} (minimum, quartiles, maximum)",
+                    f"  Segments that cross an episode's end: {100 * (marks.n_crossing / count):.1f}%",
+                    f"  Marked steps with reward: {100 * rewarded:.1f}%",
+                ]
+            if made is not None:
+                call = call_text(made["marker"], made["parameters"])
+                lines.append(f"  Marked by {call}, seed {made['seed']}, {made['time']}")
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return "\n".join([*lines, f"Made with {versions}", f"SHA-256 {self.digest}"])
 
@@ -122,7 +114,7 @@ def task_summaries(file: HistoryFile) -> Iterator[TaskSummary]:
         if mask is not None:
             row, start, stop = segments(mask)
             ended = np.pad(np.cumsum(history.episode_end, axis=1), ((0, 0), (1, 0)))  # episodes before a step
-            marks = TaskMarks(
+            marks = Marks(
                 statistics=marking_statistics([mask]),
                 lengths=stop - start,
                 n_crossing=int((ended[row, stop - 1] > ended[row, start]).sum()),
@@ -151,17 +143,17 @@ def describe(path: str | Path) -> Overview:
         # A task on which random play is optimal has no normalised return.
         gap = np.where(optimal == random, np.nan, optimal - random)
         normalised = _mean(((total - count * random[:, None]) / gap[:, None]).sum(axis=0), count.sum(axis=0))
-    marked, marks = None, [task.marks for task in tasks if task.marks is not None]
-    if marks:
-        statistics, lengths = total_marking(marks), np.concatenate([task.lengths for task in marks])
-        quantiles = np.quantile(lengths, (0.0, 0.25, 0.5, 0.75, 1.0)) if len(lengths) else np.full(5, np.nan)
-        marked = MarkedSegments(
-            statistics=statistics,
-            count=len(lengths),
-            length_quantiles=tuple(quantiles.tolist()),
-            crossing_share=sum(task.n_crossing for task in marks) / max(len(lengths), 1),
-            reward_share=sum(task.n_rewarded for task in marks) / max(statistics.compressed_steps, 1),
+    marks = [task.marks for task in tasks if task.marks is not None]
+    marked = (
+        Marks(
+            statistics=total_marking(marks),
+            lengths=np.concatenate([task.lengths for task in marks]),
+            n_crossing=sum(task.n_crossing for task in marks),
+            n_rewarded=sum(task.n_rewarded for task in marks),
         )
+        if marks
+        else None
+    )
     return Overview(
         path=file.path,
         info=file.info,
@@ -177,7 +169,7 @@ def describe(path: str | Path) -> Overview:
         optimal_return=None if optimal is None else float(optimal.mean()),
         random_return=float(random.mean()),
         marking=file.marking,
-        segments=marked,
+        marks=marked,
     )
 
 
@@ -202,7 +194,7 @@ def _by_stream(stream: IntArray, returns: FloatArray, n_stream: int) -> FloatArr
     return kept
 
 
-def total_marking(marks: Sequence[TaskMarks]) -> MarkingStatistics:
+def total_marking(marks: Sequence[Marks]) -> MarkingStatistics:
     """Statistics of several tasks together."""
     total = np.sum([task.statistics.total_by_phase for task in marks], axis=0)
     compressed = np.sum([task.statistics.compressed_by_phase for task in marks], axis=0)

@@ -28,12 +28,6 @@ from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.hdf5 import json_text
 from compressed_ad.types import History, from_spec
 
-_ROOT = "MINARI_DATASETS_PATH"
-_COLUMNS = ("states", "actions", "rewards", "next_states", "terminated", "truncated")
-"""Columns that Minari has a place for."""
-_AT_RESET = {"b": False, "i": -1, "f": np.nan}
-"""Entry of ``infos`` at the reset, by kind of dtype."""
-
 
 def dataset_id(file: HistoryFile) -> str:
     """Minari's id of the histories of ``file``, e.g. ``darkroom-PPO-seed0-v0``."""
@@ -56,6 +50,7 @@ def write_minari(file: HistoryFile, path: str | Path, overwrite: bool, progress:
     if target.exists() and not (overwrite and (target / "data" / "metadata.json").exists()):
         raise HistoryError(f"{target} exists; replace a dataset with --overwrite, or choose another --out")
     parts = {int(task): part for part, ids in vars(file.split).items() for task in ids}
+    family = f"{file.info.family} {json_text('family_kwargs', file.info.family_kwargs)}"
     dataset = None
     try:
         with _quiet_root(aside):
@@ -70,7 +65,16 @@ def write_minari(file: HistoryFile, path: str | Path, overwrite: bool, progress:
                 ]  # fmt: skip
                 before = 0 if dataset is None else dataset.storage.total_episodes
                 if dataset is None:
-                    dataset = minari.create_dataset_from_buffers(name, buffers, **_head(file))
+                    dataset = minari.create_dataset_from_buffers(
+                        name,
+                        buffers,
+                        **{f"{key}_space": from_spec(spec) for key, spec in file.info.spaces.items()},
+                        algorithm_name=file.info.learner,
+                        description=f"Learning histories of {file.info.learner} on the tasks of {family}.",
+                        requirements=[f"compressed-ad=={metadata.version('compressed-ad')}"],
+                        data_format="hdf5",
+                        jpeg_encoding=False,  # lossy
+                    )
                 else:
                     dataset.storage.update_episodes(buffers)
                 dataset.storage.update_episode_metadata(about, range(before, before + len(pieces)))
@@ -104,48 +108,35 @@ def episodes(where: str, history: History) -> Iterator[tuple[int, int, int]]:
 
 
 def _buffer(history: History, file: HistoryFile, stream: int, first: int, stop: int) -> dict[str, Any]:
-    part = (stream, slice(first, stop))
-    last = history.next_states[stream, stop - 1 : stop]
+    """One episode of ``stream`` as Minari wants it."""
+    columns = {name: array[stream, first:stop] for name, array in history.per_step()}
+    states = [columns.pop("states"), columns.pop("next_states")[-1:]]
     spaces = {name: from_spec(spec).dtype for name, spec in file.info.spaces.items()}
-    infos = {
-        name: np.concatenate([np.array([_AT_RESET[array.dtype.kind]], array.dtype), array[part]])
-        for name, array in history.per_step()
-        if name not in _COLUMNS
-    }
+    at_reset = {"b": False, "i": -1, "f": np.nan}  # entry of ``infos``, by kind of dtype
     return {
-        "observations": np.concatenate([history.states[part], last]).astype(spaces["observation"]),
-        "actions": history.actions[part].astype(spaces["action"]),
-        "rewards": history.rewards[part],
-        "terminations": history.terminated[part],
-        "truncations": history.truncated[part],
-        "infos": infos,
-    }
-
-
-def _head(file: HistoryFile) -> dict[str, Any]:
-    family = f"{file.info.family} {json_text('family_kwargs', file.info.family_kwargs)}"
-    return {
-        "observation_space": from_spec(file.info.spaces["observation"]),
-        "action_space": from_spec(file.info.spaces["action"]),
-        "algorithm_name": file.info.learner,
-        "description": f"Learning histories of {file.info.learner} on the tasks of {family}.",
-        "requirements": [f"compressed-ad=={metadata.version('compressed-ad')}"],
-        "data_format": "hdf5",
-        "jpeg_encoding": False,  # lossy
+        "observations": np.concatenate(states).astype(spaces["observation"]),
+        "actions": columns.pop("actions").astype(spaces["action"]),
+        "rewards": columns.pop("rewards"),
+        "terminations": columns.pop("terminated"),
+        "truncations": columns.pop("truncated"),
+        "infos": {
+            name: np.concatenate([np.array([at_reset[array.dtype.kind]], array.dtype), array])
+            for name, array in columns.items()
+        },
     }
 
 
 @contextmanager
 def _quiet_root(folder: Path) -> Iterator[None]:
     """Let Minari write into ``folder``, without its advice about authors and environments."""
-    before = os.environ.get(_ROOT)
+    root = "MINARI_DATASETS_PATH"
+    before = os.environ.get(root)
     folder.mkdir(parents=True)
-    os.environ[_ROOT] = str(folder.resolve())  # Minari doubles relative paths
+    os.environ[root] = str(folder.resolve())  # Minari doubles relative paths
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        del os.environ[_ROOT]
+        del os.environ[root]
         if before is not None:
-            os.environ[_ROOT] = before
+            os.environ[root] = before
