@@ -168,15 +168,13 @@ class Parameters:
                 found.append(Problem(text, (name,)))
         return values, found
 
-    def missing(self, given: Collection[str]) -> list[str]:
-        """Names of the parameters without a default that are not ``given``."""
-        return [name for name, p in self.settable.items() if p.default is p.empty and name not in given]
-
-    def complete(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-        """As ``validated``; missing parameters are problems, too."""
+    def complete(
+        self, given: Mapping[str, Any], missing: Callable[[str], str] = "parameter {!r} is missing".format
+    ) -> tuple[dict[str, Any], list[Problem]]:
+        """As ``validated``; missing parameters are problems, too, with the text ``missing(name)``."""
         values, found = self.validated(given)
-        missing = [Problem(f"parameter {name!r} is missing", (name,)) for name in self.missing(given)]
-        return values, found + missing
+        needed = [name for name, p in self.settable.items() if p.default is p.empty and name not in given]
+        return values, found + [Problem(missing(name), (name,)) for name in needed]
 
     def _type(self, name: str) -> tuple[Any, TypeAdapter[Any] | None]:
         """The annotation of a parameter, and its validator; both are made when they are first needed."""

@@ -173,7 +173,11 @@ class HistoryWriter:
 
     def _require_same_header(self, path: Path) -> None:
         with opened(path) as file:
-            self._header.require(path, Header.read(file))
+            differing = head.differences(Header.read(file).plain(), self._header.plain())
+        if differing:
+            raise HistoryError(
+                f"{path} was collected with another configuration and is left alone ({'; '.join(differing)})"
+            )
 
     def _check_shards(self) -> None:
         damaged = []
@@ -326,9 +330,6 @@ def marking_provenance(marker: str | Marker, params: Mapping[str, Any], seed: in
     hdf5.json_text(f"parameters of marker {marker_name(marker)!r}", parameters)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return {"marker": marker_name(marker), "parameters": parameters, "seed": seed, "time": now}
-
-
-# ---------------------------------------------------------------- one history
 
 
 def _dtype(name: str, info: HistoryInfo) -> np.dtype[Any]:

@@ -151,9 +151,6 @@ def verify(path: Path) -> None:
         raise HistoryError(f"{path}: is damaged, or was changed by another program (checksum differs)")
 
 
-# ---------------------------------------------------------------- writing
-
-
 def _block(digest: str) -> bytes:
     return f"{_MAGIC.decode()} {FORMAT_VERSION} sha256 {digest}\n".encode().ljust(_BLOCK, b"\0")[:_BLOCK]
 

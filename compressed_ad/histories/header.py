@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,7 +57,7 @@ class Header:
         """Indices of the tasks with histories, those of the split, in ascending order."""
         return np.sort(np.concatenate([self.split.train, self.split.validation, self.split.heldout]))
 
-    def _plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, Any]:
         """As JSON returns it, so that stored and new headers compare equal."""
         arrays: dict[str, Any] = {"split": {name: ids.tolist() for name, ids in vars(self.split).items()}}
         for name in ("tasks", "optimal_return", "random_return"):
@@ -66,14 +65,6 @@ class Header:
             arrays[name] = None if array is None else array.tolist()
         plain: dict[str, Any] = json.loads(json_text("info", {**asdict(self.info), **arrays}))
         return plain
-
-    def require(self, path: Path, stored: Header) -> None:
-        """Raise ``HistoryError`` that lists every key in which the ``stored`` header of ``path`` differs."""
-        differing = differences(stored._plain(), self._plain())
-        if differing:
-            raise HistoryError(
-                f"{path} was collected with another configuration and is left alone ({'; '.join(differing)})"
-            )
 
     def write(self, file: Group) -> None:
         """Store the header, and the versions of the packages that produce the file."""
@@ -108,8 +99,6 @@ class Header:
         optimal = hdf5.read(file, "optimal_return", "f") if "optimal_return" in file else None
         return cls(info, split, tasks, optimal, random)
 
-
-# ---------------------------------------------------------------- scales
 
 SCALES = "scales"
 """The group of the scales in a file."""
@@ -160,8 +149,6 @@ def read_scales(file: Group) -> Scales | None:
     return Scales(mean, std, float(hdf5.read(group, "reward", "f")))
 
 
-# ---------------------------------------------------------------- marking
-
 _GUIDE = ("on_policy_threshold", "compression_window")  # also attributes of their own, as in the guide
 MARKING_ATTRIBUTES = (
     *("compressed_steps", "compression_ratio", "marker", "marker_parameters", "marker_seed", "marked_at"),
@@ -194,9 +181,6 @@ def read_marking(file: Group) -> dict[str, Any] | None:
         "seed": int(attribute(file, "marker_seed", int)),
         "time": attribute(file, "marked_at", str),
     }
-
-
-# ---------------------------------------------------------------- provenance
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:

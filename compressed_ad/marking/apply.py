@@ -13,7 +13,6 @@ from compressed_ad.marking.markers import MARKER, Marker, without_nan
 from compressed_ad.marking.settings import MarkerSettings
 from compressed_ad.registry import Parameters
 from compressed_ad.seeding import seed64
-from compressed_ad.settings import Problem
 from compressed_ad.types import AnyArray, BoolArray, History
 
 FIELD_OF = {
@@ -50,11 +49,12 @@ def marker_parameters(marker: str | Marker) -> dict[str, Any]:
 
 def validated_params(marker: str | Marker, params: Mapping[str, Any]) -> dict[str, Any]:
     """``params`` for ``marker``; ``ConfigError`` lists wrong, unknown and missing ones."""
-    parameters = _parameters(marker)
-    values, found = parameters.validated(params)
-    for name in parameters.missing(params):
+
+    def missing(name: str) -> str:
         text = f"needs {name!r}, which is neither a given parameter nor in a history{nearest(name, FIELD_OF)}"
-        found.append(Problem(f"{text}; a history has {', '.join(FIELD_OF)}", (name,)))
+        return f"{text}; a history has {', '.join(FIELD_OF)}"
+
+    values, found = _parameters(marker).complete(params, missing)
     if found:
         raise ConfigError([problem.within(f"marker {marker_name(marker)!r}") for problem in found])
     return values
@@ -143,8 +143,6 @@ def _array(history: History, name: str, *, needed: bool) -> AnyArray | None:
     view.flags.writeable = False
     return view
 
-
-# ---------------------------------------------------------------- the marker of a configuration
 
 GUIDE_SETTINGS = ("on_policy_threshold", "compression_window")
 """Parameters of markers that have their own settings, because the guide names them."""

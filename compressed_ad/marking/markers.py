@@ -31,9 +31,6 @@ Marker = Callable[..., BoolArray]
 MARKER: Registry[Marker] = Registry("marker")
 
 
-# ---------------------------------------------------------------- masks, segments, borders
-
-
 def segments(mask: ArrayLike) -> tuple[IntArray, IntArray, IntArray]:
     """Row, start and stop of every segment of ``mask`` (..., T), ordered by row and start.
 
@@ -319,9 +316,6 @@ def reward_matched(
 def _by_row(row: IntArray) -> list[IntArray]:
     """Index arrays of the segments of each stream that has any."""
     return [ids for ids in np.split(np.arange(len(row)), np.nonzero(np.diff(row))[0] + 1) if len(ids)]
-
-
-# ---------------------------------------------------------------- parameters
 
 
 def without_nan(name: str, values: ArrayLike) -> FloatArray:

@@ -116,8 +116,6 @@ def check_free(file: HistoryFile, path: str | Path, overwrite: bool) -> Path:
     return path
 
 
-# ---------------------------------------------------------------- ancestor
-
 _ANCESTOR = {"states": "iuf", "actions": "iuf", "rewards": "biuf", "next_states": "iuf"}
 
 
@@ -160,9 +158,6 @@ def write_ancestor(file: HistoryFile, path: str | Path, overwrite: bool, progres
 
     write_file(path, fill, plain=True)
     return path
-
-
-# ---------------------------------------------------------------- npz
 
 
 @LAYOUT.register("npz")

@@ -109,7 +109,7 @@ def import_histories(
             "set that of the family (--env.kwargs)"
         )
     rows = family.tasks()
-    ids = _task_ids(tasks, numbers, family, spaces, task_ids, seed)
+    ids = _task_ids(tasks, numbers, family, task_ids, seed)
     first = tasks[numbers[0]].rewards.shape
     facts = {"n_timesteps": first[1], "n_learner": n_learner, "n_stream": first[0] // n_learner}
     writer = HistoryWriter(
@@ -231,9 +231,6 @@ def _ends(
     return recorded.dones & ~late, recorded.dones & late
 
 
-# ---------------------------------------------------------------- replay
-
-
 def _play(family: TaskFamily, tasks: AnyArray, actions: AnyArray, seed: int) -> Played:
     try:
         return play(family, tasks, actions, seed)
@@ -268,12 +265,11 @@ def _task_ids(
     tasks: Mapping[int, Recorded],
     numbers: Sequence[int],
     family: TaskFamily,
-    spaces: Mapping[str, SpaceSpec],
     task_ids: Sequence[int] | str | None,
     seed: int,
 ) -> list[int]:
     """Ids in the family of the tasks ``numbers``, in their order."""
-    count = len(family.tasks())
+    count, spaces = len(family.tasks()), family_specs(family)
     if isinstance(task_ids, str):
         if task_ids != MATCH:
             raise UsageError(f"task_ids must be numbers or {MATCH!r}, got {task_ids!r}")
@@ -314,9 +310,6 @@ def _match(where: str, recorded: Recorded, family: TaskFamily, seed: int) -> int
             f"{where}: no single task of {family.name} reproduces the recording ({what}); give --task-ids"
         )
     return int(left[0])
-
-
-# ---------------------------------------------------------------- the split
 
 
 def named_split(
