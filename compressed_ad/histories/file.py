@@ -84,7 +84,18 @@ class HistoryWriter:
         if resume:
             if self._finished:
                 self._require_same_header(self.path)
-            self._check_shards()
+            damaged = []
+            for shard in self._shard_files():
+                try:
+                    hdf5.verify(shard)
+                except HistoryError as error:
+                    damaged.append((shard, str(error)))
+                else:
+                    self._require_same_header(shard)
+            for shard, cause in damaged:
+                self.dropped.append(f"{cause}: dropped, task {shard.stem} is collected again")
+                logging.getLogger(__name__).warning(self.dropped[-1])
+                shard.unlink()
         elif not overwrite:
             for existing, state in ((self.path, "exists"), (self.shards, "holds an unfinished collection")):
                 if existing.exists():
@@ -179,20 +190,6 @@ class HistoryWriter:
                 f"{path} was collected with another configuration and is left alone ({'; '.join(differing)})"
             )
 
-    def _check_shards(self) -> None:
-        damaged = []
-        for shard in self._shard_files():
-            try:
-                hdf5.verify(shard)
-            except HistoryError as error:
-                damaged.append((shard, str(error)))
-            else:
-                self._require_same_header(shard)
-        for shard, cause in damaged:
-            self.dropped.append(f"{cause}: dropped, task {shard.stem} is collected again")
-            logging.getLogger(__name__).warning(self.dropped[-1])
-            shard.unlink()
-
 
 class HistoryFile:
     """A finished history file, for reading.
@@ -253,9 +250,12 @@ class HistoryFile:
     def training_scales(self) -> head.Scales:
         """The scales that models standardise by; if the file lacks them, its training tasks are read."""
         with opened(self.path, check=False) as file:
-            stored = head.read_scales(file)
+            if head.SCALES in file:
+                group, names = child(file, head.SCALES, Group), ("observation_mean", "observation_std")
+                mean, std = (read(group, name, "f") if name in group else None for name in names)
+                return head.Scales(mean, std, float(read(group, "reward", "f")))
             training = (child(file, str(task), Group) for task in self.split.train.tolist())
-            return stored or head.measure_scales(training, self.info.spaces["observation"])
+            return head.measure_scales(training, self.info.spaces["observation"])
 
     def digest(self) -> str:
         """SHA-256 of the file's content (hex), for the provenance of results."""

@@ -139,16 +139,6 @@ def measure_scales(tasks: Iterable[Group], observation: SpaceSpec) -> Scales:
     return Scales(mean, np.sqrt(spread / max(count, 1)), reward) if box else Scales(None, None, reward)
 
 
-def read_scales(file: Group) -> Scales | None:
-    """The stored scales; None for files written before scales were stored."""
-    if SCALES not in file:
-        return None
-    group = hdf5.child(file, SCALES, Group)
-    names = ("observation_mean", "observation_std")
-    mean, std = (hdf5.read(group, name, "f") if name in group else None for name in names)
-    return Scales(mean, std, float(hdf5.read(group, "reward", "f")))
-
-
 _GUIDE = ("on_policy_threshold", "compression_window")  # also attributes of their own, as in the guide
 MARKING_ATTRIBUTES = (
     *("compressed_steps", "compression_ratio", "marker", "marker_parameters", "marker_seed", "marked_at"),

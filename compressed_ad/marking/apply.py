@@ -159,10 +159,8 @@ def with_marker_defaults(settings: MarkerSettings) -> MarkerSettings:
     """``settings`` with the marker's own defaults for what is not set, and None for what it does not have."""
     known, stated = marker_parameters(settings.marker), settings.model_dump()
     for key in GUIDE_SETTINGS:
-        if key not in known:
-            stated[key] = None
-        elif stated[key] is None and known[key] is not REQUIRED:
-            stated[key] = known[key]
+        if key not in known or (stated[key] is None and known[key] is not REQUIRED):
+            stated[key] = known.get(key)
     try:
         return MarkerSettings(**stated)
     except ConfigError:  # a user's marker that gives these names another meaning

@@ -240,12 +240,9 @@ def _play(family: TaskFamily, tasks: AnyArray, actions: AnyArray, seed: int) -> 
 
 def _first_difference(recorded: Recorded, played: Played) -> str | None:
     """Array, stream and step of the first difference, successors at episode ends left out; None: equal."""
-    inner = ~played.episode_end
-    pairs = {
-        "states": differ(recorded.states, played.states),
-        "rewards": differ(recorded.rewards, played.rewards),
-        "next_states": inner & differ(recorded.next_states, played.next_states),
-    }
+    inner, arrays = ~played.episode_end, ("states", "rewards", "next_states")
+    pairs = {name: differ(getattr(recorded, name), getattr(played, name)) for name in arrays}
+    pairs["next_states"] &= inner
     if recorded.dones is not None:
         pairs["dones"] = recorded.dones == inner
     if recorded.terminated is not None and recorded.truncated is not None:

@@ -15,7 +15,6 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -51,9 +50,13 @@ def write_minari(file: HistoryFile, path: str | Path, overwrite: bool, progress:
         raise HistoryError(f"{target} exists; replace a dataset with --overwrite, or choose another --out")
     parts = {int(task): part for part, ids in vars(file.split).items() for task in ids}
     family = f"{file.info.family} {json_text('family_kwargs', file.info.family_kwargs)}"
+    root = "MINARI_DATASETS_PATH"
+    before = os.environ.get(root)
     dataset = None
     try:
-        with _quiet_root(aside):
+        aside.mkdir(parents=True)
+        os.environ[root] = str(aside.resolve())  # Minari doubles relative paths
+        with warnings.catch_warnings(action="ignore"):  # its advice about authors and environments
             for task in file.task_ids.tolist():
                 history = file.load([task])[task]
                 pieces = list(episodes(f"{file.path}: task {task}", history))
@@ -63,7 +66,7 @@ def write_minari(file: HistoryFile, path: str | Path, overwrite: bool, progress:
                      "learner": int(history.learner[s])}
                     for s, a, _ in pieces
                 ]  # fmt: skip
-                before = 0 if dataset is None else dataset.storage.total_episodes
+                count = 0 if dataset is None else dataset.storage.total_episodes
                 if dataset is None:
                     dataset = minari.create_dataset_from_buffers(
                         name,
@@ -77,7 +80,7 @@ def write_minari(file: HistoryFile, path: str | Path, overwrite: bool, progress:
                     )
                 else:
                     dataset.storage.update_episodes(buffers)
-                dataset.storage.update_episode_metadata(about, range(before, before + len(pieces)))
+                dataset.storage.update_episode_metadata(about, range(count, count + len(pieces)))
                 progress(1)
         if target.exists():
             shutil.rmtree(target)
@@ -86,6 +89,9 @@ def write_minari(file: HistoryFile, path: str | Path, overwrite: bool, progress:
         raise HistoryError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        os.environ.pop(root, None)
+        if before is not None:
+            os.environ[root] = before
     return target
 
 
@@ -124,19 +130,3 @@ def _buffer(history: History, file: HistoryFile, stream: int, first: int, stop: 
             for name, array in columns.items()
         },
     }
-
-
-@contextmanager
-def _quiet_root(folder: Path) -> Iterator[None]:
-    """Let Minari write into ``folder``, without its advice about authors and environments."""
-    root = "MINARI_DATASETS_PATH"
-    before = os.environ.get(root)
-    folder.mkdir(parents=True)
-    os.environ[root] = str(folder.resolve())  # Minari doubles relative paths
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        del os.environ[root]
-        if before is not None:
-            os.environ[root] = before
