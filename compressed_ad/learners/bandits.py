@@ -1,4 +1,4 @@
-"""Thompson sampling and UCB1 as source algorithms: they record the rules of ``tasks.bandit_rules``.
+"""Thompson sampling and UCB1 as source algorithms: they record the rules of ``tasks.bandit``.
 
 They learn bandits only. Every stream is an independent run.
 """
@@ -11,8 +11,7 @@ from compressed_ad.errors import UsageError
 from compressed_ad.learners.scripted import MakeAgent, ScriptedLearner
 from compressed_ad.registry import checked
 from compressed_ad.settings import NonNegative
-from compressed_ad.tasks.bandit import Bandit
-from compressed_ad.tasks.bandit_rules import Generators, Rule
+from compressed_ad.tasks.bandit import Bandit, Generators, Rule
 from compressed_ad.tasks.base import TASK_FAMILY, TaskFamily
 
 

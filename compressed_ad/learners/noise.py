@@ -18,7 +18,7 @@ from compressed_ad.learners.scripted import MakeAgent, ScriptedLearner
 from compressed_ad.registry import checked, import_attribute
 from compressed_ad.seeding import SlotDraws
 from compressed_ad.settings import Fraction
-from compressed_ad.tasks.bandit_rules import Generators
+from compressed_ad.tasks.bandit import Generators
 from compressed_ad.tasks.base import OptimalPolicy, TaskFamily
 from compressed_ad.tasks.random_play import UniformActions
 from compressed_ad.types import AnyArray, FloatArray, Step
@@ -105,23 +105,19 @@ class NoisyAgent:
     def act(self, obs: AnyArray) -> AnyArray:
         rate, numbers = float(self.rate[self._time]), self._draws()
         best = np.asarray(self.policy(self.tasks, obs, self._return))
-        if best.shape != (len(numbers), *self.actions.shape):
-            raise UsageError(
-                f"noise: the policy gave actions of shape {best.shape}, "
-                f"expected {(len(numbers), *self.actions.shape)}"
-            )
+        if best.shape != (shape := (len(numbers), *self.actions.shape)):
+            raise UsageError(f"noise: the policy gave actions of shape {best.shape}, expected {shape}")
         best = best.astype(self.actions.dtype)
         noisy = numbers[:, 0] < rate
-        chosen = np.where(
-            noisy.reshape(-1, *(1 for _ in self.actions.shape)), self.actions.scaled(numbers[:, 1:]), best
-        )
+        replaced = noisy.reshape(-1, *(1 for _ in self.actions.shape))
+        chosen = np.where(replaced, self.actions.scaled(numbers[:, 1:]), best)
         if self.actions.count is None:
             self.probability = 1.0 - noisy
         else:
             other = rate / self.actions.count
-            same = (chosen == best).reshape(len(best), -1).all(axis=1)
-            self.probability = np.where(same, 1 - rate + other, other) ** (1 / self.actions.n_part)
             likely, n_other = 1 - rate + other, self.actions.count - 1
+            same = (chosen == best).reshape(len(best), -1).all(axis=1)
+            self.probability = np.where(same, likely, other) ** (1 / self.actions.n_part)
             entropy = -scipy.special.xlogy(likely, likely) - n_other * scipy.special.xlogy(other, other)
             self.entropy = np.full(len(best), entropy)
         self._time += 1

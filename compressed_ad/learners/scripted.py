@@ -14,7 +14,7 @@ import numpy as np
 
 from compressed_ad.learners.base import Progress, histories_of_tasks
 from compressed_ad.seeding import rng
-from compressed_ad.tasks.bandit_rules import Generators
+from compressed_ad.tasks.bandit import Generators
 from compressed_ad.tasks.base import TaskFamily
 from compressed_ad.types import Agent, AnyArray, FloatArray, History, IntArray
 
@@ -45,17 +45,9 @@ class ScriptedLearner(ABC):
         """A function that makes the agent; raises an error if the agent cannot play ``family``."""
 
     def learn(
-        self,
-        family: TaskFamily,
-        task_ids: IntArray,
-        tasks: AnyArray,
-        *,
-        n_timesteps: int,
-        n_learner: int,
-        n_stream: int,
-        seed: int,
-        progress: Progress = lambda steps: None,
-    ) -> list[History]:
+        self, family: TaskFamily, task_ids: IntArray, tasks: AnyArray, *, n_timesteps: int, n_learner: int,
+        n_stream: int, seed: int, progress: Progress = lambda steps: None,
+    ) -> list[History]:  # fmt: skip
         return record(
             family, task_ids, tasks, self.agents(family, n_timesteps),
             source=self.name, update=np.arange(n_timesteps), n_stream=n_learner * n_stream, seed=seed,
@@ -64,17 +56,9 @@ class ScriptedLearner(ABC):
 
 
 def record(
-    family: TaskFamily,
-    task_ids: IntArray,
-    tasks: AnyArray,
-    make_agent: MakeAgent,
-    *,
-    source: str,
-    update: IntArray,
-    n_stream: int,
-    seed: int,
-    progress: Progress,
-) -> list[History]:
+    family: TaskFamily, task_ids: IntArray, tasks: AnyArray, make_agent: MakeAgent, *, source: str,
+    update: IntArray, n_stream: int, seed: int, progress: Progress,
+) -> list[History]:  # fmt: skip
     """One history for each task, with ``n_stream`` independent streams that ``make_agent``'s agent plays.
 
     ``update`` (T,) is the version of the policy at each step. All random numbers derive from (seed,
@@ -91,15 +75,9 @@ def record(
     for _ in range(len(update)):
         actions = agent.act(obs)
         step = env.step(actions)
-        row = {
-            "states": obs,
-            "actions": actions,
-            "rewards": step.reward,
-            "next_states": step.next_obs,
-            "terminated": step.terminated,
-            "truncated": step.truncated,
-            "action_probs": np.asarray(agent.probability, np.float32),
-        }
+        row = {"states": obs, "actions": actions, "rewards": step.reward, "next_states": step.next_obs}
+        row |= {"terminated": step.terminated, "truncated": step.truncated}
+        row["action_probs"] = np.asarray(agent.probability, np.float32)
         if agent.entropy is not None:
             row["entropy"] = np.asarray(agent.entropy, np.float32)
         for name, array in row.items():

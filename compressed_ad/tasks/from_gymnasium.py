@@ -29,9 +29,6 @@ from compressed_ad.types import AnyArray, FloatArray, IntArray, Step
 
 Env = gymnasium.Env[Any, Any]
 
-_DRAWS = 100
-"""Rows drawn for each task that is asked for; if too few of them differ, the parameters allow no more."""
-
 DERIVED: Mapping[str, Mapping[str, Callable[[Any], float]]] = {
     "CartPoleEnv": {
         "total_mass": lambda env: env.masspole + env.masscart,
@@ -169,11 +166,17 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
     def _inspect(self) -> None:
         """Construct one environment to read its spaces, its time limit and its parameters."""
         spec = self._spec()
-        first = {key: self.params[key].probes()[0] for key in _required(spec) if key in self.params}
+        maker = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+        defaults = _arguments(maker) if callable(maker) else {}
+        required = [key for key, default in defaults.items() if default is inspect.Parameter.empty]
+        first = {key: self.params[key].probes()[0] for key in required if key in self.params}
         env = self._construct(first)
-        derived = DERIVED.get(type(env.unwrapped).__name__, {})
-        held = {key: value for key, value in _numbers(env).items() if key not in derived}
-        arguments = {**_arguments(type(env.unwrapped)), **first, **spec.kwargs}
+        bare = env.unwrapped
+        others = {"np_random_seed", *DERIVED.get(type(bare).__name__, {})}
+        names = [name for name in dir(bare) if not name.startswith("_") and name not in others]
+        held = {name: inspect.getattr_static(bare, name) for name in names}  # public numbers
+        held = {name: value for name, value in held.items() if _is_number(value)}
+        arguments = {**_arguments(type(bare)), **first, **spec.kwargs}
         unknown = [key for key in self.params if key not in arguments and key not in held]
         known = sorted({*arguments, *held} - {"render_mode"})
         if self.by_parameters and not self.params and self.n_task > 1:
@@ -250,10 +253,9 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
     def _tasks(self) -> FloatArray:
         if not self.params:
             return np.zeros((1, 1))
-        drawn = [
-            parameter.draw(rng(self.task_seed, "gymnasium tasks", self.env_id, key), _DRAWS * self.n_task)
-            for key, parameter in self.params.items()
-        ]
+        # 100 rows for each task that is asked for; if too few of them differ, the parameters allow no more.
+        randoms = {key: rng(self.task_seed, "gymnasium tasks", self.env_id, key) for key in self.params}
+        drawn = [self.params[key].draw(random, 100 * self.n_task) for key, random in randoms.items()]
         rows = np.stack(drawn, axis=1)
         first = np.sort(np.unique(rows, axis=0, return_index=True)[1])
         if len(first) < self.n_task:
@@ -293,20 +295,19 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
         return GymnasiumSlots(self, [self.environment(task) for task in tasks], seeds)
 
     def play_randomly(self, tasks: AnyArray) -> FloatArray:
-        return np.array([self._random_return(row) for row in tasks])
-
-    def _random_return(self, row: FloatArray) -> float:
-        random = rng(self.task_seed, "random return", self.env_id, *(repr(float(x)) for x in row))
-        env, total = self.environment(row), 0.0
-        env.action_space.seed(int(random.integers(2**31)))
-        for _ in range(self.random_episodes):
-            env.reset(seed=int(random.integers(2**31)))
-            ended = False
-            while not ended:
-                _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
-                total += float(reward)
-                ended = terminated or truncated
-        env.close()
+        total = np.zeros(len(tasks))
+        for i, row in enumerate(tasks):
+            random = rng(self.task_seed, "random return", self.env_id, *(repr(float(x)) for x in row))
+            env = self.environment(row)
+            env.action_space.seed(int(random.integers(2**31)))
+            for _ in range(self.random_episodes):
+                env.reset(seed=int(random.integers(2**31)))
+                ended = False
+                while not ended:
+                    _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+                    total[i] += float(reward)
+                    ended = terminated or truncated
+            env.close()
         return total / self.random_episodes
 
 
@@ -327,27 +328,16 @@ class GymnasiumSlots:
         return np.array(first, self._dtype)
 
     def step(self, actions: AnyArray) -> Step:
-        reward = np.zeros(self.num_envs, np.float32)
+        reward, following = np.zeros(self.num_envs, np.float32), []
         terminated, truncated = np.zeros((2, self.num_envs), bool)
-        following = []
         for i, (env, action) in enumerate(zip(self._envs, actions, strict=True)):
             obs, reward[i], terminated[i], truncated[i], _ = env.step(self._as_action(action))
             following.append(np.array(obs, self._dtype))
         next_obs = np.stack(following)
-        obs = next_obs
-        ended = np.flatnonzero(terminated | truncated)
-        if len(ended):
-            obs = next_obs.copy()
-            for i in ended.tolist():
-                obs[i] = self._envs[i].reset()[0]
+        obs = next_obs.copy()
+        for i in np.flatnonzero(terminated | truncated).tolist():
+            obs[i] = self._envs[i].reset()[0]
         return Step(next_obs, reward, terminated, truncated & ~terminated, obs)
-
-
-def _required(spec: EnvSpec) -> list[str]:
-    """The constructor's arguments that have no default."""
-    maker = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
-    found = _arguments(maker) if callable(maker) else {}
-    return [name for name, default in found.items() if default is inspect.Parameter.empty]
 
 
 def _arguments(maker: Callable[..., Any]) -> dict[str, Any]:
@@ -355,14 +345,6 @@ def _arguments(maker: Callable[..., Any]) -> dict[str, Any]:
     parameters = inspect.signature(maker).parameters.values()
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {p.name: p.default for p in parameters if p.kind in named}
-
-
-def _numbers(env: Env) -> dict[str, Any]:
-    """The public numeric attributes of an environment and its class."""
-    bare = env.unwrapped
-    names = [name for name in dir(bare) if not name.startswith("_") and name != "np_random_seed"]
-    held = {name: inspect.getattr_static(bare, name) for name in names}
-    return {name: value for name, value in held.items() if _is_number(value)}
 
 
 def _is_number(value: Any) -> bool:

@@ -95,17 +95,15 @@ class MetaWorldFamily(OneLineRepr, MeasuredReturns):
 
     @cached_property
     def _mean_random_return(self) -> float:
-        return float(np.mean([self._random_return(k) for k in range(self.random_episodes)]))
-
-    def _random_return(self, task: int) -> float:
-        """The return of an episode of random actions on a training task."""
-        random = rng(self.task_seed, "random return", self.env_id, task)
-        env = self._environment(self.tasks()[task])
-        env.reset()
-        actions = random.uniform(-1, 1, (self.horizon, 4)).astype(np.float32)
-        total = sum(env.step(action)[1] for action in actions)
-        env.close()
-        return total
+        returns = []
+        for k in range(self.random_episodes):
+            random = rng(self.task_seed, "random return", self.env_id, k)
+            env = self._environment(self.tasks()[k])
+            env.reset()
+            actions = random.uniform(-1, 1, (self.horizon, 4)).astype(np.float32)
+            returns.append(sum(env.step(action)[1] for action in actions))
+            env.close()
+        return float(np.mean(returns))
 
 
 class _Episodes(gymnasium.Env[AnyArray, AnyArray]):

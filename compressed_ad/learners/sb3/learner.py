@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import gymnasium
 import numpy as np
 from gymnasium import spaces
 
@@ -18,7 +19,6 @@ from compressed_ad.errors import ConfigError, MissingExtraError, SpaceError, Usa
 from compressed_ad.learners.base import Progress
 from compressed_ad.learners.sb3.algorithms import ALGORITHM, find_algorithm
 from compressed_ad.learners.sb3.callback import CompressedHistoryCallback
-from compressed_ad.learners.sb3.networks import choose_policy
 from compressed_ad.registry import Parameters
 from compressed_ad.seeding import rng, seed64
 from compressed_ad.tasks.base import BatchedEnv, TaskFamily
@@ -27,12 +27,10 @@ from compressed_ad.types import AnyArray, History, IntArray
 try:
     import torch
     from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-    from stable_baselines3.common.noise import (
-        ActionNoise,
-        NormalActionNoise,
-        OrnsteinUhlenbeckActionNoise,
-    )
+    from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise
     from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+    from stable_baselines3.common.preprocessing import is_image_space
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
     from stable_baselines3.common.vec_env import VecEnv
 except ImportError as error:
     raise MissingExtraError("compressed_ad.learners.sb3.learner", "sb3") from error
@@ -72,9 +70,8 @@ class SB3Learner:
         policies = list(self._class.policy_aliases)
         policy = config.get("policy", policies[0])
         if isinstance(policy, str) and policy not in policies:
-            problems.append(
-                f"unknown policy {policy!r}{nearest(policy, policies)}; it has {', '.join(policies)}"
-            )
+            hint = nearest(policy, policies)
+            problems.append(f"unknown policy {policy!r}{hint}; it has {', '.join(policies)}")
         problems += _noise_problems(config.get("action_noise"))
         problems += [
             f"{key}: {module.__name__} has no {name!r}{nearest(name, vars(module))}"
@@ -126,17 +123,9 @@ class SB3Learner:
             )
 
     def learn(
-        self,
-        family: TaskFamily,
-        task_ids: IntArray,
-        tasks: AnyArray,
-        *,
-        n_timesteps: int,
-        n_learner: int,
-        n_stream: int,
-        seed: int,
-        progress: Progress = lambda steps: None,
-    ) -> list[History]:
+        self, family: TaskFamily, task_ids: IntArray, tasks: AnyArray, *, n_timesteps: int, n_learner: int,
+        n_stream: int, seed: int, progress: Progress = lambda steps: None,
+    ) -> list[History]:  # fmt: skip
         """As ``SourceLearner.learn``. Seeds the global generators of NumPy and PyTorch, as SB3 does."""
         self.check(family, n_timesteps=n_timesteps, n_stream=n_stream)
         n_thread = torch.get_num_threads()
@@ -165,14 +154,10 @@ class SB3Learner:
     def _model(self, env: VecEnv, n_timesteps: int, seed: int) -> Any:
         """The algorithm as configured, for ``env``."""
         arguments = dict(self.config)
+        given = arguments.get("policy_kwargs") or {}
+        given = given | {key: getattr(module, name) for key, name, module in self._named_classes()}
         arguments["policy"], arguments["policy_kwargs"] = choose_policy(
-            self._class,
-            env.observation_space,
-            arguments.get("policy"),
-            {
-                **(arguments.get("policy_kwargs") or {}),
-                **{key: getattr(module, name) for key, name, module in self._named_classes()},
-            },
+            self._class, env.observation_space, arguments.get("policy"), given
         )
         if arguments.get("action_noise") is not None:
             arguments["action_noise"] = _make_noise(arguments["action_noise"], env.action_space)
@@ -211,14 +196,11 @@ def _noise_problems(noise: Any) -> Sequence[str]:
         return []
     kind = noise.get("kind", "normal")
     if kind not in _NOISE:
-        return [
-            f"action_noise: unknown kind {kind!r}{nearest(str(kind), _NOISE)}; known: {', '.join(_NOISE)}"
-        ]
+        hint = nearest(str(kind), _NOISE)
+        return [f"action_noise: unknown kind {kind!r}{hint}; known: {', '.join(_NOISE)}"]
     options = {"mean": 0.0, **{key: value for key, value in noise.items() if key != "kind"}}
-    return [
-        problem.within("action_noise")
-        for problem in Parameters(_NOISE[kind], handed=["dtype"]).complete(options)[1]
-    ]
+    _, problems = Parameters(_NOISE[kind], handed=["dtype"]).complete(options)
+    return [problem.within("action_noise") for problem in problems]
 
 
 def _make_noise(noise: Any, space: spaces.Box) -> ActionNoise:
@@ -285,8 +267,7 @@ class _Pace(BaseCallback):  # type: ignore[misc]
 
     def __init__(self, last: int | None, progress: Progress) -> None:
         super().__init__()
-        self._last = last
-        self._progress = progress
+        self._last, self._progress = last, progress
 
     def _on_step(self) -> bool:
         self._progress(self.training_env.num_envs)
@@ -295,10 +276,71 @@ class _Pace(BaseCallback):  # type: ignore[misc]
 
 def _join(learners: Sequence[History]) -> History:
     """One history with the streams of all ``learners``, in order."""
-    arrays = {
-        name: np.concatenate([getattr(history, name) for history in learners])
-        for name, _ in learners[0].per_step()
-    }
-    return History(
-        learner=np.repeat(np.arange(len(learners), dtype=np.int32), learners[0].n_stream), **arrays
-    )
+    names = [name for name, _ in learners[0].per_step()]
+    arrays = {name: np.concatenate([getattr(history, name) for history in learners]) for name in names}
+    learner = np.repeat(np.arange(len(learners), dtype=np.int32), learners[0].n_stream)
+    return History(learner=learner, **arrays)
+
+
+# ---------------------------------------------------------------- networks
+
+
+class SmallImages(BaseFeaturesExtractor):  # type: ignore[misc]
+    """Two 3 x 3 convolutions and a linear layer, for images of any size, channels first or last.
+
+    The first convolution is normalised over the image, so that it does not matter whether pixels range up to
+    255 or number ten kinds of objects.
+    """
+
+    def __init__(self, observation_space: spaces.Box, features_dim: int = 128) -> None:
+        super().__init__(observation_space, features_dim)
+        shape = observation_space.shape
+        # As in SB3: there are fewer channels than rows or columns.
+        self._channels_last = int(np.argmin(shape)) != 0
+        channels, height, width = (shape[2], *shape[:2]) if self._channels_last else shape
+        self.body = torch.nn.Sequential(
+            torch.nn.Conv2d(channels, 32, 3, padding=1, bias=False),
+            torch.nn.GroupNorm(1, 32),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(32, 32, 3, stride=2, padding=1),
+            torch.nn.ReLU(),
+            torch.nn.Flatten(),
+            torch.nn.Linear(32 * -(-height // 2) * -(-width // 2), features_dim),
+            torch.nn.ReLU(),
+        )
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        images = observations.movedim(-1, 1) if self._channels_last else observations
+        features: torch.Tensor = self.body(images)
+        return features
+
+
+class _Flat(FlattenExtractor):  # type: ignore[misc]
+    """SB3's default with its size as a Python integer, which an LSTM needs, instead of a NumPy one."""
+
+    def __init__(self, observation_space: spaces.MultiDiscrete) -> None:
+        super().__init__(observation_space)
+        self._features_dim = int(observation_space.nvec.sum())
+
+
+def choose_policy(
+    kind: type[Any], space: gymnasium.Space[Any], policy: str | None, policy_kwargs: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """The name and the arguments of the policy of ``kind``, an SB3 class, for observations in ``space``.
+
+    Images get convolutions (NatureCNN from 36 x 36 on, else ``SmallImages``), everything else ``MlpPolicy``.
+    A ``policy`` or ``features_extractor_class`` that the user chose is kept.
+    """
+    names = list(kind.policy_aliases)
+    mlp = next(name for name in names if name.startswith("Mlp"))
+    cnn = next((name for name in names if name.startswith("Cnn")), None)
+    shape = space.shape or ()
+    if "features_extractor_class" in policy_kwargs:
+        return policy or mlp, policy_kwargs
+    if isinstance(space, spaces.Box) and len(shape) == 3 and policy in (None, cnn):
+        if cnn is not None and is_image_space(space) and sorted(shape)[1] >= 36:  # the least for NatureCNN
+            return cnn, policy_kwargs
+        return policy or mlp, {**policy_kwargs, "features_extractor_class": SmallImages}
+    if isinstance(space, spaces.MultiDiscrete) and "Lstm" in mlp:
+        policy_kwargs = {**policy_kwargs, "features_extractor_class": _Flat}
+    return policy or mlp, policy_kwargs

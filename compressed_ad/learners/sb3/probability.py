@@ -52,13 +52,9 @@ def _x_log_x(x: Doubles) -> Doubles:
 
 
 def relative_probability(
-    action: AnyArray,
-    mean: AnyArray,
-    std: AnyArray | None = None,
-    noise_mean: AnyArray | None = None,
-    noise_std: AnyArray | None = None,
-    rounding: AnyArray | float = 1e-6,
-) -> Doubles:
+    action: AnyArray, mean: AnyArray, std: AnyArray | None = None, noise_mean: AnyArray | None = None,
+    noise_std: AnyArray | None = None, rounding: AnyArray | float = 1e-6,
+) -> Doubles:  # fmt: skip
     """Density of the draw behind ``action``, divided by the highest density, to the power 1/d: in [0, 1].
 
     ``action`` (..., d) is ``tanh(u) + n`` clipped to [-1, 1], with ``u ~ Normal(mean, std)`` and the
@@ -182,12 +178,7 @@ class OnPolicy:
 
     def log_prob(self, states: AnyArray) -> AnyArray:
         """Log-probability (T, S) of the noted actions under the policy as it is now."""
-        return self._rows(
-            [
-                _numbers(distribution.log_prob(actions))
-                for distribution, actions in self._distributions(states)
-            ]
-        )
+        return self._rows([_numbers(d.log_prob(actions)) for d, actions in self._distributions(states)])
 
     def _probability(self, distribution: Any, actions: torch.Tensor) -> AnyArray:
         space = self._model.action_space
@@ -212,7 +203,7 @@ class OnPolicy:
         length = max(1, _PIECE // states.shape[1])
         for start in range(0, len(states), length):
             obs, actions, masks, begins = (
-                None if len(part) == 0 else _environments_first(part[start : start + length])
+                np.concatenate(np.swapaxes(part[start : start + length], 0, 1)) if len(part) else None
                 for part in (states, self._actions, self._masks, self._begins)
             )
             with torch.no_grad():
@@ -228,12 +219,6 @@ class OnPolicy:
     def _rows(self, pieces: list[AnyArray]) -> AnyArray:
         """(T, S) of pieces whose environments come first."""
         return np.concatenate([piece.reshape(self._model.n_envs, -1).T for piece in pieces])
-
-
-def _environments_first(steps: Any) -> AnyArray:
-    """(S * T, ...) of (T, S, ...)."""
-    array = np.swapaxes(np.asarray(steps), 0, 1)
-    return array.reshape(-1, *array.shape[2:])
 
 
 def _numbers(tensor: torch.Tensor) -> AnyArray:
@@ -341,7 +326,7 @@ class _Continuous:
         if noise is None:
             return None
         noises = noise.noises if isinstance(noise, VectorizedActionNoise) else [noise]
-        normals = [_NOISE.get(type(n), _unknown_noise)(n, bool(d)) for n, d in zip(noises, done, strict=True)]
+        normals = [_next_noise(one, bool(ended)) for one, ended in zip(noises, done, strict=True)]
         shape = (len(normals), len(self._rounding))
         mean, std = (
             np.stack([np.broadcast_to(part, shape[1:]) for part in parts]).astype(np.float64)
@@ -350,20 +335,12 @@ class _Continuous:
         return mean, std
 
 
-def _normal_noise(noise: Any, done: bool) -> tuple[AnyArray, AnyArray]:
-    return noise._mu, noise._sigma
-
-
-def _ornstein_uhlenbeck(noise: Any, done: bool) -> tuple[AnyArray, AnyArray]:
-    """Given the noise before it, the next one is Gaussian."""
-    first = np.zeros_like(noise._mu) if noise.initial_noise is None else noise.initial_noise
-    last = first if done else noise.noise_prev
-    return last + noise._theta * (noise._mu - last) * noise._dt, noise._sigma * np.sqrt(noise._dt)
-
-
-def _unknown_noise(noise: Any, done: bool) -> tuple[AnyArray, AnyArray]:
+def _next_noise(noise: Any, done: bool) -> tuple[AnyArray, AnyArray]:
+    """Mean and deviation of the next ``noise``; NaN for other types, as a subclass may draw differently."""
+    if type(noise) is NormalActionNoise:
+        return noise._mu, noise._sigma
+    if type(noise) is OrnsteinUhlenbeckActionNoise:  # given the noise before it, the next one is Gaussian
+        first = np.zeros_like(noise._mu) if noise.initial_noise is None else noise.initial_noise
+        last = first if done else noise.noise_prev
+        return last + noise._theta * (noise._mu - last) * noise._dt, noise._sigma * np.sqrt(noise._dt)
     return np.array(np.nan), np.array(np.nan)
-
-
-# By exact type: a subclass may draw differently.
-_NOISE = {NormalActionNoise: _normal_noise, OrnsteinUhlenbeckActionNoise: _ornstein_uhlenbeck}
