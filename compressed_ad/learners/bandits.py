@@ -24,9 +24,8 @@ class BanditLearner(ScriptedLearner):
     def agents(self, family: TaskFamily, n_timesteps: int) -> MakeAgent:
         if not isinstance(family, Bandit):
             bandits = [n for n, f in TASK_FAMILY.items() if isinstance(f, type) and issubclass(f, Bandit)]
-            raise UsageError(
-                f"{self.name} learns bandits ({', '.join(bandits)}), not {family.name}; try ppo or noise"
-            )
+            known = ", ".join(bandits)
+            raise UsageError(f"{self.name} learns bandits ({known}), not {family.name}; try ppo or noise")
         return lambda tasks, generators: self.rule(family, generators)
 
 

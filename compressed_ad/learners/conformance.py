@@ -98,12 +98,8 @@ class _Trial:
         self.reported += steps
 
     def _history_problems(self, history: History, task: AnyArray) -> list[str]:
-        return (
-            list(self._shape_problems(history))
-            or list(self._value_problems(history))
-            or list(self._order_problems(history))
-            or list(self._replay_problems(history, task))
-        )
+        found = list(self._shape_problems(history)) or list(self._value_problems(history))
+        return found or list(self._order_problems(history)) or list(self._replay_problems(history, task))
 
     def _shape_problems(self, history: History) -> Iterator[str]:
         shape = (_N_LEARNER * _N_STREAM, self.n_timesteps)
@@ -120,9 +116,9 @@ class _Trial:
             array = getattr(history, name)
             if array.shape[2:] != space.shape:
                 yield f"{name} hold elements of shape {array.shape[2:]}; the space {space} has {space.shape}."
-            elif not np.can_cast(
-                array.dtype, space.dtype if isinstance(space, spaces.Box) else np.int64, "same_kind"
-            ):
+                continue
+            wanted = space.dtype if isinstance(space, spaces.Box) else np.int64
+            if not np.can_cast(array.dtype, wanted, "same_kind"):
                 yield f"{name} are of dtype {array.dtype}, which does not fit the space {space}."
 
     def _value_problems(self, history: History) -> Iterator[str]:
@@ -138,32 +134,25 @@ class _Trial:
                 yield f"{name} hold {outside[0]!r}, which lies outside {space}."
         probs = history.action_probs[~np.isnan(history.action_probs)]
         continuous = isinstance(self.family.action_space, spaces.Box)
-        low = (probs < 0) if continuous else (probs <= 0)
+        low, wanted = (probs < 0, "[0, 1]") if continuous else (probs <= 0, "(0, 1]")
         if (low | (probs > 1 + 1e-5)).any():
-            yield (
-                f"action_probs must lie in {'[0, 1]' if continuous else '(0, 1]'} (NaN: unknown), but reach "
-                f"from {probs.min():g} to {probs.max():g}."
-            )
+            reach = f"from {probs.min():g} to {probs.max():g}"
+            yield f"action_probs must lie in {wanted} (NaN: unknown), but reach {reach}."
         if (np.diff(history.update.astype(np.int64), axis=1) < 0).any():
             yield "update, the version of the policy that acted, decreases within a stream."
         expected = np.repeat(np.arange(_N_LEARNER), _N_STREAM)
         independent = np.arange(_N_LEARNER * _N_STREAM)
         if not any(np.array_equal(history.learner, labels) for labels in (expected, independent)):
-            yield (
-                f"learner must be {expected.tolist()}, the learner of each stream, not "
-                f"{history.learner.tolist()}."
-            )
+            got = history.learner.tolist()
+            yield f"learner must be {expected.tolist()}, the learner of each stream, not {got}."
 
     def _order_problems(self, history: History) -> Iterator[str]:
         """Wrong transitions from one step to the next."""
         inner = ~history.episode_end[:, :-1]
         broken = np.argwhere(inner & differ(history.next_states[:, :-1], history.states[:, 1:]))
-        if len(broken):
-            stream, step = broken[0]
-            yield (
-                f"Within an episode states must go on where next_states led; stream {stream} does not after "
-                f"step {step}."
-            )
+        for stream, step in broken[:1]:
+            where = f"stream {stream} does not after step {step}"
+            yield f"Within an episode states must go on where next_states led; {where}."
         if (episode_step(history.episode_end) > self.family.horizon).any():
             yield (
                 f"An episode is longer than the horizon of {self.family.horizon} steps; is its end neither "

@@ -7,7 +7,7 @@ model cannot tell such a history from one of learning, so it distils the improve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -25,13 +25,6 @@ from compressed_ad.types import AnyArray, FloatArray, Step
 
 Policy = Callable[[AnyArray, AnyArray, FloatArray], AnyArray]
 """Actions (N, ...) from tasks (N, P), obs (N, ...) and episode_return (N,): ``optimal_action``."""
-
-SCHEDULE: Mapping[str, Callable[[FloatArray], FloatArray]] = {
-    "linear": lambda x: 1 - x,
-    "cosine": lambda x: (1 + np.cos(np.pi * x)) / 2,
-    "quadratic": lambda x: (1 - x) ** 2,
-}
-"""The noise, from 1 to 0, as a function of the elapsed share of the history, from 0 to 1."""
 
 
 @checked
@@ -58,7 +51,9 @@ class NoiseDistillation(ScriptedLearner):
 
     def rate(self, n_timesteps: int) -> FloatArray:
         """(T,) share of random actions at each step."""
-        left = SCHEDULE[self.schedule](np.arange(n_timesteps) / max(n_timesteps - 1, 1))
+        x = np.arange(n_timesteps) / max(n_timesteps - 1, 1)  # elapsed share of the history
+        cosine = (1 + np.cos(np.pi * x)) / 2
+        left = {"linear": 1 - x, "cosine": cosine, "quadratic": (1 - x) ** 2}[self.schedule]
         return np.asarray(self.final + (1 - self.final) * left)
 
     def agents(self, family: TaskFamily, n_timesteps: int) -> MakeAgent:

@@ -25,7 +25,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import scipy
@@ -45,23 +45,8 @@ Generators = Callable[[int], Sequence[np.random.Generator]]
 """Makes one generator for each of the given number of slots."""
 
 
-class Posterior(Protocol):
-    """The belief about the arms of N bandits."""
-
-    n_arm: int
-
-    def reset(self, n_env: int) -> None:
-        """Return to the prior, in ``n_env`` bandits."""
-
-    def best(self) -> Floats:
-        """(N, K) chance of each arm to be the best."""
-
-    def update(self, actions: IntArray, rewards: AnyArray) -> None:
-        """Learn that the arms ``actions`` (N,) paid ``rewards`` (N,)."""
-
-
 class BetaPosterior:
-    """Rewards 0 or 1 with an unknown chance whose prior is Beta(alpha, beta).
+    """The belief about the arms of N bandits: rewards 0 or 1, whose chance has the prior Beta(alpha, beta).
 
     The grid is uniform in arcsin(sqrt(chance)), where every posterior after n pulls has a spread near
     1 / (2 sqrt(n)): its 256 cells are narrower up to 6,000 pulls. One pull changes one
@@ -76,30 +61,32 @@ class BetaPosterior:
             self._log = np.log(np.stack([self._x, 1 - self._x]))
 
     def reset(self, n_env: int) -> None:
+        """Return to the prior, in ``n_env`` bandits."""
         self.counts = np.tile(self.prior, (n_env, self.n_arm, 1))  # (N, K, 2) alpha and beta
         start = scipy.special.betainc(*self.prior, self._x)
         self._cdf = np.tile(start, (n_env, self.n_arm, 1))
 
     def best(self) -> Floats:
+        """(N, K) chance of each arm to be the best."""
         from compressed_ad.tasks.bandit_kernels import best_arm  # Numba takes a second to import
 
         return np.asarray(best_arm(self._cdf))
 
     def update(self, actions: IntArray, rewards: AnyArray) -> None:
+        """Learn that the arms ``actions`` (N,) paid ``rewards`` (N,)."""
         slot, won = np.arange(len(actions)), np.asarray(rewards) > 0
         alpha, beta = self.counts[slot, actions].T
-        log = (
-            alpha[:, None] * self._log[0]
-            + beta[:, None] * self._log[1]
-            - scipy.special.betaln(alpha, beta)[:, None]
+        log = alpha[:, None] * self._log[0] + beta[:, None] * self._log[1]
+        term = (
+            np.exp(log - scipy.special.betaln(alpha, beta)[:, None])
+            * np.where(won, -1 / alpha, 1 / beta)[:, None]
         )
-        term = np.exp(log) * np.where(won, -1 / alpha, 1 / beta)[:, None]
         self._cdf[slot, actions] = np.clip(self._cdf[slot, actions] + term, 0.0, 1.0)
         self.counts[slot, actions, np.where(won, 0, 1)] += 1
 
 
 class NormalPosterior:
-    """Normal rewards of known ``sigma`` whose unknown mean has the prior N(mean, spread**2).
+    """The same for normal rewards of known ``sigma`` whose mean has the prior N(mean, spread**2).
 
     The grid has 192 points, divided between the arms, within 5 standard deviations of each posterior's mean.
     """
@@ -132,6 +119,9 @@ class NormalPosterior:
         slot = np.arange(len(actions))
         self._precision[slot, actions] += self.sigma**-2.0
         self._weighted[slot, actions] += np.asarray(rewards, np.float64) * self.sigma**-2.0
+
+
+Posterior = BetaPosterior | NormalPosterior
 
 
 class Rule(ABC):
@@ -293,9 +283,8 @@ class Bandit(OneLineRepr, ABC):
         """``tasks`` (N, n_arm) as float64; ``UsageError`` unless they are arm means."""
         means = np.asarray(tasks, np.float64)
         if means.ndim != 2 or means.shape[1] != self.n_arm or not np.isfinite(means).all():
-            raise UsageError(
-                f"{self.name}: expected finite arm means (N, {self.n_arm}), got {np.shape(tasks)}"
-            )
+            wanted = f"finite arm means (N, {self.n_arm})"
+            raise UsageError(f"{self.name}: expected {wanted}, got {np.shape(tasks)}")
         return means
 
 
@@ -386,9 +375,8 @@ class GaussianBandit(Bandit):
         deviation = 1 / math.sqrt(3) if self.distribution == "uniform" else 1.0
         mean, spread = (self.mean, self.width * deviation) if prior is None else prior
         if spread <= 0:
-            raise UsageError(
-                f"{self.name}: the prior is (mean, standard deviation), the latter above 0; got {prior}"
-            )
+            wanted = "(mean, standard deviation), the latter above 0"
+            raise UsageError(f"{self.name}: the prior is {wanted}; got {prior}")
         return NormalPosterior(self.n_arm, self.sigma, mean, spread)
 
     @property

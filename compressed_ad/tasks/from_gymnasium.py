@@ -46,14 +46,12 @@ class Parameter:
     """
 
     def __init__(self, key: str, given: Any) -> None:
-        self.low: float = math.nan
-        self.high: float = math.nan
-        self.choices: list[Any] = []
+        self.low, self.high, self.choices = math.nan, math.nan, list[Any]()
         if isinstance(given, str):
             given = _parsed(given)
         if isinstance(given, Mapping) and set(given) == {"low", "high"}:
             ends = [given["low"], given["high"]]
-            if not all(_is_number(end) for end in ends) or not ends[0] < ends[1]:
+            if not all(map(_is_number, ends)) or not ends[0] < ends[1]:
                 raise UsageError(
                     f"task parameter {key!r}: a range needs two numbers, low < high; got {given!r}"
                 )
@@ -61,10 +59,9 @@ class Parameter:
         elif isinstance(given, Sequence) and not isinstance(given, str) and len(given):
             self.choices = [choice for k, choice in enumerate(given) if choice not in given[:k]]
         else:
-            raise UsageError(
-                f"task parameter {key!r}: expected a range low:high or a list of values, got {given!r}"
-            )
-        self.numeric = all(_is_number(choice) for choice in self.choices)
+            wanted = "a range low:high or a list of values"
+            raise UsageError(f"task parameter {key!r}: expected {wanted}, got {given!r}")
+        self.numeric = all(map(_is_number, self.choices))
         self.adopt(None)
 
     def __repr__(self) -> str:
@@ -139,17 +136,10 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
     """Whether tasks differ in ``params``; then there is only one task without them."""
 
     def __init__(
-        self,
-        env_id: str,
-        params: Mapping[str, Any] | None = None,
-        n_task: Count | None = None,
-        task_seed: Seed = 0,
-        kwargs: Mapping[str, Any] | None = None,
-        horizon: Count | None = None,
-        best_return: float | None = None,
-        random_episodes: Count = 20,
-        setup: str | None = None,
-    ) -> None:
+        self, env_id: str, params: Mapping[str, Any] | None = None, n_task: Count | None = None,
+        task_seed: Seed = 0, kwargs: Mapping[str, Any] | None = None, horizon: Count | None = None,
+        best_return: float | None = None, random_episodes: Count = 20, setup: str | None = None,
+    ) -> None:  # fmt: skip
         self.name = f"{self.prefix}:{env_id}"
         self.env_id, self.task_seed = env_id, task_seed
         self.params = {key: Parameter(key, given) for key, given in (params or {}).items()}
@@ -238,16 +228,13 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
     def _construct(self, arguments: Mapping[str, Any]) -> Env:
         try:
             return gymnasium.make(
-                self.env_id,
-                max_episode_steps=self._horizon,
-                disable_env_checker=True,
+                self.env_id, max_episode_steps=self._horizon, disable_env_checker=True,
                 **{**self.kwargs, **arguments},
-            )
+            )  # fmt: skip
         except Exception as error:  # a constructor can raise anything
             given = f" with {dict(arguments)}" if arguments else ""
-            raise UsageError(
-                f"{self.name}: cannot be made{given} ({type(error).__name__}: {_line(error)})"
-            ) from None
+            reason = f"{type(error).__name__}: {_line(error)}"
+            raise UsageError(f"{self.name}: cannot be made{given} ({reason})") from None
 
     @cached_property
     def _tasks(self) -> FloatArray:
@@ -271,10 +258,8 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
 
     def environment(self, task: AnyArray) -> Env:
         """The environment of one row of ``tasks()``."""
-        values = {
-            key: parameter.value(float(entry))
-            for (key, parameter), entry in zip(self.params.items(), task, strict=False)
-        }
+        entries = zip(self.params.items(), task, strict=False)
+        values = {key: parameter.value(float(entry)) for (key, parameter), entry in entries}
         env = self._construct({key: values[key] for key in self.constructed})
         bare = env.unwrapped
         for key in self.params.keys() - set(self.constructed):
@@ -291,7 +276,6 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
         return env
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> GymnasiumSlots:
-        """One environment for each row of ``tasks``, with its own seed."""
         return GymnasiumSlots(self, [self.environment(task) for task in tasks], seeds)
 
     def play_randomly(self, tasks: AnyArray) -> FloatArray:
@@ -341,10 +325,8 @@ class GymnasiumSlots:
 
 
 def _arguments(maker: Callable[..., Any]) -> dict[str, Any]:
-    """Names and defaults of the arguments."""
     parameters = inspect.signature(maker).parameters.values()
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {p.name: p.default for p in parameters if p.kind in named}
+    return {p.name: p.default for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
 def _is_number(value: Any) -> bool:

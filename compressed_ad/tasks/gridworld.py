@@ -117,7 +117,6 @@ class Grid(OneLineRepr, ABC):
 
     @cached_property
     def observation_space(self) -> spaces.MultiDiscrete:
-        """The agent's cell, (x, y)."""
         return spaces.MultiDiscrete([self.size, self.size])
 
     @cached_property
@@ -171,9 +170,7 @@ class GridEnv:
     ) -> None:
         self.num_envs = num_envs = len(tasks)
         self._family, self._tasks, self._judge, self._moves = family, tasks, judge, moves
-        self._n_cell = family.size**2
-        self._cells = all_cells(family.size)
-        self._successors = successors(family.size).ravel()
+        self._cells, self._successors = all_cells(family.size), successors(family.size).ravel()
         self._start = int(family.index(family.start))
         self._cell = np.full(num_envs, self._start)
         self._time = np.zeros(num_envs, np.int64)
@@ -187,7 +184,7 @@ class GridEnv:
 
     def step(self, actions: AnyArray) -> Step:
         actions = discrete_actions(self._family.name, actions, self.num_envs, N_ACTION)
-        cell = self._successors.take(self._moves(actions) * self._n_cell + self._cell)
+        cell = self._successors.take(self._moves(actions) * len(self._cells) + self._cell)
         self._time += 1
         reward, terminated = self._judge(cell, self._return)
         self._return += reward
@@ -234,7 +231,6 @@ class Darkroom(Grid):
         return GridEnv(self, np.asarray(tasks), judge)
 
     def goal_distance(self, tasks: AnyArray) -> Int64Array:
-        """(N,) steps from the start to the goal (Manhattan distance)."""
         return distance(self.check(tasks, 2), self.start)
 
     def optimal_return(self, tasks: AnyArray) -> Float64Array:
@@ -343,9 +339,8 @@ class DarkroomPermuted(Grid):
     def _permutations(self, tasks: AnyArray) -> Int64Array:
         tasks = np.asarray(tasks)
         if tasks.ndim != 2 or tasks.shape[1] != N_ACTION or (np.sort(tasks, 1) != np.arange(N_ACTION)).any():
-            raise UsageError(
-                f"{self.name}: expected tasks (N, {N_ACTION}), permutations of 0..{N_ACTION - 1}"
-            )
+            wanted = f"tasks (N, {N_ACTION}), permutations of 0..{N_ACTION - 1}"
+            raise UsageError(f"{self.name}: expected {wanted}")
         return np.asarray(tasks, np.int64)
 
 

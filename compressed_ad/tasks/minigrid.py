@@ -43,15 +43,9 @@ class MiniGridFamily(GymnasiumFamily):
     by_parameters: ClassVar[bool] = False
 
     def __init__(
-        self,
-        env_id: str,
-        n_task: Count = 64,
-        task_seed: Seed = 0,
-        kwargs: Mapping[str, Any] | None = None,
-        horizon: Count | None = None,
-        best_return: float | None = None,
-        random_episodes: Count = 10,
-    ) -> None:
+        self, env_id: str, n_task: Count = 64, task_seed: Seed = 0, kwargs: Mapping[str, Any] | None = None,
+        horizon: Count | None = None, best_return: float | None = None, random_episodes: Count = 10,
+    ) -> None:  # fmt: skip
         super().__init__(env_id, None, n_task, task_seed, kwargs, horizon, best_return, random_episodes)
 
     def _own_limit(self, env: Env) -> int | None:

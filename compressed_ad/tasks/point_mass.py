@@ -57,7 +57,6 @@ class PointMass(OneLineRepr):
         return spaces.Box(-1.0, 1.0, (2,), np.float32)
 
     def tasks(self) -> FloatArray:
-        """(n_task, 2) goals."""
         random = rng(self.task_seed, "point mass goals")
         angle, share = random.uniform(0, 2 * np.pi, self.n_task), random.random(self.n_task)
         return np.asarray(np.sqrt(share)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1))

@@ -63,17 +63,12 @@ class XLandFamily(OneLineRepr, MeasuredReturns):
     Raises ``UsageError`` for unknown environments and for parameters out of range.
     """
 
+    # More objects than 16 would crowd the 36 cells of the smallest rooms.
     def __init__(
-        self,
-        env_id: str,
-        n_task: Count = 64,
-        task_seed: Seed = 0,
-        n_object: Annotated[int, Ge(2), Le(16)] = 4,  # more would crowd the 36 cells of the smallest rooms
-        view: Annotated[int, Ge(3)] = 5,
-        horizon: Count | None = None,
-        best_return: float | None = None,
-        random_episodes: Count = 10,
-    ) -> None:
+        self, env_id: str, n_task: Count = 64, task_seed: Seed = 0,
+        n_object: Annotated[int, Ge(2), Le(16)] = 4, view: Annotated[int, Ge(3)] = 5,
+        horizon: Count | None = None, best_return: float | None = None, random_episodes: Count = 10,
+    ) -> None:  # fmt: skip
         self.name = f"xland:{env_id}"
         known = [name for name in xminigrid.registered_environments() if name.startswith("XLand")]
         if env_id not in known:

@@ -65,7 +65,7 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
         next_states = np.concatenate([states[1:], self._after[None]])
         for step, i, obs in self._ends:
             next_states[step, i] = obs
-        arrays = {**{name: self._steps[name] for name in self._steps.arrays}, "next_states": next_states}
+        arrays = {name: self._steps[name] for name in self._steps.arrays} | {"next_states": next_states}
         if isinstance(self.training_env, VecTransposeImage) and not self.training_env.skip:
             for name in ("states", "next_states"):
                 arrays[name] = np.moveaxis(arrays[name], 2, -1)  # channels last, as in the environment

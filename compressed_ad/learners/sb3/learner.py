@@ -55,7 +55,7 @@ class SB3Learner:
             self._class = getattr(importlib.import_module(library), algorithm)
         except ImportError as error:
             raise MissingExtraError(f"sb3:{algorithm}", "sb3") from error
-        self.name = algorithm
+        self.name, self._on_policy = algorithm, issubclass(self._class, OnPolicyAlgorithm)
         ours = {"self", "env", "seed", "device", "_init_setup_model"}
         parameters = inspect.signature(self._class.__init__).parameters
         defaults = {key: parameter.default for key, parameter in parameters.items() if key not in ours}
@@ -118,9 +118,8 @@ class SB3Learner:
             )
         frequency = self._settings.get("train_freq")
         if n_stream > 1 and isinstance(frequency, list | tuple) and frequency[-1] == "episode":
-            raise ConfigError(
-                f"sb3:{self.name}: train_freq in episodes needs n_stream 1; n_learner may be larger instead"
-            )
+            needs = "train_freq in episodes needs n_stream 1; n_learner may be larger instead"
+            raise ConfigError(f"sb3:{self.name}: {needs}")
 
     def learn(
         self, family: TaskFamily, task_ids: IntArray, tasks: AnyArray, *, n_timesteps: int, n_learner: int,
@@ -172,10 +171,6 @@ class SB3Learner:
         except (AssertionError, TypeError, ValueError) as error:
             raise ConfigError(f"sb3:{self.name}: {' '.join(str(error).split())}") from error
 
-    @property
-    def _on_policy(self) -> bool:
-        return issubclass(self._class, OnPolicyAlgorithm)
-
     def _named_classes(self) -> Iterator[tuple[str, str, Any]]:
         """Key, name and module of activations and optimisers given by name (``Tanh``, ``Adam``)."""
         policy_kwargs = self.config.get("policy_kwargs") or {}
@@ -184,16 +179,13 @@ class SB3Learner:
                 yield key, policy_kwargs[key], module
 
 
-# ---------------------------------------------------------------- arguments from YAML
-
-
 def _noise_problems(noise: Any) -> Sequence[str]:
     if noise is None or isinstance(noise, ActionNoise):
         return []
     if not isinstance(noise, Mapping):
-        if isinstance(noise, bool) or not isinstance(noise, int | float) or noise < 0:
-            return [f"action_noise must be a number >= 0 or a mapping with kind and sigma, got {noise!r}"]
-        return []
+        wrong = isinstance(noise, bool) or not isinstance(noise, int | float) or noise < 0
+        said = f"action_noise must be a number >= 0 or a mapping with kind and sigma, got {noise!r}"
+        return [said] if wrong else []
     kind = noise.get("kind", "normal")
     if kind not in _NOISE:
         hint = nearest(str(kind), _NOISE)
@@ -215,9 +207,6 @@ def _make_noise(noise: Any, space: spaces.Box) -> ActionNoise:
         if key in options or key == "mean"
     }
     return kind(**arrays, **options)
-
-
-# ---------------------------------------------------------------- running
 
 
 class _SlotsVecEnv(VecEnv):  # type: ignore[misc]
@@ -280,9 +269,6 @@ def _join(learners: Sequence[History]) -> History:
     arrays = {name: np.concatenate([getattr(history, name) for history in learners]) for name in names}
     learner = np.repeat(np.arange(len(learners), dtype=np.int32), learners[0].n_stream)
     return History(learner=learner, **arrays)
-
-
-# ---------------------------------------------------------------- networks
 
 
 class SmallImages(BaseFeaturesExtractor):  # type: ignore[misc]

@@ -8,7 +8,7 @@ whole rollout at once. Letters: T steps of the rollout, S environments, d dimens
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -35,8 +35,6 @@ _PIECE = 8192
 """Observations in one forward pass."""
 
 Doubles = NDArray[np.float64]
-
-# ---------------------------------------------------------------- formulas
 
 
 def epsilon_greedy(greedy: BoolArray, epsilon: AnyArray, n_action: int) -> tuple[Doubles, Doubles]:
@@ -110,24 +108,6 @@ def squashed_entropy(mean: AnyArray, std: AnyArray) -> Doubles:
     return np.asarray((0.5 * np.log(2 * np.pi * np.e) + np.log(std) + log_slope @ _WEIGHTS).sum(-1))
 
 
-# ---------------------------------------------------------------- distributions
-
-
-class ActionDistribution(Protocol):
-    """The distribution from which an algorithm draws its actions."""
-
-    has_entropy: bool
-
-    def start(self) -> None:
-        """Begin a rollout."""
-
-    def note(self, seen: Mapping[str, Any]) -> None:
-        """Note a step; ``seen`` are the local variables of SB3's loop."""
-
-    def evaluate(self, states: AnyArray) -> tuple[AnyArray, AnyArray | None]:
-        """Probability and entropy (T, S) of the noted actions, chosen in ``states`` (T, S, ...)."""
-
-
 def find_distribution(model: Any) -> ActionDistribution:
     """The action distribution of ``model``; ``UsageError`` if it is not known for this algorithm."""
     if isinstance(model, OnPolicyAlgorithm):
@@ -135,9 +115,8 @@ def find_distribution(model: Any) -> ActionDistribution:
     if isinstance(model, OffPolicyAlgorithm):
         if hasattr(model, "exploration_rate"):
             return _EpsilonGreedy(model)
-        if hasattr(getattr(model, "actor", None), "get_action_dist_params") or isinstance(
-            model.policy, TD3Policy
-        ):
+        gaussian = hasattr(getattr(model, "actor", None), "get_action_dist_params")
+        if gaussian or isinstance(model.policy, TD3Policy):
             return _Continuous(model)
     name = type(model).__name__
     reason = f": {REFUSED[name]}" if name in REFUSED else f"; it knows {', '.join(ALGORITHM)}"
@@ -150,10 +129,10 @@ class OnPolicy:
     has_entropy = True
 
     def __init__(self, model: Any) -> None:
-        self._model = model
-        self._recurrent = hasattr(model.policy, "lstm_actor")
+        self._model, self._recurrent = model, hasattr(model.policy, "lstm_actor")
 
     def start(self) -> None:
+        """Begin a rollout."""
         self._actions: list[AnyArray] = []  # as the policy sampled them
         self._masks: list[AnyArray] = []
         self._begins: list[AnyArray] = []
@@ -161,6 +140,7 @@ class OnPolicy:
             self._memory = tuple(part.clone() for part in self._model._last_lstm_states.pi)
 
     def note(self, seen: Mapping[str, Any]) -> None:
+        """Note a step; ``seen`` are the local variables of SB3's loop."""
         self._actions.append(np.array(seen["actions"]))
         if seen.get("action_masks") is not None:
             self._masks.append(np.array(seen["action_masks"]))
@@ -168,6 +148,7 @@ class OnPolicy:
             self._begins.append(np.array(self._model._last_episode_starts, np.float32))
 
     def evaluate(self, states: AnyArray) -> tuple[AnyArray, AnyArray]:
+        """Probability and entropy (T, S) of the noted actions, chosen in ``states`` (T, S, ...)."""
         probabilities, entropies = [], []
         for distribution, actions in self._distributions(states):
             probabilities.append(self._probability(distribution, actions))
@@ -256,10 +237,8 @@ class _EpsilonGreedy:
     def evaluate(self, states: AnyArray) -> tuple[AnyArray, AnyArray | None]:
         policy, actions = self._model.policy, np.stack(self._actions)
         with torch.no_grad():
-            best = [
-                policy._predict(policy.obs_to_tensor(piece)[0], deterministic=True).cpu().numpy()
-                for piece in _in_pieces(states)
-            ]
+            observed = (policy.obs_to_tensor(piece)[0] for piece in _in_pieces(states))
+            best = [policy._predict(obs, deterministic=True).cpu().numpy() for obs in observed]
         greedy = actions == np.concatenate(best).reshape(actions.shape)
         rates = np.array(self._rates)[:, None]
         return epsilon_greedy(greedy, rates, int(self._model.action_space.n))
@@ -333,6 +312,10 @@ class _Continuous:
             for parts in zip(*normals, strict=True)
         )
         return mean, std
+
+
+ActionDistribution = OnPolicy | _EpsilonGreedy | _Continuous
+"""From which an algorithm draws its actions; all have the methods of ``OnPolicy``, without ``log_prob``."""
 
 
 def _next_noise(noise: Any, done: bool) -> tuple[AnyArray, AnyArray]:
