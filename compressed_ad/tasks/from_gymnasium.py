@@ -48,7 +48,11 @@ class Parameter:
     def __init__(self, key: str, given: Any) -> None:
         self.low, self.high, self.choices = math.nan, math.nan, list[Any]()
         if isinstance(given, str):
-            given = _parsed(given)
+            ends, words = ([_word(part) for part in given.split(mark)] for mark in ":,")
+            if len(ends) == 2 and all(map(_is_number, ends)):
+                given = {"low": ends[0], "high": ends[1]}
+            elif len(words) > 1 or _is_number(words[0]):
+                given = words
         if isinstance(given, Mapping) and set(given) == {"low", "high"}:
             ends = [given["low"], given["high"]]
             if not all(map(_is_number, ends)) or not ends[0] < ends[1]:
@@ -95,14 +99,6 @@ class Parameter:
         if self.choices and not self.numeric:
             return self.choices[int(entry)]
         return int(entry) if self.whole else float(entry)
-
-
-def _parsed(text: str) -> Any:
-    ends = [_word(part) for part in text.split(":")]
-    if len(ends) == 2 and all(map(_is_number, ends)):
-        return {"low": ends[0], "high": ends[1]}
-    words = [_word(part) for part in text.split(",")]
-    return words if len(words) > 1 or _is_number(words[0]) else text
 
 
 def _word(text: str) -> Any:

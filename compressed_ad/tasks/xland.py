@@ -119,10 +119,8 @@ class XLandFamily(OneLineRepr, MeasuredReturns):
             for row in tasks
             for k in range(self.random_episodes)
         ]
-        env = self.make(
-            np.repeat(tasks, self.random_episodes, axis=0),
-            np.array([stream.integers(2**63 - 1) for stream in streams]),
-        )
+        seeds = np.array([stream.integers(2**63 - 1) for stream in streams])
+        env = self.make(np.repeat(tasks, self.random_episodes, axis=0), seeds)
         actions = np.stack([stream.integers(NUM_ACTIONS, size=self.horizon) for stream in streams], axis=1)
         env.reset()
         total, on = np.zeros(len(streams)), np.ones(len(streams), bool)

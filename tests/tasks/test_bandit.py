@@ -15,7 +15,7 @@ from scipy.special import betaln
 from compressed_ad.errors import ConfigError, SpaceError, UsageError
 from compressed_ad.evaluation.agents import OptimalAgent
 from compressed_ad.evaluation.evaluate import evaluate_references, evaluate_tasks
-from compressed_ad.learners.noise import NoiseDistillation, NoisyAgent
+from compressed_ad.learners.scripted import NoiseDistillation, NoisyAgent
 from compressed_ad.learners.select import make_learner
 from compressed_ad.tasks.bandit import (
     Bandit,

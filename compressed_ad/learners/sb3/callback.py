@@ -114,10 +114,8 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
         cut = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
         for i in np.flatnonzero(seen["dones"]):
             if "terminal_observation" not in infos[i]:
-                raise UsageError(
-                    "CompressedHistoryCallback: an episode ended without infos['terminal_observation'], "
-                    "which every VecEnv must give"
-                )
+                what = "an episode ended without infos['terminal_observation'], which every VecEnv must give"
+                raise UsageError(f"CompressedHistoryCallback: {what}")
             self._ends.append((len(self._steps), int(i), np.array(infos[i]["terminal_observation"])))
         row = {
             "states": np.asarray(self.model._last_obs),

@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium import spaces
 
 from compressed_ad.errors import ConfigError, MissingExtraError, SpaceError, UsageError, nearest
-from compressed_ad.learners.base import Progress
+from compressed_ad.learners.base import Progress, histories_of_tasks
 from compressed_ad.learners.sb3.algorithms import ALGORITHM, find_algorithm
 from compressed_ad.learners.sb3.callback import CompressedHistoryCallback
 from compressed_ad.registry import Parameters
@@ -143,12 +143,14 @@ class SB3Learner:
             return replace(callback.history(), compression_mask=None)
 
         try:
-            return [
-                _join([learn_one(int(task_id), task, k) for k in range(n_learner)])
-                for task_id, task in zip(task_ids, tasks, strict=True)
-            ]
+            pairs = zip(map(int, task_ids), tasks, strict=True)
+            runs = [learn_one(task_id, task, k) for task_id, task in pairs for k in range(n_learner)]
         finally:
             torch.set_num_threads(n_thread)
+        arrays = {
+            name: np.concatenate([getattr(run, name) for run in runs]) for name, _ in runs[0].per_step()
+        }
+        return histories_of_tasks(arrays, np.repeat(np.arange(n_learner, dtype=np.int32), n_stream))
 
     def _model(self, env: VecEnv, n_timesteps: int, seed: int) -> Any:
         """The algorithm as configured, for ``env``."""
@@ -261,14 +263,6 @@ class _Pace(BaseCallback):  # type: ignore[misc]
     def _on_step(self) -> bool:
         self._progress(self.training_env.num_envs)
         return bool(self.n_calls != self._last)
-
-
-def _join(learners: Sequence[History]) -> History:
-    """One history with the streams of all ``learners``, in order."""
-    names = [name for name, _ in learners[0].per_step()]
-    arrays = {name: np.concatenate([getattr(history, name) for history in learners]) for name in names}
-    learner = np.repeat(np.arange(len(learners), dtype=np.int32), learners[0].n_stream)
-    return History(learner=learner, **arrays)
 
 
 class SmallImages(BaseFeaturesExtractor):  # type: ignore[misc]

@@ -20,11 +20,7 @@ from compressed_ad.types import AnyArray, BoolArray
 
 try:
     import torch
-    from stable_baselines3.common.noise import (
-        NormalActionNoise,
-        OrnsteinUhlenbeckActionNoise,
-        VectorizedActionNoise,
-    )
+    from stable_baselines3.common import noise as kinds
     from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
     from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
     from stable_baselines3.td3.policies import TD3Policy
@@ -304,7 +300,7 @@ class _Continuous:
         noise = self._model.action_noise
         if noise is None:
             return None
-        noises = noise.noises if isinstance(noise, VectorizedActionNoise) else [noise]
+        noises = noise.noises if isinstance(noise, kinds.VectorizedActionNoise) else [noise]
         normals = [_next_noise(one, bool(ended)) for one, ended in zip(noises, done, strict=True)]
         shape = (len(normals), len(self._rounding))
         mean, std = (
@@ -320,9 +316,11 @@ ActionDistribution = OnPolicy | _EpsilonGreedy | _Continuous
 
 def _next_noise(noise: Any, done: bool) -> tuple[AnyArray, AnyArray]:
     """Mean and deviation of the next ``noise``; NaN for other types, as a subclass may draw differently."""
-    if type(noise) is NormalActionNoise:
+    if type(noise) is kinds.NormalActionNoise:
         return noise._mu, noise._sigma
-    if type(noise) is OrnsteinUhlenbeckActionNoise:  # given the noise before it, the next one is Gaussian
+    if (
+        type(noise) is kinds.OrnsteinUhlenbeckActionNoise
+    ):  # given the noise before it, the next one is Gaussian
         first = np.zeros_like(noise._mu) if noise.initial_noise is None else noise.initial_noise
         last = first if done else noise.noise_prev
         return last + noise._theta * (noise._mu - last) * noise._dt, noise._sigma * np.sqrt(noise._dt)
