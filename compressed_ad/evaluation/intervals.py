@@ -227,10 +227,8 @@ def over_runs(values: ArrayLike) -> Interval:
     known = mean(known.reshape(len(known), -1)) if known.size else known.ravel()
     known = known[~np.isnan(known)]
     n = len(known)
-    if n == 0:
-        return Interval(math.nan, math.nan, math.nan, 0)
-    if n == 1:
-        return Interval(float(known[0]), math.nan, math.nan, 1)
+    if n < 2:
+        return Interval(float(mean(known)), math.nan, math.nan, n)
     spread = float(known.std(ddof=1))
     return _students(float(known.mean()), spread / math.sqrt(n), n, spread)
 
