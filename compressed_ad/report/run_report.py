@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -161,7 +160,15 @@ def _figures(
 def _result_figures(
     base: MethodRuns, analysis: Analysis, source: SourceSummary | None, seed: int
 ) -> Iterator[Drawn]:
-    rows = _rows(source, base.task_ids)
+    places = {task: k for k, task in enumerate([] if source is None else source.task_ids.tolist())}
+    tasks: list[int] = base.task_ids.tolist()
+    rows = None  # of the held-out tasks among the source's, if all have a learning curve
+    if source is not None and source.returns.shape[1] and set(tasks) <= set(places):
+        rows = [places[task] for task in tasks]
+    labels = [f"task {task}" for task in tasks]
+    if source is not None and source.tasks.shape[1] <= 4:
+        words = [", ".join(f"{p:g}" for p in parameters) for parameters in source.tasks]
+        labels = [f"({words[places[t]]})" if t in places else f"task {t}" for t in tasks]
     scores = {name: row[analysis.metric] for name, row in analysis.scores.items()}
     blocks = {name: in_blocks(curves)[0] for name, curves in analysis.curves.items()}
     known = {name: in_blocks(curves)[0][0] for name, curves in analysis.references.items()}
@@ -199,7 +206,6 @@ def _result_figures(
             + ("Filled: it excludes 0." if d.n_run >= MIN_RUNS else f"{MIN_RUNS} runs are needed to judge."),
             forest({d.label: shown}, "mean paired difference"),
         )
-    labels = [_task_label(source, int(task)) for task in base.task_ids]
     yield (
         "per_task",
         f"Final return by held-out task. Never solved: below {returns.NEVER_SOLVED:g} for every method.",
@@ -240,21 +246,6 @@ def _regret_figure(analysis: Analysis, seed: int) -> Drawn:
             episodes=shown + 1,
         ),
     )
-
-
-def _rows(source: SourceSummary | None, task_ids: NDArray[Any]) -> list[int] | None:
-    """Where ``task_ids`` stand among the source's tasks; None unless each has a learning curve there."""
-    if source is None or source.returns.shape[1] == 0 or not np.isin(task_ids, source.task_ids).all():
-        return None
-    place = {int(task): row for row, task in enumerate(source.task_ids)}
-    return [place[int(task)] for task in task_ids]
-
-
-def _task_label(source: SourceSummary | None, task: int) -> str:
-    if source is None or source.tasks.shape[1] > 4 or task not in source.task_ids:
-        return f"task {task}"
-    parameters = source.tasks[np.flatnonzero(source.task_ids == task)[0]]
-    return "(" + ", ".join(f"{p:g}" for p in parameters) + ")"
 
 
 # ---------------------------------------------------------------- tables

@@ -30,6 +30,12 @@ def attention_summary(shares: Shares, title: str) -> Figure:
     """
     n_kind, n_layer, n_head = shares.share.shape
     names = head_names(n_layer, n_head)
+    titles = {
+        "marked": "on marked tokens",
+        "rewarded": "on rewarded tokens",
+        "current episode": "on the current episode",
+        "border": "on border marks",
+    }
     places = -np.arange(len(names))
     size = (2.7 * n_kind + 1.2, 2 * (0.23 * len(names) + 0.8) + 0.9)
     figure, grid = panels(*size, 2, n_kind, sharey=True)
@@ -44,7 +50,7 @@ def attention_summary(shares: Shares, title: str) -> Figure:
         above.set_xlim(0, 1.12 * max(1e-3, *share, *matched, shares.uniform[k]))
         above.xaxis.set_major_locator(MaxNLocator(4))
         above.xaxis.set_major_formatter(FuncFormatter(lambda x, place: f"{100 * x:.3g} %"))
-        above.set(title=_TITLES.get(kind, kind), xlabel="share of attention")
+        above.set(title=titles.get(kind, kind), xlabel="share of attention")
         _ratios(below, places, *(x[k].ravel() for x in (shares.ratio, shares.low, shares.high)))
     for axes in grid.ravel():
         axes.grid(axis="y", visible=False)
@@ -56,14 +62,6 @@ def attention_summary(shares: Shares, title: str) -> Figure:
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside lower left", ncols=3)
     return figure
-
-
-_TITLES = {
-    "marked": "on marked tokens",
-    "rewarded": "on rewarded tokens",
-    "current episode": "on the current episode",
-    "border": "on border marks",
-}
 
 
 def _ratios(axes: Axes, places: IntArray, ratio: FloatArray, low: FloatArray, high: FloatArray) -> None:
@@ -164,23 +162,18 @@ def border_embeddings(geometries: Sequence[Geometry], effects: Effects, title: s
     return figure
 
 
-_GREYS = (INK, "#7c7c7c", "#b4b4b4")
-"""Of the places of a query, which are no methods either."""
-
-
 def _changes(axes: Axes, effects: Effects, values: FloatArray, label: str, title: str) -> None:
     axes.axvline(0, color=INK, linewidth=1)
     places = -np.arange(len(effects.changes), dtype=float)
-    for k, place in enumerate(effects.places):
+    labels = {"inside": "query in a segment", "outside": "query outside", "all": "all queries"}
+    # Places of a query are no methods, hence greys.
+    for k, (place, grey) in enumerate(zip(effects.places, (INK, "#7c7c7c", "#b4b4b4"), strict=True)):
         middle, low, high = values[:, k].T
         shifted = places + 0.22 * (1 - k)
-        axes.hlines(shifted, low, high, color=_GREYS[k], linewidth=1.8)
-        axes.plot(middle, shifted, "osD"[k], color=_GREYS[k], markersize=5, label=_PLACE[place])
+        axes.hlines(shifted, low, high, color=grey, linewidth=1.8)
+        axes.plot(middle, shifted, "osD"[k], color=grey, markersize=5, label=labels[place])
     names_down(axes, effects.changes)
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.12)
     axes.set(xlabel=label, title=title)
     axes.xaxis.set_major_locator(MaxNLocator(4))
-
-
-_PLACE = {"inside": "query in a segment", "outside": "query outside", "all": "all queries"}

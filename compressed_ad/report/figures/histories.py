@@ -118,8 +118,14 @@ def training_curves(
     Thin lines are runs, thick ones their mean where all runs recorded the same steps. What no run recorded is
     left out.
     """
+    labels = {
+        "loss": "training loss (nats)",
+        "validation_return": "validation return in context\n(normalised)",
+        "validation_accuracy": "validation accuracy",
+        "validation_excess_cross_entropy": "validation cross-entropy above\nthe source's entropy (nats)",
+    }
     every = [row for methods in metrics.values() for runs in methods.values() for run in runs for row in run]
-    keys = [key for key in _TRAINING if len(series(every, key)[0])] or ["loss"]
+    keys = [key for key in labels if len(series(every, key)[0])] or ["loss"]
     cells = [(key, family) for key in keys for family in metrics]
     n_column = len(keys) if len(metrics) == 1 else len(metrics)
     n_row = len(cells) // n_column
@@ -136,17 +142,9 @@ def training_curves(
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_title(family)
         if family == next(iter(metrics)):
-            axes.set_ylabel(_TRAINING[key])
+            axes.set_ylabel(labels[key])
     for axes in grid[-1]:
         axes.set_xlabel("gradient step")
     handles = [Line2D([], [], label=name, **one.line) for name, one in look.items()]
     figure.legend(handles=handles, loc="outside upper left", ncols=max(1, min(4, len(handles))))
     return figure
-
-
-_TRAINING = {
-    "loss": "training loss (nats)",
-    "validation_return": "validation return in context\n(normalised)",
-    "validation_accuracy": "validation accuracy",
-    "validation_excess_cross_entropy": "validation cross-entropy above\nthe source's entropy (nats)",
-}

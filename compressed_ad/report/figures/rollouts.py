@@ -21,7 +21,8 @@ from compressed_ad.report.figures.style import Figure
 from compressed_ad.types import IntArray
 
 TIME = LinearSegmentedColormap.from_list("time", ["#a9cbe4", "#3f8fc4", "#08306b"])
-_START: dict[str, Any] = {"marker": "s", "markerfacecolor": "white", "markeredgecolor": "black"}
+_MARK: dict[str, Any] = {"linestyle": "none", "markeredgecolor": "black"}
+_START: dict[str, Any] = {**_MARK, "marker": "s", "markerfacecolor": "white"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def paths(rows: Sequence[PathRow], size: int) -> Figure:
     """
     n_row, n_column = len(rows), max(len(row.paths) for row in rows)
     figure, grid = style.panels(2.75 * n_column + 0.5, 2.95 * n_row + 0.75, n_row, n_column)
-    star: dict[str, Any] = {"marker": "*", "markerfacecolor": "#ffd873", "markeredgecolor": "black"}
+    star = {**_MARK, "marker": "*", "markerfacecolor": "#ffd873"}
     edges = np.arange(size + 1) - 0.5
     for axes in grid.ravel():
         axes.set(xlim=(-0.5, size - 0.5), ylim=(-0.5, size - 0.5), xticks=[], yticks=[])
@@ -70,8 +71,8 @@ def paths(rows: Sequence[PathRow], size: int) -> Figure:
             axes.set_title(path.title, fontsize=10)
         line[0].set_ylabel(row.label)
     handles = [
-        Line2D([], [], linestyle="none", markersize=7, label="start", **_START),
-        Line2D([], [], linestyle="none", markersize=13, label="reward", **star),
+        Line2D([], [], markersize=7, label="start", **_START),
+        Line2D([], [], markersize=13, label="reward", **star),
         Line2D([], [], color=TIME(0.0), linewidth=3, label="first steps"),
         Line2D([], [], color=TIME(1.0), linewidth=3, label="last steps"),
         Line2D([], [], linestyle="none", marker=".", color=TIME(0.6), label="step in place"),
