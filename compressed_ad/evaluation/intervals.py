@@ -215,7 +215,7 @@ def over_runs(values: ArrayLike) -> Interval:
     known = known[~np.isnan(known)]
     n = len(known)
     if n < 2:
-        return Interval(float(known[0]) if n else math.nan, math.nan, math.nan, n)
+        return Interval(float(mean(known)), math.nan, math.nan, n)
     spread = float(known.std(ddof=1))
     return _students(float(known.mean()), spread / math.sqrt(n), n, spread)
 

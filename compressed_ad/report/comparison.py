@@ -3,7 +3,7 @@
 A run of the main job and a study are the same experiment with two designs. ``SHARED_DATA``: all runs learn
 from one data set and meet the same tasks. ``OWN_DATA``: every run has its own histories, split and seed, so
 that the paired difference of two methods, averaged over a run's tasks, is one independent observation. The
-design decides the interval; everything else is the same.
+design decides the interval, ``crossed_bootstrap`` or ``over_runs``; everything else is the same.
 """
 
 from __future__ import annotations
@@ -30,24 +30,14 @@ OPTIMUM = "the optimal return"
 """What a normalised return of 1 stands for where that is known."""
 
 
-@dataclass(frozen=True)
-class Design:
-    """How the runs of an experiment came about; ``interval`` takes the scores (R, N) of R runs, N tasks."""
-
-    about: str
-    interval: Callable[[Floats], Interval]
-
-
-SHARED_DATA = Design(
+SHARED_DATA = (
     "All runs learn from the same histories and are judged on the same tasks. Intervals resample runs and"
     " tasks together (a crossed bootstrap, widened for their small number): they cover new training seeds and"
-    " new tasks, but not other histories or another split.",
-    intervals.crossed_bootstrap,
+    " new tasks, but not other histories or another split."
 )
-OWN_DATA = Design(
+OWN_DATA = (
     "Each run has its own histories, split and training seed. Intervals are Student's t over runs: they cover"
-    " new data, new tasks and new seeds together.",
-    intervals.over_runs,
+    " new data, new tasks and new seeds together."
 )
 
 
@@ -98,22 +88,20 @@ class Difference:
 
     def sentence(self) -> str:
         """The verdict in words, without its figures."""
-        where = f" on {self.family}" if self.family else ""
-        where = f" over {POOLED}" if self.family == POOLED else where
-        measure, verdict = MEASURES[self.measure], self.verdict
+        where = f" {'over' if self.family == POOLED else 'on'} {self.family}" if self.family else ""
+        measure, verdict, one, other = MEASURES[self.measure], self.verdict, self.one, self.other
         if verdict == "not measured":
-            missing = f"no {measure.label.lower()} was measured"
-            return f"{self.other} and {self.one} cannot be compared{where}: {missing}"
+            return f"{other} and {one} cannot be compared{where}: no {measure.label.lower()} was measured"
         if verdict == "too few runs":
             needed = f"at least {MIN_RUNS} of each are needed"
-            return f"Too few runs to compare {self.other} with {self.one}{where}: {needed}"
+            return f"Too few runs to compare {other} with {one}{where}: {needed}"
         if verdict == "no difference found":
-            return f"No difference found between {self.other} and {self.one}{where}"
+            return f"No difference found between {other} and {one}{where}"
         said, _, adjustment = verdict.partition(" ")
         where += f", {adjustment} for the number of comparisons" if adjustment else ""
         if measure.better:
-            return f"{self.other} is {said} than {self.one}{where}"
-        return f"{measure.label}: {said} with {self.other} than with {self.one}{where}"
+            return f"{other} is {said} than {one}{where}"
+        return f"{measure.label}: {said} with {other} than with {one}{where}"
 
 
 Scores = Mapping[tuple[str, str], Mapping[int, ArrayLike]]
@@ -121,31 +109,31 @@ Scores = Mapping[tuple[str, str], Mapping[int, ArrayLike]]
 
 
 def compare(
-    scores: Scores, pairs: Sequence[tuple[str, str]], measure: str, design: Design
+    scores: Scores, pairs: Sequence[tuple[str, str]], measure: str, interval: Callable[[Floats], Interval]
 ) -> list[Difference]:
-    """Every pair (one, other) in every family, over all families if there are several; Holm-adjusted."""
+    """Every pair (one, other) in every family, over all families if there are several; Holm-adjusted.
+
+    ``interval`` is that of scores (R, N).
+    """
     found = []
     for one, other in pairs:
         parts = []
         for family in dict.fromkeys(family for family, _ in scores):
             a, b = scores.get((family, one), {}), scores.get((family, other), {})
             gaps = np.array([np.subtract(b[run], a[run]) for run in sorted(a) if run in b], np.float64)
-            if len(gaps) and (estimate := design.interval(gaps.reshape(len(gaps), -1))).n:
+            if len(gaps) and (estimate := interval(gaps.reshape(len(gaps), -1))).n:
                 p = intervals.p_value(estimate)
                 parts.append(Difference(family, one, other, measure, estimate, estimate.n, p, gaps=gaps))
         found += parts
         if len(parts) > 1 and all(part.n_run > 1 for part in parts):
-            whole, n_run = (
-                intervals.pooled([part.estimate for part in parts]),
-                min(part.n_run for part in parts),
-            )
+            whole = intervals.pooled([part.estimate for part in parts])
+            n_run = min(part.n_run for part in parts)
             found.append(Difference(POOLED, one, other, measure, whole, n_run, intervals.p_value(whole)))
     adjusted = intervals.holm([math.nan if d.family == POOLED else d.p for d in found])
     return [replace(d, p_holm=p) for d, p in zip(found, adjusted, strict=True)]
 
 
 def scores_of(rows: Sequence[Row], measure: str) -> Scores:
-    """Scores of a study's rows."""
     found: dict[tuple[str, str], dict[int, float]] = {}
     for row in rows:
         found.setdefault((row.family, row.variant), {})[row.run] = row[measure]
@@ -153,15 +141,13 @@ def scores_of(rows: Sequence[Row], measure: str) -> Scores:
 
 
 def differences(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], measure: str) -> list[Difference]:
-    return compare(scores_of(rows, measure), pairs, measure, OWN_DATA)
+    return compare(scores_of(rows, measure), pairs, measure, intervals.over_runs)
 
 
 def means(rows: Sequence[Row], measure: str) -> dict[tuple[str, str], Interval]:
     """Mean of ``measure`` over the runs of each (family, variant) of a study."""
-    return {
-        key: intervals.over_runs(np.array(list(runs.values())))
-        for key, runs in scores_of(rows, measure).items()
-    }
+    scores = scores_of(rows, measure)
+    return {key: intervals.over_runs(np.array([*runs.values()])) for key, runs in scores.items()}
 
 
 # ---------------------------------------------------------------- the methods of one run
@@ -183,7 +169,6 @@ class Analysis:
     curves: dict[str, Floats]  # (R, N, E) normalised, mean over rollouts
     seeds: dict[str, tuple[int, ...]]
     scale: str  # what a normalised return of 1 stands for
-    searches: bool  # whether a reward must be found by exploration
     optimal: Floats  # (N,) the return that 1 stands for
     references: dict[str, Floats]  # (1, N, E) of the family's reference algorithms, normalised as ``curves``
     regret: dict[str, Floats]  # (R, N, E) see ``cumulative_regret``: methods, then references
@@ -225,7 +210,13 @@ def analyse(
     (mean over streams) of the source algorithm on that task. ``seed`` is that of the resampling.
     """
     _check_methods(methods)
-    base, (optimal, scale) = methods[0], _scale(methods[0], source)
+    base = methods[0]
+    optimal, scale = np.array(base.optimal, dtype=np.float64), OPTIMUM
+    if (unknown := np.isnan(optimal)).any():
+        scale = "the best episode of the source algorithm (the optimal return is unknown)"
+        if source is not None and source.returns.shape[1]:
+            best = dict(zip(source.task_ids.tolist(), source.returns.max(axis=1), strict=True))
+            optimal[unknown] = [best.get(task, math.nan) for task in base.task_ids[unknown].tolist()]
     scaled = {m.name: replace(m, optimal=optimal) for m in methods}
     scores: dict[str, dict[str, Floats]] = {name: {} for name in scaled}
     found: dict[str, dict[str, Interval]] = {name: {} for name in scaled}
@@ -241,7 +232,7 @@ def analyse(
             found[name][key] = estimate(scores[name][key], limits=limits)
         by_run = {("", m.name): dict(zip(m.seeds, scores[m.name][key], strict=True)) for m in methods}
         others = [(base.name, m.name) for m in methods[1:]]
-        for d in compare(by_run, others, measure.key, replace(SHARED_DATA, interval=estimate)):
+        for d in compare(by_run, others, measure.key, estimate):
             pairs[f"{d.other}-{d.one}"][key] = d
     improvement = {}
     for method in methods[1:]:
@@ -258,7 +249,6 @@ def analyse(
         curves={name: m.curves for name, m in scaled.items()},
         seeds={m.name: m.seeds for m in methods},
         scale=scale,
-        searches=base.searches,
         optimal=optimal,
         references={
             name: normalise(returns, base.random, optimal).mean(axis=1)[None]
@@ -289,31 +279,18 @@ def cumulative_regret(methods: Sequence[MethodRuns]) -> dict[str, Floats]:
 def _check_methods(methods: Sequence[MethodRuns]) -> None:
     if not methods:
         raise UsageError("a report needs at least one method")
-    names = [m.name for m in methods]
+    base, names = methods[0], [m.name for m in methods]
     if len(set(names)) < len(names):
         raise UsageError(f"two methods have the same name: {', '.join(names)}")
     for method in methods[1:]:
-        if not np.array_equal(method.task_ids, methods[0].task_ids):
-            raise UsageError(
-                f"{method.name} and {names[0]} were evaluated on different tasks: not comparable"
-            )
-        if method.returns.shape[-1] != methods[0].returns.shape[-1]:
-            raise UsageError(f"{method.name} and {names[0]} were evaluated for different numbers of episodes")
-        if not set(method.seeds) & set(methods[0].seeds):
-            seeds = " and ".join(f"{m.name} (seeds {m.seeds})" for m in (methods[0], method))
+        both = f"{method.name} and {base.name} were evaluated"
+        if not np.array_equal(method.task_ids, base.task_ids):
+            raise UsageError(f"{both} on different tasks: not comparable")
+        if method.returns.shape[-1] != base.returns.shape[-1]:
+            raise UsageError(f"{both} for different numbers of episodes")
+        if not set(method.seeds) & set(base.seeds):
+            seeds = " and ".join(f"{m.name} (seeds {m.seeds})" for m in (base, method))
             raise UsageError(f"{seeds} share no training seed")
-
-
-def _scale(method: MethodRuns, source: SourceSummary | None) -> tuple[Floats, str]:
-    optimal = np.array(method.optimal, dtype=np.float64)
-    unknown = np.isnan(optimal)
-    if not unknown.any():
-        return optimal, OPTIMUM
-    if source is not None and source.returns.shape[1]:
-        best = dict(zip(source.task_ids.tolist(), source.returns.max(axis=1), strict=True))
-        ids = method.task_ids.tolist()
-        optimal = np.where(unknown, [best.get(task, math.nan) for task in ids], optimal)
-    return optimal, "the best episode of the source algorithm (the optimal return is unknown)"
 
 
 # ---------------------------------------------------------------- convergence
@@ -369,16 +346,9 @@ def convergence(
 def convergence_table(found: Sequence[Convergence]) -> list[list[str]]:
     """Header and one line per family, method and measure; empty if nothing was recorded."""
     head = ["Family", "Variant", "Measure", "Baseline's last", "Steps to reach it, median", "Runs that do"]
-    lines = [
-        [
-            c.family,
-            c.method,
-            VALIDATED[c.measure],
-            intervals.number(c.level),
-            c.when,
-            f"{c.reached} of {c.runs}",
-        ]
-        for c in found
-    ]
+    lines = []
+    for c in found:
+        cells = [VALIDATED[c.measure], intervals.number(c.level), c.when, f"{c.reached} of {c.runs}"]
+        lines.append([c.family, c.method, *cells])
     first = 0 if any(c.family for c in found) else 1
     return [line[first:] for line in [head, *lines]] if lines else []

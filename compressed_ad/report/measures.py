@@ -149,10 +149,9 @@ def step_to_reach(steps: ArrayLike, values: ArrayLike, level: float) -> float:
     over its negative and the negative level.
     """
     x, y = np.asarray(steps, np.float64), np.asarray(values, np.float64)
-    reached = np.flatnonzero(y >= level)
-    if len(reached) == 0:
+    if not (y >= level).any():
         return math.inf
-    k = int(reached[0])
+    k = int(np.argmax(y >= level))
     if k == 0:
         return float(x[0])
     return float(x[k - 1] + (x[k] - x[k - 1]) * (level - y[k - 1]) / (y[k] - y[k - 1]))
@@ -162,10 +161,8 @@ def step_to_reach(steps: ArrayLike, values: ArrayLike, level: float) -> float:
 
 
 def _generalisation(runs: MethodRuns) -> ArrayLike | None:
-    if runs.training_final is None:
-        return None
-    gap: ArrayLike = mean(final_return(runs.curves)) - mean(runs.training_final)
-    return gap
+    known: ArrayLike | None = runs.training_final
+    return None if known is None else mean(final_return(runs.curves)) - mean(known)
 
 
 def _last_validation(runs: MethodRuns) -> list[float]:
@@ -174,55 +171,35 @@ def _last_validation(runs: MethodRuns) -> list[float]:
 
 
 _ROWS = (
-    Measure(
-        "final", "Final return", "mean of the last 10 % of the episodes",
-        lambda runs: final_return(runs.curves), RETURN,
-    ),
-    Measure(
-        "auc", "Area under the curve", "mean of all episodes",
-        lambda runs: area_under_curve(runs.curves), RETURN,
-    ),
-    Measure(
-        "found_by_10", "Met by episode 10", "share of rollouts with a reward in one of the first 10 episodes",
-        lambda runs: found_by(runs.returns, 10), SHARE, needs="search",
-    ),
-    Measure(
-        "found", "Met at all", "share of rollouts with a reward in any episode",
-        lambda runs: found_by(runs.returns), SHARE, needs="search",
-    ),
-    Measure(
-        "success_given_found", "Final if met", "final return of rollouts with a reward before the last 10 %",
-        lambda runs: success_given_found(runs.returns, runs.normalised), RETURN, needs="search",
-    ),
-    Measure(
-        "accuracy", "Accuracy", "share of the source's actions on held-out histories that the model predicts",
-        lambda runs: runs.accuracy, SHARE, needs="imitation",
-    ),
-    Measure(
-        "excess_cross_entropy", "Excess cross-entropy", "above the source's entropy, held-out histories",
-        lambda runs: np.subtract(runs.cross_entropy, runs.behaviour_entropy), better=-1, needs="imitation",
-    ),
-    Measure(
-        "final_last", "Final return, last weights", "instead of the weights chosen on the validation tasks",
-        lambda runs: runs.final_last, RETURN, listed=False,
-    ),
-    Measure(
-        "training_final", "Final, training tasks", "final return on training tasks",
-        lambda runs: runs.training_final, RETURN, needs="training tasks",
-    ),
-    Measure(
-        "generalisation", "Held-out − training", "final return on held-out minus that on training tasks",
-        _generalisation, needs="training tasks",
-    ),
-    Measure(
-        "validation_return", "Validation return", "final return on the validation tasks when training ended",
-        _last_validation,
-    ),
-    Measure(
-        "marked", "Marked", "share of marked steps in the training histories",
-        lambda runs: runs.marked, SHARE, better=0, needs="own data",
-    ),
+    Measure("final", "Final return", "mean of the last 10 % of the episodes",
+            lambda runs: final_return(runs.curves), RETURN),
+    Measure("auc", "Area under the curve", "mean of all episodes",
+            lambda runs: area_under_curve(runs.curves), RETURN),
+    Measure("found_by_10", "Met by episode 10",
+            "share of rollouts with a reward in one of the first 10 episodes",
+            lambda runs: found_by(runs.returns, 10), SHARE, needs="search"),
+    Measure("found", "Met at all", "share of rollouts with a reward in any episode",
+            lambda runs: found_by(runs.returns), SHARE, needs="search"),
+    Measure("success_given_found", "Final if met",
+            "final return of rollouts with a reward before the last 10 %",
+            lambda runs: success_given_found(runs.returns, runs.normalised), RETURN, needs="search"),
+    Measure("accuracy", "Accuracy",
+            "share of the source's actions on held-out histories that the model predicts",
+            lambda runs: runs.accuracy, SHARE, needs="imitation"),
+    Measure("excess_cross_entropy", "Excess cross-entropy", "above the source's entropy, held-out histories",
+            lambda runs: runs.cross_entropy - runs.behaviour_entropy, better=-1, needs="imitation"),
+    Measure("final_last", "Final return, last weights",
+            "instead of the weights chosen on the validation tasks",
+            lambda runs: runs.final_last, RETURN, listed=False),
+    Measure("training_final", "Final, training tasks", "final return on training tasks",
+            lambda runs: runs.training_final, RETURN, needs="training tasks"),
+    Measure("generalisation", "Held-out − training", "final return on held-out minus that on training tasks",
+            _generalisation, needs="training tasks"),
+    Measure("validation_return", "Validation return",
+            "final return on the validation tasks when training ended",
+            _last_validation),
+    Measure("marked", "Marked", "share of marked steps in the training histories",
+            lambda runs: runs.marked, SHARE, better=0, needs="own data"),
 )  # fmt: skip
-
 MEASURES: dict[str, Measure] = {row.key: row for row in _ROWS}
 """Columns of a study's table and rows of a report's, in this order; keys are those of the files."""

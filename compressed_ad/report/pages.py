@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,10 @@ def keep_figures(folder: Path, drawn: Iterable[Drawn]) -> list[dict[str, str]]:
     """Write every figure as a PNG file into ``folder``; captions and images (URLs of SVG) for a page."""
     shown, taken = [], set[str]()
     for name, caption, figure in drawn:
-        plain_name = "".join(c if c.isalnum() or c in "_-" else "_" for c in name)[:80]
-        file = (
-            f"{plain_name}.png" if f"{plain_name}.png" not in taken else f"{plain_name}_{len(taken) + 1}.png"
-        )
-        taken.add(file)
-        write_atomically(folder / file, style.figure_to_png(figure))
+        stem = "".join(c if c.isalnum() or c in "_-" else "_" for c in name)[:80]
+        stem = f"{stem}_{len(taken) + 1}" if stem in taken else stem
+        taken.add(stem)
+        write_atomically(folder / f"{stem}.png", style.figure_to_png(figure))
         image = base64.b64encode(style.figure_to_svg(figure)).decode()
         shown.append({"caption": caption, "image": f"data:image/svg+xml;base64,{image}"})
     return shown
@@ -58,25 +57,17 @@ def provenance(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def plain(table: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[k]) for line in table) for k in range(len(table[0]))]
-    lines = [
-        "  ".join(
-            text.ljust(w) if k < 2 else text.rjust(w)
-            for k, (text, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in table
-    ]
-    lines.insert(1, "  ".join("-" * w for w in widths))
-    return "\n".join(line.rstrip() for line in lines)
+    """A table as text: its first two columns left, the rest right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [table[0], ["-" * width for width in widths], *table[1:]]
+    form = "  ".join(f"{{:{'<' if k < 2 else '>'}{width}}}" for k, width in enumerate(widths))
+    return "\n".join(form.format(*line).rstrip() for line in lines)
 
 
 def markdown(table: Sequence[Sequence[str]]) -> str:
     """A table as Markdown: the first column left, the rest right where they are numbers."""
     head, *body = table
-
-    def numeric(text: str) -> bool:
-        return text.lstrip("+−").replace(".", "", 1).isdigit() or text in ("", "–")
-
-    right = [k > 0 and all(numeric(line[k]) for line in body) for k in range(len(head))]
-    rule = ["---:" if number else "---" for number in right]
+    number = re.compile(r"[+−]*(\d+\.?\d*|\.\d+)|–?")
+    right = [k > 0 and all(number.fullmatch(line[k]) for line in body) for k in range(len(head))]
+    rule = ["---:" if numbers else "---" for numbers in right]
     return "".join("| " + " | ".join(line) + " |\n" for line in [head, rule, *body])

@@ -29,7 +29,6 @@ from compressed_ad.types import AnyArray, BoolArray, FloatArray, History, IntArr
 if TYPE_CHECKING:
     from compressed_ad.runs.study import Cell
 
-TRACE_STEPS = 200
 REFERENCE = "reference_"
 """Before the names of reference algorithms in an evaluation file."""
 PAYS_ALWAYS = 0.25
@@ -91,27 +90,23 @@ def load_runs(run_dirs: Sequence[str | Path], name: str | None = None) -> Method
     """
     if not run_dirs:
         raise UsageError("no run directory given")
-    ordered = sorted((_seed(path, i), Path(path)) for i, path in enumerate(run_dirs))
-    seeds = tuple(seed for seed, _ in ordered)
+    named = [re.findall(r"seed(\d+)", Path(path).name) for path in run_dirs]
+    places = [int(digits[-1]) if digits else i for i, digits in enumerate(named)]
+    seeds, paths = zip(*sorted(zip(places, map(Path, run_dirs), strict=True)), strict=True)
     if len(set(seeds)) < len(seeds):
-        raise UsageError(f"two run directories of one seed: {', '.join(str(path) for _, path in ordered)}")
-    runs = [load_evaluation(path / "evaluation.npz") for _, path in ordered]
-    for run, (_, path) in zip(runs, ordered, strict=True):
+        raise UsageError(f"two run directories of one seed: {', '.join(map(str, paths))}")
+    runs = [load_evaluation(path / "evaluation.npz") for path in paths]
+    for run, path in zip(runs, paths, strict=True):
         for key in ("returns", "task_ids", "optimal", "random"):
             found, first = run[key], runs[0][key]
             same = found.shape == first.shape
             if not same or (key != "returns" and not np.allclose(found, first, equal_nan=True)):
                 raise RunDirectoryError(
-                    f"{path / 'evaluation.npz'}: {key} differs from {ordered[0][1] / 'evaluation.npz'}; "
+                    f"{path / 'evaluation.npz'}: {key} differs from {paths[0] / 'evaluation.npz'}; "
                     "only runs evaluated on the same tasks in the same way can be put together"
                 )
-    metrics = [load_metrics(path / "metrics.jsonl") for _, path in ordered]
-    return _method(ordered[0][1].name.split("-")[0] if name is None else name, seeds, runs, metrics)
-
-
-def _seed(path: str | Path, place: int) -> int:
-    found = re.findall(r"seed(\d+)", Path(path).name)
-    return int(found[-1]) if found else place
+    metrics = [load_metrics(path / "metrics.jsonl") for path in paths]
+    return _method(paths[0].name.split("-")[0] if name is None else name, seeds, runs, metrics)
 
 
 def _method(
@@ -159,26 +154,23 @@ def load_evaluation(path: Path) -> dict[str, AnyArray]:
     except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise RunDirectoryError(f"{path}: damaged or not an evaluation file ({error})") from error
     needed = ("returns", "task_ids", "optimal", "random", *_SCALARS)
-    missing = [key for key in needed if key not in arrays]
-    if missing:
+    if missing := [key for key in needed if key not in arrays]:
         raise RunDirectoryError(f"{path}: has no {', '.join(missing)}")
-    strange = [key for key in needed if arrays[key].dtype.kind not in "fiu"]
-    if strange:
+    if strange := [key for key in needed if arrays[key].dtype.kind not in "fiu"]:
         raise RunDirectoryError(f"{path}: {', '.join(strange)} must be numbers")
     returns = arrays["returns"]
     if returns.ndim != 3 or 0 in returns.shape:
         raise RunDirectoryError(f"{path}: returns: expected (tasks, rollouts, episodes), got {returns.shape}")
-    for key in ("task_ids", "optimal", "random"):
-        if arrays[key].shape != returns.shape[:1]:
-            raise RunDirectoryError(f"{path}: {key}: expected {returns.shape[:1]}, got {arrays[key].shape}")
+    shapes = dict.fromkeys(("task_ids", "optimal", "random"), returns.shape[:1])
+    shapes |= {key: returns.shape for key in arrays if key.startswith(REFERENCE)}
+    for key, shape in shapes.items():
+        if arrays[key].shape != shape:
+            raise RunDirectoryError(f"{path}: {key}: expected {shape}, got {arrays[key].shape}")
     for key in _SCALARS:
         if arrays[key].size != 1:
             raise RunDirectoryError(f"{path}: {key}: expected one number, got shape {arrays[key].shape}")
     if not np.isfinite(returns).all():
         raise RunDirectoryError(f"{path}: returns has NaN or infinity")
-    for key in (key for key in arrays if key.startswith(REFERENCE)):
-        if arrays[key].shape != returns.shape:
-            raise RunDirectoryError(f"{path}: {key}: expected {returns.shape}, got {arrays[key].shape}")
     return arrays | {key: arrays[key].reshape(()) for key in _SCALARS}
 
 
@@ -267,18 +259,13 @@ def _trace(history: History, label: str) -> Trace:
     """The stretch of the first stream that is marked most nearly by half."""
     assert history.compression_mask is not None
     mask = history.compression_mask[0]
-    length = min(TRACE_STEPS, len(mask))
+    length = min(200, len(mask))
     before = np.concatenate([[0], np.cumsum(mask)])
     share = (before[length:] - before[:-length]) / length
     first = int(np.argmin(np.abs(share - 0.5)))
     part = slice(first, first + length)
-    return Trace(
-        label=f"{label}, stream 0",
-        first_step=first,
-        probs=history.action_probs[0, part],
-        mask=mask[part],
-        episode_end=history.episode_end[0, part],
-    )
+    probs, ends = history.action_probs[0, part], history.episode_end[0, part]
+    return Trace(f"{label}, stream 0", first, probs, mask[part], ends)
 
 
 # ---------------------------------------------------------------- the files of a study
@@ -301,17 +288,15 @@ class Row:
     def __getitem__(self, column: str) -> float:
         return self.values.get(column, math.nan)
 
-    @property
-    def marked_by_tenth(self) -> list[float]:
-        return [self[column] for column in _TENTHS]
 
-
-_TENTHS = tuple(f"marked_{k}" for k in range(N_PHASE))
+TENTHS = tuple(f"marked_{k}" for k in range(N_PHASE))
+"""Marked shares by tenth of the training histories."""
 POINT_COLUMNS = ("step", *VALIDATED)
+_CELL = ("family", "variant", "run")
 
 
 def result_columns() -> list[str]:
-    return ["seed", *MEASURES, "seconds", "parameters", *_TENTHS]
+    return ["seed", *MEASURES, "seconds", "parameters", *TENTHS]
 
 
 def cell_row(cell: Cell, run_dir: Path, evaluation: Path) -> Row:
@@ -325,7 +310,7 @@ def cell_row(cell: Cell, run_dir: Path, evaluation: Path) -> Row:
     model = cell.trained.model
     targets = model.batch_size * model.n_transit * np.diff(steps, prepend=0.0)
     values |= {"seed": cell.trained.seed, "seconds": float((targets / rates).sum())}
-    values |= dict(zip(_TENTHS, found["marked"].tolist(), strict=True))
+    values |= dict(zip(TENTHS, found["marked"].tolist(), strict=True))
     parameters = f"{cell.data_key}/{cell.training_key}/{cell.playing_key}"
     return Row(cell.family, cell.variant, cell.run, values, parameters)
 
@@ -387,6 +372,3 @@ def read_rows(path: Path) -> list[Row]:
         if found.setdefault((row.family, row.variant, run, known.get("step")), row) is not row:
             raise UsageError(f"{path}:{place}: two lines of one cell")
     return list(found.values())
-
-
-_CELL = ("family", "variant", "run")

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -26,22 +25,13 @@ from rich.text import Text
 from compressed_ad.evaluation import intervals
 from compressed_ad.evaluation.intervals import Floats, Interval
 from compressed_ad.files import json_value, write_atomically, write_json
-from compressed_ad.report.comparison import (
-    IQM,
-    MIN_RUNS,
-    OPTIMUM,
-    SHARED_DATA,
-    Analysis,
-    analyse,
-    convergence,
-    convergence_table,
-)
-from compressed_ad.report.figures import comparison, histories, returns
+from compressed_ad.report import comparison
+from compressed_ad.report.comparison import IQM, MIN_RUNS, Analysis, analyse
+from compressed_ad.report.figures import histories, returns
+from compressed_ad.report.figures.comparison import forest
 from compressed_ad.report.measures import MEASURES, NEEDS, final_episodes, final_return, in_blocks, normalise
 from compressed_ad.report.pages import Drawn, keep_figures, write_page
 from compressed_ad.report.results import MethodRuns, SourceSummary, validations
-
-STAGES = ("collect", "mark", "train", "evaluate", "report")
 
 
 @dataclass(frozen=True)
@@ -93,7 +83,8 @@ def build_report(
     started = time.perf_counter()
     analysis = analyse(methods, source, seed=seed)
     shown = keep_figures(out / "figures", chain(_figures(methods, analysis, source, seed), further))
-    times: dict[str, float | None] = {stage: (seconds or {}).get(stage) for stage in STAGES}
+    stages = ("collect", "mark", "train", "evaluate")
+    times: dict[str, float | None] = {stage: (seconds or {}).get(stage) for stage in stages}
     times["report"] = time.perf_counter() - started
     times["total"] = sum(value for value in times.values() if value is not None)
     summary = _summary(methods, analysis, source, experiment, times)
@@ -105,13 +96,13 @@ def build_report(
         "report.html.j2",
         title=title or f"{' and '.join(analysis.methods)} on {experiment.family}",
         analysis=analysis,
-        design=SHARED_DATA.about,
+        design=comparison.SHARED_DATA,
         header=_header(analysis),
         table=_lines(analysis),
         iqm_note=iqm_note(analysis),
         left_out=left_out(analysis.shown),
         regret=_regret_table(analysis),
-        convergence=convergence_table(convergence(points, methods[0].name)),
+        convergence=comparison.convergence_table(comparison.convergence(points, methods[0].name)),
         figures=shown,
         marking=source.marking if source is not None else None,
         experiment=_experiment_rows(experiment, methods, analysis),
@@ -140,22 +131,54 @@ def _figures(
             "Training, and validation on the validation tasks. Thin lines are runs, thick lines their mean.",
             histories.training_curves({"": {m.name: m.metrics for m in methods}}),
         )
-    if source is not None:
-        yield from _history_figures(source)
+    if source is None:
+        return
+    if source.returns.shape[1]:
+        levels = {"optimal": source.optimal, "random": source.random}
+        yield (
+            "source_learning",
+            "The learning histories that the models imitate: all tasks of all parts of the split.",
+            histories.learning_curves(source.returns, name=source.name, **levels),
+        )
+    if (t := source.trace) is not None and np.isfinite(t.probs).any():
+        places: Any = {"episode_end": t.episode_end, "first_step": t.first_step, "title": t.label}
+        yield (
+            "probability_trace",
+            f"Probability of the executed action under the policy that chose it: {len(t.probs)} steps of "
+            f"one stream, of which {t.mask.mean():.0%} are marked (shaded).",
+            histories.probability_trace(t.probs, t.mask, threshold=source.threshold, **places),
+        )
+    if source.marked_by_phase is not None:
+        yield (
+            "marked_fraction",
+            "Share of marked steps by tenth of the source's training: mean over all tasks; the bands hold "
+            "the middle 50 % and 80 % of the tasks.",
+            histories.marked_by_tenth({"": {source.name: source.marked_by_phase}}),
+        )
 
 
 def _result_figures(
     base: MethodRuns, analysis: Analysis, source: SourceSummary | None, seed: int
 ) -> Iterator[Drawn]:
-    rows = _rows(source, base.task_ids)
+    places = {task: k for k, task in enumerate([] if source is None else source.task_ids.tolist())}
+    tasks: list[int] = base.task_ids.tolist()
+    rows = None  # of the held-out tasks among the source's, if all have a learning curve
+    if source is not None and source.returns.shape[1] and set(tasks) <= set(places):
+        rows = [places[task] for task in tasks]
+    labels = [f"task {task}" for task in tasks]
+    if source is not None and source.tasks.shape[1] <= 4:
+        words = [", ".join(f"{p:g}" for p in parameters) for parameters in source.tasks]
+        labels = [f"({words[places[t]]})" if t in places else f"task {t}" for t in tasks]
     scores = {name: row[analysis.metric] for name, row in analysis.scores.items()}
-    blocks = {name: in_blocks(curves) for name, curves in analysis.curves.items()}
-    _, episodes = blocks[base.name]
-    size = -(-base.returns.shape[-1] // len(episodes))
+    blocks = {name: in_blocks(curves)[0] for name, curves in analysis.curves.items()}
+    known = {name: in_blocks(curves)[0][0] for name, curves in analysis.references.items()}
+    n_episode = base.returns.shape[-1]
+    _, episodes = in_blocks(np.zeros(n_episode))
+    size = -(-n_episode // len(episodes))
     learning = None
     if source is not None and rows is not None:
         scaled = normalise(source.returns[rows], base.random, analysis.optimal)
-        learning = in_blocks(intervals.mean(scaled[:, : base.returns.shape[-1]], axis=0))[0]
+        learning = in_blocks(intervals.mean(scaled[:, :n_episode], axis=0))[0]
     yield (
         "in_context",
         "In-context return on the held-out tasks: mean over runs and tasks. The weights are frozen: a model "
@@ -165,13 +188,10 @@ def _result_figures(
         + (" Dotted: known algorithms on the same tasks." if analysis.references else "")
         + (f" Points are means of {size} consecutive episodes." if size > 1 else ""),
         returns.in_context_curves(
-            {name: intervals.bootstrap_curve(values, seed=seed) for name, (values, _) in blocks.items()},
+            {name: intervals.bootstrap_curve(values, seed=seed) for name, values in blocks.items()},
             source=learning,
             source_name=source.name if source is not None else "source",
-            references={
-                name: intervals.mean(in_blocks(curves)[0][0], axis=0)
-                for name, curves in analysis.references.items()
-            },
+            references={name: intervals.mean(curves, axis=0) for name, curves in known.items()},
             episodes=episodes,
         ),
     )
@@ -179,22 +199,21 @@ def _result_figures(
         yield _regret_figure(analysis, seed)
     for row in analysis.pairs.values():
         d = row[analysis.metric]
+        shown = [(MEASURES[key].label, row[key]) for key in analysis.shown if key != IQM]
         yield (
             f"difference_{d.other}",
             f"{d.other} minus {d.one}, paired by training seed and task: mean and 95 % interval. "
             + ("Filled: it excludes 0." if d.n_run >= MIN_RUNS else f"{MIN_RUNS} runs are needed to judge."),
-            comparison.forest(
-                {d.label: [(MEASURES[key].label, row[key]) for key in analysis.shown if key != IQM]},
-                "mean paired difference",
-            ),
+            forest({d.label: shown}, "mean paired difference"),
         )
-    labels = [_task_label(source, int(task)) for task in base.task_ids]
     yield (
         "per_task",
         f"Final return by held-out task. Never solved: below {returns.NEVER_SOLVED:g} for every method.",
         returns.per_task_scatter(scores, labels),
     )
-    if source is not None and rows is not None and _is_grid(source.tasks):
+    cells = np.empty(0) if source is None else source.tasks
+    on_grid = cells.shape[1:] == (2,) and cells.dtype.kind in "iu" and cells.min() >= 0 and cells.max() < 64
+    if source is not None and rows is not None and on_grid:
         top = np.where(np.isnan(source.optimal), source.returns.max(axis=1), source.optimal)
         learned = final_return(normalise(source.returns, source.random, top))
         maps: dict[str, Floats] = {f"{source.name} at the end of training": learned}
@@ -207,13 +226,9 @@ def _result_figures(
             returns.goal_map(source.tasks, maps, source.kinds),
         )
     levels = np.linspace(0, 1, 51)
-    yield (
-        "performance_profile",
-        "Share of runs and tasks whose final return is above each level.",
-        returns.performance_profile(
-            {name: intervals.performance_profile(v, levels, seed=seed) for name, v in scores.items()}, levels
-        ),
-    )
+    profiles = {name: intervals.performance_profile(v, levels, seed=seed) for name, v in scores.items()}
+    caption = "Share of runs and tasks whose final return is above each level."
+    yield "performance_profile", caption, returns.performance_profile(profiles, levels)
 
 
 def _regret_figure(analysis: Analysis, seed: int) -> Drawn:
@@ -231,59 +246,6 @@ def _regret_figure(analysis: Analysis, seed: int) -> Drawn:
             episodes=shown + 1,
         ),
     )
-
-
-def _history_figures(source: SourceSummary) -> Iterator[Drawn]:
-    if source.returns.shape[1]:
-        yield (
-            "source_learning",
-            "The learning histories that the models imitate: all tasks of all parts of the split.",
-            histories.learning_curves(
-                source.returns, name=source.name, optimal=source.optimal, random=source.random
-            ),
-        )
-    if source.trace is not None and np.isfinite(source.trace.probs).any():
-        trace = source.trace
-        yield (
-            "probability_trace",
-            f"Probability of the executed action under the policy that chose it: {len(trace.probs)} steps of "
-            f"one stream, of which {trace.mask.mean():.0%} are marked (shaded).",
-            histories.probability_trace(
-                trace.probs,
-                trace.mask,
-                threshold=source.threshold,
-                episode_end=trace.episode_end,
-                first_step=trace.first_step,
-                title=trace.label,
-            ),
-        )
-    if source.marked_by_phase is not None:
-        yield (
-            "marked_fraction",
-            "Share of marked steps by tenth of the source's training: mean over all tasks; the bands hold "
-            "the middle 50 % and 80 % of the tasks.",
-            histories.marked_by_tenth({"": {source.name: source.marked_by_phase}}),
-        )
-
-
-def _rows(source: SourceSummary | None, task_ids: NDArray[Any]) -> list[int] | None:
-    """Where ``task_ids`` stand among the source's tasks; None unless each has a learning curve there."""
-    if source is None or source.returns.shape[1] == 0 or not np.isin(task_ids, source.task_ids).all():
-        return None
-    place = {int(task): row for row, task in enumerate(source.task_ids)}
-    return [place[int(task)] for task in task_ids]
-
-
-def _is_grid(tasks: NDArray[Any]) -> bool:
-    whole = tasks.ndim == 2 and tasks.shape[1] == 2 and tasks.dtype.kind in "iu" and (tasks >= 0).all()
-    return bool(whole and tasks.max(initial=0) < 64)
-
-
-def _task_label(source: SourceSummary | None, task: int) -> str:
-    if source is None or source.tasks.shape[1] > 4 or task not in source.task_ids:
-        return f"task {task}"
-    parameters = source.tasks[np.flatnonzero(source.task_ids == task)[0]]
-    return "(" + ", ".join(f"{p:g}" for p in parameters) + ")"
 
 
 # ---------------------------------------------------------------- tables
@@ -307,15 +269,14 @@ def _lines(analysis: Analysis) -> list[tuple[str, str, list[tuple[str, str]]]]:
 
 
 def iqm_note(analysis: Analysis) -> str:
-    note = (
-        "* The interquartile mean leaves out the highest and the lowest quarter of the scores of all runs and"
-        " tasks."
-    )
     difference = (
         " Its difference is the interquartile mean of the paired differences, which need not be the"
         " difference of the two columns."
     )
-    return note + (difference if analysis.pairs else "")
+    return (
+        "* The interquartile mean leaves out the highest and the lowest quarter of the scores of all runs and"
+        f" tasks.{difference if analysis.pairs else ''}"
+    )
 
 
 def left_out(shown: Sequence[str]) -> str:
@@ -329,19 +290,13 @@ def left_out(shown: Sequence[str]) -> str:
 def _regret_table(analysis: Analysis) -> list[list[str]]:
     """Header and one line for each method and reference; empty without regret."""
     curves = {**analysis.curves, **analysis.references}
-    lines = []
+    lines = [["", "Regret", "95 % interval", "Final return"]]
     for name, total in analysis.total_regret.items():
-        values = [f"{x:z.2f}".replace("-", "−") for x in (total.value, total.low, total.high)]
-        span = f"{values[1]} to {values[2]}" if math.isfinite(total.low) else ""
-        lines.append(
-            [
-                name,
-                values[0],
-                span,
-                intervals.number(float(intervals.mean(final_return(curves[name]).ravel()))),
-            ]
-        )
-    return [["", "Regret", "95 % interval", "Final return"], *lines] if lines else []
+        middle, low, high = (f"{x:z.2f}".replace("-", "−") for x in (total.value, total.low, total.high))
+        span = f"{low} to {high}" if math.isfinite(total.low) else ""
+        final = float(intervals.mean(final_return(curves[name]).ravel()))
+        lines.append([name, middle, span, intervals.number(final)])
+    return lines if len(lines) > 1 else []
 
 
 def terminal_table(analysis: Analysis) -> Group:
@@ -361,7 +316,7 @@ def terminal_table(analysis: Analysis) -> Group:
         for line in regret_lines[1:]:
             regret.add_row(*map(Text, line))
         parts.append(regret)
-    if analysis.scale != OPTIMUM:
+    if analysis.scale != comparison.OPTIMUM:
         parts.append(Text(f"Normalised return: 0 is the uniformly random policy, 1 is {analysis.scale}."))
     return Group(*parts, Text(" ".join(analysis.verdicts)))
 
@@ -380,12 +335,11 @@ def _experiment_rows(
         ("In-context evaluation", f"{n_episode} episodes, {n_rollout} rollouts per task and run"),
         ("Final", f"mean of the last {final_episodes(n_episode)} of {n_episode} episodes"),
         ("History transforms", ", ".join(experiment.transforms) or "none"),
-        *((key.replace("_", " ").capitalize(), _grouped(value)) for key, value in experiment.budget.items()),
+        *(
+            (key.replace("_", " ").capitalize(), f"{n:,}" if isinstance(n, int | np.integer) else str(n))
+            for key, n in experiment.budget.items()
+        ),
     ]
-
-
-def _grouped(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int | np.integer) else str(value)
 
 
 # ---------------------------------------------------------------- files for scripts
@@ -402,7 +356,6 @@ def _summary(
     if source is not None and source.marking is not None:
         names = ("total_steps", "compressed_steps", "compression_ratio")
         marking = {name: getattr(source.marking, name) for name in names}
-
     tables: dict[str, dict[str, dict[str, Any]]] = {"method": {}, "difference": {}, "regret": {}}
     for kind, name, key, i, scores in _estimates(analysis):
         middles = {"mean": float(intervals.mean(scores.ravel())), "iqm": float(intervals.iqm(scores.ravel()))}

@@ -12,19 +12,13 @@ import numpy as np
 
 from compressed_ad.errors import UsageError
 from compressed_ad.evaluation.intervals import Floats, Interval, detectable, number
-from compressed_ad.report.comparison import (
-    OWN_DATA,
-    POOLED,
-    Difference,
-    convergence,
-    convergence_table,
-    differences,
-    means,
-)
-from compressed_ad.report.figures import comparison, histories
+from compressed_ad.report import comparison
+from compressed_ad.report.comparison import Difference, differences, means
+from compressed_ad.report.figures import histories
+from compressed_ad.report.figures.comparison import cost_curves, dots, forest
 from compressed_ad.report.measures import MEASURES
 from compressed_ad.report.pages import Drawn, keep_figures, markdown, plain, provenance, write_page
-from compressed_ad.report.results import Row
+from compressed_ad.report.results import TENTHS, Row
 from compressed_ad.training.flops import action_flops, training_flops
 
 if TYPE_CHECKING:
@@ -32,22 +26,6 @@ if TYPE_CHECKING:
 
 Table = list[list[str]]
 """Lines of text, the header first."""
-
-MEANS = (
-    "Means over runs. Returns are normalised per task: 0 is the uniformly random policy, 1 the optimal one."
-)
-DIFFERENCES = (
-    f"Means of the paired differences over runs. {OWN_DATA.about} The verdict goes by the 95 % interval;"
-    " Holm's adjustment counts all comparisons of this table."
-)
-COSTS = (
-    "What a model costs and what it achieves: floating-point operations of one in-context step, and of all"
-    " gradient steps."
-)
-CONVERGENCE = (
-    "Gradient steps until a run validates as well as the baseline's run on the same data does at its end. A"
-    " run that never does counts as infinitely late."
-)
 
 
 @dataclass(frozen=True)
@@ -67,23 +45,17 @@ def costs(study: Study, rows: Sequence[Row]) -> list[Cost]:
     """The points of the study's cost curves that have results, each curve from its cheapest model on."""
     models = {(cell.family, cell.variant): cell.trained.model for cell in study.cells}
     values = means(rows, study.metric)
-    found = [
-        Cost(
-            family,
-            curve,
-            variant,
-            (model := models[family, variant]).n_transit,
-            action_flops(model),
-            training_flops(model),
-            values[family, variant],
-        )
-        for family in study.families
-        for curve, variants in study.curves.items()
-        for variant in variants
-        if (family, variant) in values
-    ]
-    places = {name: k for k, name in enumerate([*study.families, *study.curves])}
-    return sorted(found, key=lambda c: (places[c.family], places[c.curve], c.action))
+    found = []
+    for family in study.families:
+        for curve, variants in study.curves.items():
+            points = []
+            for variant in variants:
+                if value := values.get((family, variant)):
+                    model = models[family, variant]
+                    cost = (model.n_transit, action_flops(model), training_flops(model))
+                    points.append(Cost(family, curve, variant, *cost, value))
+            found += sorted(points, key=lambda point: point.action)
+    return found
 
 
 # ---------------------------------------------------------------- tables
@@ -94,16 +66,29 @@ def tables(study: Study, rows: Sequence[Row], points: Sequence[Row]) -> list[tup
 
     Means, differences by measure, cost curves if there are any, convergence if it was recorded.
     """
-    measures = dict.fromkeys((study.metric, "final", "auc"))
-    found = [(means_table(rows, study.variants), MEANS)]
-    found += [
-        (difference_table(differences(rows, study.comparisons, measure), measure), DIFFERENCES)
-        for measure in measures
-    ]
+    scale = "Returns are normalised per task: 0 is the uniformly random policy, 1 the optimal one."
+    found = [(means_table(rows, study.variants), f"Means over runs. {scale}")]
+    caption = (
+        f"Means of the paired differences over runs. {comparison.OWN_DATA} The verdict goes by the 95 %"
+        " interval; Holm's adjustment counts all comparisons of this table."
+    )
+    for measure in dict.fromkeys((study.metric, "final", "auc")):
+        gaps = differences(rows, study.comparisons, measure)
+        found.append((difference_table(gaps, measure), caption))
     if by_cost := costs(study, rows):
-        found.append((cost_table(by_cost, study.metric), COSTS))
-    reached = convergence(points, study.baseline, ("validation_return", "validation_accuracy"))
-    return [*found, (convergence_table(reached), CONVERGENCE)] if reached else found
+        caption = (
+            "What a model costs and what it achieves: floating-point operations of one in-context step, and"
+            " of all gradient steps."
+        )
+        found.append((cost_table(by_cost, study.metric), caption))
+    measures = ("validation_return", "validation_accuracy")
+    if reached := comparison.convergence(points, study.baseline, measures):
+        caption = (
+            "Gradient steps until a run validates as well as the baseline's run on the same data does at its"
+            " end. A run that never does counts as infinitely late."
+        )
+        found.append((comparison.convergence_table(reached), caption))
+    return found
 
 
 def text(study: Study, rows: Sequence[Row], points: Sequence[Row], *, as_markdown: bool = False) -> str:
@@ -133,20 +118,10 @@ def difference_table(found: Sequence[Difference], measure: str) -> Table:
     head = ["Family", f"Difference of {MEASURES[measure].label.lower()}", "Runs", "Mean", "95 % interval"]
     table = [[*head, "Seen with 80 % power", "p", "p, Holm", "Verdict"]]
     for d in found:
-        e, single = d.estimate, d.family != POOLED
-        table.append(
-            [
-                d.family,
-                d.label,
-                str(e.n) if single else "",
-                number(e.value, "+"),
-                f"{number(e.low, '+')} to {number(e.high, '+')}",
-                number(d.detectable),
-                number(d.p),
-                number(d.p_holm) if single else "",
-                d.verdict,
-            ]
-        )
+        e, single = d.estimate, d.family != comparison.POOLED
+        span = f"{number(e.low, '+')} to {number(e.high, '+')}"
+        cells = [str(e.n) if single else "", number(e.value, "+"), span, number(d.detectable), number(d.p)]
+        table.append([d.family, d.label, *cells, number(d.p_holm) if single else "", d.verdict])
     return table
 
 
@@ -176,9 +151,8 @@ def write_study(
 ) -> Path:
     """``index.html`` in ``folder``, and its figures as PNG files in ``folder/figures``."""
     found = differences(rows, study.comparisons, study.metric)
-    path = folder / "index.html"
     write_page(
-        path,
+        path := folder / "index.html",
         "study.html.j2",
         title=f"Study: {study.name}",
         question=study.question,
@@ -198,10 +172,8 @@ def write_study(
 
 def answers(found: Sequence[Difference]) -> list[str]:
     """What was found, a sentence each; then in one what was not, and what would have been seen."""
-    by_verdict = {
-        name: [d for d in found if d.verdict == name] for name in ("no difference found", "too few runs")
-    }
-    nothing, few = by_verdict.values()
+    nothing = [d for d in found if d.verdict == "no difference found"]
+    few = [d for d in found if d.verdict == "too few runs"]
     lines = [
         f"{d.sentence()}: {MEASURES[d.measure].label.lower()} {d.estimate.text('+')}."
         for d in found
@@ -238,20 +210,20 @@ def _figures(
 ) -> Iterator[Drawn]:
     label = MEASURES[study.metric].label.lower()
     if found:
-        panels = {
-            f: [(d.label, d) for d in found if d.family == f] for f in dict.fromkeys(d.family for d in found)
-        }
+        panels: dict[str, list[tuple[str, Difference]]] = {}
+        for d in found:
+            panels.setdefault(d.family, []).append((d.label, d))
         yield (
             "differences",
             "Means of the paired differences with 95 % intervals; filled where they exclude 0 and there are"
             " enough runs. Within the grey band lie true differences that this many runs would miss more"
             " often than in 1 of 5 studies.",
-            comparison.forest(panels, f"difference of {label}"),
+            forest(panels, f"difference of {label}"),
         )
     yield (
         "runs",
         "Every run (dots, joined where they share their data) and the mean over runs (bars).",
-        comparison.dots(rows, study.variants, study.metric, label),
+        dots(rows, study.variants, study.metric, label),
     )
     if any(row["marked"] > 0 for row in rows):
         yield (
@@ -261,7 +233,7 @@ def _figures(
         )
     if by_cost := costs(study, rows):
         caption = "The result by what it costs: means over runs with 95 % intervals."
-        yield "costs", caption, comparison.cost_curves(by_cost, label)
+        yield "costs", caption, cost_curves(by_cost, label)
     if len({point["step"] for point in points}) > 1:
         yield (
             "convergence",
@@ -280,17 +252,17 @@ def _curves(points: Sequence[Row], variants: Sequence[str]) -> dict[str, dict[st
 
 def _marked(rows: Sequence[Row]) -> dict[str, dict[str, Floats]]:
     """Marked shares (R, 10) by family and variant; variants with the same marks are one line."""
+    by_cell: dict[str, dict[str, list[list[float]]]] = {}
+    for row in rows:
+        shares = by_cell.setdefault(row.family, {}).setdefault(row.variant, [])
+        shares.append([row[column] for column in TENTHS])
     found: dict[str, dict[str, Floats]] = {}
-    for family in dict.fromkeys(row.family for row in rows):
-        tables = {
-            variant: np.array([r.marked_by_tenth for r in rows if (r.family, r.variant) == (family, variant)])
-            for variant in dict.fromkeys(row.variant for row in rows if row.family == family)
-        }
+    for family, lines in by_cell.items():
         same: dict[bytes, list[str]] = {}
-        for variant, table in tables.items():
-            same.setdefault(table.round(4).tobytes(), []).append(variant)
+        for variant, shares in lines.items():
+            same.setdefault(np.round(shares, 4).tobytes(), []).append(variant)
         found[family] = {
-            names[0] + (f" and {len(names) - 1} more" if names[1:] else ""): tables[names[0]]
-            for names in same.values()
+            name + (f" and {len(others)} more" if others else ""): np.array(lines[name])
+            for name, *others in same.values()
         }
     return found

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, StrMethodFormatter
 
 from compressed_ad.evaluation.attention import Context, Shares
 from compressed_ad.evaluation.border_embeddings import Effects, Geometry
 from compressed_ad.marking.markers import segments
-from compressed_ad.report.figures.style import INK, MARKS, MUTED, styled
+from compressed_ad.report.figures.style import INK, MARKS, MUTED, Figure, names_down, panels, styled
 from compressed_ad.types import FloatArray, IntArray
 
 
@@ -31,54 +30,47 @@ def attention_summary(shares: Shares, title: str) -> Figure:
     """
     n_kind, n_layer, n_head = shares.share.shape
     names = head_names(n_layer, n_head)
+    titles = {
+        "marked": "on marked tokens",
+        "rewarded": "on rewarded tokens",
+        "current episode": "on the current episode",
+        "border": "on border marks",
+    }
     places = -np.arange(len(names))
-    figure = Figure(figsize=(2.7 * n_kind + 1.2, 2 * (0.23 * len(names) + 0.8) + 0.9))
-    panels = figure.subplots(2, n_kind, sharey=True, squeeze=False)
+    size = (2.7 * n_kind + 1.2, 2 * (0.23 * len(names) + 0.8) + 0.9)
+    figure, grid = panels(*size, 2, n_kind, sharey=True)
     for k, kind in enumerate(shares.kinds):
-        above, below = panels[0][k], panels[1][k]
+        above, below = grid[:, k]
         share, matched = shares.share[k].ravel(), shares.matched[k].ravel()
         above.axvline(shares.uniform[k], color=INK, linestyle=(0, (2, 2)), linewidth=1.2, label="uniform")
         above.hlines(places, share, matched, color="#b9b9b9", linewidth=1.2, zorder=1)
         hollow: dict[str, Any] = {"markerfacecolor": "white", "markersize": 5, "zorder": 2}
         above.plot(matched, places, "s", color=INK, label="lag alone", **hollow)
         above.plot(share, places, "o", color=INK, markersize=5.5, label="attention", zorder=3)
-        above.set_xlim(
-            0, 1.12 * max(1e-3, float(share.max()), float(matched.max()), float(shares.uniform[k]))
-        )
+        above.set_xlim(0, 1.12 * max(1e-3, *share, *matched, shares.uniform[k]))
         above.xaxis.set_major_locator(MaxNLocator(4))
         above.xaxis.set_major_formatter(FuncFormatter(lambda x, place: f"{100 * x:.3g} %"))
-        above.set_title(_TITLES.get(kind, kind))
-        above.set_xlabel("share of attention")
+        above.set(title=titles.get(kind, kind), xlabel="share of attention")
         _ratios(below, places, *(x[k].ravel() for x in (shares.ratio, shares.low, shares.high)))
-    for axes in panels.ravel():
+    for axes in grid.ravel():
         axes.grid(axis="y", visible=False)
         for row in range(1, n_layer):
             axes.axhline(-row * n_head + 0.5, color="#d0d0d0", linewidth=0.8)
-    for row in panels:
-        row[0].set_yticks(places, names)
-        row[0].set_ylim(-len(names) + 0.4, 0.6)
+    for first in grid[:, 0]:
+        names_down(first, names)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    handles, labels = panels[0][0].get_legend_handles_labels()
+    handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside lower left", ncols=3)
     return figure
 
 
-_TITLES = {
-    "marked": "on marked tokens",
-    "rewarded": "on rewarded tokens",
-    "current episode": "on the current episode",
-    "border": "on border marks",
-}
-
-
 def _ratios(axes: Axes, places: IntArray, ratio: FloatArray, low: FloatArray, high: FloatArray) -> None:
     axes.axvline(1, color=INK, linewidth=1)
-    for y, middle, *ends in zip(places, ratio, low, high, strict=True):
-        if not np.isfinite([middle, *ends]).all() or middle <= 0:
-            continue
-        clear = ends[0] > 1 or ends[1] < 1
-        axes.hlines(y, *ends, color=INK, linewidth=2)
-        axes.plot(middle, y, "o", color=INK, markerfacecolor=INK if clear else "white", markersize=5.5)
+    for y, middle, begin, end in zip(places, ratio, low, high, strict=True):
+        if np.isfinite([middle, begin, end]).all() and middle > 0:
+            face = INK if begin > 1 or end < 1 else "white"
+            axes.hlines(y, begin, end, color=INK, linewidth=2)
+            axes.plot(middle, y, "o", color=INK, markerfacecolor=face, markersize=5.5)
     known = np.concatenate([ratio, low, high])
     known = known[np.isfinite(known) & (known > 0)]
     reach = 1.1 * max(1.5, *(float(max(x, 1 / x)) for x in known)) if len(known) else 2.0
@@ -99,26 +91,25 @@ def attention_map(context: Context, title: str) -> Figure:
     """
     n_layer, n_head, length, _ = context.maps.shape
     side = min(3.1, 12.5 / n_head)
-    figure = Figure(figsize=(side * n_head + 1.0, side * n_layer + 1.0))
-    panels = figure.subplots(n_layer, n_head, sharex=True, sharey=True, squeeze=False)
+    size = (side * n_head + 1.0, side * n_layer + 1.0)
+    figure, grid = panels(*size, n_layer, n_head, sharex=True, sharey=True)
     shown = np.ma.masked_array(context.maps, np.broadcast_to(~np.tri(length, dtype=bool), context.maps.shape))
     # Near the top there is little to look at, and much attention on it; later rows decide on the scale.
     top = float(np.quantile(context.maps[:, :, length // 4 :].max(axis=-1), 0.9))
     norm = PowerNorm(0.5, vmin=0, vmax=max(top, 1e-6))
-    for layer, head in np.ndindex(n_layer, n_head):
-        axes: Axes = panels[layer][head]  # type: ignore[assignment]
-        image = axes.imshow(shown[layer, head], cmap="Greys", norm=norm, interpolation="nearest")
-        axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=10)
+    names = head_names(n_layer, n_head)
+    for axes, seen, name in zip(grid.ravel(), shown.reshape(-1, length, length), names, strict=True):
+        image = axes.imshow(seen, cmap="Greys", norm=norm, interpolation="nearest")
+        axes.set_title(name, fontsize=10)
         axes.grid(visible=False)
         _beside_both(axes, context, length)
-    for axes in panels[-1]:
+    for axes in grid[-1]:
         axes.set_xlabel("token")
-    for row in panels:
-        row[0].set_ylabel("query")
-    figure.colorbar(image, ax=panels, label="attention", shrink=0.6, aspect=30, extend="max")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("query")
+    figure.colorbar(image, ax=grid, label="attention", shrink=0.6, aspect=30, extend="max")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    handles = panels[0][0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower left", ncols=3)
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower left", ncols=3)
     return figure
 
 
@@ -128,8 +119,8 @@ def _beside_both(axes: Axes, context: Context, length: int) -> None:
     starts = np.flatnonzero(context.episode_start) - 0.5
     axes.vlines(starts, -9.5 * unit, -0.5, color=MUTED, linewidth=0.7, label="episode start")
     axes.hlines(starts, -9.5 * unit, -0.5, color=MUTED, linewidth=0.7)
+    line: dict[str, Any] = {"color": MARKS, "linewidth": 3.2, "solid_capstyle": "butt"}
     for k, (begin, end) in enumerate(zip(*segments(context.marked)[1:], strict=True)):
-        line: dict[str, Any] = {"color": MARKS, "linewidth": 3.2, "solid_capstyle": "butt"}
         axes.plot([begin - 0.5, end - 0.5], [-3 * unit] * 2, **line, label="marked" if k == 0 else None)
         axes.plot([-3 * unit] * 2, [begin - 0.5, end - 0.5], **line)
     rewarded = np.flatnonzero(context.rewarded)
@@ -145,29 +136,23 @@ def _beside_both(axes: Axes, context: Context, length: int) -> None:
 @styled
 def border_embeddings(geometries: Sequence[Geometry], effects: Effects, title: str) -> Figure:
     """The border embeddings: size over training, direction, and what taking or changing marks does."""
-    figure = Figure(figsize=(12.4, 4.6))
-    sizes, directions, divergence, loss = figure.subplots(1, 4, width_ratios=[1, 1.15, 1, 1])
-    steps = [g.step for g in geometries]
-    last = geometries[-1]
-    for k, (name, norms) in enumerate(
-        {
-            "<compress>": [g.norm_start / g.norm_token for g in geometries],
-            "\\compress>": [g.norm_end / g.norm_token for g in geometries],
-        }.items()
-    ):
-        sizes.plot(steps, norms, linestyle=("-", (0, (6, 1.5)))[k], label=name, **_EMBEDDINGS[k])
-    sizes.set(xlabel="gradient step", ylabel="norm / median norm of a token", ylim=(0, None))
+    figure, (row,) = panels(12.4, 4.6, 1, 4, width_ratios=[1, 1.15, 1, 1])
+    sizes, directions, divergence, loss = row
+    start: dict[str, Any] = {"color": "#7a4fa3", "marker": "o", "markersize": 5}
+    end: dict[str, Any] = {"color": "#a6761d", "marker": "s", "markersize": 5, "fillstyle": "none"}
+    steps, last = [g.step for g in geometries], geometries[-1]
+    sizes.plot(steps, [g.norm_start / g.norm_token for g in geometries], label="<compress>", **start)
+    norms = [g.norm_end / g.norm_token for g in geometries]
+    sizes.plot(steps, norms, linestyle=(0, (6, 1.5)), label="\\compress>", **end)
+    sizes.set(xlabel="gradient step", ylabel="norm / median norm of a token", ylim=(0, None), title="Size")
     sizes.margins(x=0.1)
-    sizes.set_title("Size")
-    names = [*last.cosine_start]
-    places = -np.arange(len(names))
+    places = -np.arange(len(last.cosine_start))
     directions.axvline(0, color=INK, linewidth=1)
-    for k, cosines in enumerate((last.cosine_start, last.cosine_end)):
-        directions.plot(list(cosines.values()), places, linestyle="none", **_EMBEDDINGS[k])
-    directions.set_yticks(places, names)
-    directions.set(xlim=(-1.05, 1.05), xlabel="cosine")
+    for cosines, mark in ((last.cosine_start, start), (last.cosine_end, end)):
+        directions.plot(list(cosines.values()), places, linestyle="none", **mark)
+    directions.set_yticks(places, list(last.cosine_start))
+    directions.set(xlim=(-1.05, 1.05), xlabel="cosine", title=f"Direction; with each other {last.cosine:.2f}")
     directions.grid(axis="y", visible=False)
-    directions.set_title(f"Direction; with each other {last.cosine:.2f}")
     _changes(divergence, effects, effects.divergence, "KL divergence (nats)", "Change of the prediction")
     _changes(loss, effects, effects.cross_entropy, "added cross-entropy (nats)", "Change of the loss")
     loss.set_yticklabels([])
@@ -177,30 +162,18 @@ def border_embeddings(geometries: Sequence[Geometry], effects: Effects, title: s
     return figure
 
 
-_EMBEDDINGS: tuple[dict[str, Any], ...] = (
-    {"color": "#7a4fa3", "marker": "o", "markersize": 5},
-    {"color": "#a6761d", "marker": "s", "markersize": 5, "fillstyle": "none"},
-)
-"""Of ``<compress>`` and of ``\\compress>``."""
-_GREYS = (INK, "#7c7c7c", "#b4b4b4")
-"""Of the places of a query, which are no methods either."""
-
-
 def _changes(axes: Axes, effects: Effects, values: FloatArray, label: str, title: str) -> None:
     axes.axvline(0, color=INK, linewidth=1)
     places = -np.arange(len(effects.changes), dtype=float)
-    for k, place in enumerate(effects.places):
+    labels = {"inside": "query in a segment", "outside": "query outside", "all": "all queries"}
+    # Places of a query are no methods, hence greys.
+    for k, (place, grey) in enumerate(zip(effects.places, (INK, "#7c7c7c", "#b4b4b4"), strict=True)):
         middle, low, high = values[:, k].T
         shifted = places + 0.22 * (1 - k)
-        axes.hlines(shifted, low, high, color=_GREYS[k], linewidth=1.8)
-        axes.plot(middle, shifted, "osD"[k], color=_GREYS[k], markersize=5, label=_PLACE[place])
-    axes.set_yticks(places, effects.changes)
-    axes.set_ylim(places[-1] - 0.6, 0.6)
+        axes.hlines(shifted, low, high, color=grey, linewidth=1.8)
+        axes.plot(middle, shifted, "osD"[k], color=grey, markersize=5, label=labels[place])
+    names_down(axes, effects.changes)
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.12)
-    axes.set_xlabel(label)
-    axes.set_title(title)
+    axes.set(xlabel=label, title=title)
     axes.xaxis.set_major_locator(MaxNLocator(4))
-
-
-_PLACE = {"inside": "query in a segment", "outside": "query outside", "all": "all queries"}

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from compressed_ad.evaluation.intervals import mean
-from compressed_ad.report.figures.style import FAINT, INK, Figure, beside, looks, panels, styled
+from compressed_ad.report.figures.style import FAINT, INK, Figure, beside, looks, names_down, panels, styled
 
 if TYPE_CHECKING:
     from compressed_ad.report.comparison import Difference
@@ -26,13 +26,12 @@ def forest(found: Mapping[str, Sequence[tuple[str, Difference]]], label: str) ->
     that the runs would miss more often than in one of five studies, where that is known.
     """
     names = list(dict.fromkeys(name for lines in found.values() for name, _ in lines))
-    places = {name: -k for k, name in enumerate(names)}
     width = min(12.0, 3.0 + 2.6 * len(found)) if len(found) > 1 else 8.8
     figure, (row,) = panels(width, 0.4 * len(names) + 1.4, 1, len(found), sharex=True, sharey=True)
     for axes, (title, lines) in zip(row, found.items(), strict=True):
         axes.axvline(0, color=INK, linewidth=1)
         for name, d in lines:
-            y, e = places[name], d.estimate
+            y, e = -names.index(name), d.estimate
             if math.isfinite(d.detectable):
                 axes.barh(y, 2 * d.detectable, left=-d.detectable, height=0.62, color=FAINT, zorder=0)
             if math.isfinite(e.low):
@@ -40,16 +39,14 @@ def forest(found: Mapping[str, Sequence[tuple[str, Difference]]], label: str) ->
             axes.plot(e.value, y, "o", color=INK, markersize=6.5, mfc=INK if d.decided else "white")
             if len(found) == 1:
                 beside(axes, y, e.text("+"))
-        axes.set_title(title)
+        axes.set(title=title, xlabel=label)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(5))
     every = [d for lines in found.values() for _, d in lines]
     ends = [x for d in every for x in (d.estimate.value, d.estimate.low, d.estimate.high, d.detectable)]
     reach = 1.08 * max(0.02, *(abs(x) for x in ends if math.isfinite(x)))
     row[0].set_xlim(-reach, reach)
-    row[0].set_yticks(list(places.values()), names)
-    row[0].set_ylim(-len(names) + 0.4, 0.6)
+    names_down(row[0], names)
     return figure
 
 
@@ -90,17 +87,13 @@ def cost_curves(found: Sequence[Cost], label: str) -> Figure:
         curves = looks(c.curve for c in found if c.family == family)
         for k, (curve, look) in enumerate(curves.items()):
             points = [c for c in found if (c.family, c.curve) == (family, curve)]
-            middle = np.array([c.value.value for c in points])
-            bars = [middle - [c.value.low for c in points], [c.value.high for c in points] - middle]
-            for axes, cost in zip(
-                row, ([c.context for c in points], [c.action / 1e6 for c in points]), strict=True
-            ):
-                nudged = np.array(cost) * (1 + 0.012 * (k - (len(curves) - 1) / 2))
-                axes.errorbar(
-                    nudged, middle, bars, label=curve, elinewidth=1, marker="o", markersize=4, **look.line
-                )
-        row[0].set_title(family)
-        row[0].set_ylabel(label)
+            middle, low, high = np.array([(c.value.value, c.value.low, c.value.high) for c in points]).T
+            nudge = 1 + 0.012 * (k - (len(curves) - 1) / 2)
+            drawn = {"label": curve, "elinewidth": 1, "marker": "o", "markersize": 4} | look.line
+            costs = np.array([(c.context, c.action / 1e6) for c in points]).T
+            for axes, cost in zip(row, costs, strict=True):
+                axes.errorbar(cost * nudge, middle, [middle - low, high - middle], **drawn)
+        row[0].set(title=family, ylabel=label)
         for axes in row:
             axes.locator_params(axis="x", nbins=6)
     grid[-1][0].set_xlabel("context in steps")

@@ -29,17 +29,14 @@ def learning_curves(
     values = np.asarray(returns, dtype=np.float64)
     figure, ((axes,),) = style.panels(7.2, 3.6)
     episodes = np.arange(1, values.shape[1] + 1)
-    middle = values.mean(axis=0)
     axes.fill_between(
         episodes, *np.quantile(values, [0.1, 0.9], axis=0), color=style.SOURCE, alpha=0.18, linewidth=0
     )
-    axes.plot(episodes, middle, color=style.SOURCE)
-    labels = [(float(middle[-1]), name, style.SOURCE)]
-    for level, word in ((optimal, "optimal"), (random, "random")):
-        known = np.asarray([] if level is None else level, dtype=np.float64)
+    labels = [style.curve(axes, episodes, values.mean(axis=0), name, style.SOURCE)]
+    for height, word in ((optimal, "optimal"), (random, "random")):
+        known = np.asarray([] if height is None else height, dtype=np.float64)
         if known.size and np.isfinite(known).all():
-            labels.append((float(known.mean()), word, style.MUTED))
-            axes.axhline(known.mean(), color=style.MUTED, linestyle=(0, (2, 2)), linewidth=1.2)
+            labels.append(style.level(axes, float(known.mean()), word))
     axes.set(xlabel="episode of the source run", ylabel="return per episode", xlim=(1, max(2, len(episodes))))
     axes.set_title(f"{name}: mean over {len(values)} tasks, band: 10 % to 90 % of tasks")
     style.end_labels(axes, labels)
@@ -96,39 +93,39 @@ def marked_by_tenth(fractions: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
     middle = (np.arange(10) + 0.5) / 10
     look = style.looks(name for lines in fractions.values() for name in lines)
     for axes, (family, lines) in zip(row, fractions.items(), strict=True):
+        alone: Any = {"color": style.INK, "marker": "o", "markersize": 4} if len(lines) == 1 else None
         for name, values in lines.items():
             table = np.asarray(values, dtype=np.float64)
-            alone = len(lines) == 1
-            for low, high in ((0.1, 0.9), (0.25, 0.75)) if alone and len(table) > 1 else ():
-                edges = np.nanquantile(table, [low, high], axis=0)
-                axes.fill_between(middle, *edges, color=style.MARKS, alpha=0.2, linewidth=0)
-            line: dict[str, Any] = (
-                {"color": style.INK, "marker": "o", "markersize": 4} if alone else look[name].line
-            )
-            axes.plot(middle, mean(table, axis=0), label=name, **line)
-        axes.set(xlabel="training of the source", xlim=(0, 1), ylim=(0, 1))
+            for edges in ([0.1, 0.9], [0.25, 0.75]) if alone and len(table) > 1 else ():
+                low, high = np.nanquantile(table, edges, axis=0)
+                axes.fill_between(middle, low, high, color=style.MARKS, alpha=0.2, linewidth=0)
+            axes.plot(middle, mean(table, axis=0), label=name, **(alone or look[name].line))
+        axes.set(xlabel="training of the source", xlim=(0, 1), ylim=(0, 1), title=family)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.set_title(family)
     row[0].set_ylabel("marked steps")
     if any(len(lines) > 1 for lines in fractions.values()):
         row[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=9)
     return figure
 
 
-Rows = Sequence[Mapping[str, Any]]
-"""Of one run's ``metrics.jsonl``."""
-
-
 @style.styled
-def training_curves(metrics: Mapping[str, Mapping[str, Sequence[Rows]]]) -> Figure:
-    """Training loss and validation by gradient step: the runs of each method in each family.
+def training_curves(
+    metrics: Mapping[str, Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]],
+) -> Figure:
+    """Training loss and validation by gradient step, by family, method and run: rows of ``metrics.jsonl``.
 
     Thin lines are runs, thick ones their mean where all runs recorded the same steps. What no run recorded is
     left out.
     """
+    labels = {
+        "loss": "training loss (nats)",
+        "validation_return": "validation return in context\n(normalised)",
+        "validation_accuracy": "validation accuracy",
+        "validation_excess_cross_entropy": "validation cross-entropy above\nthe source's entropy (nats)",
+    }
     every = [row for methods in metrics.values() for runs in methods.values() for run in runs for row in run]
-    keys = [key for key in _TRAINING if len(series(every, key)[0])] or ["loss"]
+    keys = [key for key in labels if len(series(every, key)[0])] or ["loss"]
     cells = [(key, family) for key in keys for family in metrics]
     n_column = len(keys) if len(metrics) == 1 else len(metrics)
     n_row = len(cells) // n_column
@@ -145,17 +142,9 @@ def training_curves(metrics: Mapping[str, Mapping[str, Sequence[Rows]]]) -> Figu
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_title(family)
         if family == next(iter(metrics)):
-            axes.set_ylabel(_TRAINING[key])
+            axes.set_ylabel(labels[key])
     for axes in grid[-1]:
         axes.set_xlabel("gradient step")
     handles = [Line2D([], [], label=name, **one.line) for name, one in look.items()]
     figure.legend(handles=handles, loc="outside upper left", ncols=max(1, min(4, len(handles))))
     return figure
-
-
-_TRAINING = {
-    "loss": "training loss (nats)",
-    "validation_return": "validation return in context\n(normalised)",
-    "validation_accuracy": "validation accuracy",
-    "validation_excess_cross_entropy": "validation cross-entropy above\nthe source's entropy (nats)",
-}

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
 from compressed_ad.report.figures import style
@@ -39,13 +39,11 @@ def in_context_curves(
     figure, ((axes,),) = style.panels(7.6, 4.4)
     n_episode = max(np.shape(curve)[1] for curve in bands.values())
     numbers = np.arange(1, n_episode + 1) if episodes is None else np.asarray(episodes)
-    labels = [(1.0, "optimal", style.MUTED), (0.0, "random", style.MUTED)]
-    for level in (0.0, 1.0):
-        axes.axhline(level, color=style.MUTED, linestyle=(0, (2, 2)), linewidth=1.2)
+    labels = [style.level(axes, 0.0, "random"), style.level(axes, 1.0, "optimal")]
     if source is not None:
-        curve = np.asarray(source, dtype=np.float64)[:n_episode]
-        axes.plot(numbers[: len(curve)], curve, color=style.SOURCE, linewidth=1.5)
-        labels.append((float(curve[-1]), f"{source_name}, learning", style.SOURCE))
+        learning = np.asarray(source)[:n_episode]
+        name = f"{source_name}, learning"
+        labels.append(style.curve(axes, numbers, learning, name, style.SOURCE, linewidth=1.5))
     labels += _by_episode(axes, numbers, bands, references or {})
     axes.set_ylabel("normalised return")
     axes.set_ylim(min(-0.08, axes.get_ylim()[0]), max(1.08, min(1.6, axes.get_ylim()[1])))
@@ -71,16 +69,16 @@ def cumulative_regret(
 
 def _by_episode(
     axes: Axes, numbers: AnyArray, bands: Mapping[str, ArrayLike], references: Mapping[str, ArrayLike]
-) -> list[tuple[float, str, str]]:
-    """Draw curves over the episodes ``numbers`` (E,); their labels for ``style.end_labels``."""
-    labels = style.reference_lines(axes, numbers, references)
+) -> list[style.Label]:
+    """Draw curves over the episodes ``numbers`` (E,); their labels."""
+    labels = []
+    for i, (name, values) in enumerate(references.items()):
+        colour = style.REFERENCES[i % len(style.REFERENCES)]
+        labels.append(style.curve(axes, numbers, values, name, colour, linestyle=(0, (1, 1)), linewidth=1.8))
     for name, look in style.looks(bands).items():
-        curve = np.asarray(bands[name], dtype=np.float64)
-        style.band(axes, numbers[: curve.shape[1]], curve, look)
-        labels.append((float(curve[0, -1]), name, look.color))
-    axes.set(xlabel="in-context episode", xlim=(1, max(2, numbers[-1])))
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
-    axes.set_title("Held-out tasks: mean, style.band: 95 % interval")
+        labels.append(style.band(axes, numbers, bands[name], look, name))
+    style.episode_axis(axes, numbers[-1])
+    axes.set_title("Held-out tasks: mean, band: 95 % interval")
     return labels
 
 
@@ -95,17 +93,16 @@ def per_task_scatter(scores: Mapping[str, ArrayLike], labels: Sequence[str]) -> 
     values = [np.asarray(score, dtype=np.float64) for score in scores.values()]
     means = np.array([v.mean(axis=0) for v in values])
     never: BoolArray = np.all(means < NEVER_SOLVED, axis=0)
-    n_task = means.shape[1]
-    paired = len(names) > 1
+    n_task, paired = means.shape[1], len(names) > 1
     height = max(4.2, 0.24 * n_task + 1.5)
-    figure, (row,) = style.panels(9.2 if paired else 5.2, height, 1, 2 if paired else 1)
+    figure, (row,) = style.panels(9.2 if paired else 5.2, height, 1, 1 + paired)
     edge = (min(-0.05, float(np.nanmin(means)) - 0.05), max(1.05, float(np.nanmax(means)) + 0.05))
     if paired:
         axes = row[0]
         axes.plot(edge, edge, color=style.MUTED, linewidth=1)
         axes.scatter(*means[:2, ~never], s=46, c=style.INK, alpha=0.6, edgecolor="white", linewidth=0.6)
         axes.scatter(*means[:2, never], s=46, c="white", edgecolor=style.INK)
-        axes.set(xlabel=f"{names[0]}: final normalised return", ylabel=f"{names[1]}", xlim=edge, ylim=edge)
+        axes.set(xlabel=f"{names[0]}: final normalised return", ylabel=names[1], xlim=edge, ylim=edge)
         axes.set_aspect("equal", anchor="N")
         axes.set_title("One point per held-out task")
         axes.text(0.04, 0.95, f"{names[1]} higher", transform=axes.transAxes, color=style.MUTED, va="top")
@@ -113,20 +110,21 @@ def per_task_scatter(scores: Mapping[str, ArrayLike], labels: Sequence[str]) -> 
     axes = row[-1]
     order = np.argsort(-means.mean(axis=0), kind="stable")
     shift = np.linspace(0.16, -0.16, len(names)) if paired else np.zeros(1)
-    for look, value, mean, aside in zip(style.looks(names).values(), values, means, shift, strict=True):
+    handles = []
+    for (name, look), value, mean, aside in zip(
+        style.looks(names).items(), values, means, shift, strict=True
+    ):
         at = np.arange(n_task) + aside
+        dot: dict[str, Any] = {"color": look.color, "marker": look.marker}
         axes.scatter(value[:, order], np.tile(at, (len(value), 1)), s=9, color=look.color, alpha=0.45)
-        axes.scatter(mean[order], at, s=44, color=look.color, marker=look.marker)
-    ticks = [f"{labels[k]}  never solved" if never[k] else labels[k] for k in order]
-    axes.set_yticks(np.arange(n_task), ticks)
+        axes.scatter(mean[order], at, s=44, **dot)
+        handles.append(Line2D([], [], linestyle="none", label=name, **dot))
+    shown = [f"{name}  never solved" if hard else name for name, hard in zip(labels, never, strict=True)]
+    axes.set_yticks(np.arange(n_task), [shown[k] for k in order])
     for k, text in zip(order, axes.get_yticklabels(), strict=True):
         text.set_fontweight("bold" if never[k] else "normal")
     axes.set(xlabel="final normalised return", ylim=(-0.7, n_task - 0.3), xlim=edge)
     axes.set_title("By task, hardest on top")
-    handles = [
-        Line2D([], [], color=one.color, marker=one.marker, linestyle="none", label=name)
-        for name, one in style.looks(names).items()
-    ]
     figure.legend(handles=handles, loc="outside upper right", ncols=len(names))
     return figure
 
@@ -151,8 +149,8 @@ def goal_map(tasks: AnyArray, maps: Mapping[str, ArrayLike], kinds: Sequence[str
         for (x, y), kind in zip(cells, kinds, strict=True):
             if kind == "train":
                 continue
-            line: Any = (2.2, "-") if kind == "heldout" else (1.4, (0, (2, 1)))
-            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, lw=line[0], ls=line[1]))
+            line: Any = {"lw": 2.2} if kind == "heldout" else {"lw": 1.4, "ls": (0, (2, 1))}
+            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, **line))
             value = grid[y, x]
             if np.isfinite(value) and max(width, height) <= 12:
                 ink = "white" if value > 0.55 else "black"

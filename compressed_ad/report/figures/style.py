@@ -1,4 +1,4 @@
-"""What all figures share: colours, style, rendering, labels at the end of curves.
+"""What all figures share: colours, style, rendering, curves with labels at their ends, axes.
 
 Every plotting function takes arrays and returns a matplotlib ``Figure``; no global state is touched. Colours
 are those of Okabe and Ito (told apart with any colour vision); methods also differ by line style, so that a
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec
 
@@ -17,10 +17,11 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from compressed_ad.types import AnyArray
-
+Label = tuple[float, str, str]
+"""Height, text and colour of a label at the right edge."""
 P = ParamSpec("P")
 
 INK = "#202020"
@@ -32,14 +33,8 @@ RANDOM = "#8c8c8c"
 DASHED: Any = (0, (5, 2))
 REFERENCES = ("#000000", "#8a5a2b", "#7a4fa3")
 _COLOURS = ("#0072B2", "#D55E00", "#CC79A7", "#56B4E9", "#7a4fa3", "#a6761d")
-_LINES: tuple[Any, ...] = (
-    "-",
-    (0, (6, 1.5)),
-    (0, (3, 1, 1, 1)),
-    (0, (1.5, 1)),
-    (0, (8, 2, 2, 2)),
-    (0, (4, 3)),
-)
+_DASHES = ((6, 1.5), (3, 1, 1, 1), (1.5, 1), (8, 2, 2, 2), (4, 3))
+_LINES: tuple[Any, ...] = ("-", *((0, dashes) for dashes in _DASHES))
 _MARKERS = "oDs^vP"
 _PLACES = {"AD": 0, "CompressedAD": 1, "CompressedADv2": 1, "MarkedAttentionAD": 2}
 
@@ -60,16 +55,14 @@ class Look:
 def looks(methods: Iterable[str]) -> dict[str, Look]:
     """How ``methods`` are drawn: the built-in ones always alike, others by their order."""
     names = list(dict.fromkeys(methods))
-    places = {name: (_PLACES[name], 0) for name in names if name in _PLACES}
-    taken = {colour for colour, _ in places.values()}
-    free = [k for k in (2, 3, 4, 5, 1, 0) if k not in taken]
-    for i, name in enumerate(name for name in names if name not in _PLACES):
-        places[name] = (free[i % len(free)], i // len(free))
-    return {
-        name: Look(_COLOURS[k], _LINES[(k + again) % len(_LINES)], _MARKERS[(k + again) % len(_MARKERS)])
-        for name in names
-        for k, again in [places[name]]
-    }
+    free = [k for k in (2, 3, 4, 5, 1, 0) if k not in {_PLACES.get(name) for name in names}]
+    others = [name for name in names if name not in _PLACES]
+    found = {}
+    for name in names:
+        again, place = (0, 0) if name in _PLACES else divmod(others.index(name), len(free))
+        k = _PLACES.get(name, free[place])
+        found[name] = Look(_COLOURS[k], _LINES[(k + again) % 6], _MARKERS[(k + again) % 6])
+    return found
 
 
 STYLE: dict[Any, Any] = {
@@ -130,26 +123,38 @@ def panels(
     return figure, figure.subplots(n_row, n_column, squeeze=False, **options)
 
 
-def band(axes: Axes, x: ArrayLike, curve: ArrayLike, look: Look, label: str = "") -> None:
-    """A curve (3, E) of middle, low and high."""
-    middle, low, high = np.asarray(curve, dtype=np.float64)
-    axes.fill_between(x, low, high, color=look.color, alpha=0.15, linewidth=0)
-    axes.plot(x, middle, label=label, **look.line)
+def curve(axes: Axes, x: ArrayLike, values: ArrayLike, name: str, colour: str, **line: Any) -> Label:
+    """Draw ``values`` (E,) over the first E of ``x``; the label for their end."""
+    heights = np.asarray(values, dtype=np.float64)
+    axes.plot(np.asarray(x)[: len(heights)], heights, color=colour, **line)
+    return float(heights[-1]), name, colour
 
 
-def reference_lines(
-    axes: Axes, numbers: AnyArray, references: Mapping[str, ArrayLike]
-) -> list[tuple[float, str, str]]:
-    """Draw the curves (E,) of known algorithms over ``numbers`` (E,); their labels for ``end_labels``."""
-    labels = []
-    for i, (name, values) in enumerate(references.items()):
-        curve, colour = np.asarray(values, dtype=np.float64), REFERENCES[i % len(REFERENCES)]
-        axes.plot(numbers[: len(curve)], curve, color=colour, linestyle=(0, (1, 1)), linewidth=1.8)
-        labels.append((float(curve[-1]), name, colour))
-    return labels
+def band(axes: Axes, x: ArrayLike, values: ArrayLike, look: Look, name: str) -> Label:
+    """Draw middle, low and high (3, E) over the first E of ``x``; the label for their end."""
+    middle, low, high = np.asarray(values, dtype=np.float64)
+    axes.fill_between(np.asarray(x)[: len(low)], low, high, color=look.color, alpha=0.15, linewidth=0)
+    return curve(axes, x, middle, name, look.color, linestyle=look.linestyle, label=name)
 
 
-def end_labels(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
+def level(axes: Axes, height: float, name: str) -> Label:
+    """A known return as a faint line; its label."""
+    axes.axhline(height, color=MUTED, linestyle=(0, (2, 2)), linewidth=1.2)
+    return height, name, MUTED
+
+
+def episode_axis(axes: Axes, last: float, n_tick: int = 8) -> None:
+    axes.set(xlabel="in-context episode", xlim=(1, max(2, last)))
+    axes.xaxis.set_major_locator(MaxNLocator(n_tick, integer=True, min_n_ticks=1))
+
+
+def names_down(axes: Axes, names: Sequence[str]) -> None:
+    """One line of the figure for each name, at the heights 0, -1, ..."""
+    axes.set_yticks(-np.arange(len(names)), names)
+    axes.set_ylim(-len(names) + 0.4, 0.6)
+
+
+def end_labels(axes: Axes, labels: Sequence[Label]) -> None:
     """Write each (height, text, colour) at the right edge, moved apart where they would overlap."""
     bottom, top = axes.get_ylim()
     shown = sorted((label for label in labels if np.isfinite(label[0])), key=lambda label: label[0])
