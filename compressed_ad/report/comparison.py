@@ -241,7 +241,9 @@ def analyse(
             found[name][key] = estimate(scores[name][key], limits=limits)
         by_run = {("", m.name): dict(zip(m.seeds, scores[m.name][key], strict=True)) for m in methods}
         others = [(base.name, m.name) for m in methods[1:]]
-        for d in compare(by_run, others, measure.key, replace(SHARED_DATA, interval=estimate)):
+        reach = (limits[0] - limits[1], limits[1] - limits[0])  # of a difference
+        design = replace(SHARED_DATA, interval=partial(estimate, limits=reach))
+        for d in compare(by_run, others, measure.key, design):
             pairs[f"{d.other}-{d.one}"][key] = d
     improvement = {}
     for method in methods[1:]:

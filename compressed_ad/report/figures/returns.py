@@ -72,7 +72,7 @@ def cumulative_regret(
 def _by_episode(
     axes: Axes, numbers: AnyArray, bands: Mapping[str, ArrayLike], references: Mapping[str, ArrayLike]
 ) -> list[tuple[float, str, str]]:
-    """Draw curves over the episodes ``numbers`` (E,); their labels for ``style.end_labels``."""
+    """Draw curves over the episodes ``numbers`` (E,); their labels for ``end_labels``."""
     labels = style.reference_lines(axes, numbers, references)
     for name, look in style.looks(bands).items():
         curve = np.asarray(bands[name], dtype=np.float64)
@@ -80,7 +80,7 @@ def _by_episode(
         labels.append((float(curve[0, -1]), name, look.color))
     axes.set(xlabel="in-context episode", xlim=(1, max(2, numbers[-1])))
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
-    axes.set_title("Held-out tasks: mean, style.band: 95 % interval")
+    axes.set_title("Held-out tasks: mean, band: 95 % interval")
     return labels
 
 
