@@ -1,19 +1,4 @@
-"""The exceptions of this library.
-
-CompressedADError               all errors below; ``cad`` prints them without a traceback
-├── UsageError                  a wrong request (exit code 2)
-│   ├── ConfigError             wrong keys or values of a configuration, all listed
-│   ├── UnknownNameError        a name that is not registered
-│   ├── SplitError              a task used where the split forbids it
-│   └── MissingExtraError       an optional dependency is not installed
-└── RunError                    an error met while running (exit code 1)
-    ├── HistoryError            a history file that cannot be used as asked
-    ├── MarkerError             a marker that cannot mark these histories
-    ├── SpaceError              observation or action spaces that do not fit
-    ├── CheckpointError         a checkpoint that cannot be used
-    ├── RunDirectoryError       a run directory that belongs to something else
-    └── NumericalError          NaN or infinity, with the place named
-"""
+"""The exceptions of this library: wrong requests (``UsageError``) and errors while running (``RunError``)."""
 
 from __future__ import annotations
 
@@ -23,22 +8,13 @@ from typing import Any
 
 
 class CompressedADError(Exception):
-    """Base of all exceptions that this library raises on purpose."""
+    """Base of all exceptions that this library raises on purpose; ``cad`` prints them without a traceback."""
 
     exit_code = 1
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Workers send errors home by pickle, which would call ``__init__`` with the finished message alone.
-        return _rebuild, (type(self), self.args, self.__dict__)
-
-
-def _rebuild(
-    kind: type[CompressedADError], args: tuple[Any, ...], state: dict[str, Any]
-) -> CompressedADError:
-    error = kind.__new__(kind)
-    error.args = args
-    error.__dict__.update(state)
-    return error
+        return Exception.__new__, (type(self), *self.args), self.__dict__
 
 
 class UsageError(CompressedADError):
@@ -60,9 +36,8 @@ class UnknownNameError(UsageError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         known = sorted(known)
-        super().__init__(
-            f"unknown {kind} {name!r}{nearest(name, known)}; known: {', '.join(known)}, or module:attribute"
-        )
+        listed = f"known: {', '.join(known)}, or module:attribute"
+        super().__init__(f"unknown {kind} {name!r}{nearest(name, known)}; {listed}")
 
 
 class SplitError(UsageError):

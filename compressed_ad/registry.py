@@ -19,7 +19,6 @@ from compressed_ad.settings import LISTS, MAPPINGS, UNIONS, Problem, problems
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -71,10 +70,9 @@ def import_attribute(kind: str, path: str) -> Any:
         found = importlib.import_module(module)
     except CompressedADError:
         raise
-    except (ImportError, ValueError) as error:
-        raise UsageError(f"{kind} {path!r}: cannot import {module!r} ({error})") from error
     except Exception as error:  # whatever a user's file raises
-        raise UsageError(f"{kind} {path!r}: cannot import {module!r} ({_raised(error)})") from error
+        cause = error if isinstance(error, ImportError | ValueError) else _raised(error)
+        raise UsageError(f"{kind} {path!r}: cannot import {module!r} ({cause})") from error
     try:
         return getattr(found, attribute)
     except AttributeError as error:
@@ -146,7 +144,8 @@ class Parameters:
     ) -> None:
         self.signature = inspect.signature(function)
         parameters = self.signature.parameters
-        self.settable = {n: p for n, p in parameters.items() if p.kind not in _VARIADIC and n not in handed}
+        named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        self.settable = {n: p for n, p in named.items() if n not in handed}
         self.takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self._function, self._handed, self._guess = function, parameters.keys() & set(handed), guess
         self._types: dict[str, tuple[Any, TypeAdapter[Any] | None]] = {}
@@ -169,15 +168,13 @@ class Parameters:
                 found.append(Problem(text, (name,)))
         return values, found
 
-    def missing(self, given: Collection[str]) -> list[str]:
-        """Names of the parameters without a default that are not ``given``."""
-        return [name for name, p in self.settable.items() if p.default is p.empty and name not in given]
-
-    def complete(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-        """As ``validated``; missing parameters are problems, too."""
+    def complete(
+        self, given: Mapping[str, Any], missing: Callable[[str], str] = "parameter {!r} is missing".format
+    ) -> tuple[dict[str, Any], list[Problem]]:
+        """As ``validated``; missing parameters are problems, too, with the text ``missing(name)``."""
         values, found = self.validated(given)
-        missing = [Problem(f"parameter {name!r} is missing", (name,)) for name in self.missing(given)]
-        return values, found + missing
+        needed = [name for name, p in self.settable.items() if p.default is p.empty and name not in given]
+        return values, found + [Problem(missing(name), (name,)) for name in needed]
 
     def _type(self, name: str) -> tuple[Any, TypeAdapter[Any] | None]:
         """The annotation of a parameter, and its validator; both are made when they are first needed."""
@@ -185,9 +182,10 @@ class Parameters:
             parameter = self.settable[name]
             hint = _annotation(self._function, parameter)
             if self._guess and hint is parameter.empty and isinstance(parameter.default, int | float):
-                hint = bool if isinstance(parameter.default, bool) else _NUMBER
-            strict = _strict(hint)
-            self._types[name] = hint, None if strict is None else TypeAdapter(strict, config=_CONFIG)
+                number = Annotated[Any, BeforeValidator(_refuse_text)]
+                hint = bool if isinstance(parameter.default, bool) else number
+            strict, config = _strict(hint), ConfigDict(allow_inf_nan=False)
+            self._types[name] = hint, None if strict is None else TypeAdapter(strict, config=config)
         return self._types[name]
 
 
@@ -195,10 +193,6 @@ def _refuse_text(value: Any) -> Any:
     if isinstance(value, str):
         raise PydanticCustomError("text_for_number", "a number")
     return value
-
-
-_NUMBER = Annotated[Any, BeforeValidator(_refuse_text)]
-_CONFIG = ConfigDict(allow_inf_nan=False)
 
 
 def _annotation(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:

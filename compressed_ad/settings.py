@@ -70,16 +70,15 @@ class Problem(str):
 
 
 def _refuse_infinite(values: dict[str, Any]) -> dict[str, Any]:
-    bad = {key: value for key, value in values.items() if not _is_finite(value)}
+    def is_finite(value: Any) -> bool:
+        if isinstance(value, Mapping | list | tuple):
+            return all(map(is_finite, value.values() if isinstance(value, Mapping) else value))
+        return not isinstance(value, float) or math.isfinite(value)
+
+    bad = {key: value for key, value in values.items() if not is_finite(value)}
     if bad:
         raise ValueError(Problem(f"numbers must be finite, got {bad}", *((key,) for key in bad)))
     return values
-
-
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, Mapping | list | tuple):
-        return all(map(_is_finite, value.values() if isinstance(value, Mapping) else value))
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 FreeParameters = Annotated[dict[str, Any], AfterValidator(_refuse_infinite)]
@@ -113,19 +112,16 @@ def problems(hint: Any, error: ValidationError, name: str = "") -> list[Problem]
         elif kind == "value_error":
             text = f"{key}: {context['error']}" if key else str(context["error"])
         else:
-            text = f"{key} must be {_required(wanted, mistake)}, got {mistake['input']!r}"
+            required = requirement(wanted) or str(mistake["msg"])
+            if kind == "finite_number":
+                required = "a finite number"
+            elif context.get("le", 0) >= _LARGE:
+                required = f"at most {context['le']}"
+            text = f"{key} must be {required}, got {mistake['input']!r}"
         inner = getattr(context.get("error"), "args", ("",))[0]
         paths = [(*path, *below) for below in getattr(inner, "paths", ())] or [path]
         found.setdefault(path, Problem(text, *paths))
     return list(found.values())
-
-
-def _required(hint: Any, mistake: Mapping[str, Any]) -> str:
-    if mistake["type"] == "finite_number":
-        return "a finite number"
-    if mistake["type"] == "less_than_equal" and mistake["ctx"]["le"] >= _LARGE:
-        return f"at most {mistake['ctx']['le']}"
-    return requirement(hint) or str(mistake["msg"])
 
 
 def _walk(hint: Any, loc: Iterable[str | int]) -> tuple[tuple[str, ...], Any]:
@@ -157,15 +153,22 @@ def requirement(hint: Any) -> str:
     if bare is bool:
         return "true or false"
     if bare in (int, float):
-        return ("a whole number" if bare is int else "a number") + _range(limits)
+        words = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
+        bounds = {word: getattr(x, key) for x in limits for key, word in words.items() if hasattr(x, key)}
+        if bounds.get("at most", 0) >= _LARGE:
+            del bounds["at most"]
+        parts = [f"{word} {bound:g}" for word, bound in bounds.items()]
+        if bounds.keys() == {"of at least", "at most"}:
+            parts = [f"between {bounds['of at least']:g} and {bounds['at most']:g}"]
+        return f"{'a whole number' if bare is int else 'a number'} {' and '.join(parts)}".rstrip()
     if bare is str:
         patterns = [limit.pattern for limit in limits if getattr(limit, "pattern", None)]
         return f"text that matches {patterns[0]}" if patterns else "text"
     if origin is Literal:
         return f"one of {', '.join(map(str, items))}"
     if origin in UNIONS:
-        words = [requirement(item) for item in items]
-        return ", or ".join(word.replace(f"values, each {words[0]}", "them") for word in words if word)
+        kinds = [requirement(item) for item in items]
+        return ", or ".join(kind.replace(f"values, each {kinds[0]}", "them") for kind in kinds if kind)
     if origin in LISTS:
         least = max((limit.min_length for limit in limits if isinstance(limit, MinLen)), default=0)
         count = f"{len(items)} " if _is_fixed(bare) else "one or more " if least == 1 else ""
@@ -175,20 +178,6 @@ def requirement(hint: Any) -> str:
     return ""
 
 
-def _range(limits: Iterable[Any]) -> str:
-    bounds = {
-        word: getattr(limit, key) for limit in limits for key, word in _BOUNDS.items() if hasattr(limit, key)
-    }
-    if bounds.get("at most", 0) >= _LARGE:
-        del bounds["at most"]
-    if bounds.keys() == {"of at least", "at most"}:
-        return f" between {bounds['of at least']:g} and {bounds['at most']:g}"
-    return "".join(
-        f"{' and' if k else ''} {word} {bound:g}" for k, (word, bound) in enumerate(bounds.items())
-    )
-
-
-_BOUNDS = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
 UNIONS = (Union, types.UnionType)
 LISTS = (tuple, list, Sequence)
 MAPPINGS = (dict, Mapping)

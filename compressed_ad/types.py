@@ -161,8 +161,6 @@ class History:
 
 SpaceSpec = dict[str, Any]
 
-SUPPORTED = "Discrete, MultiDiscrete (flat), Box"
-
 
 def to_spec(space: gymnasium.Space[Any]) -> SpaceSpec:
     """A Discrete, MultiDiscrete or Box space as JSON values; ``SpaceError`` for any other.
@@ -178,10 +176,14 @@ def to_spec(space: gymnasium.Space[Any]) -> SpaceSpec:
         start = {"start": space.start.tolist()} if space.start.any() else {}
         return {"kind": "multidiscrete", "nvec": space.nvec.tolist(), **start}
     if isinstance(space, spaces.Box):
-        limits = {name: _limits(getattr(space, name)) for name in ("low", "high")}
-        return {"kind": "box", "shape": list(space.shape), "dtype": str(space.dtype), **limits}
+        spec: SpaceSpec = {"kind": "box", "shape": list(space.shape), "dtype": str(space.dtype)}
+        for name, values in (("low", space.low), ("high", space.high)):
+            known = [None if math.isinf(value) else value for value in values.ravel().tolist()]
+            same = values.ndim > 1 and len(set(known)) == 1
+            spec[name] = None if set(known) <= {None} else known[0] if same else known
+        return spec
     shown = " ".join(str(space).split())
-    raise SpaceError(f"{shown} is not supported; supported: {SUPPORTED}")
+    raise SpaceError(f"{shown} is not supported; supported: Discrete, MultiDiscrete (flat), Box")
 
 
 def from_spec(spec: SpaceSpec) -> gymnasium.Space[Any]:
@@ -195,14 +197,6 @@ def from_spec(spec: SpaceSpec) -> gymnasium.Space[Any]:
         low, high = (limit.reshape(shape).astype(dtype) for limit in bounds(spec))
         return spaces.Box(low, high, shape, dtype.type)
     raise SpaceError(f"unknown space description {spec!r}")
-
-
-def _limits(values: AnyArray) -> Any:
-    flat = values.ravel().tolist()
-    known = [None if math.isinf(value) else value for value in flat]
-    if all(value is None for value in known):
-        return None
-    return known[0] if values.ndim > 1 and len(set(known)) == 1 else known
 
 
 def shape_of(spec: SpaceSpec) -> tuple[int, ...]:

@@ -34,10 +34,7 @@ Event = tuple[str, str, Any]
 """The name of a unit; "progress", "result", "error" or "died"; and the content that goes with it."""
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-_POLL_S = 0.2
 _RAY_POLL_S = 0.5
-_REPORT_S = 0.2
-_PATIENCE_S = 120.0
 
 
 def silent(done: int, total: int, text: str) -> None:
@@ -132,7 +129,7 @@ class Pool(Protocol):
             if failure is None and should_stop():
                 failure = KeyboardInterrupt()
             if failure is not None and deadline == float("inf"):
-                deadline = time.monotonic() + _PATIENCE_S
+                deadline = time.monotonic() + 120
                 self._ask_to_stop()
             # Only alone does a lost unit show whether it is the cause: memory may have run out.
             while failure is None and (waiting or lost) and len(running) < (self.n_process if waiting else 1):
@@ -230,14 +227,13 @@ class WorkerPool(Pool):
 
     def _events(self) -> Iterator[Event]:
         busy = {worker: worker.unit for worker in self.workers if worker.unit is not None}
-        ready = wait([end for worker in busy for end in worker.ends], _POLL_S)
+        ready = wait([end for worker in busy for end in worker.ends], 0.2)
         for worker, name in busy.items():
-            if not set(worker.ends) & set(ready):
-                continue
-            kind, content = worker.receive()
-            if kind == "died":
-                self.workers.remove(worker)
-            yield name, kind, content
+            if set(worker.ends) & set(ready):
+                kind, content = worker.receive()
+                if kind == "died":
+                    self.workers.remove(worker)
+                yield name, kind, content
 
     def _ask_to_stop(self) -> None:
         self.stop.value = True
@@ -292,13 +288,19 @@ class _Worker:
 def _work(pipe: Connection, stop: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    last = 0.0
+
+    def end_with_parent() -> None:
+        if (parent := multiprocessing.parent_process()) is not None:
+            wait([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    last, function = 0.0, b""
 
     def report(done: int, total: int, text: str) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last >= _REPORT_S or done == total:
+        if now - last >= 0.2 or done == total:
             last = now
             pipe.send(("progress", (done, total, text)))
 
@@ -307,19 +309,11 @@ def _work(pipe: Connection, stop: Any) -> None:
     def run(function: bytes, arguments: Sequence[Any]) -> Any:
         return load(function)(*arguments, report=report, should_stop=lambda: bool(stop.value))
 
-    function = b""
     with suppress(EOFError, ConnectionError):  # the parent has closed the pipe
         while True:
             new, arguments = pipe.recv()
             function = function if new is None else new
             pipe.send(_outcome(run, function, arguments))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
 
 
 # ---------------------------------------------------------------- a Ray cluster
@@ -411,7 +405,7 @@ def _call(
 
     with suppress(OSError):
         os.chdir(folder)
-    progress: tuple[int, int, str] | None = None
+    progress: Any = None
     last, stopping = 0.0, False
 
     def report(*latest: Any) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import gymnasium
 import pytest
 
-from compressed_ad.cli.main import Stop, main, parse
+from compressed_ad.cli.call import Stop
+from compressed_ad.cli.main import main, parse
 from compressed_ad.histories.exchange.formats import write_ancestor
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.runs.directory import extras

@@ -26,7 +26,7 @@ UPWARD = {("models.ad", "evaluation.evaluate")}
 
 ONLY_IN = {
     "h5py": {"histories.hdf5"},
-    "stable_baselines3": {f"learners.sb3.{n}" for n in ("learner", "callback", "networks", "probability")},
+    "stable_baselines3": {f"learners.sb3.{n}" for n in ("learner", "callback", "probability")},
     "matplotlib": {"report.figures"},
     "jinja2": {"report.pages"},
     "ray": {"workers"},

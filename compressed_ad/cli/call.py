@@ -1,16 +1,63 @@
-"""What a file of this folder says of a command, and what the command gets when it is called."""
+"""What the file of a command says of it, what it gets when it is called, and options of many commands."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from compressed_ad.cli.display import Display, print_lines
-from compressed_ad.cli.stopping import Stop
-from compressed_ad.runs.config_text import dump
+from compressed_ad.errors import UsageError, nearest
 from compressed_ad.runs.layers import Request
 from compressed_ad.runs.settings import Config
+from compressed_ad.runs.yaml_file import dump
+
+
+class Stop:
+    """Ctrl-C and SIGTERM raise ``KeyboardInterrupt`` at once, or inside ``politely`` ask the work to stop."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._polite = False
+
+    def __call__(self) -> bool:
+        """Whether a signal has come."""
+        return self.signum is not None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle signals inside; only the main thread can."""
+        try:
+            before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # another thread
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def politely(self) -> Iterator[None]:
+        """Inside, work calls this object to learn that it should stop; a second signal does not wait."""
+        self._polite = True
+        try:
+            yield
+        finally:
+            self._polite = False
+        if self.signum is not None:
+            raise KeyboardInterrupt
+
+    def _hear(self, number: int, frame: Any) -> None:
+        first, self.signum = self.signum is None, number
+        if not (self._polite and first):
+            raise KeyboardInterrupt
+        print("cad: saving (once more to stop at once)", file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -19,34 +66,30 @@ class Call:
 
     name: str
     options: argparse.Namespace
-    request: Request | None  # None for commands without settings
+    request: Request  # of a command without settings: that of the defaults
     display: Display
     stop: Stop
-    words: tuple[str, ...]
+    typed: str  # the command line
 
     def config(self) -> Config:
-        """The validated configuration that was asked for."""
+        """The validated configuration asked for; ``--print-config`` prints it and ends the command."""
         from compressed_ad.runs.config import load_config
 
-        assert self.request is not None
-        return load_config(self.request)
+        config = load_config(self.request)
+        if self.options.print_config:
+            print_lines(dump(config))
+            raise SystemExit
+        return config
 
     def explicit(self) -> set[str]:
         """Dotted keys that the user set."""
         from compressed_ad.runs.config import explicit_keys
 
-        assert self.request is not None
         return explicit_keys(self.request)
 
-    def only_shows(self, config: Config) -> bool:
-        """Print ``config`` if nothing else was asked for."""
-        if self.options.print_config:
-            print_lines(dump(config))
-        return bool(self.options.print_config)
 
-    def typed(self) -> str:
-        """The command line as it was typed."""
-        return " ".join(["cad", *self.words])
+Option = Callable[[argparse._ActionsContainer], object]
+"""Adds an option, or an argument, to a parser."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +97,81 @@ class Command:
     """A command of ``cad``."""
 
     run: Callable[[Call], None]
-    options: Callable[[argparse.ArgumentParser], None] = lambda parser: None  # adds those that are its alone
+    options: Sequence[Option] = ()  # those that are its alone
     text: str = ""  # for its help
     sections: tuple[str, ...] = ()  # of the configuration, whose settings it uses
     common: tuple[str, ...] = ("seed", "device", "dry-run")  # options of many commands that it has
     overrides: bool = False  # takes --section.key although it has no sections
+
+
+# ---------------------------------------------------------------- options
+
+
+def option(
+    name: str,
+    metavar: str | None,
+    help: str,
+    kind: Callable[[str], object] = str,
+    default: object = None,
+    **more: Any,
+) -> Option:
+    """An option or argument with one value; its help states the ``default`` unless that is None."""
+    shown = help if default is None else f"{help} (default: {default})"
+    return lambda parser: parser.add_argument(
+        name, type=kind, default=default, metavar=metavar, help=shown, **more
+    )
+
+
+def flag(name: str, help: str) -> Option:
+    return lambda parser: parser.add_argument(name, action="store_true", help=help)
+
+
+def out_option(what: str, default: str) -> Option:
+    return option("--out", "DIR", f"{what} (default: {default})", Path)
+
+
+def history_option(default: str) -> Option:
+    return option("--history", "FILE", f"history file (default: {default})", Path)
+
+
+RAY = option("--ray", "ADDRESS", "work on a Ray cluster: its address, or auto")
+OVERWRITE = flag("--overwrite", "replace what is there")
+
+
+def setting_option(
+    name: str, key: str, metavar: str, help: str, check: Callable[[str], object] = str
+) -> Option:
+    """An option that means ``--KEY VALUE``; ``check`` raises an error for values that are wrong."""
+
+    def setting(text: str) -> tuple[str, str]:
+        check(text)
+        return key, text
+
+    return settings_option(name, setting, metavar, help)
+
+
+def settings_option(
+    name: str, setting: Callable[[str], tuple[str, str]], metavar: str, help: str, **more: Any
+) -> Option:
+    """An option whose text ``setting`` turns into (dotted key, YAML text)."""
+    more = {"action": "append", "dest": "settings", "default": [], **more}
+    return lambda parser: parser.add_argument(name, type=setting, metavar=metavar, help=help, **more)
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def one_of(kind: str, known: Iterable[str]) -> Callable[[str], str]:
+    """One of the words ``known``; ``kind`` is what messages call them."""
+    words = list(known)
+
+    def check(text: str) -> str:
+        if text not in words:
+            raise UsageError(f"unknown {kind} {text!r}{nearest(text, words)}; one of {', '.join(words)}")
+        return text
+
+    return check

@@ -16,10 +16,6 @@ from rich.table import Table
 from compressed_ad.errors import RunError
 from compressed_ad.workers import Report
 
-_LINE_S = 5.0
-_STALL_S = 5.0
-
-
 ShowTable = Callable[[Sequence[Sequence[str]]], None]
 """Shows a table, header first, instead of the one before."""
 
@@ -55,31 +51,29 @@ class Display:
             def show(done: int, total: int, text: str) -> None:
                 bar.update(row, completed=done, total=total, text=pace.text(done, total, text))
 
+            def show_table(table: Sequence[Sequence[str]]) -> None:
+                head, *body = table
+                above = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+                for k, column in enumerate(head):
+                    above.add_column(column, justify="left" if k < 2 else "right")
+                for line in body:
+                    above.add_row(*line)
+                live.update(Group(above, bar))
+
             with Live(bar, console=self.console, transient=True) as live:
-                yield show, lambda table: live.update(Group(rich_table(table), bar))
+                yield show, show_table
         else:
             last = started
 
             def line(done: int, total: int, text: str) -> None:
                 nonlocal last
                 shown, now = pace.text(done, total, text), time.monotonic()
-                if now - last >= _LINE_S:
+                if now - last >= 5:
                     last = now
                     self.note(f"{name:<9} {shown}")
 
             yield line, lambda table: None
         self.note(f"{name:<9} done in {duration(time.monotonic() - started)}")
-
-
-def rich_table(table: Sequence[Sequence[str]]) -> Table:
-    """A table for the terminal, from rows of text with the header first."""
-    head, *body = table
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for k, name in enumerate(head):
-        shown.add_column(name, justify="left" if k < 2 else "right")
-    for line in body:
-        shown.add_row(*line)
-    return shown
 
 
 class _Pace:
@@ -101,7 +95,7 @@ class _Pace:
             self.initial, self.anchor = done, None
         elif self.anchor is None:
             self.anchor = (now, done) if done > self.initial else None
-        elif not self.stalled and self.heard - self.anchor[0] < 1 and now - self.heard > _STALL_S:
+        elif not self.stalled and self.heard - self.anchor[0] < 1 and now - self.heard > 5:
             self.anchor, self.stalled = (now, done), True
         elif done > self.anchor[1] and now - self.anchor[0] > 1:
             began, before = self.anchor

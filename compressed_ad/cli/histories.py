@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from compressed_ad.cli.call import Call, Command
+from compressed_ad.cli.call import OVERWRITE, RAY, Call, Command, count, flag, option, out_option
 from compressed_ad.cli.display import duration, print_lines
-from compressed_ad.cli.options import count, option, out_option, overwrite_option, ray_option
-from compressed_ad.errors import ConfigError, HistoryError, NumericalError, RunError, UsageError
+from compressed_ad.errors import ConfigError, HistoryError, NumericalError, UsageError
+from compressed_ad.files import write_atomically
 from compressed_ad.histories.collector import history_path
 from compressed_ad.histories.exchange.formats import EXPORT, LAYOUT, only_tasks
 from compressed_ad.histories.exchange.importing import file_provenance, import_histories, named_split
@@ -19,56 +18,40 @@ from compressed_ad.histories.file import HistoryFile
 from compressed_ad.marking.apply import marker_params
 from compressed_ad.registry import call_text
 from compressed_ad.runs import stages
-from compressed_ad.runs.config import build_family, load_config
-from compressed_ad.runs.settings import Config
+from compressed_ad.runs.config import build_family
 from compressed_ad.tasks.split import split_tasks
-from compressed_ad.types import Split
-from compressed_ad.workers import Report, open_pool
-
-
-def _collect_options(parser: argparse.ArgumentParser) -> None:
-    out_option(parser, "folder of the history file", "datasets")
-    parser.add_argument("--resume", action="store_true", help="continue an unfinished collection")
-    overwrite_option(parser)
-    ray_option(parser)
+from compressed_ad.workers import open_pool
 
 
 def _collect(call: Call) -> None:
-    config = call.config()
-    if call.only_shows(config):
-        return
-    path = stages.default_history(config, call.options.out or Path("datasets"))
-    if call.options.dry_run:
+    config, options = call.config(), call.options
+    path = stages.default_history(config, options.out or Path("datasets"))
+    if options.dry_run:
         seconds = stages.expected_seconds(config)["collect"]
         time = "time unknown" if seconds is None else f"roughly {duration(seconds)}"
         steps = stages.source_steps(config)
         print_lines(f"Would collect {steps:,} steps of {config.algorithm.learner} into {path} ({time})")
         return
-    workers = stages.n_process(config)
-    with open_pool(call.options.ray, workers) as pool, call.display.stage("collect") as report:
-        stages.collect_stage(
-            config,
-            path,
-            resume=call.options.resume,
-            overwrite=call.options.overwrite,
-            report=report,
-            pool=pool,
-        )
+    existing, workers = {"resume": options.resume, "overwrite": options.overwrite}, stages.n_process(config)
+    with open_pool(options.ray, workers) as pool, call.display.stage("collect") as report:
+        stages.collect_stage(config, path, report=report, pool=pool, **existing)
     print_lines(f"{path}\n{HistoryFile(path, verify=False).statistics().text()}")
 
 
-COLLECT = Command(_collect, _collect_options, sections=("env", "algorithm", "marker"))
-
-
-def _mark_options(parser: argparse.ArgumentParser) -> None:
-    option(parser, "file", "FILE", "history file", Path)
-    option(parser, "--output", "FILE", "write a marked copy (default: mark FILE itself)", Path)
+COLLECT = Command(
+    _collect,
+    [
+        out_option("folder of the history file", "datasets"),
+        flag("--resume", "continue an unfinished collection"),
+        OVERWRITE,
+        RAY,
+    ],
+    sections=("env", "algorithm", "marker"),
+)
 
 
 def _mark(call: Call) -> None:
     config = call.config()
-    if call.only_shows(config):
-        return
     path: Path = call.options.file
     if call.options.dry_run:
         file = HistoryFile(path)
@@ -83,16 +66,15 @@ def _mark(call: Call) -> None:
     print_lines(statistics.text())
 
 
-MARK = Command(_mark, _mark_options, sections=("marker",), common=("seed", "dry-run"))
-
-
-def _inspect_options(parser: argparse.ArgumentParser) -> None:
-    option(parser, "file", "FILE", "history file", Path)
-    option(parser, "--plot", "PNG", "draw the action probabilities with the marked segments", Path)
-    option(parser, "--task", None, "task to draw", int, default=0)
-    option(parser, "--stream", None, "stream to draw", int, default=0)
-    option(parser, "--first", "STEP", "first step drawn", int, default=0)
-    option(parser, "--steps", None, "steps drawn", int, default=200)
+MARK = Command(
+    _mark,
+    [
+        option("file", "FILE", "history file", Path),
+        option("--output", "FILE", "write a marked copy (default: mark FILE itself)", Path),
+    ],
+    sections=("marker",),
+    common=("seed", "dry-run"),
+)
 
 
 def _inspect(call: Call) -> None:
@@ -106,7 +88,18 @@ def _inspect(call: Call) -> None:
     print_lines(text)
 
 
-INSPECT = Command(_inspect, _inspect_options, common=())
+INSPECT = Command(
+    _inspect,
+    [
+        option("file", "FILE", "history file", Path),
+        option("--plot", "PNG", "draw the action probabilities with the marked segments", Path),
+        option("--task", None, "task to draw", int, default=0),
+        option("--stream", None, "stream to draw", int, default=0),
+        option("--first", "STEP", "first step drawn", int, default=0),
+        option("--steps", None, "steps drawn", int, default=200),
+    ],
+    common=(),
+)
 
 
 def _plot(options: argparse.Namespace) -> None:
@@ -133,11 +126,7 @@ def _plot(options: argparse.Namespace) -> None:
         first_step=options.first,
         title=f"{file.info.learner} on {file.info.family}, task {options.task}, stream {options.stream}",
     )
-    try:
-        options.plot.parent.mkdir(parents=True, exist_ok=True)
-        options.plot.write_bytes(writers[options.plot.suffix](figure))
-    except OSError as error:
-        raise RunError(f"{options.plot}: cannot be written ({error.strerror})") from error
+    write_atomically(options.plot, writers[options.plot.suffix](figure))
 
 
 # ---------------------------------------------------------------- exchange with other programs
@@ -150,34 +139,14 @@ def _task_numbers(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _import_options(parser: argparse.ArgumentParser) -> None:
-    option(parser, "file", "FILE", "histories of another program", Path)
-    layouts = f"format of FILE: {', '.join(LAYOUT)}, or module:attribute"
-    option(parser, "--layout", "NAME", layouts, default="ancestor")
-    option(parser, "--out", "DIR|FILE", "history file, or folder of it", Path, default=Path("datasets"))
-    option(parser, "--heldout", "K,K,...", "tasks for evaluation", _task_numbers)
-    option(parser, "--validation", "K,K,...", "tasks for choosing a checkpoint", _task_numbers)
-    option(parser, "--split-seed", "N", "draw the split with this seed instead", int)
-    option(
-        parser,
-        "--task-ids",
-        "K,K,...|match",
-        "the family's tasks that FILE holds, in order; match: find them by their rewards "
-        "(default: the tasks with the same numbers)",
-        lambda text: text if text == "match" else _task_numbers(text),
-    )
-    option(parser, "--horizon", "N", "steps of every episode, if FILE has no dones", count)
-    option(parser, "--n-learner", "N", "learners that share the streams", count, default=1)
-    option(parser, "--steps-per-update", "N", "steps between policy updates (default: unknown)", count)
-    option(parser, "--source", "NAME", "name of the algorithm", default="imported")
-    overwrite_option(parser)
-
-
 def _import(call: Call) -> None:
     options, explicit = call.options, call.explicit()
-    config = _without_preset_split(call, explicit)
-    if call.only_shows(config):
-        return
+    # The preset's numbers of tasks are meant for another family.
+    no_sizes = [(key, "null") for key in ("env.n_task", "env.train", "env.validation", "env.heldout")]
+    unset = [pair for pair in no_sizes if pair[0] not in explicit]
+    config = replace(
+        call, request=replace(call.request, overrides=[*unset, *call.request.overrides])
+    ).config()
     if options.env is None and "env.family" not in explicit:
         raise ConfigError(
             "name the task family of these histories (--family NAME, prefix:ID or module:attribute): models "
@@ -186,7 +155,14 @@ def _import(call: Call) -> None:
     source: Path = options.file
     try:
         tasks = LAYOUT[options.layout](source)
-        split = _split(call, config, explicit, list(tasks))
+        env, seed, drawn = config.env, options.split_seed, None
+        if seed is None and "env.split_seed" in explicit:
+            seed = env.split_seed
+        if seed is not None:
+            drawn = partial(
+                split_tasks, seed=seed, train=env.train, validation=env.validation, heldout=env.heldout
+            )
+        split = named_split(list(tasks), options.heldout, options.validation, drawn)
         only_tasks(source, tasks, {name: ids.tolist() for name, ids in vars(split).items()})
         out: Path = options.out
         if out.suffix not in (".hdf5", ".h5"):
@@ -202,7 +178,7 @@ def _import(call: Call) -> None:
                 split=split, task_ids=options.task_ids, horizon=options.horizon,
                 n_learner=options.n_learner, steps_per_update=options.steps_per_update,
                 learner=options.source, config=file_provenance(source, options.layout), seed=config.seed,
-                overwrite=options.overwrite, progress=_task_counter(report, n_task),
+                overwrite=options.overwrite, progress=stages.counting(report, n_task, "tasks"),
             )  # fmt: skip
     except (HistoryError, NumericalError) as error:
         text = str(error)
@@ -213,9 +189,29 @@ def _import(call: Call) -> None:
     print_lines(f"{out}: {n_task} tasks ({parts}); mark it with: cad mark {out}")
 
 
+_LAYOUTS = f"format of FILE: {', '.join(LAYOUT)}, or module:attribute"
 IMPORT = Command(
     _import,
-    _import_options,
+    [
+        option("file", "FILE", "histories of another program", Path),
+        option("--layout", "NAME", _LAYOUTS, default="ancestor"),
+        option("--out", "DIR|FILE", "history file, or folder of it", Path, default=Path("datasets")),
+        option("--heldout", "K,K,...", "tasks for evaluation", _task_numbers),
+        option("--validation", "K,K,...", "tasks for choosing a checkpoint", _task_numbers),
+        option("--split-seed", "N", "draw the split with this seed instead", int),
+        option(
+            "--task-ids",
+            "K,K,...|match",
+            "the family's tasks that FILE holds, in order; match: find them by their rewards "
+            "(default: the tasks with the same numbers)",
+            lambda text: text if text == "match" else _task_numbers(text),
+        ),
+        option("--horizon", "N", "steps of every episode, if FILE has no dones", count),
+        option("--n-learner", "N", "learners that share the streams", count, default=1),
+        option("--steps-per-update", "N", "steps between policy updates (default: unknown)", count),
+        option("--source", "NAME", "name of the algorithm", default="imported"),
+        OVERWRITE,
+    ],
     text=(
         "Needs the task family and the held-out tasks, because a history file names both. The recorded "
         "actions are replayed in the family to find where episodes end and what their last steps led to. "
@@ -226,48 +222,6 @@ IMPORT = Command(
 )
 
 
-def _task_counter(report: Report, total: int) -> Callable[[int], None]:
-    """Adds up the tasks that are finished, and reports the sum."""
-    done = 0
-
-    def add(count: int) -> None:
-        nonlocal done
-        done += count
-        report(done, total, "tasks")
-
-    return add
-
-
-def _without_preset_split(call: Call, explicit: set[str]) -> Config:
-    """The configuration without the preset's numbers of tasks, which are meant for another family."""
-    assert call.request is not None
-    sizes = [(key, "null") for key in ("env.n_task", "env.train", "env.validation", "env.heldout")]
-    unset = [pair for pair in sizes if pair[0] not in explicit]
-    return load_config(replace(call.request, overrides=[*unset, *call.request.overrides]))
-
-
-def _split(call: Call, config: Config, explicit: set[str], tasks: list[int]) -> Split:
-    """The split that the options name or, with a seed, draw."""
-    env, seed = config.env, call.options.split_seed
-    if seed is None and "env.split_seed" in explicit:
-        seed = env.split_seed
-    drawn = None
-    if seed is not None:
-        drawn = partial(
-            split_tasks, seed=seed, train=env.train, validation=env.validation, heldout=env.heldout
-        )
-    return named_split(tasks, call.options.heldout, call.options.validation, drawn)
-
-
-def _export_options(parser: argparse.ArgumentParser) -> None:
-    option(parser, "file", "FILE", "history file", Path)
-    formats = f"{', '.join(EXPORT)}, or module:attribute"
-    parser.add_argument("--to", required=True, metavar="FORMAT", help=formats)
-    where = "output file; for minari a folder"
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR|FILE", help=where)
-    overwrite_option(parser)
-
-
 def _export(call: Call) -> None:
     options = call.options
     writer, file = EXPORT[options.to], HistoryFile(options.file)
@@ -276,9 +230,18 @@ def _export(call: Call) -> None:
         print_lines(f"Would export {tasks} of {file.path} as {options.to} to {options.out}")
         return
     with call.display.stage("export") as report:
-        progress = _task_counter(report, len(file.task_ids))
+        progress = stages.counting(report, len(file.task_ids), "tasks")
         written = writer(file, options.out, options.overwrite, progress)
     print_lines(f"{written}: {tasks} as {options.to}")
 
 
-EXPORT_COMMAND = Command(_export, _export_options, common=("dry-run",))
+EXPORT_COMMAND = Command(
+    _export,
+    [
+        option("file", "FILE", "history file", Path),
+        option("--to", "FORMAT", f"{', '.join(EXPORT)}, or module:attribute", required=True),
+        option("--out", "DIR|FILE", "output file; for minari a folder", Path, required=True),
+        OVERWRITE,
+    ],
+    common=("dry-run",),
+)

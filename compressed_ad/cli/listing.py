@@ -1,28 +1,37 @@
-"""``cad list``: the names that there are to choose from, each with a line about it and its parameters."""
+"""``cad list``, ``check`` and ``doctor``: what there is to choose from, and whether it works."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import re
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from compressed_ad.cli.call import Call, Command
+from compressed_ad.cli.call import Call, Command, count, one_of, option
 from compressed_ad.cli.display import print_lines
-from compressed_ad.cli.options import one_of
+from compressed_ad.errors import ConfigError, RunError
 from compressed_ad.histories.exchange.formats import EXPORT, LAYOUT
 from compressed_ad.learners.base import LEARNER
+from compressed_ad.learners.conformance import check_learner
 from compressed_ad.learners.ppo import PPOConfig
 from compressed_ad.learners.sb3.algorithms import ALGORITHM
-from compressed_ad.marking.apply import REQUIRED, marker_parameters
+from compressed_ad.learners.select import make_learner
+from compressed_ad.marking.apply import REQUIRED, find_marker, marker_parameters
+from compressed_ad.marking.conformance import check_marker
 from compressed_ad.marking.markers import MARKER
 from compressed_ad.models import MODEL
 from compressed_ad.models.settings import Architecture
-from compressed_ad.runs.config_text import show_value
-from compressed_ad.runs.directory import EXTRAS, extras
+from compressed_ad.runs import yaml_file
+from compressed_ad.runs.directory import EXTRAS, extras, hardware, revision, versions
+from compressed_ad.runs.layers import show_value
 from compressed_ad.tasks.base import TASK_FAMILY
+from compressed_ad.tasks.conformance import family_problems
+from compressed_ad.tasks.select import make_family
 from compressed_ad.training.transforms import DEPARTURES, TRANSFORM
 
 Rows = list[tuple[str, str, str]]  # name, a sentence about it, parameters
@@ -48,11 +57,80 @@ ADAPTERS = {
 """Families of other libraries. This is written here because adapters import the library that they adapt."""
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", nargs="?", type=one_of("list", LISTS), metavar="WHAT", help=", ".join(LISTS))
+def _sentence(thing: Any) -> str:
+    """The first sentence of the docstring."""
+    paragraph = (inspect.getdoc(thing) or "").partition("\n\n")[0]
+    plain = " ".join(paragraph.split()).replace("`", "")
+    return re.split(r"(?<=[.:]) (?=[A-Z])", plain)[0].rstrip(":")
 
 
-def run(call: Call) -> None:
+def call_parameters(thing: Callable[..., Any], *, keyword_only: bool = False) -> str:
+    """The parameters of a call, with their defaults."""
+    given = inspect.signature(thing).parameters.values()
+    kinds = {
+        inspect.Parameter.KEYWORD_ONLY,
+        *([] if keyword_only else [inspect.Parameter.POSITIONAL_OR_KEYWORD]),
+    }
+    return _with_defaults((p.name, p.default) for p in given if p.kind in kinds)
+
+
+def _with_defaults(pairs: Iterable[tuple[str, Any]]) -> str:
+    return ", ".join(
+        name if default is REQUIRED else f"{name}={show_value(default)}" for name, default in pairs
+    )
+
+
+def _architecture() -> str:
+    fields = Architecture.model_fields.items()
+    return _with_defaults((n, f.default) for n, f in fields if n != "model" and not n.endswith("_space"))
+
+
+def _learners() -> Rows:
+    ppo = _with_defaults((name, field.default) for name, field in PPOConfig.model_fields.items())
+    rows = [
+        (n, _sentence(maker), ppo if n == "ppo" else call_parameters(maker)) for n, maker in LEARNER.items()
+    ]
+    state = "" if extras()["sb3"] else " (not installed: pip install 'compressed-ad[sb3]')"
+    for name, algorithm in ALGORITHM.items():
+        rows.append((f"sb3:{name}", f"{algorithm.words} Actions: {', '.join(algorithm.actions)}{state}", ""))
+    return rows
+
+
+LISTS: Mapping[str, Callable[[], Rows]] = {
+    "families": lambda: [
+        *((name, _sentence(family), call_parameters(family)) for name, family in TASK_FAMILY.items()),
+        *((f"{prefix}:ID", *about) for prefix, about in ADAPTERS.items()),
+    ],
+    "learners": _learners,
+    "markers": lambda: [
+        (name, _sentence(marker), _with_defaults(marker_parameters(name).items()))
+        for name, marker in MARKER.items()
+    ],
+    "models": lambda: [(name, _sentence(MODEL[name]), _architecture()) for name in MODEL],
+    "transforms": lambda: [
+        (
+            name,
+            _sentence(transform) + (" (departs from pure AD)" if name in DEPARTURES else ""),
+            call_parameters(transform, keyword_only=True),
+        )
+        for name, transform in TRANSFORM.items()
+    ],
+    "layouts": lambda: sorted(
+        [(name, _sentence(read), f"cad import --layout {name}") for name, read in LAYOUT.items()]
+        + [(name, _sentence(write), f"cad export --to {name}") for name, write in EXPORT.items()]
+    ),
+    "extras": lambda: [
+        (
+            name,
+            EXTRAS[name][0],
+            "installed" if there else f"not installed: pip install 'compressed-ad[{name}]'",
+        )
+        for name, there in extras().items()
+    ],
+}
+
+
+def _list(call: Call) -> None:
     kinds = [call.options.what] if call.options.what else list(LISTS)
     for kind in kinds:
         if len(kinds) > 1:
@@ -63,8 +141,8 @@ def run(call: Call) -> None:
 
 
 LISTING = Command(
-    run,
-    _options,
+    _list,
+    [option("what", "WHAT", ", ".join(LISTS), one_of("list", LISTS), nargs="?")],
     text=(
         "Shows a line about each name, and its parameters. For all lists but extras, module:attribute also "
         "works in place of a name; the module may be installed or lie in the current folder."
@@ -73,88 +151,97 @@ LISTING = Command(
 )
 
 
-def _sentence(thing: Any) -> str:
-    """The first sentence of the docstring."""
-    paragraph = (inspect.getdoc(thing) or "").partition("\n\n")[0]
-    plain = " ".join(paragraph.split()).replace("`", "")
-    return re.split(r"(?<=[.:]) (?=[A-Z])", plain)[0].rstrip(":")
+# ---------------------------------------------------------------- check
 
 
-def call_parameters(thing: Callable[..., Any], *, keyword_only: bool = False) -> str:
-    """The parameters of a call, with their defaults."""
-    kinds = {inspect.Parameter.KEYWORD_ONLY} | (
-        set() if keyword_only else {inspect.Parameter.POSITIONAL_OR_KEYWORD}
-    )
-    parameters = inspect.signature(thing).parameters.values()
-    return _with_defaults((p.name, p.default) for p in parameters if p.kind in kinds)
+def _learner(name: str, kwargs: Mapping[str, Any], options: argparse.Namespace) -> list[str]:
+    family_kwargs = _mapping("--family-kwargs", options.family_kwargs)
+    family = None if options.family is None else make_family(options.family, family_kwargs)
+    return check_learner(make_learner(name, kwargs), family, n_timesteps=options.steps)
 
 
-def _with_defaults(pairs: Iterable[tuple[str, Any]]) -> str:
-    return ", ".join(
-        name if default is REQUIRED else f"{name}={show_value(default)}" for name, default in pairs
-    )
-
-
-def _families() -> Rows:
-    ours = [(name, _sentence(family), call_parameters(family)) for name, family in TASK_FAMILY.items()]
-    return [*ours, *((f"{prefix}:ID", *about) for prefix, about in ADAPTERS.items())]
-
-
-def _learners() -> Rows:
-    ppo = _with_defaults((name, field.default) for name, field in PPOConfig.model_fields.items())
-    ours = [
-        (name, _sentence(maker), ppo if name == "ppo" else call_parameters(maker))
-        for name, maker in LEARNER.items()
-    ]
-    state = "" if extras()["sb3"] else " (not installed: pip install 'compressed-ad[sb3]')"
-    sb3 = [
-        (f"sb3:{name}", f"{algorithm.words} Actions: {', '.join(algorithm.actions)}{state}", "")
-        for name, algorithm in ALGORITHM.items()
-    ]
-    return [*ours, *sb3]
-
-
-def _markers() -> Rows:
-    return [(n, _sentence(m), _with_defaults(marker_parameters(n).items())) for n, m in MARKER.items()]
-
-
-def _models() -> Rows:
-    settings = _with_defaults(
-        (name, field.default)
-        for name, field in Architecture.model_fields.items()
-        if name != "model" and not name.endswith("_space")
-    )
-    return [(name, _sentence(MODEL[name]), settings) for name in MODEL]
-
-
-def _transforms() -> Rows:
-    return [
-        (
-            name,
-            _sentence(transform) + (" (departs from pure AD)" if name in DEPARTURES else ""),
-            call_parameters(transform, keyword_only=True),
-        )
-        for name, transform in TRANSFORM.items()
-    ]
-
-
-def _layouts() -> Rows:
-    readers = [(name, _sentence(read), f"cad import --layout {name}") for name, read in LAYOUT.items()]
-    writers = [(name, _sentence(write), f"cad export --to {name}") for name, write in EXPORT.items()]
-    return sorted(readers + writers)
-
-
-def _extras() -> Rows:
-    state = {True: "installed", False: "not installed: pip install 'compressed-ad[{}]'"}
-    return [(name, EXTRAS[name][0], state[there].format(name)) for name, there in extras().items()]
-
-
-LISTS: Mapping[str, Callable[[], Rows]] = {
-    "families": _families,
-    "learners": _learners,
-    "markers": _markers,
-    "models": _models,
-    "transforms": _transforms,
-    "layouts": _layouts,
-    "extras": _extras,
+CHECKS: Mapping[str, Callable[[str, Mapping[str, Any], argparse.Namespace], list[str]]] = {
+    "family": lambda name, kwargs, options: family_problems(make_family(name, kwargs)),
+    "marker": lambda name, kwargs, options: check_marker(find_marker(name), **kwargs),
+    "learner": _learner,
 }
+
+
+def _check(call: Call) -> None:
+    options = call.options
+    found = CHECKS[options.kind](options.what, _mapping("--kwargs", options.kwargs), options)
+    if found:
+        raise RunError("\n".join(found))
+    print_lines(f"{options.kind} {options.what}: nothing found")
+
+
+CHECK = Command(
+    _check,
+    [
+        option("kind", "KIND", ", ".join(CHECKS), one_of("kind", CHECKS)),
+        option("what", "NAME", "a name (cad list), or module:attribute"),
+        option("--kwargs", "YAML", "its parameters, e.g. '{size: 5}'", default="{}"),
+        option("--family", "NAME", "family that a learner is tried on (default: a small room)"),
+        option("--family-kwargs", "YAML", "parameters of that family", default="{}"),
+        option("--steps", "N", "steps of a learner's streams", count, default=200),
+    ],
+    text="Tries it on something small. The exit code is 0 if nothing wrong was found, else 1.",
+    common=(),
+)
+
+
+def _mapping(option: str, text: str) -> dict[str, Any]:
+    value = yaml_file.value(text, option)
+    if not isinstance(value, dict):
+        raise ConfigError(f"{option}: expected parameters like '{{size: 5}}', got {text!r}")
+    return value
+
+
+# ---------------------------------------------------------------- doctor
+
+
+def _doctor(call: Call) -> None:
+    machine, problems = hardware(), list[str]()
+    print_lines("versions  " + ", ".join(f"{name} {version}" for name, version in versions().items()))
+    print_lines(f"revision  {revision() or 'not a git checkout'}")
+    print_lines(f"machine   {machine['processor']}, {machine['cores']} core(s), {machine['memory_gib']} GiB")
+    print_lines(f"device    {_device(problems)}")
+    for name, installed in extras().items():
+        state = "installed" if installed else f"not installed (compressed-ad[{name}])"
+        print_lines(f"extra     {name}: {state}")
+    source = Path(__file__).parents[1] / "learners" / "ppo" / "kernels.py"
+    cache = Path(os.environ.get("NUMBA_CACHE_DIR", source.parent / "__pycache__"))
+    compiled = any(file.stat().st_mtime > source.stat().st_mtime for file in cache.rglob("kernels*.nbi"))
+    missing = "not compiled yet; the first collection takes about a minute longer"
+    print_lines(f"kernels   {f'compiled, cached in {cache}' if compiled else missing}")
+    for folder in (Path(), Path("datasets"), Path("runs"), Path(tempfile.gettempdir())):
+        print_lines(f"folder    {folder.resolve()}: {_writable(folder, problems)}")
+    if problems:
+        raise RunError("\n".join(problems))
+    print_lines("all well")
+
+
+DOCTOR = Command(_doctor, common=())
+
+
+def _device(problems: list[str]) -> str:
+    try:
+        import torch
+    except ImportError as error:
+        problems.append(f"torch cannot be imported ({error})")
+        return "unknown"
+    if not torch.cuda.is_available():
+        return "cpu (no CUDA device)"
+    names = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+    return f"cuda: {', '.join(names)}"
+
+
+def _writable(folder: Path, problems: list[str]) -> str:
+    folder = folder.resolve()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            return "writable" if existing == folder else "can be made"
+    except OSError as error:
+        problems.append(f"{existing}: cannot be written to ({error.strerror})")
+        return "NOT writable"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -11,19 +12,15 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
-from compressed_ad.cli.call import Call, Command
+from compressed_ad.cli import call as cli
 from compressed_ad.cli.display import Display
-from compressed_ad.cli.options import count, one_of, option, setting_option
-from compressed_ad.cli.stopping import Stop
 from compressed_ad.errors import CompressedADError, ConfigError, UsageError, one_line
 from compressed_ad.registry import import_attribute
-from compressed_ad.runs.config_text import describe, suggest
-from compressed_ad.runs.layers import PRESETS, SECTIONS, Request
+from compressed_ad.runs.layers import PRESETS, SECTIONS, Request, describe, suggest
 
 COMMANDS = {
     "run": ("run:RUN", "the main job: collect, mark, train, evaluate, compare, report"),
@@ -34,14 +31,14 @@ COMMANDS = {
     "evaluate": ("models:EVALUATE", "evaluate trained runs on their held-out tasks"),
     "compare": ("models:COMPARE", "compare evaluated runs, in the terminal"),
     "report": ("models:REPORT", "compare evaluated runs, as an HTML page"),
-    "rollouts": ("explore:ROLLOUTS", "what a trained run does in its in-context episodes"),
-    "attention": ("attention:ATTENTION", "where a trained run looks, and what its border embeddings do"),
+    "rollouts": ("look:ROLLOUTS", "what a trained run does in its in-context episodes"),
+    "attention": ("look:ATTENTION", "where a trained run looks, and what its border embeddings do"),
     "study": ("study:STUDY", "compare a grid of variants, runs and task families"),
     "import": ("histories:IMPORT", "make a history file from what another program recorded"),
     "export": ("histories:EXPORT_COMMAND", "write a history file's episodes for other programs"),
-    "check": ("check:CHECK", "test your own family, marker or learner and list what is wrong"),
+    "check": ("listing:CHECK", "test your own family, marker or learner and list what is wrong"),
     "list": ("listing:LISTING", "names to choose from"),
-    "doctor": ("doctor:DOCTOR", "check this installation"),
+    "doctor": ("listing:DOCTOR", "check this installation"),
 }
 """For each command its ``file:name`` in this folder, imported when the command is asked for, and its help."""
 
@@ -51,7 +48,7 @@ _OVERRIDE = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``cad`` and return its exit code: 0, 1 run-time error, 2 usage, 130 Ctrl-C, 143 SIGTERM."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    stop = Stop()
+    stop = cli.Stop()
     try:
         with stop.listening(), _current_folder():
             call = parse(words, stop)
@@ -67,14 +64,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, KeyboardInterrupt):
             print("cad: stopped; what was finished is kept", file=sys.stderr)
             return 128 + (stop.signum or signal.SIGINT)
-        ours = isinstance(error, CompressedADError)
-        for line in (str(error) if ours else _unexpected(error)).splitlines():
+        text, what = str(error), one_line(error)
+        if not isinstance(error, CompressedADError):
+            text = f"internal error: {type(error).__name__}: {what} (--debug shows more)"
+            # PyTorch raises its own errors: RuntimeError on the CPU, OutOfMemoryError on a GPU.
+            if isinstance(error, MemoryError) or re.search(r"allocate memory|out of memory", what):
+                text = f"not enough memory, choose something smaller: {what} (--debug shows more)"
+        for line in text.splitlines():
             print(f"cad: error: {line}", file=sys.stderr)
-        return error.exit_code if isinstance(error, CompressedADError) else 1
+        return getattr(error, "exit_code", 1)
     return 0
 
 
-@contextmanager
+@contextlib.contextmanager
 def _current_folder() -> Iterator[None]:
     """Let ``module:attribute`` find the user's files in the current folder, after everything installed."""
     if "" in sys.path:
@@ -87,50 +89,48 @@ def _current_folder() -> Iterator[None]:
         sys.path.remove("")
 
 
-def _unexpected(error: Exception) -> str:
-    what = one_line(error)
-    # PyTorch raises its own errors: RuntimeError on the CPU, OutOfMemoryError on a GPU.
-    if isinstance(error, MemoryError) or re.search(r"allocate memory|out of memory", what):
-        return f"not enough memory, choose something smaller: {what} (--debug shows more)"
-    return f"internal error: {type(error).__name__}: {what} (--debug shows more)"
-
-
 # ---------------------------------------------------------------- parsing
 
 
-def load_command(name: str) -> Command:
+def load_command(name: str) -> cli.Command:
     """The command of that name, from its file."""
-    command: Command = import_attribute("command", f"compressed_ad.cli.{COMMANDS[name][0]}")
+    command: cli.Command = import_attribute("command", f"compressed_ad.cli.{COMMANDS[name][0]}")
     return command
 
 
-def parse(words: Sequence[str], stop: Stop) -> Call:
+def parse(words: Sequence[str], stop: cli.Stop) -> cli.Call:
     """The call that ``words`` ask for; ``UsageError`` lists every option that is wrong."""
     rest, overrides = _split_overrides(words)
     asked = next((word for word in rest if not word.startswith("-")), None)
-    command = None if asked is None else load_command(one_of("command", COMMANDS)(asked))
+    command = None if asked is None else load_command(cli.one_of("command", COMMANDS)(asked))
     parser = _parser(asked, command)
     if not rest:
         parser.print_help()
         raise SystemExit(2)
     options, unknown = parser.parse_known_args(rest)
     assert command is not None  # otherwise the parser has stopped
-    problems = [_unknown_option(options.command, word) for word in unknown if word.startswith("--")]
+    name, problems = options.command, []
+    for given in (word.partition("=")[0] for word in unknown if word.startswith("--")):
+        hint = suggest(given[2:])
+        elsewhere = f" {given}?" in hint
+        problems.append(f"cad {name} does not take {given}" if elsewhere else f"unknown option {given}{hint}")
     if unknown and not problems:
         problems = [f"unexpected argument {word!r}" for word in unknown]
-    problems += _unused_sections(options.command, command, overrides)
+    for key, _ in () if command.overrides else overrides:
+        section, used = key.partition(".")[0], ", ".join(command.sections) or "no settings"
+        # Misspelled sections are found later.
+        known = section in SECTIONS or not command.sections
+        if known and section not in (*command.sections, *command.common):
+            problems.append(f"--{key}: cad {name} does not use the section {section} (it uses {used})")
     if problems:
         raise ConfigError(problems)
-    request = Request(overrides=overrides) if command.overrides else None
+    request = Request(overrides=overrides)
     if command.sections:
-        given = vars(options)
-        request = Request(
-            preset=options.preset,
-            files=tuple(options.config),
-            sections={name: given[name] for name in SECTIONS if given.get(name) is not None},
-            overrides=[*options.settings, *overrides],
-        )
-    return Call(options.command, options, request, Display(), stop, tuple(words))
+        sections = {
+            key: value for key, value in vars(options).items() if key in SECTIONS and value is not None
+        }
+        request = Request(options.preset, tuple(options.config), sections, [*options.settings, *overrides])
+    return cli.Call(name, options, request, Display(), stop, " ".join(["cad", *words]))
 
 
 def _split_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -148,25 +148,6 @@ def _split_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str, s
     return rest, overrides
 
 
-def _unknown_option(name: str, word: str) -> str:
-    option = word.partition("=")[0]
-    hint = suggest(option[2:])
-    return f"cad {name} does not take {option}" if f" {option}?" in hint else f"unknown option {option}{hint}"
-
-
-def _unused_sections(name: str, command: Command, overrides: Sequence[tuple[str, str]]) -> list[str]:
-    """What is wrong with overrides that do not concern the command; misspelled sections are found later."""
-    if command.overrides:
-        return []
-    allowed = [*command.sections, *command.common]
-    used = ", ".join(command.sections) or "no settings"
-    return [
-        f"--{key}: cad {name} does not use the section {section} (it uses {used})"
-        for key, section in ((key, key.partition(".")[0]) for key, _ in overrides)
-        if section not in allowed and (section in SECTIONS or not command.sections)
-    ]
-
-
 # ---------------------------------------------------------------- options and help
 
 
@@ -175,7 +156,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
-def _parser(asked: str | None, command: Command | None) -> argparse.ArgumentParser:
+def _parser(asked: str | None, command: cli.Command | None) -> argparse.ArgumentParser:
     """The parser, with options only for the command that is ``asked`` for; its help also lists settings."""
     parser = _Parser(
         prog="cad",
@@ -200,24 +181,25 @@ def _parser(asked: str | None, command: Command | None) -> argparse.ArgumentPars
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        command.options(sub)
+        for add in command.options:
+            add(sub)
         if command.sections:
             _configuration_options(sub, command)
         if "seed" in command.common:
             what = "seed of everything random (default: 0)"
-            setting_option(sub, "--seed", key="seed", metavar="N", help=what)
+            cli.setting_option("--seed", "seed", "N", what)(sub)
         if "device" in command.common:
             where = "auto, cpu or cuda (default: auto)"
-            setting_option(sub, "--device", key="device", metavar="WHERE", help=where)
+            cli.setting_option("--device", "device", "WHERE", where)(sub)
         if "dry-run" in command.common:
-            sub.add_argument("--dry-run", action="store_true", help="say what would be done and stop")
-        sub.add_argument("--debug", action="store_true", help="show tracebacks")
+            cli.flag("--dry-run", "say what would be done and stop")(sub)
+        cli.flag("--debug", "show tracebacks")(sub)
     return parser
 
 
-def _configuration_options(parser: argparse.ArgumentParser, command: Command) -> None:
+def _configuration_options(parser: argparse.ArgumentParser, command: cli.Command) -> None:
     group = parser.add_argument_group("configuration (later ones go over earlier ones)")
-    option(group, "--preset", "NAME", ", ".join(PRESETS), default="default")
+    cli.option("--preset", "NAME", ", ".join(PRESETS), default="default")(group)
     files = "YAML file; may be repeated"
     group.add_argument("--config", action="append", default=[], type=Path, metavar="FILE", help=files)
     for section in command.sections:
@@ -226,29 +208,15 @@ def _configuration_options(parser: argparse.ArgumentParser, command: Command) ->
             what = f"a file for the section, a shipped one by name, or a {main}"
             group.add_argument(*names, dest=section, metavar="NAME", help=what)
     if "env" in command.sections:
-        group.add_argument(
-            "--task-param",
-            action="append",
-            dest="settings",
-            default=[],
-            type=_task_param,
-            metavar="KEY=VALUES",
-            help="what tasks differ in: a range LOW:HIGH or values A,B,C (--env.kwargs.params.KEY)",
-        )
+        differ = "what tasks differ in: a range LOW:HIGH or values A,B,C (--env.kwargs.params.KEY)"
+        cli.settings_option("--task-param", _task_param, "KEY=VALUES", differ)(group)
         drawn = "tasks that are drawn (--env.kwargs.n_task)"
-        setting_option(group, "--tasks", key="env.kwargs.n_task", check=count, metavar="N", help=drawn)
+        cli.setting_option("--tasks", "env.kwargs.n_task", "N", drawn, cli.count)(group)
     if "algorithm" in command.sections:
-        group.add_argument(
-            "--learner-kwargs",
-            nargs="+",
-            action="extend",
-            dest="settings",
-            default=[],
-            type=_learner_kwarg,
-            metavar="KEY=VALUE",
-            help="hyper-parameters of the learner, or a YAML mapping (--algorithm.learner_kwargs)",
-        )
-    group.add_argument("--print-config", action="store_true", help="print every setting as YAML and stop")
+        about = "hyper-parameters of the learner, or a YAML mapping (--algorithm.learner_kwargs)"
+        several = {"nargs": "+", "action": "extend"}
+        cli.settings_option("--learner-kwargs", _learner_kwarg, "KEY=VALUE", about, **several)(group)
+    cli.flag("--print-config", "print every setting as YAML and stop")(group)
 
 
 def _task_param(text: str) -> tuple[str, str]:
@@ -265,7 +233,7 @@ def _learner_kwarg(text: str) -> tuple[str, str]:
     return "algorithm.learner_kwargs", text
 
 
-def _settings_help(command: Command) -> str:
+def _settings_help(command: cli.Command) -> str:
     lines = [
         "settings, given as --section.key VALUE (YAML) or in a configuration file;",
         "defaults in brackets are those of the library, the preset's are shown by --print-config:",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
-from compressed_ad.cli.call import Call, Command
+from compressed_ad.cli.call import Call, Command, flag, history_option, option, out_option
 from compressed_ad.cli.display import print_lines, results_console
-from compressed_ad.cli.options import history_option, out_option, overwrite_option
 from compressed_ad.errors import ConfigError, HistoryError, RunDirectoryError, UsageError
 from compressed_ad.evaluation.intervals import mean
 from compressed_ad.files import locked
@@ -24,19 +22,18 @@ from compressed_ad.runs.trainer import train_run
 from compressed_ad.workers import WorkerPool
 
 
-def train(call: Call) -> None:
-    """``cad train``."""
-    config = call.config()
-    if call.only_shows(config):
-        return
-    history = _history(call, config)
+def _train(call: Call) -> None:
+    config, out = call.config(), call.options.out or Path("runs")
+    history: Path = call.options.history or stages.default_history(config, Path("datasets"))
+    if not history.exists() and call.options.history is None:
+        others = sorted(history.parent.glob("history_*.hdf5"))
+        hint = f"there is --history {others[0]}" if others else "collect one with: cad collect"
+        raise HistoryError(f"{history}: no such history file; {hint}")
     config = _of_file(config, HistoryFile(history), call.explicit())
-    job = runs.training_job(
-        config, config.model.model, config.seed, history, call.options.out or Path("runs")
-    )
+    model = config.model
+    job = runs.training_job(config, model.model, config.seed, history, out)
     if call.options.dry_run:
         state = "continue" if (job.path / CONFIG).exists() else "train"
-        model = config.model
         print_lines(f"Would {state} {job.path}: {model.steps:,} gradient steps of {model.model} on {history}")
         return
     if not call.options.resume and (job.path / CONFIG).exists():
@@ -45,15 +42,6 @@ def train(call: Call) -> None:
         for note in train_run(job, report=report, should_stop=call.stop):
             call.display.note(f"note: {note}")
     print_lines(f"{job.path}: trained; judge it with: cad evaluate {job.path}")
-
-
-def _history(call: Call, config: Config) -> Path:
-    path: Path = call.options.history or stages.default_history(config, Path("datasets"))
-    if path.exists() or call.options.history is not None:
-        return path
-    others = sorted(path.parent.glob("history_*.hdf5"))
-    hint = f"there is --history {others[0]}" if others else "collect one with: cad collect"
-    raise HistoryError(f"{path}: no such history file; {hint}")
 
 
 def _of_file(config: Config, file: HistoryFile, explicit: set[str]) -> Config:
@@ -70,11 +58,8 @@ def _of_file(config: Config, file: HistoryFile, explicit: set[str]) -> Config:
     return config.model_copy(update={"env": env.model_copy(update=update)})
 
 
-def evaluate(call: Call) -> None:
-    """``cad evaluate``."""
+def _evaluate(call: Call) -> None:
     config = call.config()
-    if call.only_shows(config):
-        return
     chosen = {key.partition(".")[2] for key in call.explicit() if key.startswith("evaluation.")}
     todo = [runs.evaluation_job(path, call.options.history, config, chosen) for path in call.options.runs]
     for job in todo:
@@ -87,9 +72,8 @@ def evaluate(call: Call) -> None:
         for job in todo:
             state = "already evaluated" if is_evaluated(job) else "would be evaluated"
             evaluation = job.config.evaluation
-            print_lines(
-                f"{job.path}: {state}, {evaluation.episodes} episodes x {evaluation.rollouts} rollouts"
-            )
+            size = f"{evaluation.episodes} episodes x {evaluation.rollouts} rollouts"
+            print_lines(f"{job.path}: {state}, {size}")
         return
     workers = stages.n_process(config)
     with call.stop.politely(), WorkerPool(workers) as pool, call.display.stage("evaluate") as report:
@@ -111,8 +95,7 @@ def _score(job: Job) -> str:
     )
 
 
-def compare(call: Call) -> None:
-    """``cad compare``."""
+def _compare(call: Call) -> None:
     todo = [runs.stored_job(path) for path in call.options.runs]
     methods = stages.method_runs(todo)
     from compressed_ad.report.comparison import analyse
@@ -124,8 +107,7 @@ def compare(call: Call) -> None:
     results_console().print(terminal_table(analyse(methods, source)))
 
 
-def report(call: Call) -> None:
-    """``cad report``."""
+def _report(call: Call) -> None:
     todo = [runs.stored_job(path, call.options.history) for path in call.options.runs]
     histories = sorted({str(job.history) for job in todo})
     if len(histories) > 1:
@@ -138,56 +120,42 @@ def report(call: Call) -> None:
         return
     out.mkdir(parents=True, exist_ok=True)
     with locked(out), call.display.stage("report") as show:
-        written = stages.report_stage(todo, todo[0].history, out, commands=[call.typed()], progress=show)
+        written = stages.report_stage(todo, todo[0].history, out, command=call.typed, progress=show)
     print_lines(f"{' '.join(written.analysis.verdicts)}\nReport: {written.index}")
 
 
-# ---------------------------------------------------------------- options
-
-
-def _train_options(parser: argparse.ArgumentParser) -> None:
-    history_option(parser, "datasets/history_..., as cad collect names it")
-    out_option(parser, "folder of the run directory", "runs")
-    parser.add_argument("--resume", action="store_true", help="continue an unfinished run")
-
-
+_EVALUATED = option("runs", "RUN", "evaluated run directories", Path, nargs="+")
 TRAIN = Command(
-    train,
-    _train_options,
+    _train,
+    [
+        history_option("datasets/history_..., as cad collect names it"),
+        out_option("folder of the run directory", "runs"),
+        flag("--resume", "continue an unfinished run"),
+    ],
     text=(
         "The task family and the split are those of the history file. Of the section evaluation only "
         "how models play matters here, since the best checkpoint is chosen by in-context return."
     ),
     sections=("env", "model", "evaluation"),
 )
-
-
-def _evaluate_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directories")
-    history_option(parser, "the one that the run was trained on")
-    overwrite_option(parser, "an evaluation with other settings")
-
-
 EVALUATE = Command(
-    evaluate,
-    _evaluate_options,
+    _evaluate,
+    [
+        option("runs", "RUN", "run directories", Path, nargs="+"),
+        history_option("the one that the run was trained on"),
+        flag("--overwrite", "replace an evaluation with other settings"),
+    ],
     text="Settings that are not given are those of the run.",
     sections=("evaluation",),
     common=("device", "dry-run"),
 )
-
-
-def _compare_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="evaluated run directories")
-
-
-COMPARE = Command(compare, _compare_options, common=())
-
-
-def _report_options(parser: argparse.ArgumentParser) -> None:
-    _compare_options(parser)
-    history_option(parser, "the one that the runs were trained on")
-    out_option(parser, "folder of the report", "report")
-
-
-REPORT = Command(report, _report_options, common=("dry-run",))
+COMPARE = Command(_compare, [_EVALUATED], common=())
+REPORT = Command(
+    _report,
+    [
+        _EVALUATED,
+        history_option("the one that the runs were trained on"),
+        out_option("folder of the report", "report"),
+    ],
+    common=("dry-run",),
+)

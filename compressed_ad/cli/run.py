@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compressed_ad.cli.call import Call, Command
+from compressed_ad.cli.call import RAY, Call, Command, out_option
 from compressed_ad.cli.display import duration, print_lines, results_console
-from compressed_ad.cli.options import out_option, ray_option
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.marking.apply import marker_params
 from compressed_ad.registry import call_text
@@ -23,17 +21,18 @@ from compressed_ad.runs.judge import EVALUATION, evaluate_run, is_evaluated
 from compressed_ad.runs.layers import SECTIONS
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.trainer import train_run
-from compressed_ad.workers import Pool, Report, open_pool
+from compressed_ad.workers import Pool, open_pool
 
 
 def run(call: Call) -> None:
-    """``cad run``."""
     config = call.config()
-    if call.only_shows(config):
-        return
     out: Path = call.options.out or Path("runs") / call.options.preset
     history = stages.default_history(config, out)
-    todo = runs.training_jobs(config, history, out)
+    todo = [
+        runs.training_job(config, model, seed, history, out)
+        for seed in config.seeds
+        for model in config.comparison.methods
+    ]
     if config.env.training_tasks is not None:
         plan(config).split.check_training(np.array(config.env.training_tasks))
     check(out, config)
@@ -45,19 +44,14 @@ def run(call: Call) -> None:
     display = call.display
     with claimed(out, config), open_pool(call.options.ray, stages.n_process(config)) as pool:
         watch = stages.Stopwatch(out / "seconds.json")
-        with watch.stage("collect") as tick, display.stage("collect") as report:
-            stages.collect_stage(config, history, report=_both(report, tick), pool=pool)
-        with watch.stage("mark") as tick, display.stage("mark") as report:
-            statistics = stages.mark_stage(config, history, report=_both(report, tick))
+        with display.stage("collect") as report, watch.stage("collect", report) as both:
+            stages.collect_stage(config, history, report=both, pool=pool)
+        with display.stage("mark") as report, watch.stage("mark", report) as both:
+            statistics = stages.mark_stage(config, history, report=both)
         _train_and_evaluate(call, todo, watch, pool)
         with display.stage("report") as report:
             written = stages.report_stage(
-                todo,
-                history,
-                out / "report",
-                seconds=watch.seconds,
-                commands=[call.typed()],
-                progress=report,
+                todo, history, out / "report", seconds=watch.seconds, command=call.typed, progress=report
             )
     from compressed_ad.report.run_report import terminal_table
 
@@ -74,22 +68,14 @@ def _train_and_evaluate(call: Call, todo: Sequence[Job], watch: stages.Stopwatch
     def stage(name: str, function: Callable[..., object], jobs: Sequence[Job]) -> dict[str, Any]:
         if not jobs:
             return {}
-        with watch.stage(name) as tick, call.display.stage(name) as report:
-            return stages.run_jobs(function, jobs, pool, report=_both(report, tick), should_stop=call.stop)
+        with call.display.stage(name) as report, watch.stage(name, report) as both:
+            return stages.run_jobs(function, jobs, pool, report=both, should_stop=call.stop)
 
     with call.stop.politely():
         notes = stage("train", train_run, [job for job in todo if not job.trained])
         for note in dict.fromkeys(note for lines in notes.values() for note in lines):
             call.display.note(f"note: {note}")
         stage("evaluate", evaluate_run, [job for job in todo if not is_evaluated(job)])
-
-
-def _both(report: Report, tick: Callable[[], None]) -> Report:
-    def show(done: int, total: int, text: str) -> None:
-        report(done, total, text)
-        tick()
-
-    return show
 
 
 def _plan(config: Config, out: Path, history: Path, todo: Sequence[Job]) -> str:
@@ -122,23 +108,15 @@ def _plan(config: Config, out: Path, history: Path, todo: Sequence[Job]) -> str:
         time = "time unknown" if seconds is None else f"roughly {duration(seconds)}"
         lines.append(f"  {stage:<9} {text} ({state or time})")
     known = [seconds for seconds in expected.values() if seconds is not None]
+    processes = stages.n_process(config)
     if len(known) == len(expected):
-        processes = stages.n_process(config)
         lines.append(f"From nothing roughly {duration(sum(known))} in {processes} process(es) on CPU.")
     return "\n".join(lines)
 
 
-# ---------------------------------------------------------------- options
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    out_option(parser, "output folder, continued if it exists", "runs/PRESET")
-    ray_option(parser)
-
-
 RUN = Command(
     run,
-    _options,
+    [out_option("output folder, continued if it exists", "runs/PRESET"), RAY],
     text=(
         "Does every stage of a preset and continues where it was interrupted. The output folder holds "
         "the history file, one directory per training run, and report/index.html, table.csv, "

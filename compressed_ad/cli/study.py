@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from compressed_ad.cli.call import Call, Command
+from compressed_ad.cli.call import RAY, Call, Command, count, flag, option
 from compressed_ad.cli.display import duration, print_lines
-from compressed_ad.cli.options import count, option, ray_option
 from compressed_ad.errors import RunError
 from compressed_ad.files import locked, write_atomically
-from compressed_ad.report.results import POINT_COLUMNS, Row, read_rows, result_columns, write_rows
+from compressed_ad.report.results import POINT_COLUMNS, read_rows, result_columns, write_rows
 from compressed_ad.runs import study_run
-from compressed_ad.runs.config_text import dump
 from compressed_ad.runs.directory import environment
 from compressed_ad.runs.stages import n_process
 from compressed_ad.runs.study import Study, load_study
+from compressed_ad.runs.yaml_file import dump
 from compressed_ad.workers import Pool, open_pool
 
 TABLE, CURVES = "table.csv", "curves.csv"
 
 
 def run(call: Call) -> None:
-    """``cad study``."""
     options = call.options
-    families, variants = (
-        [name.strip() for name in given.split(",")] if given else []
-        for given in (options.families, options.variants)
-    )
     study = load_study(
         options.file,
         runs=options.runs,
-        families=families,
-        variants=variants,
-        overrides=call.request.overrides if call.request else (),
+        families=options.families or (),
+        variants=options.variants or (),
+        overrides=call.request.overrides,
         small=options.small,
     )
     from compressed_ad.report import study_report
 
     if options.tables:
-        rows, points = read_rows(options.tables), _points_beside(options.tables)
+        name = CURVES if options.tables.name == TABLE else options.tables.name.replace(".csv", "_curves.csv")
+        beside = options.tables.with_name(name)
+        rows, points = read_rows(options.tables), read_rows(beside) if beside.exists() else []
         print_lines(study_report.text(study, rows, points, as_markdown=options.markdown))
         return
     out: Path = options.out
@@ -63,7 +58,7 @@ def run(call: Call) -> None:
             study,
             rows,
             points,
-            command=call.typed(),
+            command=call.typed,
             config=dump(study.cells[0].trained),
             facts=environment(),
         )
@@ -71,11 +66,6 @@ def run(call: Call) -> None:
     print_lines(f"\nPage: {page}")
     if failures:
         raise RunError("\n".join(f"{name}: {problem}" for name, problem in failures.items()))
-
-
-def _points_beside(table: Path) -> list[Row]:
-    name = CURVES if table.name == TABLE else table.name.replace(".csv", "_curves.csv")
-    return read_rows(table.with_name(name)) if table.with_name(name).exists() else []
 
 
 def _work(call: Call, study: Study, out: Path, pool: Pool) -> dict[str, str]:
@@ -140,27 +130,30 @@ def _plan(study: Study, out: Path, processes: int) -> str:
     return "\n".join(lines)
 
 
-# ---------------------------------------------------------------- options
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    option(parser, "file", "STUDY.yaml", "what is compared, on which families, how often", Path)
-    out = "output folder; studies in one folder share histories and runs"
-    option(parser, "--out", "DIR", out, Path, default=Path("runs/study"))
-    option(parser, "--runs", "N", "this many runs of each variant instead", count)
-    option(parser, "--families", "A,B", "only these families")
-    option(parser, "--variants", "A,B", "only these variants, and the baseline")
-    small = "tiny histories and models: shows that it works, not what is true"
-    parser.add_argument("--small", action="store_true", help=small)
-    option(parser, "--process", "N", "cells at once (default: all cores)", count)
-    ray_option(parser)
-    option(parser, "--tables", "CSV", "only print the tables of stored results", Path)
-    parser.add_argument("--markdown", action="store_true", help="print those tables as Markdown")
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")] if text else []
 
 
 STUDY = Command(
     run,
-    _options,
+    [
+        option("file", "STUDY.yaml", "what is compared, on which families, how often", Path),
+        option(
+            "--out",
+            "DIR",
+            "output folder; studies in one folder share histories and runs",
+            Path,
+            default=Path("runs/study"),
+        ),
+        option("--runs", "N", "this many runs of each variant instead", count),
+        option("--families", "A,B", "only these families", _names),
+        option("--variants", "A,B", "only these variants, and the baseline", _names),
+        flag("--small", "tiny histories and models: shows that it works, not what is true"),
+        option("--process", "N", "cells at once (default: all cores)", count),
+        RAY,
+        option("--tables", "CSV", "only print the tables of stored results", Path),
+        flag("--markdown", "print those tables as Markdown"),
+    ],
     text=(
         "Every cell goes through the same stages as the single commands and is kept: the same command "
         "again continues. Any setting of all cells may be given as --section.key VALUE."

@@ -16,10 +16,9 @@ from compressed_ad.models.tokens import Tokens
 from compressed_ad.seeding import rng
 from compressed_ad.tasks.base import OptimalPolicy, TaskFamily
 from compressed_ad.tasks.random_play import UniformActions
-from compressed_ad.types import Agent, AnyArray, Step
+from compressed_ad.types import AnyArray, Step
 
-Marks = Literal["off", "self", "prompt", "prompt_rewarded"]
-ContextRule = Literal["refill", "sliding"]
+_MARKS = ("start_mark", "end_mark", "marked")
 
 
 class RandomAgent:
@@ -38,7 +37,6 @@ class RandomAgent:
         """Nothing to forget."""
 
     def act(self, obs: AnyArray) -> AnyArray:
-        """Uniformly random actions (N, ...)."""
         return self.actions.draw(self.random, len(obs))
 
     def observe(self, actions: AnyArray, step: Step) -> None:
@@ -60,15 +58,16 @@ class OptimalAgent:
 
     def reset(self, n_env: int) -> None:
         """Start in ``n_env`` slots, a multiple of the number of tasks."""
-        if n_env == 0 or n_env % len(self.tasks):
+        n_task = len(self.tasks)
+        if n_env == 0 or n_env % n_task:
             raise UsageError(
-                f"{n_env} slots cannot be shared equally by the {len(self.tasks)} tasks of the optimal agent"
+                f"{n_env} slots cannot be shared equally by the {n_task} tasks of the optimal agent"
             )
-        self.slots = np.repeat(self.tasks, n_env // len(self.tasks), axis=0)
+        self.slots = np.repeat(self.tasks, n_env // n_task, axis=0)
         self.episode_return = np.zeros(n_env)
 
     def act(self, obs: AnyArray) -> AnyArray:
-        """The family's optimal actions (N, ...)."""
+
         return self.family.optimal_action(self.slots, obs, self.episode_return)
 
     def observe(self, actions: AnyArray, step: Step) -> None:
@@ -106,9 +105,9 @@ class InContextAgent:
         sample: bool = True,
         temperature: float = 1.0,
         temperature_rewarded: float | None = None,
-        context: ContextRule = "refill",
+        context: Literal["refill", "sliding"] = "refill",
         cache: bool = True,
-        marks: Marks = "off",
+        marks: Literal["off", "self", "prompt", "prompt_rewarded"] = "off",
         guidance: float = 0.0,
         on_policy_threshold: float = 0.7,
         compression_window: int = 10,
@@ -129,12 +128,10 @@ class InContextAgent:
         self.device = model.head.weight.device
 
     def reset(self, n_env: int) -> None:
-        """Start in ``n_env`` slots with empty contexts."""
         self.n_env, self.clock = n_env, 0
         self.length = torch.zeros(n_env, dtype=torch.long)
         self.memory: dict[str, Tensor] = {}
-        n_row = 2 * n_env if self.guidance else n_env
-        self.cache = self.model.new_cache(n_row) if self.use_cache else None
+        self.cache = self.model.new_cache(2 * n_env if self.guidance else n_env) if self.use_cache else None
         self.latest: dict[str, Tensor] | None = None
         self.run = np.zeros(n_env, np.int64)
         self.probability = np.ones(n_env, np.float32)
@@ -143,8 +140,19 @@ class InContextAgent:
     def act(self, obs: AnyArray) -> AnyArray:
         """Actions (N, ...): sampled or, with ``sample=False``, the most likely."""
         self._make_room()
-        token = self._token(torch.as_tensor(np.asarray(obs)))
-        self._remember(token)
+        state = torch.as_tensor(np.asarray(obs))
+        outcome = self.latest or {
+            "action": torch.as_tensor(self.model.head.blank(self.n_env)),
+            "reward": torch.zeros(self.n_env),
+            "next_state": torch.zeros_like(state),
+            **dict.fromkeys(("ended", *_MARKS), torch.zeros(self.n_env, dtype=torch.bool)),
+        }
+        token = {"state": state, **outcome, "has_previous": self.length > 0}
+        for name, value in token.items():
+            if name not in self.memory:
+                self.memory[name] = value.new_zeros((self.n_env, self.n_transit, *value.shape[1:]))
+            self.memory[name][torch.arange(self.n_env), self.length] = value
+        self.length += 1
         given = self._parameters(token).float().cpu().numpy()
         temperature = np.where(self._rewarded()[:, None], self.temperature_rewarded, self.temperature)
         random = rng(self.seed, "act", self.clock) if self.sample else None
@@ -157,61 +165,28 @@ class InContextAgent:
         return (self.memory["reward"] > 0).any(dim=1).numpy()
 
     def observe(self, actions: AnyArray, step: Step) -> None:
-        """Keep the transition for the next token."""
-        start, end, marked = self._border_marks(np.asarray(step.reward) > 0)
-        self.latest = {
-            "action": torch.as_tensor(np.asarray(actions)),
-            "reward": torch.as_tensor(np.asarray(step.reward, dtype=np.float32)),
-            "next_state": torch.as_tensor(np.asarray(step.next_obs)),
-            "ended": torch.as_tensor(np.asarray(step.terminated | step.truncated)),
-            "start_mark": torch.as_tensor(start),
-            "end_mark": torch.as_tensor(end),
-            "marked": torch.as_tensor(marked),
-        }
-
-    def _border_marks(self, rewarded: AnyArray) -> tuple[AnyArray, AnyArray, AnyArray]:
-        """Start marks, end marks and mask (N,) of the last transition, which was ``rewarded`` (N,) or not."""
-        unmarked = np.zeros(self.n_env, bool)
-        if self.marks == "off":
-            return unmarked, unmarked, unmarked
+        """Keep the transition for the next token, and decide whether it is marked."""
         before = self.memory["marked"][torch.arange(self.n_env), self.length - 1].numpy()
+        marked = np.full(self.n_env, self.marks == "prompt")
         if self.marks == "self":
-            confident = self.probability >= self.on_policy_threshold
-            self.run = np.where(confident, self.run + 1, 0)
+            self.run = np.where(self.probability >= self.on_policy_threshold, self.run + 1, 0)
             marked = self.run >= self.compression_window
-        elif self.marks == "prompt":
-            marked = ~unmarked
-        else:
-            marked = before | rewarded | self._rewarded()
+        elif self.marks == "prompt_rewarded":
+            marked = before | (np.asarray(step.reward) > 0) | self._rewarded()
         start, end = borders(np.stack([before, marked], axis=1))
-        return start[:, 1], end[:, 1], marked
-
-    def _token(self, obs: Tensor) -> dict[str, Tensor]:
-        known = self.length > 0
-        if self.latest is None:
-            flag = torch.zeros(self.n_env, dtype=torch.bool)
-            rest = {
-                "action": torch.as_tensor(self.model.head.blank(self.n_env)),
-                "reward": torch.zeros(self.n_env),
-                "next_state": torch.zeros_like(obs),
-                **dict.fromkeys(("ended", *_MARKS), flag),
-            }
-        else:
-            rest = self.latest
-        return {"state": obs, **rest, "has_previous": known}
-
-    def _remember(self, token: dict[str, Tensor]) -> None:
-        if not self.memory:
-            self.memory = {
-                name: torch.zeros((self.n_env, self.n_transit, *value.shape[1:]), dtype=value.dtype)
-                for name, value in token.items()
-            }
-        row = torch.arange(self.n_env)
-        for name, value in token.items():
-            self.memory[name][row, self.length] = value
-        self.length += 1
+        latest = {
+            "action": actions,
+            "reward": np.asarray(step.reward, np.float32),
+            "next_state": step.next_obs,
+            "ended": step.terminated | step.truncated,
+            "start_mark": start[:, 1],
+            "end_mark": end[:, 1],
+            "marked": marked,
+        }
+        self.latest = {name: torch.as_tensor(np.asarray(value)) for name, value in latest.items()}
 
     def _make_room(self) -> None:
+        """In full contexts, drop the steps that the ``context`` rule names, and recompute the rest."""
         full = torch.nonzero(self.length == self.n_transit)[:, 0]
         if len(full) == 0:
             return
@@ -234,8 +209,7 @@ class InContextAgent:
         self.memory["end_mark"][full, 1] = False
         self.length[full] = self.n_transit - first
         if self.cache is not None:
-            longest = int(self.length[full].max())
-            tokens = self._tokens(full, longest)
+            tokens = self._tokens(full, int(self.length[full].max()))
             rows, lengths = full.to(self.device), self.length[full].to(self.device)
             self.model.prefill(tokens, lengths, self.cache, rows)
             if self.guidance:
@@ -262,11 +236,3 @@ class InContextAgent:
             return given
         shown, unmarked = given.chunk(2)
         return self.model.head.guided(shown, unmarked, self.guidance)
-
-
-_MARKS = ("start_mark", "end_mark", "marked")
-
-
-def as_agent(player: AD | Agent, **options: Any) -> Agent:
-    """An agent as it is, or a model with ``InContextAgent``'s options."""
-    return InContextAgent(player, **options) if isinstance(player, AD) else player

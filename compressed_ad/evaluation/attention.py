@@ -8,7 +8,6 @@ outcome and is of no kind.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor
 
 from compressed_ad.errors import UsageError
-from compressed_ad.models.ad import AD
+from compressed_ad.evaluation.intervals import divided
+from compressed_ad.models.ad import AD, evaluating
 from compressed_ad.models.tokens import Batch, Tokens
 from compressed_ad.models.transformer import Block
 from compressed_ad.seeding import rng
@@ -30,12 +30,6 @@ marked: the transition is inside a marked segment. rewarded: its reward was abov
 belongs to the episode of the query's state. border: the token has ``<compress>`` or ``\\compress>``.
 """
 
-CHUNK = 8
-"""Number of windows whose attention maps are in memory at once."""
-
-
-# ---------------------------------------------------------------- maps
-
 
 @torch.no_grad()
 def attention_maps(model: AD, tokens: Tokens) -> Tensor:
@@ -47,26 +41,20 @@ def attention_maps(model: AD, tokens: Tokens) -> Tensor:
     return torch.stack([attention_probabilities(block, *given) for block, given in blocks])
 
 
-@torch.no_grad()
 def block_inputs(model: AD, tokens: Tokens) -> list[tuple[Block, tuple[Any, ...]]]:
     """Every block of ``model`` with the arguments of its call in a forward pass without dropout.
 
     Hooks on the pass, instead of a copy of it, work for every model with such blocks.
     """
-    seen: list[tuple[Block, tuple[Any, ...]]] = []
-
-    def keep(block: Any, arguments: tuple[Any, ...]) -> None:
-        seen.append((block, arguments))
-
-    was_training = model.training
-    model.eval()
-    hooks = [block.register_forward_pre_hook(keep) for block in model.transformer.blocks]
+    seen: list[tuple[Any, tuple[Any, ...]]] = []
+    blocks = model.transformer.blocks
+    hooks = [block.register_forward_pre_hook(lambda *call: seen.append(call)) for block in blocks]
     try:
-        model(tokens)
+        with evaluating(model):
+            model(tokens)
     finally:
         for hook in hooks:
             hook.remove()
-        model.train(was_training)
     return seen
 
 
@@ -79,9 +67,6 @@ def attention_probabilities(
     future = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
     scores = block.attention.scale * q @ k.transpose(-1, -2)
     return scores.float().masked_fill(future, -math.inf).softmax(dim=-1)
-
-
-# ---------------------------------------------------------------- shares
 
 
 @dataclass(frozen=True)
@@ -121,7 +106,7 @@ class Shares:
 
 @torch.no_grad()
 def attention_shares(
-    model: AD, windows: Batch, *, chunk: int = CHUNK, n_bootstrap: int = 2000, seed: int = 0
+    model: AD, windows: Batch, *, chunk: int = 8, n_bootstrap: int = 2000, seed: int = 0
 ) -> Shares:
     """Shares of attention on ``KINDS`` over all supervised queries of B ``windows``, equally weighted.
 
@@ -130,8 +115,9 @@ def attention_shares(
     n_query = int(windows.valid.sum())
     if n_query == 0:
         raise UsageError("no supervised query in these windows")
+    parts = [windows.part(slice(first, first + chunk)) for first in range(0, len(windows.valid), chunk)]
     shares, lag_sums = [], []
-    for part in _chunks(windows, chunk):
+    for part in parts:
         kinds, valid = kinds_of(part.tokens).float(), part.valid.float()
         blocks = block_inputs(model, part.tokens)
         maps = (attention_probabilities(block, *given) * valid[:, None, :, None] for block, given in blocks)
@@ -143,7 +129,7 @@ def attention_shares(
     even = torch.ones_like(expected[0, 0]).tril()
     even /= even.sum(dim=-1, keepdim=True)
     matched, uniform = [], []
-    for part in _chunks(windows, chunk):
+    for part in parts:
         kinds = kinds_of(part.tokens).double() * part.valid[:, None, :, None]
         matched.append(torch.einsum("nhtj,bktj->bknh", expected, kinds))
         uniform.append(torch.einsum("tj,bktj->k", even, kinds))
@@ -216,9 +202,6 @@ def matched_attention(hazard: Tensor) -> Tensor:
     return weight / weight.sum(dim=-1, keepdim=True)
 
 
-# ---------------------------------------------------------------- intervals
-
-
 def ratio_interval(
     above: AnyArray, below: AnyArray, *, n: int = 2000, seed: int = 0
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -231,20 +214,9 @@ def ratio_interval(
     draws = rng(seed, "bootstrap of windows").multinomial(count, np.full(count, 1 / count), size=n)
     shape = above.shape[1:]
     top, bottom = above.reshape(count, -1), below.reshape(count, -1)
-    whole = _divided(top.sum(axis=0), bottom.sum(axis=0)).reshape(shape)
-    each = _divided(draws @ top, draws @ bottom)
+    whole = divided(top.sum(axis=0), bottom.sum(axis=0)).reshape(shape)
+    each = divided(draws @ top, draws @ bottom)
     ends = np.full((2, each.shape[1]), np.nan)
     known = np.isfinite(each).any(axis=0)
     ends[:, known] = np.nanquantile(each[:, known], [0.025, 0.975], axis=0)
     return whole, ends[0].reshape(shape), ends[1].reshape(shape)
-
-
-def _divided(above: AnyArray, below: AnyArray) -> FloatArray:
-    out = np.full(np.shape(above), np.nan)
-    np.divide(above, below, out=out, where=np.asarray(below) != 0)
-    return out
-
-
-def _chunks(windows: Batch, size: int) -> Iterator[Batch]:
-    for start in range(0, len(windows.valid), size):
-        yield windows.part(slice(start, start + size))

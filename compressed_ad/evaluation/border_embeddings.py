@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compressed_ad.errors import UsageError
 from compressed_ad.evaluation.attention import ratio_interval
-from compressed_ad.models.ad import AD
+from compressed_ad.models.ad import AD, evaluating
 from compressed_ad.models.compressed_ad import CompressedAD
 from compressed_ad.models.tokens import Batch, Tokens
 from compressed_ad.seeding import rng
@@ -22,16 +22,11 @@ PLACES = ("inside", "outside", "all")
 """Place of a query: inside if its token has the outcome of a marked transition, that is if the last border in
 its context is a ``<compress>``."""
 
-_CHUNK = 32  # windows that are computed together
-
 
 def _with_border_embeddings(model: AD) -> CompressedAD:
     if not isinstance(model, CompressedAD):
         raise UsageError(f"{type(model).__name__} has no border embeddings; only CompressedAD has")
     return model
-
-
-# ---------------------------------------------------------------- geometry
 
 
 @dataclass(frozen=True)
@@ -82,9 +77,6 @@ def _cosine(a: Tensor, b: Tensor) -> float:
     return float(a @ b) / length if length else float("nan")
 
 
-# ---------------------------------------------------------------- effect on predictions
-
-
 @dataclass(frozen=True)
 class Effects:
     """How predictions depend on the border marks: means over queries, 95 % intervals over windows.
@@ -127,8 +119,7 @@ def mark_effects(model: AD, windows: Batch, *, n_bootstrap: int = 2000, seed: in
         tokens.without("start_mark", "end_mark"),
         replace(tokens, start_mark=tokens.start_mark[other], end_mark=tokens.end_mark[other]),
     ]
-    seen = (tokens.start_mark | tokens.end_mark).cumsum(dim=1) > 0
-    query = chosen.valid & seen
+    query = chosen.valid & ((tokens.start_mark | tokens.end_mark).cumsum(dim=1) > 0)
     places = torch.stack([query & tokens.marked, query & ~tokens.marked, query], dim=1).double()  # (B, P, L)
     reference = _parameters(model, tokens)
     log_prob = model.head.log_prob(reference, chosen.target)
@@ -157,9 +148,6 @@ def mark_effects(model: AD, windows: Batch, *, n_bootstrap: int = 2000, seed: in
 
 def _parameters(model: AD, tokens: Tokens) -> Tensor:
     """(B, L, P) of the action distributions in float64, without dropout."""
-    was_training = model.training
-    model.eval()
-    firsts = range(0, len(tokens.reward), _CHUNK)
-    parts = [model(tokens.part(slice(first, first + _CHUNK))).double() for first in firsts]
-    model.train(was_training)
-    return torch.cat(parts)
+    with evaluating(model):
+        firsts = range(0, len(tokens.reward), 32)
+        return torch.cat([model(tokens.part(slice(first, first + 32))).double() for first in firsts])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,11 @@ import numpy as np
 import torch
 
 from compressed_ad.errors import NumericalError, UsageError
-from compressed_ad.evaluation.agents import as_agent
-from compressed_ad.models.ad import AD
+from compressed_ad.evaluation.agents import InContextAgent
+from compressed_ad.models.ad import AD, evaluating
 from compressed_ad.seeding import seed64
 from compressed_ad.tasks.as_batched import as_batched
-from compressed_ad.tasks.base import BatchedEnv, ReferencePolicies, TaskFamily
+from compressed_ad.tasks.base import ReferencePolicies, TaskFamily
 from compressed_ad.training.windows import WindowSampler
 from compressed_ad.types import Agent, AnyArray, FloatArray
 
@@ -55,50 +56,33 @@ def evaluate_in_context(
     if (eval_timesteps or episodes or 0) < 1:
         raise UsageError("eval_timesteps and episodes must be at least 1")
     env = as_batched(vec_env)
-    was_training = isinstance(model, AD) and model.training
-    if isinstance(model, AD):
-        model.eval()
-    try:
-        return _play(env, watch(as_agent(model, **options)), eval_timesteps, episodes, progress)
-    finally:
-        if was_training and isinstance(model, AD):
-            model.train()
-
-
-def _play(
-    env: BatchedEnv,
-    agent: Agent,
-    eval_timesteps: int | None,
-    episodes: int | None,
-    progress: Callable[[int, int], None],
-) -> InContextResult:
-    n_env = env.num_envs
-    agent.reset(n_env)
-    obs = env.reset()
-    running = np.zeros(n_env, np.float64)
-    count = np.zeros(n_env, np.int64)
+    agent = watch(InContextAgent(model, **options) if isinstance(model, AD) else model)
+    running = np.zeros(env.num_envs, np.float64)
+    count = np.zeros(env.num_envs, np.int64)
     returns: list[tuple[AnyArray, AnyArray, AnyArray]] = []
     steps = 0
-    while steps < eval_timesteps if eval_timesteps is not None else count.min() < (episodes or 0):
-        actions = agent.act(obs)
-        step = env.step(actions)
-        if not np.isfinite(step.reward).all():
-            raise NumericalError(f"reward of slot {int(np.argmin(np.isfinite(step.reward)))} is not finite")
-        agent.observe(actions, step)
-        obs = step.obs
-        running += step.reward
-        ended = np.flatnonzero(step.terminated | step.truncated)
-        if len(ended):
-            returns.append((count[ended].copy(), ended, running[ended].copy()))
-            count[ended] += 1
-            running[ended] = 0
-        steps += 1
-        if eval_timesteps is not None:
-            progress(steps, eval_timesteps)
-        elif len(ended):
-            done = int(count.min())
-            progress(steps, math.ceil(steps * (episodes or 0) / max(done, 1)))
-    table = np.full((int(count.max(initial=0)), n_env), np.nan, np.float32)
+    with evaluating(model) if isinstance(model, AD) else nullcontext():
+        agent.reset(env.num_envs)
+        obs = env.reset()
+        while steps < eval_timesteps if eval_timesteps is not None else count.min() < (episodes or 0):
+            actions = agent.act(obs)
+            step = env.step(actions)
+            if not np.isfinite(step.reward).all():
+                raise NumericalError(f"reward of slot {np.argmin(np.isfinite(step.reward))} is not finite")
+            agent.observe(actions, step)
+            obs = step.obs
+            running += step.reward
+            ended = np.flatnonzero(step.terminated | step.truncated)
+            if len(ended):
+                returns.append((count[ended], ended, running[ended]))
+                count[ended] += 1
+                running[ended] = 0
+            steps += 1
+            if eval_timesteps is not None:
+                progress(steps, eval_timesteps)
+            elif len(ended):
+                progress(steps, math.ceil(steps * (episodes or 0) / max(count.min(), 1)))
+    table = np.full((int(count.max(initial=0)), env.num_envs), np.nan, np.float32)
     for row, slot, value in returns:
         table[row, slot] = value
     return InContextResult(table if episodes is None else table[:episodes], steps)
@@ -119,15 +103,13 @@ def evaluate_tasks(
 
     ``options`` are those of ``evaluate_in_context``.
     """
-    n_task = len(tasks)
     slots = np.repeat(tasks, rollouts, axis=0)
     seeds = np.array([seed64(seed, "evaluation environment", k) >> 1 for k in range(len(slots))], np.int64)
     if isinstance(model, AD):
         options["seed"] = seed
-    result = evaluate_in_context(
-        model, family.make(slots, seeds), episodes=episodes, progress=progress, **options
-    )
-    return result.reward_episode.T.reshape(n_task, rollouts, episodes)
+    env = family.make(slots, seeds)
+    result = evaluate_in_context(model, env, episodes=episodes, progress=progress, **options)
+    return result.reward_episode.T.reshape(len(tasks), rollouts, episodes)
 
 
 def evaluate_references(
@@ -153,11 +135,8 @@ class Imitation:
     cross_entropy: float  # nats per step
 
 
-@torch.no_grad()
 def evaluate_imitation(model: AD, sampler: WindowSampler, batches: int) -> Imitation:
     """Cross-entropy and accuracy of the first ``batches`` batches of ``sampler``."""
-    was_training = model.training
-    model.eval()
-    losses, hits = zip(*(model.loss(sampler.batch(step)) for step in range(batches)), strict=True)
-    model.train(was_training)
+    with evaluating(model):
+        losses, hits = zip(*(model.loss(sampler.batch(step)) for step in range(batches)), strict=True)
     return Imitation(float(torch.stack(hits).mean()), float(torch.stack(losses).mean()))

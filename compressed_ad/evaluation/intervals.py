@@ -29,7 +29,6 @@ Statistic = Callable[..., Any]
 """Called as ``statistic(values (n, k), axis=-1) -> (n,)``; ``mean`` or ``iqm``."""
 
 CONFIDENCE = 0.95
-POWER = 0.8
 _TAIL = (1 + CONFIDENCE) / 2
 
 
@@ -91,9 +90,6 @@ def divided(total: NDArray[Any], count: NDArray[Any]) -> Floats:
     return np.asarray(np.where(empty, np.nan, total / np.where(empty, 1, count)))
 
 
-# ---------------------------------------------------------------- runs that share their data
-
-
 def crossed_bootstrap(
     scores: ArrayLike,
     statistic: Statistic = mean,
@@ -116,14 +112,9 @@ def crossed_bootstrap(
     bootstrap variances (runs only, tasks only, both), times Student's t over the normal quantile with
     Satterthwaite's degrees of freedom. The shape (skewness) stays that of the percentiles.
 
-    With R = 1 the interval speaks of tasks only, with N = 1 of runs only; with both 1 it is NaN.
-
-    Args:
-        scores: (R, N); NaN are left out. Paired differences of two methods are scores as well.
-        statistic: reduces ``axis=-1``.
-        n: number of resamples.
-        seed: of the resampling; the same seed gives the same interval.
-        limits: the range the true value can have; the interval is cut to it.
+    With R = 1 the interval speaks of tasks only, with N = 1 of runs only; with both 1 it is NaN. ``n`` is the
+    number of resamples, drawn with ``seed``. The interval is cut to ``limits``, the range that the true value
+    can have. Paired differences of two methods are scores as well.
     """
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 2:
@@ -133,7 +124,7 @@ def crossed_bootstrap(
         picked = values[runs[:, :, None], tasks[:, None, :]]
         return np.asarray(statistic(picked.reshape(len(runs), -1), axis=-1))
 
-    found = _crossed(resampled, *values.shape, n=n, seed=seed, limits=limits)
+    found = _crossed(resampled, values.shape, n, seed, limits)
     return replace(found, of=statistic.__name__)
 
 
@@ -161,7 +152,7 @@ def probability_of_improvement(a: ArrayLike, b: ArrayLike, *, n: int = 1000, see
         won = [mean(wins[np.ix_(r, r, k)].ravel()) for r, k in zip(runs, tasks, strict=True)]
         return np.array(won, dtype=np.float64)
 
-    return _crossed(resampled, *first.shape, n=n, seed=seed, limits=(0.0, 1.0))
+    return _crossed(resampled, first.shape, n, seed, (0.0, 1.0))
 
 
 def performance_profile(scores: ArrayLike, levels: ArrayLike, *, n: int = 500, seed: int = 0) -> Floats:
@@ -173,14 +164,13 @@ def performance_profile(scores: ArrayLike, levels: ArrayLike, *, n: int = 500, s
 
 def _crossed(
     resampled: Callable[[Indices, Indices], Floats],
-    n_run: int,
-    n_task: int,
-    *,
+    shape: tuple[int, ...],
     n: int,
     seed: int,
     limits: tuple[float, float],
 ) -> Interval:
     """The interval of ``crossed_bootstrap``; ``resampled`` maps indices (n, R), (n, N) to (n,)."""
+    n_run, n_task = shape
     generator = rng(seed, "bootstrap")
     runs, tasks = generator.integers(n_run, size=(n, n_run)), generator.integers(n_task, size=(n, n_task))
     all_runs, all_tasks = np.arange(n_run)[None], np.arange(n_task)[None]
@@ -215,9 +205,6 @@ def _crossed(
     return Interval(estimate, min(estimate, max(low, limits[0])), max(estimate, min(high, limits[1])), n_run)
 
 
-# ---------------------------------------------------------------- runs with data of their own
-
-
 def over_runs(values: ArrayLike) -> Interval:
     """Mean of independent runs (R,), or (R, N) averaged over tasks first, with Student's t interval.
 
@@ -227,10 +214,8 @@ def over_runs(values: ArrayLike) -> Interval:
     known = mean(known.reshape(len(known), -1)) if known.size else known.ravel()
     known = known[~np.isnan(known)]
     n = len(known)
-    if n == 0:
-        return Interval(math.nan, math.nan, math.nan, 0)
-    if n == 1:
-        return Interval(float(known[0]), math.nan, math.nan, 1)
+    if n < 2:
+        return Interval(float(known[0]) if n else math.nan, math.nan, math.nan, n)
     spread = float(known.std(ddof=1))
     return _students(float(known.mean()), spread / math.sqrt(n), n, spread)
 
@@ -279,5 +264,5 @@ def detectable(spread: float, n: int) -> float:
     """
     if n < 2:
         return math.nan
-    quantiles = scipy.special.stdtrit(n - 1, _TAIL) + scipy.special.stdtrit(n - 1, POWER)
+    quantiles = scipy.special.stdtrit(n - 1, _TAIL) + scipy.special.stdtrit(n - 1, 0.8)
     return float(quantiles) * spread / math.sqrt(n)

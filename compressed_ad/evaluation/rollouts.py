@@ -6,7 +6,6 @@ Letters used in shapes: N tasks, M rollouts of each, T steps, E in-context episo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +17,11 @@ from numpy.typing import NDArray
 from compressed_ad.errors import UsageError
 from compressed_ad.evaluation.agents import OptimalAgent, RandomAgent
 from compressed_ad.evaluation.evaluate import evaluate_tasks
+from compressed_ad.evaluation.intervals import Floats
 from compressed_ad.models.ad import AD
 from compressed_ad.tasks.base import GoalDistance, OptimalPolicy, RandomFound, TaskFamily
-from compressed_ad.tasks.grid import Grid
+from compressed_ad.tasks.gridworld import Grid
 from compressed_ad.types import Agent, AnyArray, BoolArray, FloatArray, IntArray, Step
-
-Floats = NDArray[np.float64]
-
-
-# ---------------------------------------------------------------- recording
 
 
 @dataclass(frozen=True)
@@ -47,14 +42,9 @@ class Rollouts:
     truncated: BoolArray  # (N, M, T)
 
     @property
-    def episode_end(self) -> BoolArray:
-        """(N, M, T) True on the last step of an episode."""
-        return self.terminated | self.truncated
-
-    @property
     def episode(self) -> IntArray:
         """(N, M, T) index of each step's in-context episode, from 0."""
-        ends = self.episode_end
+        ends = self.terminated | self.truncated
         return np.cumsum(ends, axis=-1) - ends
 
     @property
@@ -77,16 +67,16 @@ class Rollouts:
 
 
 class _Recorder:
-    """Acts as ``agent`` and keeps every transition."""
+    """Acts as the agent that it watches and keeps every transition."""
 
-    def __init__(self, agent: Agent) -> None:
-        self.agent = agent
+    def __init__(self) -> None:
         self.obs: list[AnyArray] = []
         self.actions: list[AnyArray] = []
         self.steps: list[Step] = []
 
-    def reset(self, n_env: int) -> None:
-        self.agent.reset(n_env)
+    def watch(self, agent: Agent) -> Agent:
+        self.agent, self.reset = agent, agent.reset
+        return self
 
     def act(self, obs: AnyArray) -> AnyArray:
         # An environment may return the same array at every step.
@@ -100,41 +90,17 @@ class _Recorder:
 
 
 def record_rollouts(
-    model: AD | Agent,
-    family: TaskFamily,
-    tasks: AnyArray,
-    *,
-    rollouts: int,
-    episodes: int,
-    seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    **options: Any,
+    model: AD | Agent, family: TaskFamily, tasks: AnyArray, *, rollouts: int, episodes: int, **options: Any
 ) -> Rollouts:
     """Play as ``evaluate_tasks`` with the same arguments, and keep every step.
 
     ``tasks`` (N, P) are played in ``rollouts`` M independent rollouts of ``episodes`` E; ``options`` are
-    those of ``InContextAgent``, for models only. Raises ``UsageError`` if N, M or E is 0.
+    those of ``evaluate_tasks``. Raises ``UsageError`` if N, M or E is 0.
     """
     if len(tasks) == 0 or rollouts < 1:
         raise UsageError(f"nothing to play: {len(tasks)} tasks, {rollouts} rollouts of each")
-    recorders: list[_Recorder] = []
-
-    def watch(agent: Agent) -> Agent:
-        recorders.append(_Recorder(agent))
-        return recorders[-1]
-
-    evaluate_tasks(
-        model,
-        family,
-        tasks,
-        rollouts=rollouts,
-        episodes=episodes,
-        seed=seed,
-        progress=progress,
-        watch=watch,
-        **options,
-    )
-    (kept,) = recorders
+    kept = _Recorder()
+    evaluate_tasks(model, family, tasks, rollouts=rollouts, episodes=episodes, watch=kept.watch, **options)
 
     def stacked(values: list[AnyArray]) -> AnyArray:
         array = np.stack(values, axis=1)
@@ -167,9 +133,6 @@ def random_rollouts(
         return None
     agent = RandomAgent(space, seed)
     return record_rollouts(agent, family, tasks, rollouts=rollouts, episodes=episodes, seed=seed)
-
-
-# ---------------------------------------------------------------- the first reward
 
 
 @dataclass(frozen=True)
@@ -267,9 +230,6 @@ def random_found_by(family: TaskFamily, tasks: AnyArray, episodes: int) -> Float
         return None
     chance = np.asarray(family.random_found(tasks), np.float64)
     return np.asarray(1 - (1 - chance[:, None]) ** np.arange(1, episodes + 1))
-
-
-# ---------------------------------------------------------------- exploration
 
 
 def n_place(family: TaskFamily) -> int | None:

@@ -28,12 +28,8 @@ class EvaluationSettings(Settings):
     guidance: float = Field(
         0.0, description="how far the marks move the logits beyond what they do: cond + g (cond - unmarked)"
     )
-    training_tasks: Whole = Field(
-        0, description="so many training tasks are played as well, to compare with the held-out ones"
-    )
+    training_tasks: Whole = Field(0, description="training tasks that are played as well, to compare")
     checkpoint: Literal["best", "last"] = Field(
         "best", description="which weights are judged: best on the validation tasks, or last"
     )
-    imitation_windows: Count = Field(
-        512, description="windows of held-out histories for accuracy and cross-entropy"
-    )
+    imitation_windows: Count = Field(512, description="held-out windows for accuracy and cross-entropy")

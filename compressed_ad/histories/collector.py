@@ -7,6 +7,7 @@ the process that learns it. Finished tasks are on disk at once: whatever ends a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,11 +24,8 @@ from compressed_ad.marking.conformance import marker_faults
 from compressed_ad.marking.markers import Marker
 from compressed_ad.tasks.base import TaskFamily, family_specs
 from compressed_ad.tasks.split import choose_tasks, split_family
-from compressed_ad.types import AnyArray, History, IntArray, Split
+from compressed_ad.types import AnyArray, IntArray, Split
 from compressed_ad.workers import Parts, Pool, Report, ShouldStop, WorkerPool
-
-TotalProgress = Callable[[int, int], None]
-"""Called with the environment steps done so far and their total, all tasks and streams together."""
 
 MAX_BLOCK = 8
 """Tasks learned together: enough to fill a batched learner, few enough that a crash loses little."""
@@ -65,7 +63,7 @@ def collect(
     block_size: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    progress: TotalProgress = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Let ``learner`` learn tasks of ``family`` and write their histories to ``path``, which is returned.
 
@@ -80,18 +78,15 @@ def collect(
 
     With ``n_process > 1`` worker processes of one thread each learn blocks of ``block_size`` tasks; they are
     spawned, so a script must call this under ``if __name__ == "__main__":``. Or ``pool`` has the workers.
-    A block whose worker dies is tried once more, alone.
+    A block whose worker dies is tried once more, alone. ``progress`` is called with the environment steps
+    done so far and their total, all tasks and streams together.
 
     Raises ``UsageError`` before anything is started, ``RunError`` when a worker dies twice, and whatever the
     learner or the marker raises. Finished tasks are kept.
     """
-    counts = {
-        "n_timesteps": n_timesteps,
-        "n_learner": n_learner,
-        "n_stream": n_stream,
-        "n_process": n_process,
-    }
-    for name, count in {**counts, "block_size": 1 if block_size is None else block_size}.items():
+    sizes = {"n_timesteps": n_timesteps, "n_learner": n_learner, "n_stream": n_stream}
+    others = {"n_process": n_process, "block_size": 1 if block_size is None else block_size}
+    for name, count in {**sizes, **others}.items():
         if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
             raise UsageError(f"{name} must be an integer >= 1, got {count!r}")
     params = dict(marker_params or {})
@@ -105,10 +100,8 @@ def collect(
     if task_ids is None:
         task_ids = choose_tasks(len(all_tasks), seed, n_task)
     if split is None:
-        split = split_family(
-            family, task_ids, seed if split_seed is None else split_seed,
-            train=train, validation=validation, heldout=heldout,
-        )  # fmt: skip
+        parts = {"train": train, "validation": validation, "heldout": heldout}
+        split = split_family(family, task_ids, seed if split_seed is None else split_seed, **parts)
     tasks = all_tasks[task_ids]
     info = HistoryInfo(
         family=family_name,
@@ -116,22 +109,14 @@ def collect(
         spaces=family_specs(family),
         horizon=family.horizon,
         learner=learner.name,
-        config={
-            **(learner_config or {}),
-            "n_timesteps": n_timesteps,
-            "n_learner": n_learner,
-            "n_stream": n_stream,
-            "task_ids": task_ids.tolist(),
-        },
+        config={**(learner_config or {}), **sizes, "task_ids": task_ids.tolist()},
         seed=seed,
     )
     writer = HistoryWriter(
         path, info, split, tasks, family.optimal_return(tasks), family.random_return(tasks),
         resume=resume, overwrite=overwrite,
     )  # fmt: skip
-    job = _Job(
-        family, learner, writer, tasks, task_ids, n_timesteps, n_learner, n_stream, seed, marker, params
-    )
+    job = _Job(family, learner, writer, tasks, task_ids, sizes, seed, marker, params)
     done = writer.done_tasks()
     with WorkerPool(n_process) if pool is None else nullcontext(pool) as workers:
         blocks = _blocks(np.setdiff1d(np.arange(len(tasks)), sorted(done)), workers.n_process, block_size)
@@ -139,7 +124,7 @@ def collect(
         total = Parts(
             lambda done, total, text: progress(done, total),
             {name: len(block) for name, (block,) in units.items()},
-            unit=job.steps_per_task,
+            unit=math.prod(sizes.values()),
             before=len(done),
         )
         workers.run(job.learn, units, progress=total, retry=True)
@@ -169,49 +154,38 @@ class _Job:
     writer: HistoryWriter
     tasks: AnyArray  # (N, P)
     task_ids: IntArray  # (N,) into the family
-    n_timesteps: int
-    n_learner: int
-    n_stream: int
+    sizes: dict[str, int]  # n_timesteps, n_learner, n_stream
     seed: int
     marker: str | Marker | None
     marker_params: dict[str, Any]
 
-    @property
-    def steps_per_task(self) -> int:
-        return self.n_timesteps * self.n_learner * self.n_stream
-
     def learn(self, block: IntArray, *, report: Report, should_stop: ShouldStop) -> None:
         """Learn and store those tasks of ``block`` (indices into the file) that are not on disk yet."""
         todo = np.setdiff1d(block, sorted(self.writer.done_tasks()))
-        done = self.steps_per_task * (len(block) - len(todo))
+        if len(todo) == 0:
+            return
+        steps_per_task, name = math.prod(self.sizes.values()), self.learner.name
+        done = steps_per_task * (len(block) - len(todo))
 
         def progress(steps: int) -> None:
             nonlocal done
             done += steps
-            report(done, self.steps_per_task * len(block), "environment steps")
+            report(done, steps_per_task * len(block), "environment steps")
             if should_stop():
                 raise KeyboardInterrupt  # what a block has not stored cannot be saved
 
-        if len(todo) == 0:
-            return
         histories = self.learner.learn(
             self.family, self.task_ids[todo], self.tasks[todo],
-            n_timesteps=self.n_timesteps, n_learner=self.n_learner, n_stream=self.n_stream,
-            seed=self.seed, progress=progress,
+            **self.sizes, seed=self.seed, progress=progress,
         )  # fmt: skip
         if len(histories) != len(todo):
-            raise RunError(f"{self.learner.name} gave {len(histories)} histories of {len(todo)} tasks")
+            raise RunError(f"{name} gave {len(histories)} histories of {len(todo)} tasks")
+        shape = (self.sizes["n_learner"] * self.sizes["n_stream"], self.sizes["n_timesteps"])
         for index, history in zip(todo.tolist(), histories, strict=True):
-            self.writer.append(index, self._marked(index, history))
-
-    def _marked(self, index: int, history: History) -> History:
-        shape = (self.n_learner * self.n_stream, self.n_timesteps)
-        if history.rewards.shape != shape:
-            raise RunError(
-                f"{self.learner.name}, task {index}: expected (stream, time) {shape}, "
-                f"got {history.rewards.shape}"
-            )
-        if self.marker is None:
-            return history
-        seed = task_seed(self.seed, index)
-        return history.with_mask(apply_marker(self.marker, history, seed=seed, **self.marker_params))
+            got, marker = history.rewards.shape, self.marker
+            if got != shape:
+                raise RunError(f"{name}, task {index}: expected (stream, time) {shape}, got {got}")
+            if marker is not None:
+                seed = task_seed(self.seed, index)
+                history = history.with_mask(apply_marker(marker, history, seed=seed, **self.marker_params))
+            self.writer.append(index, history)

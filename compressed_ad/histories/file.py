@@ -25,30 +25,9 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import HistoryError
-from compressed_ad.histories.hdf5 import (
-    Group,
-    child,
-    json_attribute,
-    json_text,
-    opened,
-    read,
-    stored_digest,
-    verify,
-    write_array,
-    write_file,
-)
-from compressed_ad.histories.header import (
-    MARKING_ATTRIBUTES,
-    Header,
-    HistoryInfo,
-    Scales,
-    measure_scales,
-    read_marking,
-    read_scales,
-    short,
-    write_marking,
-    write_scales,
-)
+from compressed_ad.histories import hdf5, header as head
+from compressed_ad.histories.hdf5 import Group, child, opened, read, write_array
+from compressed_ad.histories.header import Header, HistoryInfo, short
 from compressed_ad.marking.apply import REQUIRED, apply_marker, marker_name, marker_parameters, task_seed
 from compressed_ad.marking.markers import Marker
 from compressed_ad.marking.statistics import MarkingStatistics, marking_statistics
@@ -71,8 +50,6 @@ COLUMNS: Mapping[str, str | type[np.generic]] = {
 }
 """The stored arrays (S, T, ...) of ``History``: the dtype of each, or the space that it has elements of."""
 OPTIONAL = tuple(field.name for field in fields(History) if field.default is None)
-
-_log = logging.getLogger(__name__)
 
 
 class HistoryWriter:
@@ -101,14 +78,24 @@ class HistoryWriter:
         self.shards = self.path.with_name(self.path.name + ".shards")
         self.dropped: list[str] = []
         optimal = None if optimal_return is None else np.asarray(optimal_return, dtype=np.float64)
-        self._header = Header(
-            info, split, np.asarray(tasks), optimal, np.asarray(random_return, dtype=np.float64)
-        )
+        random = np.asarray(random_return, dtype=np.float64)
+        self._header = Header(info, split, np.asarray(tasks), optimal, random)
         self._finished = resume and self.path.exists()
         if resume:
             if self._finished:
                 self._require_same_header(self.path)
-            self._check_shards()
+            damaged = []
+            for shard in self._shard_files():
+                try:
+                    hdf5.verify(shard)
+                except HistoryError as error:
+                    damaged.append((shard, str(error)))
+                else:
+                    self._require_same_header(shard)
+            for shard, cause in damaged:
+                self.dropped.append(f"{cause}: dropped, task {shard.stem} is collected again")
+                logging.getLogger(__name__).warning(self.dropped[-1])
+                shard.unlink()
         elif not overwrite:
             for existing, state in ((self.path, "exists"), (self.shards, "holds an unfinished collection")):
                 if existing.exists():
@@ -148,7 +135,7 @@ class HistoryWriter:
                 write_array(group, name, array.astype(_dtype(name, self._header.info), copy=False))
 
         self.shards.mkdir(parents=True, exist_ok=True)
-        write_file(self.shards / f"{task_id}.h5", fill)
+        hdf5.write_file(self.shards / f"{task_id}.h5", fill)
 
     def finish(self, marking: Mapping[str, Any] | None = None) -> None:
         """Merge all shards into the final file and remove them.
@@ -161,16 +148,17 @@ class HistoryWriter:
             missing = sorted(set(self._header.task_ids.tolist()) - self.done_tasks())
             if missing:
                 raise HistoryError(f"{self.path}: no histories yet of {len(missing)} tasks: {short(missing)}")
-            write_file(self.path, lambda file: self._merge(file, marking))
+            hdf5.write_file(self.path, lambda file: self._merge(file, marking))
             self._finished = True
         if self.shards.exists():
             shutil.rmtree(self.shards)
 
     def _merge(self, file: Group, marking: Mapping[str, Any] | None) -> None:
         self._header.write(file)
+        tasks = self._header.task_ids.tolist()
         shapes: dict[tuple[int, ...], int] = {}
         masks = []
-        for task in self._header.task_ids.tolist():
+        for task in tasks:
             with opened(self.shards / f"{task}.h5") as shard:
                 shard.copy(str(task), file)
             group = file[str(task)]
@@ -179,36 +167,28 @@ class HistoryWriter:
                 masks.append(group["compression_mask"][()])
         if len(shapes) > 1:
             raise HistoryError(f"{self.path}: tasks differ in (streams, steps): {shapes}")
-        if masks and len(masks) < len(self._header.task_ids):
-            for task in self._header.task_ids.tolist():
-                file[str(task)].pop("compression_mask", None)
-            masks = []
         training = [file[str(task)] for task in self._header.split.train.tolist()]
-        write_scales(file, measure_scales(training, self._header.info.spaces["observation"]))
-        file.attrs["total_steps"] = int(np.prod(next(iter(shapes)))) * len(self._header.task_ids)
-        if masks:
-            write_marking(file, marking_statistics(masks), marking)
+        scales = head.measure_scales(training, self._header.info.spaces["observation"])
+        for name, value in vars(scales).items():
+            if value is not None:
+                file[f"{head.SCALES}/{name}"] = value
+        file.attrs["total_steps"] = int(np.prod(next(iter(shapes)))) * len(tasks)
+        if len(masks) == len(tasks):
+            head.write_marking(file, marking_statistics(masks), marking)
+        elif masks:
+            for task in tasks:
+                file[str(task)].pop("compression_mask", None)
 
     def _shard_files(self) -> Iterator[Path]:
         return (shard for shard in self.shards.glob("*.h5") if shard.stem.isdecimal())
 
     def _require_same_header(self, path: Path) -> None:
         with opened(path) as file:
-            self._header.require(path, Header.read(file))
-
-    def _check_shards(self) -> None:
-        damaged = []
-        for shard in self._shard_files():
-            try:
-                verify(shard)
-            except HistoryError as error:
-                damaged.append((shard, str(error)))
-            else:
-                self._require_same_header(shard)
-        for shard, cause in damaged:
-            self.dropped.append(f"{cause}: dropped, task {shard.stem} is collected again")
-            _log.warning(self.dropped[-1])
-            shard.unlink()
+            differing = head.differences(Header.read(file).plain(), self._header.plain())
+        if differing:
+            raise HistoryError(
+                f"{path} was collected with another configuration and is left alone ({'; '.join(differing)})"
+            )
 
 
 class HistoryFile:
@@ -225,10 +205,9 @@ class HistoryFile:
         self.path = Path(path)
         with opened(self.path, check=verify) as file:
             header = Header.read(file)
-            self.versions: dict[str, str] = json_attribute(file, "versions")
-            self.marking = read_marking(file)
-            first = child(file, str(header.task_ids[0]), Group)
-            shape = read(first, "rewards", "f").shape
+            self.versions: dict[str, str] = hdf5.json_attribute(file, "versions")
+            self.marking = head.read_marking(file)
+            shape = read(child(file, str(header.task_ids[0]), Group), "rewards", "f").shape
         if len(shape) != 2:
             raise HistoryError(f"{self.path}: rewards: expected (stream, time), got shape {shape}")
         self.n_stream, self.n_step = shape
@@ -252,9 +231,8 @@ class HistoryFile:
         chosen = self.task_ids.tolist() if task_ids is None else [int(task) for task in task_ids]
         unknown = sorted(set(chosen) - set(self.task_ids.tolist()))
         if unknown:
-            raise HistoryError(
-                f"{self.path}: has no task {short(unknown)}; it has {len(self.task_ids)} tasks"
-            )
+            has = f"it has {len(self.task_ids)} tasks"
+            raise HistoryError(f"{self.path}: has no task {short(unknown)}; {has}")
         with opened(self.path, check=False) as file:
             return {task: self._load(file, task) for task in chosen}
 
@@ -269,18 +247,19 @@ class HistoryFile:
                 masks.append(read(group, "compression_mask", "b"))
         return marking_statistics(masks)
 
-    def training_scales(self) -> Scales:
+    def training_scales(self) -> head.Scales:
         """The scales that models standardise by; if the file lacks them, its training tasks are read."""
         with opened(self.path, check=False) as file:
-            stored = read_scales(file)
-            if stored is not None:
-                return stored
+            if head.SCALES in file:
+                group, names = child(file, head.SCALES, Group), ("observation_mean", "observation_std")
+                mean, std = (read(group, name, "f") if name in group else None for name in names)
+                return head.Scales(mean, std, float(read(group, "reward", "f")))
             training = (child(file, str(task), Group) for task in self.split.train.tolist())
-            return measure_scales(training, self.info.spaces["observation"])
+            return head.measure_scales(training, self.info.spaces["observation"])
 
     def digest(self) -> str:
         """SHA-256 of the file's content (hex), for the provenance of results."""
-        return stored_digest(self.path)
+        return hdf5.stored_digest(self.path)
 
     def _load(self, file: Group, task: int) -> History:
         group = child(file, str(task), Group)
@@ -325,7 +304,7 @@ def remark(
     def fill(file: Group) -> None:
         with opened(source.path, check=False) as old:
             for name, value in old.attrs.items():
-                if name not in MARKING_ATTRIBUTES:
+                if name not in head.MARKING_ATTRIBUTES:
                     file.attrs[name] = value
             for name in old:
                 if not name.isdecimal():
@@ -338,9 +317,9 @@ def remark(
                     if name != "compression_mask":
                         old[str(task)].copy(name, group)
                 write_array(group, "compression_mask", mask)
-        write_marking(file, statistics, marking)
+        head.write_marking(file, statistics, marking)
 
-    write_file(source.path if output is None else Path(output), fill)
+    hdf5.write_file(source.path if output is None else Path(output), fill)
     return statistics
 
 
@@ -348,12 +327,9 @@ def marking_provenance(marker: str | Marker, params: Mapping[str, Any], seed: in
     """What a history file states of its marks; ``ConfigError`` if the parameters are not plain data."""
     defaults = {name: value for name, value in marker_parameters(marker).items() if value is not REQUIRED}
     parameters = {**defaults, **params}
-    json_text(f"parameters of marker {marker_name(marker)!r}", parameters)
+    hdf5.json_text(f"parameters of marker {marker_name(marker)!r}", parameters)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return {"marker": marker_name(marker), "parameters": parameters, "seed": seed, "time": now}
-
-
-# ---------------------------------------------------------------- one history
 
 
 def _dtype(name: str, info: HistoryInfo) -> np.dtype[Any]:
@@ -386,7 +362,11 @@ def _check_history(where: str, history: History, info: HistoryInfo) -> None:
             raise HistoryError(f"{where}: {name} has elements of shape {array.shape[2:]}, the space {shape}")
         if box and array.dtype.itemsize <= dtype.itemsize:
             continue
-        low, high = _range(dtype) if box else _limits(spec)
+        if box:
+            most: Any = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+            low, high = most.min, most.max
+        else:
+            low, high = _limits(spec)
         outside = (array < low) | (array > high)
         if outside.any():
             place = np.argwhere(outside)[0]
@@ -394,11 +374,6 @@ def _check_history(where: str, history: History, info: HistoryInfo) -> None:
     probs = history.action_probs
     if ((probs < 0) | (probs > 1 + 1e-5)).any():
         raise HistoryError(f"{where}: action_probs reach from {np.nanmin(probs)} to {np.nanmax(probs)}")
-
-
-def _range(dtype: np.dtype[Any]) -> tuple[AnyArray, AnyArray]:
-    info = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
-    return np.asarray(info.min), np.asarray(info.max)
 
 
 def _limits(spec: SpaceSpec) -> tuple[AnyArray, AnyArray]:

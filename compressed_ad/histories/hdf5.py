@@ -27,13 +27,9 @@ Group: TypeAlias = h5py.Group
 
 _BLOCK = 512
 _MAGIC = b"compressed_ad history"
-_HDF5 = b"\x89HDF\r\n\x1a\n"
 _CHUNK_BYTES = 1 << 16
-_DEFLATE_LIMIT = 1100  # deflate cannot shrink anything by more than a factor of 1032
-_FILTERS = (
-    *(h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32),
-    h5py.h5z.FILTER_LZF,  # in other programs' files; it cannot expand as much as deflate
-)
+_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
+_FILTERS |= {h5py.h5z.FILTER_LZF}  # in other programs' files; it cannot expand as much as deflate
 
 
 def attribute(file: Group, name: str, kind: type) -> Any:
@@ -69,11 +65,11 @@ def read(parent: Group, name: str, kinds: str) -> AnyArray:
         raise HistoryError(f"{data.name}: dtype {data.dtype} is not one of a history file")
     plist = data.id.get_create_plist()
     filters = {plist.get_filter(i)[0] for i in range(plist.get_nfilters())}
-    if data.is_virtual or data.external or not filters <= set(_FILTERS):
+    if data.is_virtual or data.external or not filters <= _FILTERS:
         raise HistoryError(f"{data.name}: is stored in a way that history files never use")
-    if data.size * data.dtype.itemsize > _DEFLATE_LIMIT * data.id.get_storage_size():
-        stored = f"{data.id.get_storage_size()} stored bytes"
-        raise HistoryError(f"{data.name}: shape {data.shape} does not fit its {stored}")
+    stored = data.id.get_storage_size()
+    if data.size * data.dtype.itemsize > 1100 * stored:  # deflate shrinks by a factor of at most 1032
+        raise HistoryError(f"{data.name}: shape {data.shape} does not fit its {stored} stored bytes")
     array: AnyArray = data[()]
     return array
 
@@ -84,10 +80,7 @@ def opened(path: Path, *, check: bool = True) -> Iterator[h5py.File]:
 
     ``check`` verifies the checksum first, which reads the whole file.
     """
-    if check:
-        verify(path)
-    else:
-        stored_digest(path)
+    (verify if check else stored_digest)(path)
     # No lock: files are never written in place, and some network file systems cannot lock.
     with _named(path, "a history file"), h5py.File(path, "r", locking=False) as file:
         version = attribute(file, "format_version", int)
@@ -127,7 +120,7 @@ def stored_digest(path: Path) -> str:
     """The digest in the user block of a history file, once the block has proved sound."""
     block = _first_block(path)
     if not block.startswith(_MAGIC):
-        if block.startswith(_HDF5):
+        if block.startswith(b"\x89HDF\r\n\x1a\n"):
             raise HistoryError(f"{path}: is an HDF5 file, but not one of compressed_ad; try: cad import")
         raise HistoryError(f"{path}: is not a history file")
     version, _, rest = block[len(_MAGIC) :].partition(b" sha256 ")
@@ -158,38 +151,25 @@ def verify(path: Path) -> None:
         raise HistoryError(f"{path}: is damaged, or was changed by another program (checksum differs)")
 
 
-# ---------------------------------------------------------------- writing
-
-
 def _block(digest: str) -> bytes:
     return f"{_MAGIC.decode()} {FORMAT_VERSION} sha256 {digest}\n".encode().ljust(_BLOCK, b"\0")[:_BLOCK]
 
 
-def write_file(path: Path, fill: Callable[[h5py.File], None]) -> None:
-    """Replace ``path`` atomically by what ``fill`` writes.
+def write_file(path: Path, fill: Callable[[h5py.File], None], *, plain: bool = False) -> None:
+    """Replace ``path`` atomically by what ``fill`` writes; ``plain`` leaves out our user block.
 
     ``HistoryError`` if it cannot be written, on a full disk for instance; the old file is then untouched.
     """
-    image = _image(path, fill, userblock_size=_BLOCK)  # without the user block
-    write_atomically(path, _block(hashlib.sha256(image).hexdigest()), image, error=HistoryError)
-
-
-def write_plain(path: Path, fill: Callable[[h5py.File], None]) -> None:
-    """The same without our user block, for other programs."""
-    write_atomically(path, _image(path, fill), error=HistoryError)
-
-
-def _image(path: Path, fill: Callable[[h5py.File], None], **options: int) -> bytes:
+    options = {"driver": "core", "backing_store": False, "block_size": 1 << 22}
     try:
-        with h5py.File(
-            "memory", "w", driver="core", backing_store=False, block_size=1 << 22, **options
-        ) as file:
+        with h5py.File("memory", "w", userblock_size=None if plain else _BLOCK, **options) as file:
             fill(file)
             file.flush()
-            image: bytes = file.id.get_file_image()
-            return image
+            image = file.id.get_file_image()  # without the user block
     except (OSError, RuntimeError, MemoryError) as error:
         raise HistoryError(f"{path}: cannot be written ({error})") from error
+    block = b"" if plain else _block(hashlib.sha256(image).hexdigest())
+    write_atomically(path, block, image, error=HistoryError)
 
 
 def write_array(group: Group, name: str, array: AnyArray) -> None:
@@ -200,15 +180,10 @@ def write_array(group: Group, name: str, array: AnyArray) -> None:
     step_bytes = array.itemsize * int(np.prod(array.shape[2:]))
     n_step = min(array.shape[1], max(_CHUNK_BYTES // step_bytes, 1))
     n_stream = min(array.shape[0], max(_CHUNK_BYTES // (step_bytes * n_step), 1))
-    group.create_dataset(
-        name,
-        data=array,
-        chunks=(n_stream, n_step, *array.shape[2:]),
-        compression="gzip",
-        compression_opts=1,  # level 4 takes 1.4 times as long and saves 2 %
-        shuffle=True,
-        fletcher32=True,
-    )
+    chunks = (n_stream, n_step, *array.shape[2:])
+    # Level 4 takes 1.4 times as long and saves 2 %.
+    options = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
+    group.create_dataset(name, data=array, chunks=chunks, **options)
 
 
 def json_text(what: str, value: Any) -> str:

@@ -5,28 +5,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compressed_ad.errors import HistoryError
-from compressed_ad.histories.hdf5 import (
-    FORMAT_VERSION,
-    Group,
-    attribute,
-    child,
-    json_attribute,
-    json_text,
-    read,
-)
+from compressed_ad.histories import hdf5
+from compressed_ad.histories.hdf5 import Group, attribute, json_attribute, json_text
 from compressed_ad.marking.statistics import MarkingStatistics
 from compressed_ad.types import AnyArray, FloatArray, IntArray, SpaceSpec, Split, features
-
-_PACKAGES = ("compressed-ad", "numpy", "h5py", "numba", "gymnasium", "torch", "stable-baselines3")
 
 
 @dataclass(frozen=True)
@@ -66,31 +57,22 @@ class Header:
         """Indices of the tasks with histories, those of the split, in ascending order."""
         return np.sort(np.concatenate([self.split.train, self.split.validation, self.split.heldout]))
 
-    def _plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, Any]:
         """As JSON returns it, so that stored and new headers compare equal."""
-        arrays = {
-            "split": {name: ids.tolist() for name, ids in vars(self.split).items()},
-            "tasks": self.tasks.tolist(),
-            "optimal_return": None if self.optimal_return is None else self.optimal_return.tolist(),
-            "random_return": self.random_return.tolist(),
-        }
+        arrays: dict[str, Any] = {"split": {name: ids.tolist() for name, ids in vars(self.split).items()}}
+        for name in ("tasks", "optimal_return", "random_return"):
+            array = getattr(self, name)
+            arrays[name] = None if array is None else array.tolist()
         plain: dict[str, Any] = json.loads(json_text("info", {**asdict(self.info), **arrays}))
         return plain
 
-    def require(self, path: Path, stored: Header) -> None:
-        """Raise ``HistoryError`` that lists every key in which the ``stored`` header of ``path`` differs."""
-        differing = differences(stored._plain(), self._plain())
-        if differing:
-            raise HistoryError(
-                f"{path} was collected with another configuration and is left alone ({'; '.join(differing)})"
-            )
-
     def write(self, file: Group) -> None:
         """Store the header, and the versions of the packages that produce the file."""
-        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["format_version"] = hdf5.FORMAT_VERSION
         for name, value in asdict(self.info).items():
             file.attrs[name] = json_text(name, value) if isinstance(value, dict) else value
-        file.attrs["versions"] = json_text("versions", installed(_PACKAGES))
+        packages = ("compressed-ad", "numpy", "h5py", "numba", "gymnasium", "torch", "stable-baselines3")
+        file.attrs["versions"] = json_text("versions", installed(packages))
         for name, ids in vars(self.split).items():
             file[f"split/{name}"] = ids
         file["tasks"] = self.tasks
@@ -111,17 +93,12 @@ class Header:
         )
         if set(info.spaces) != {"observation", "action"}:
             raise HistoryError("attribute 'spaces' does not describe 'observation' and 'action'")
-        parts = child(file, "split", Group)
-        return cls(
-            info,
-            Split(*(read(parts, name, "i") for name in ("train", "validation", "heldout"))),
-            read(file, "tasks", "iuf"),
-            read(file, "optimal_return", "f") if "optimal_return" in file else None,
-            read(file, "random_return", "f"),
-        )
+        parts = hdf5.child(file, "split", Group)
+        split = Split(*(hdf5.read(parts, name, "i") for name in ("train", "validation", "heldout")))
+        tasks, random = hdf5.read(file, "tasks", "iuf"), hdf5.read(file, "random_return", "f")
+        optimal = hdf5.read(file, "optimal_return", "f") if "optimal_return" in file else None
+        return cls(info, split, tasks, optimal, random)
 
-
-# ---------------------------------------------------------------- scales
 
 SCALES = "scales"
 """The group of the scales in a file."""
@@ -148,9 +125,9 @@ def measure_scales(tasks: Iterable[Group], observation: SpaceSpec) -> Scales:
     count, mean, spread = 0, np.zeros(1), np.zeros(1)
     paid, squares = 0, 0.0
     for group in tasks:
-        rewards = read(group, "rewards", "f").astype(np.float64)
+        rewards = hdf5.read(group, "rewards", "f").astype(np.float64)
         paid, squares = paid + int(np.count_nonzero(rewards)), squares + float((rewards**2).sum())
-        rows = features(observation, read(group, "states", "iuf")) if box else np.empty((0, 1))
+        rows = features(observation, hdf5.read(group, "states", "iuf")) if box else np.empty((0, 1))
         for first in range(0, len(rows), _ROWS):
             # Chan, Golub & LeVeque 1983: exact updates of mean and sum of squared deviations.
             part = rows[first : first + _ROWS].astype(np.float64)
@@ -161,24 +138,6 @@ def measure_scales(tasks: Iterable[Group], observation: SpaceSpec) -> Scales:
     reward = math.sqrt(squares / paid) if paid else 1.0
     return Scales(mean, np.sqrt(spread / max(count, 1)), reward) if box else Scales(None, None, reward)
 
-
-def write_scales(file: Group, scales: Scales) -> None:
-    for name, value in vars(scales).items():
-        if value is not None:
-            file[f"{SCALES}/{name}"] = value
-
-
-def read_scales(file: Group) -> Scales | None:
-    """The stored scales; None for files written before scales were stored."""
-    if SCALES not in file:
-        return None
-    group = child(file, SCALES, Group)
-    names = ("observation_mean", "observation_std")
-    mean, std = (read(group, name, "f") if name in group else None for name in names)
-    return Scales(mean, std, float(read(group, "reward", "f")))
-
-
-# ---------------------------------------------------------------- marking
 
 _GUIDE = ("on_policy_threshold", "compression_window")  # also attributes of their own, as in the guide
 MARKING_ATTRIBUTES = (
@@ -214,17 +173,12 @@ def read_marking(file: Group) -> dict[str, Any] | None:
     }
 
 
-# ---------------------------------------------------------------- provenance
-
-
 def installed(packages: Iterable[str]) -> dict[str, str]:
     """Versions of those ``packages`` that are installed."""
     found = {}
     for package in packages:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 

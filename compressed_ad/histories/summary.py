@@ -14,25 +14,12 @@ from compressed_ad.histories.header import HistoryInfo
 from compressed_ad.marking.markers import segments
 from compressed_ad.marking.statistics import N_PHASE, MarkingStatistics, marking_statistics
 from compressed_ad.registry import call_text
-from compressed_ad.types import AnyArray, BoolArray, FloatArray, History, IntArray
-
-QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+from compressed_ad.types import AnyArray, FloatArray, History, IntArray
 
 
 @dataclass(frozen=True)
-class MarkedSegments:
-    """The segments of all streams and tasks of a history file."""
-
-    statistics: MarkingStatistics
-    count: int
-    length_quantiles: tuple[float, ...]  # at QUANTILES, in steps; NaN without segments
-    crossing_share: float  # share of segments that continue after an episode's end
-    reward_share: float  # share of marked steps whose reward is not 0
-
-
-@dataclass(frozen=True)
-class TaskMarks:
-    """The marks of one task."""
+class Marks:
+    """The marks of one task, or of all tasks of a file."""
 
     statistics: MarkingStatistics
     lengths: IntArray  # (G,) steps of each segment
@@ -49,7 +36,7 @@ class TaskSummary:
     n_episode: IntArray  # (10,) finished episodes that end in each tenth of training
     total_return: FloatArray  # (10,) undiscounted, of these episodes
     curve: FloatArray  # (E,) mean return over the streams of each episode that all streams finished
-    marks: TaskMarks | None  # None if the task is not marked
+    marks: Marks | None  # None if the task is not marked
 
 
 @dataclass(frozen=True)
@@ -70,13 +57,16 @@ class Overview:
     optimal_return: float | None  # mean over the tasks of the file
     random_return: float
     marking: dict[str, Any] | None  # how it was marked
-    segments: MarkedSegments | None  # None if it is not marked
+    marks: Marks | None  # None if it is not marked
 
     @property
     def total_steps(self) -> int:
         return sum(self.split.values()) * self.n_stream * self.n_step
 
     def text(self) -> str:
+        def numbers(values: tuple[float, ...]) -> str:
+            return " ".join("-" if np.isnan(value) else f"{value:.2f}" for value in values)
+
         info, parts = self.info, ", ".join(f"{count} {name}" for name, count in self.split.items())
         spaces = ", ".join(f"{name} {_space(info.spaces[name])}" for name in ("observation", "action"))
         optimum = "unknown" if self.optimal_return is None else f"{self.optimal_return:.3f}"
@@ -88,32 +78,30 @@ class Overview:
             f"  Streams per task: {self.n_stream} of {self.n_learner} learner(s), {self.n_step} steps each",
             f"  Steps: {self.total_steps}, in {self.n_episode} finished episodes",
             "Learning, by tenth of training:",
-            f"  Mean episode return: {_numbers(self.learning_curve)}"
+            f"  Mean episode return: {numbers(self.learning_curve)}"
             f" (random {self.random_return:.3f}, optimal {optimum})",
         ]
         if self.normalised_curve is not None:
-            lines.append(f"  Normalised per task:  {_numbers(self.normalised_curve)}")
-        lines += self._marking_lines()
-        lines.append(f"Made with {', '.join(f'{name} {v}' for name, v in self.versions.items())}")
-        lines.append(f"SHA-256 {self.digest}")
-        return "\n".join(lines)
-
-    def _marking_lines(self) -> list[str]:
-        if self.segments is None:
-            return [f"Not marked yet; mark it with: cad mark {self.path}"]
-        marked = self.segments
-        lines = marked.statistics.text().splitlines()
-        if marked.count:
-            lengths = "/".join(f"{length:g}" for length in marked.length_quantiles)
-            lines += [
-                f"  Segments: {marked.count}, lengths {lengths} (minimum, quartiles, maximum)",
-                f"  Segments that cross an episode's end: {100 * marked.crossing_share:.1f}%",
-                f"  Marked steps with reward: {100 * marked.reward_share:.1f}%",
-            ]
-        if self.marking is not None:
-            call = call_text(self.marking["marker"], self.marking["parameters"])
-            lines.append(f"  Marked by {call}, seed {self.marking['seed']}, {self.marking['time']}")
-        return lines
+            lines.append(f"  Normalised per task:  {numbers(self.normalised_curve)}")
+        marks, made = self.marks, self.marking
+        if marks is None:
+            lines.append(f"Not marked yet; mark it with: cad mark {self.path}")
+        else:
+            lines.append(marks.statistics.text())
+            count = len(marks.lengths)
+            if count:
+                lengths = "/".join(f"{at:g}" for at in np.quantile(marks.lengths, (0, 0.25, 0.5, 0.75, 1)))
+                rewarded = marks.n_rewarded / max(marks.statistics.compressed_steps, 1)
+                lines += [
+                    f"  Segments: {count}, lengths {lengths} (minimum, quartiles, maximum)",
+                    f"  Segments that cross an episode's end: {100 * (marks.n_crossing / count):.1f}%",
+                    f"  Marked steps with reward: {100 * rewarded:.1f}%",
+                ]
+            if made is not None:
+                call = call_text(made["marker"], made["parameters"])
+                lines.append(f"  Marked by {call}, seed {made['seed']}, {made['time']}")
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return "\n".join([*lines, f"Made with {versions}", f"SHA-256 {self.digest}"])
 
 
 def task_summaries(file: HistoryFile) -> Iterator[TaskSummary]:
@@ -122,32 +110,30 @@ def task_summaries(file: HistoryFile) -> Iterator[TaskSummary]:
         history = file.load([task])[task]
         stream, last, returns = finished_episodes(history)
         phase = last * N_PHASE // history.n_step
+        mask, marks = history.compression_mask, None
+        if mask is not None:
+            row, start, stop = segments(mask)
+            ended = np.pad(np.cumsum(history.episode_end, axis=1), ((0, 0), (1, 0)))  # episodes before a step
+            marks = Marks(
+                statistics=marking_statistics([mask]),
+                lengths=stop - start,
+                n_crossing=int((ended[row, stop - 1] > ended[row, start]).sum()),
+                n_rewarded=int(np.count_nonzero(history.rewards[mask])),
+            )
         yield TaskSummary(
             task=task,
             n_learner=len(np.unique(history.learner)),
             n_episode=np.bincount(phase, minlength=N_PHASE),
             total_return=np.bincount(phase, returns, N_PHASE).astype(np.float64),
             curve=_by_stream(stream, returns, history.n_stream).mean(axis=0),
-            marks=None if history.compression_mask is None else _marks(history, history.compression_mask),
+            marks=marks,
         )
-
-
-def _marks(history: History, mask: BoolArray) -> TaskMarks:
-    row, start, stop = segments(mask)
-    ended = np.pad(np.cumsum(history.episode_end, axis=1), ((0, 0), (1, 0)))  # episodes before each step
-    return TaskMarks(
-        statistics=marking_statistics([mask]),
-        lengths=stop - start,
-        n_crossing=int((ended[row, stop - 1] > ended[row, start]).sum()),
-        n_rewarded=int(np.count_nonzero(history.rewards[mask])),
-    )
 
 
 def describe(path: str | Path) -> Overview:
     """Overview of the history file at ``path``; errors as those of ``HistoryFile``."""
     file = HistoryFile(path)
     tasks = list(task_summaries(file))
-    marks = [task.marks for task in tasks if task.marks is not None]
     count = np.array([task.n_episode for task in tasks])  # (N, 10)
     total = np.array([task.total_return for task in tasks])
     random = file.random_return[file.task_ids]
@@ -157,6 +143,17 @@ def describe(path: str | Path) -> Overview:
         # A task on which random play is optimal has no normalised return.
         gap = np.where(optimal == random, np.nan, optimal - random)
         normalised = _mean(((total - count * random[:, None]) / gap[:, None]).sum(axis=0), count.sum(axis=0))
+    marks = [task.marks for task in tasks if task.marks is not None]
+    marked = (
+        Marks(
+            statistics=total_marking(marks),
+            lengths=np.concatenate([task.lengths for task in marks]),
+            n_crossing=sum(task.n_crossing for task in marks),
+            n_rewarded=sum(task.n_rewarded for task in marks),
+        )
+        if marks
+        else None
+    )
     return Overview(
         path=file.path,
         info=file.info,
@@ -172,7 +169,7 @@ def describe(path: str | Path) -> Overview:
         optimal_return=None if optimal is None else float(optimal.mean()),
         random_return=float(random.mean()),
         marking=file.marking,
-        segments=_all_segments(marks) if marks else None,
+        marks=marked,
     )
 
 
@@ -197,31 +194,15 @@ def _by_stream(stream: IntArray, returns: FloatArray, n_stream: int) -> FloatArr
     return kept
 
 
-def total_marking(marks: Sequence[TaskMarks]) -> MarkingStatistics:
+def total_marking(marks: Sequence[Marks]) -> MarkingStatistics:
     """Statistics of several tasks together."""
     total = np.sum([task.statistics.total_by_phase for task in marks], axis=0)
     compressed = np.sum([task.statistics.compressed_by_phase for task in marks], axis=0)
     return MarkingStatistics(tuple(total.tolist()), tuple(compressed.tolist()))
 
 
-def _all_segments(marks: Sequence[TaskMarks]) -> MarkedSegments:
-    statistics, lengths = total_marking(marks), np.concatenate([task.lengths for task in marks])
-    quantiles = np.quantile(lengths, QUANTILES) if len(lengths) else np.full(len(QUANTILES), np.nan)
-    return MarkedSegments(
-        statistics=statistics,
-        count=len(lengths),
-        length_quantiles=tuple(quantiles.tolist()),
-        crossing_share=sum(task.n_crossing for task in marks) / max(len(lengths), 1),
-        reward_share=sum(task.n_rewarded for task in marks) / max(statistics.compressed_steps, 1),
-    )
-
-
 def _mean(sums: AnyArray, counts: IntArray) -> tuple[float, ...]:
     return tuple(np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).tolist())
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return " ".join("-" if np.isnan(value) else f"{value:.2f}" for value in values)
 
 
 def _space(spec: dict[str, Any]) -> str:

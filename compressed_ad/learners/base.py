@@ -66,8 +66,8 @@ LEARNER: Registry[Callable[..., SourceLearner]] = Registry(
     "learner",
     {
         "ppo": "compressed_ad.learners.ppo:BatchedPPO",
-        "thompson": "compressed_ad.learners.bandits:ThompsonSampling",
-        "ucb1": "compressed_ad.learners.bandits:UCB",
-        "noise": "compressed_ad.learners.noise:NoiseDistillation",
+        "thompson": "compressed_ad.learners.scripted:ThompsonSampling",
+        "ucb1": "compressed_ad.learners.scripted:UCB",
+        "noise": "compressed_ad.learners.scripted:NoiseDistillation",
     },
 )

@@ -12,17 +12,14 @@ from compressed_ad.errors import CompressedADError
 from compressed_ad.learners.base import SourceLearner
 from compressed_ad.tasks.base import TaskFamily
 from compressed_ad.tasks.gridworld import Darkroom
-from compressed_ad.tasks.replay import Played, differ, episode_step, play
+from compressed_ad.tasks.replay import differ, episode_step, play
 from compressed_ad.types import AnyArray, History, IntArray
 
 _N_LEARNER, _N_STREAM = 2, 2
 _KINDS = {
-    "rewards": ("f", "float"),
-    "terminated": ("b", "bool"),
-    "truncated": ("b", "bool"),
-    "action_probs": ("f", "float"),
-    "update": ("iu", "integer"),
-    "learner": ("iu", "integer"),
+    **dict.fromkeys(("rewards", "action_probs"), ("f", "float")),
+    **dict.fromkeys(("terminated", "truncated"), ("b", "bool")),
+    **dict.fromkeys(("update", "learner"), ("iu", "integer")),
 }
 
 
@@ -89,7 +86,10 @@ class _Trial:
         except Exception as error:  # whatever a user's method raises is the finding
             raise _Failed(f"It raises {type(error).__name__} while it learns {what}: {error}") from error
         if not isinstance(histories, list) or not all(isinstance(h, History) for h in histories):
-            raise _Failed(f"learn() must return a list of History, one per task, not {_kind(histories)}.")
+            kind = f"a {type(histories).__name__}"
+            if isinstance(histories, list):
+                kind += f" of {', '.join(sorted({type(history).__name__ for history in histories}))}"
+            raise _Failed(f"learn() must return a list of History, one per task, not {kind}.")
         if len(histories) != len(tasks):
             raise _Failed(f"learn() gives {len(histories)} histories of {len(tasks)} tasks.")
         return histories
@@ -97,15 +97,9 @@ class _Trial:
     def _progress(self, steps: int) -> None:
         self.reported += steps
 
-    # ------------------------------------------------------------ one history
-
     def _history_problems(self, history: History, task: AnyArray) -> list[str]:
-        return (
-            list(self._shape_problems(history))
-            or list(self._value_problems(history))
-            or list(self._order_problems(history))
-            or list(self._replay_problems(history, task))
-        )
+        found = list(self._shape_problems(history)) or list(self._value_problems(history))
+        return found or list(self._order_problems(history)) or list(self._replay_problems(history, task))
 
     def _shape_problems(self, history: History) -> Iterator[str]:
         shape = (_N_LEARNER * _N_STREAM, self.n_timesteps)
@@ -122,9 +116,9 @@ class _Trial:
             array = getattr(history, name)
             if array.shape[2:] != space.shape:
                 yield f"{name} hold elements of shape {array.shape[2:]}; the space {space} has {space.shape}."
-            elif not np.can_cast(
-                array.dtype, space.dtype if isinstance(space, spaces.Box) else np.int64, "same_kind"
-            ):
+                continue
+            wanted = space.dtype if isinstance(space, spaces.Box) else np.int64
+            if not np.can_cast(array.dtype, wanted, "same_kind"):
                 yield f"{name} are of dtype {array.dtype}, which does not fit the space {space}."
 
     def _value_problems(self, history: History) -> Iterator[str]:
@@ -140,32 +134,25 @@ class _Trial:
                 yield f"{name} hold {outside[0]!r}, which lies outside {space}."
         probs = history.action_probs[~np.isnan(history.action_probs)]
         continuous = isinstance(self.family.action_space, spaces.Box)
-        low = (probs < 0) if continuous else (probs <= 0)
+        low, wanted = (probs < 0, "[0, 1]") if continuous else (probs <= 0, "(0, 1]")
         if (low | (probs > 1 + 1e-5)).any():
-            yield (
-                f"action_probs must lie in {'[0, 1]' if continuous else '(0, 1]'} (NaN: unknown), but reach "
-                f"from {probs.min():g} to {probs.max():g}."
-            )
+            reach = f"from {probs.min():g} to {probs.max():g}"
+            yield f"action_probs must lie in {wanted} (NaN: unknown), but reach {reach}."
         if (np.diff(history.update.astype(np.int64), axis=1) < 0).any():
             yield "update, the version of the policy that acted, decreases within a stream."
         expected = np.repeat(np.arange(_N_LEARNER), _N_STREAM)
         independent = np.arange(_N_LEARNER * _N_STREAM)
         if not any(np.array_equal(history.learner, labels) for labels in (expected, independent)):
-            yield (
-                f"learner must be {expected.tolist()}, the learner of each stream, not "
-                f"{history.learner.tolist()}."
-            )
+            got = history.learner.tolist()
+            yield f"learner must be {expected.tolist()}, the learner of each stream, not {got}."
 
     def _order_problems(self, history: History) -> Iterator[str]:
         """Wrong transitions from one step to the next."""
         inner = ~history.episode_end[:, :-1]
         broken = np.argwhere(inner & differ(history.next_states[:, :-1], history.states[:, 1:]))
-        if len(broken):
-            stream, step = broken[0]
-            yield (
-                f"Within an episode states must go on where next_states led; stream {stream} does not after "
-                f"step {step}."
-            )
+        for stream, step in broken[:1]:
+            where = f"stream {stream} does not after step {step}"
+            yield f"Within an episode states must go on where next_states led; {where}."
         if (episode_step(history.episode_end) > self.family.horizon).any():
             yield (
                 f"An episode is longer than the horizon of {self.family.horizon} steps; is its end neither "
@@ -176,10 +163,28 @@ class _Trial:
         """Differences from a replay of the actions, if the family is deterministic."""
         slots = np.repeat(task[None], history.n_stream, axis=0)
         played, again = (play(self.family, slots, history.actions, seed) for seed in (1, 2))
-        if not any(differ(getattr(played, name), getattr(again, name)).any() for name in vars(played)):
-            yield from _compare(history, played)
-
-    # ------------------------------------------------------------ several calls
+        if any(differ(getattr(played, name), getattr(again, name)).any() for name in vars(played)):
+            return
+        wrong = {name: differ(getattr(history, name), getattr(played, name)) for name in vars(played)}
+        if wrong["states"].any():
+            yield f"states are not where the actions lead, first in {_place(wrong['states'])}."
+            return
+        if wrong["rewards"].any():
+            yield f"rewards are not those of the task, first in {_place(wrong['rewards'])}."
+        ends = wrong["terminated"] | wrong["truncated"]
+        if (history.terminated & played.truncated & ~played.terminated).any():
+            yield "Episodes that the time limit ends are called terminated; a time limit truncates."
+        elif ends.any():
+            yield f"terminated or truncated is not as the family says, first in {_place(ends)}."
+        following = wrong["next_states"]
+        continued = ~differ(history.next_states[:, :-1], history.states[:, 1:])
+        if (following[:, :-1] & history.episode_end[:, :-1] & continued).any():
+            yield (
+                "At the ends of episodes next_states hold the first observation of the next episode instead "
+                "of where the action led."
+            )
+        elif following.any():
+            yield f"next_states are not where the actions lead, first in {_place(following)}."
 
     def _call_problems(self, histories: list[History]) -> Iterator[str]:
         """Wrong dependence on the call, the other tasks, the seed or the learner."""
@@ -200,33 +205,6 @@ class _Trial:
                 break
 
 
-def _compare(history: History, played: Played) -> Iterator[str]:
-    """Differences of a history from the replay of its actions."""
-    wrong = differ(history.states, played.states)
-    if wrong.any():
-        yield f"states are not where the actions lead, first in {_place(wrong)}."
-        return
-    wrong = differ(history.rewards, played.rewards)
-    if wrong.any():
-        yield f"rewards are not those of the task, first in {_place(wrong)}."
-    late = history.terminated & played.truncated & ~played.terminated
-    wrong = (history.terminated != played.terminated) | (history.truncated != played.truncated)
-    if late.any():
-        yield "Episodes that the time limit ends are called terminated; a time limit truncates."
-    elif wrong.any():
-        yield f"terminated or truncated is not as the family says, first in {_place(wrong)}."
-    wrong = differ(history.next_states, played.next_states)
-    reset = np.zeros_like(wrong)
-    reset[:, :-1] = history.episode_end[:, :-1] & ~differ(history.next_states[:, :-1], history.states[:, 1:])
-    if (wrong & reset).any():
-        yield (
-            "At the ends of episodes next_states hold the first observation of the next episode instead of "
-            "where the action led."
-        )
-    elif wrong.any():
-        yield f"next_states are not where the actions lead, first in {_place(wrong)}."
-
-
 def _place(wrong: AnyArray) -> str:
     stream, step = np.argwhere(wrong)[0]
     return f"stream {stream} at step {step}"
@@ -237,8 +215,3 @@ def _same(a: History, b: History) -> bool:
     return set(ours) == set(theirs) and all(
         np.array_equal(ours[name], theirs[name], equal_nan=ours[name].dtype.kind == "f") for name in ours
     )
-
-
-def _kind(value: Any) -> str:
-    inner = f" of {', '.join(sorted({type(v).__name__ for v in value}))}" if isinstance(value, list) else ""
-    return f"a {type(value).__name__}{inner}"

@@ -13,24 +13,12 @@ from compressed_ad.marking.markers import MARKER, Marker, without_nan
 from compressed_ad.marking.settings import MarkerSettings
 from compressed_ad.registry import Parameters
 from compressed_ad.seeding import seed64
-from compressed_ad.settings import Problem
 from compressed_ad.types import AnyArray, BoolArray, History
 
 FIELD_OF = {
-    "probs": "action_probs",
-    "action_probs": "action_probs",
-    "log_prob": "action_probs",
-    "log_prob_next": "log_prob_next",
-    "entropy": "entropy",
-    "update": "update",
-    "rewards": "rewards",
-    "terminated": "terminated",
-    "truncated": "truncated",
-    "episode_end": "episode_end",
-    "states": "states",
-    "actions": "actions",
-    "next_states": "next_states",
-    "learner": "learner",
+    **dict.fromkeys(("probs", "action_probs", "log_prob"), "action_probs"),
+    **{name: name for name in ("log_prob_next", "entropy", "update", "rewards", "terminated", "truncated")},
+    **{name: name for name in ("episode_end", "states", "actions", "next_states", "learner")},
 }
 """Names of arguments that a marker gets from the history, and the field of ``History`` that holds each."""
 
@@ -50,10 +38,8 @@ def marker_name(marker: str | Marker) -> str:
     """What to call ``marker`` in messages and files: its registered name, else ``module:name``."""
     if isinstance(marker, str):
         return marker
-    for name, registered in MARKER.items():
-        if registered is marker:
-            return name
-    return f"{marker.__module__}:{getattr(marker, '__qualname__', type(marker).__name__)}"
+    path = f"{marker.__module__}:{getattr(marker, '__qualname__', type(marker).__name__)}"
+    return next((name for name, registered in MARKER.items() if registered is marker), path)
 
 
 def marker_parameters(marker: str | Marker) -> dict[str, Any]:
@@ -63,13 +49,12 @@ def marker_parameters(marker: str | Marker) -> dict[str, Any]:
 
 def validated_params(marker: str | Marker, params: Mapping[str, Any]) -> dict[str, Any]:
     """``params`` for ``marker``; ``ConfigError`` lists wrong, unknown and missing ones."""
-    parameters = _parameters(marker)
-    values, found = parameters.validated(params)
-    for name in parameters.missing(params):
-        hint = f"{nearest(name, FIELD_OF)}; a history has {', '.join(FIELD_OF)}"
-        found.append(
-            Problem(f"needs {name!r}, which is neither a given parameter nor in a history{hint}", (name,))
-        )
+
+    def missing(name: str) -> str:
+        text = f"needs {name!r}, which is neither a given parameter nor in a history{nearest(name, FIELD_OF)}"
+        return f"{text}; a history has {', '.join(FIELD_OF)}"
+
+    values, found = _parameters(marker).complete(params, missing)
     if found:
         raise ConfigError([problem.within(f"marker {marker_name(marker)!r}") for problem in found])
     return values
@@ -136,10 +121,17 @@ def task_seed(seed: int, task: int) -> int:
 
 
 def _array(history: History, name: str, *, needed: bool) -> AnyArray | None:
-    """A read-only array of the history; None if it lacks one that is not ``needed``."""
+    """A read-only array of the history; None if it lacks one that is not ``needed``.
+
+    ``log_prob`` (S, T) is of whole actions, while ``action_probs`` of actions with K components are geometric
+    means over the components. Continuous actions have none: their ``action_probs`` are relative.
+    """
     found: AnyArray | None = getattr(history, FIELD_OF[name])
     if name == "log_prob":
-        found = _log_prob(history)
+        discrete = history.actions.dtype.kind != "f"
+        with np.errstate(divide="ignore"):
+            n_component = int(np.prod(history.actions.shape[2:], dtype=np.int64))
+            found = np.asarray(n_component * np.log(history.action_probs)) if discrete else None
     if found is None:
         if needed:
             raise MarkerError(
@@ -152,40 +144,23 @@ def _array(history: History, name: str, *, needed: bool) -> AnyArray | None:
     return view
 
 
-def _log_prob(history: History) -> AnyArray | None:
-    """(S, T) log-probabilities of whole actions; None if ``action_probs`` are relative (continuous actions).
-
-    ``action_probs`` of actions with K components are geometric means over the components.
-    """
-    actions = history.actions
-    if actions.dtype.kind == "f":
-        return None
-    n_component = int(np.prod(actions.shape[2:], dtype=np.int64))
-    with np.errstate(divide="ignore"):
-        return np.asarray(n_component * np.log(history.action_probs))
-
-
-# ---------------------------------------------------------------- the marker of a configuration
-
 GUIDE_SETTINGS = ("on_policy_threshold", "compression_window")
 """Parameters of markers that have their own settings, because the guide names them."""
 
 
 def marker_params(settings: MarkerSettings) -> dict[str, Any]:
     """Keyword arguments for the marker: the guide's two if set and known to the marker, and ``params``."""
-    known = marker_parameters(settings.marker)
-    guide = {key: getattr(settings, key) for key in GUIDE_SETTINGS if key in known}
-    return {**{key: value for key, value in guide.items() if value is not None}, **settings.params}
+    known, guide = marker_parameters(settings.marker), settings.model_dump(include=set(GUIDE_SETTINGS))
+    used = {key: value for key, value in guide.items() if key in known and value is not None}
+    return {**used, **settings.params}
 
 
 def with_marker_defaults(settings: MarkerSettings) -> MarkerSettings:
     """``settings`` with the marker's own defaults for what is not set, and None for what it does not have."""
     known, stated = marker_parameters(settings.marker), settings.model_dump()
     for key in GUIDE_SETTINGS:
-        if key not in known:
-            stated[key] = None
-        elif stated[key] is None and known[key] is not REQUIRED:
-            stated[key] = known[key]
+        if key not in known or (stated[key] is None and known[key] is not REQUIRED):
+            stated[key] = known.get(key)
     try:
         return MarkerSettings(**stated)
     except ConfigError:  # a user's marker that gives these names another meaning

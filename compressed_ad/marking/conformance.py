@@ -58,11 +58,11 @@ def check_marker(marker: str | Marker, **params: Any) -> list[str]:
         for n_step in range(1, 120) if whole is not None else ():
             first = f"the first {n_step} steps with causal=True"
             part = attempt(first, _cut(history, 4, n_step), causal=True)
-            if part is not None and whole is not None and np.array_equal(part, whole[:, :n_step]):
-                continue
-            if part is not None:
+            if part is None:
+                break
+            if whole is not None and not np.array_equal(part, whole[:, :n_step]):
                 problems.append("With causal=True the marking of a prefix is not a prefix of the marking.")
-            break
+                break
     return problems
 
 

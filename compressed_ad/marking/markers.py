@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,9 +29,6 @@ from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray
 Marker = Callable[..., BoolArray]
 
 MARKER: Registry[Marker] = Registry("marker")
-
-
-# ---------------------------------------------------------------- masks, segments, borders
 
 
 def segments(mask: ArrayLike) -> tuple[IntArray, IntArray, IntArray]:
@@ -293,47 +291,31 @@ def reward_matched(
         raise MarkerError(f"rewards: expected {mask.shape} as probs have, got {np.shape(rewards)}")
     row, start, stop = segments(mask)
     draw = rng(seed, "marker", "reward_matched")
-    total = np.pad(np.cumsum(reward_rows, axis=1), ((0, 0), (1, 0)))
+    cumulative = np.pad(np.cumsum(reward_rows, axis=1), ((0, 0), (1, 0)))
     for ids in _by_row(row):
-        _rearrange(start, stop, ids, total[row[ids[0]]], reward_tolerance, sweeps, draw)
-    order = np.lexsort((start, row))
-    return _paint(mask.shape, row[order], start[order], stop[order])
-
-
-def _rearrange(
-    start: IntArray,
-    stop: IntArray,
-    ids: IntArray,
-    total: FloatArray,
-    tolerance: float,
-    sweeps: int,
-    draw: np.random.Generator,
-) -> None:
-    """Move the segments ``ids`` of one stream in place; ``total`` (T + 1,) are its cumulative rewards."""
-    goal = (total[stop[ids]] - total[start[ids]]) / (stop[ids] - start[ids])
-    blocked = np.zeros(len(total) + 1, dtype=np.int64)  # steps -1 ... T - 1, widened by one for touching
-    for k in ids:
-        blocked[start[k] : stop[k] + 2] += 1
-    for _ in range(sweeps):
-        for i in draw.permutation(len(ids)):
+        total = cumulative[row[ids[0]]]
+        goal = (total[stop[ids]] - total[start[ids]]) / (stop[ids] - start[ids])
+        blocked = np.zeros(len(total) + 1, dtype=np.int64)  # steps -1 ... T - 1, widened by one for touching
+        for k in ids:
+            blocked[start[k] : stop[k] + 2] += 1
+        for i in itertools.chain.from_iterable(draw.permutation(len(ids)) for _ in range(sweeps)):
             k = ids[i]
             length = stop[k] - start[k]
             blocked[start[k] : stop[k] + 2] -= 1
             used = np.concatenate([[0], np.cumsum(blocked[1:-1] > 0)])
             free = used[length:] == used[:-length]
             # Rounding of the cumulative sums must not exclude the place where the segment already is.
-            near = np.abs((total[length:] - total[:-length]) / length - goal[i]) <= tolerance + 1e-9
+            near = np.abs((total[length:] - total[:-length]) / length - goal[i]) <= reward_tolerance + 1e-9
             place = int(draw.choice(np.nonzero(free & near)[0]))
             start[k], stop[k] = place, place + length
             blocked[place : place + length + 2] += 1
+    order = np.lexsort((start, row))
+    return _paint(mask.shape, row[order], start[order], stop[order])
 
 
 def _by_row(row: IntArray) -> list[IntArray]:
     """Index arrays of the segments of each stream that has any."""
     return [ids for ids in np.split(np.arange(len(row)), np.nonzero(np.diff(row))[0] + 1) if len(ids)]
-
-
-# ---------------------------------------------------------------- parameters
 
 
 def without_nan(name: str, values: ArrayLike) -> FloatArray:

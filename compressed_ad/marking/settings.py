@@ -12,8 +12,7 @@ class MarkerSettings(Settings):
 
     marker: str = Field("threshold", description="marker (cad list markers), or module:attribute")
     on_policy_threshold: Fraction | None = Field(
-        None,
-        description="minimum probability of a marked action; default: the marker's (threshold: 0.7)",
+        None, description="minimum probability of a marked action; default: the marker's (threshold: 0.7)"
     )
     compression_window: Count | None = Field(
         None, description="minimum length of a marked segment in steps; default: the marker's (threshold: 10)"

@@ -14,8 +14,6 @@ N_PHASE = 10
 
 @dataclass(frozen=True)
 class MarkingStatistics:
-    """How many steps are marked, overall and in each tenth of training."""
-
     total_by_phase: tuple[int, ...]  # (10,) steps
     compressed_by_phase: tuple[int, ...]  # (10,) marked steps
 
@@ -60,16 +58,14 @@ class MarkingStatistics:
     def text(self) -> str:
         """The statistics in the guide's form, the tenths of training, and the advice if any applies."""
         phases = " ".join("-" if np.isnan(r) else f"{100 * r:.0f}%" for r in self.ratio_by_phase)
-        return "\n".join(
-            [
-                "Compression Statistics:",
-                f"  Total steps: {self.total_steps}",
-                f"  Compressed steps: {self.compressed_steps}",
-                f"  Compression ratio: {100 * self.compression_ratio:.1f}%",
-                f"  By tenth of training: {phases}",
-                *self.advice(),
-            ]
-        )
+        lines = [
+            "Compression Statistics:",
+            f"  Total steps: {self.total_steps}",
+            f"  Compressed steps: {self.compressed_steps}",
+            f"  Compression ratio: {100 * self.compression_ratio:.1f}%",
+            f"  By tenth of training: {phases}",
+        ]
+        return "\n".join([*lines, *self.advice()])
 
 
 def marking_statistics(masks: Iterable[AnyArray]) -> MarkingStatistics:
@@ -77,8 +73,7 @@ def marking_statistics(masks: Iterable[AnyArray]) -> MarkingStatistics:
     total, marked = np.zeros(N_PHASE, dtype=np.int64), np.zeros(N_PHASE, dtype=np.int64)
     for mask in masks:
         n_step = mask.shape[-1]
-        phase = np.arange(n_step) * N_PHASE // max(n_step, 1)
-        phases = np.broadcast_to(phase, mask.shape)
+        phases = np.broadcast_to(np.arange(n_step) * N_PHASE // max(n_step, 1), mask.shape)
         total += np.bincount(phases.ravel(), minlength=N_PHASE)
         marked += np.bincount(phases[mask], minlength=N_PHASE)
     return MarkingStatistics(tuple(total.tolist()), tuple(marked.tolist()))

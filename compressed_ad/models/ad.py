@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,19 +53,10 @@ class AD(nn.Module):
         self.reward = nn.Parameter(torch.randn(width))
         self.ended = nn.Parameter(torch.randn(width))
         self.first = nn.Parameter(torch.randn(width))
-        self.transformer = Transformer(
-            width,
-            self.config.tf_n_head,
-            self.config.tf_n_layer,
-            self.config.n_transit,
-            self.config.dropout,
-            self.config.position,
-            mark_bias=self.biased,
-        )
+        self.transformer = Transformer(self.config, mark_bias=self.biased)
         self.head = HEAD[action["kind"]](width, action, self.config.action_mixture)
         # In bandits, contextual or not, the last state of an episode does not depend on the last action.
-        only_one_state = observation == {"kind": "discrete", "n": 1}
-        self.shows_last_action = self.config.one_step or only_one_state
+        self.shows_last_action = self.config.one_step or observation == {"kind": "discrete", "n": 1}
 
     def __repr__(self) -> str:
         size = sum(parameter.numel() for parameter in self.parameters())
@@ -90,8 +82,7 @@ class AD(nn.Module):
 
         With a ``cache``, L is 1: the tokens continue the contexts in the cache, which is updated.
         """
-        x = self.embed(tokens)
-        marked = self.attended(tokens)
+        x, marked = self.embed(tokens), self.attended(tokens)
         if cache is None:
             return self.head(self.transformer(x, marked))  # type: ignore[no-any-return]
         last = None if marked is None else marked[:, 0]
@@ -102,12 +93,13 @@ class AD(nn.Module):
         return None
 
     def new_cache(self, n_row: int) -> Cache:
-        """An empty cache for ``n_row`` contexts."""
-        return self.transformer.new_cache(n_row)
+
+        return Cache(self.transformer, n_row)
 
     def prefill(self, tokens: Tokens, lengths: Tensor, cache: Cache, rows: Tensor) -> None:
         """Replace the cache's ``rows`` by the contexts ``tokens`` (A, L) of ``lengths`` (A,) steps."""
-        self.transformer.prefill(self.embed(tokens), lengths, cache, rows, self.attended(tokens))
+        self.transformer(self.embed(tokens), self.attended(tokens), cache, rows)
+        cache.length[rows] = lengths
 
     def loss(self, batch: Batch, at: str = "every", smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """Mean negative log-likelihood (nats) with the batch's weights, and accuracy, as the head has them.
@@ -130,6 +122,18 @@ class AD(nn.Module):
         from compressed_ad.evaluation.evaluate import evaluate_in_context
 
         return evaluate_in_context(self, vec_env, **options)
+
+
+@contextmanager
+def evaluating(model: AD) -> Iterator[None]:
+    """``model`` without dropout and gradients; afterwards it trains again if it did before."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def architecture(config: Architecture | Mapping[str, Any]) -> Architecture:

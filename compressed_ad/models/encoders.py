@@ -20,8 +20,6 @@ from compressed_ad.types import FloatArray, SpaceSpec, bounds, channels_first, i
 LIMIT = 10.0
 """Standardised observations are clipped here, so that an outlier does not dominate the other components."""
 
-_CONSTANT = 1e-6  # a smaller spread, relative to the mean, is zero in float32
-
 
 class Scaled(nn.Module):
     """Elements of a Box, (..., *shape) -> (..., D): minus ``centre``, divided by ``spread``, clipped."""
@@ -29,37 +27,30 @@ class Scaled(nn.Module):
     centre: Tensor
     spread: Tensor
 
-    def __init__(
-        self, spec: SpaceSpec, centre: FloatArray, spread: FloatArray, limit: float = math.inf
-    ) -> None:
+    def __init__(self, spec: SpaceSpec, centre: FloatArray, spread: FloatArray, limit: float) -> None:
         super().__init__()
         self.n_axis, self.n_feature, self.limit = len(spec["shape"]), len(centre), limit
         self.register_buffer("centre", torch.from_numpy(centre).float(), persistent=False)
         self.register_buffer("spread", torch.from_numpy(spread).float(), persistent=False)
 
+    def scaled(self, x: Tensor) -> Tensor:
+        return ((x - self.centre) / self.spread).clamp(-self.limit, self.limit)
+
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.reshape(*x.shape[: x.dim() - self.n_axis], -1).float()
-        return ((flat - self.centre) / self.spread).clamp(-self.limit, self.limit)
+        return self.scaled(x.reshape(*x.shape[: x.dim() - self.n_axis], -1).float())
 
 
-class ImageStem(nn.Module):
+class ImageStem(Scaled):
     """Images, (..., H, W, C) or (..., C, H, W), -> (..., F): three 3 x 3 convolutions and a layer norm.
 
     The first convolution keeps the size of images of at most 16 pixels, all others halve it.
     ``channels_first`` tells the axis of the channels.
     """
 
-    centre: Tensor
-    spread: Tensor
-
-    def __init__(
-        self, spec: SpaceSpec, centre: FloatArray, spread: FloatArray, limit: float = math.inf
-    ) -> None:
-        super().__init__()
-        self.first, self.limit = channels_first(spec), limit
+    def __init__(self, spec: SpaceSpec, centre: FloatArray, spread: FloatArray, limit: float) -> None:
+        super().__init__(spec, centre[:, None, None], spread[:, None, None], limit)
+        self.first = channels_first(spec)
         shape = spec["shape"] if self.first else [spec["shape"][2], *spec["shape"][:2]]
-        self.register_buffer("centre", torch.from_numpy(centre).float()[:, None, None], persistent=False)
-        self.register_buffer("spread", torch.from_numpy(spread).float()[:, None, None], persistent=False)
         strides = (1 if min(shape[1:]) <= 16 else 2, 2, 2)
         widths = (shape[0], 16, 32, 32)
         self.layers = nn.ModuleList(
@@ -72,8 +63,7 @@ class ImageStem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         lead = x.shape[:-3]
         x = x.reshape(-1, *x.shape[-3:]).float()  # only here, so that histories stay in bytes
-        x = x if self.first else x.permute(0, 3, 1, 2)
-        x = ((x - self.centre) / self.spread).clamp(-self.limit, self.limit)
+        x = self.scaled(x if self.first else x.permute(0, 3, 1, 2))
         for layer in self.layers:
             x = F.gelu(layer(x))
         return self.norm(x.flatten(1)).reshape(*lead, -1)  # type: ignore[no-any-return]
@@ -90,30 +80,22 @@ def observation_stem(
     """
     if spec["kind"] != "box":
         return nn.Identity()
-    size = len(_by_channel(spec, bounds(spec)[0])) if is_image(spec) else math.prod(spec["shape"])
-    make = ImageStem if is_image(spec) else Scaled
+    size, make = math.prod(spec["shape"]), Scaled
+    centre, spread = np.zeros(size), np.ones(size)
+    if is_image(spec):
+        axes = (1, 2) if channels_first(spec) else (0, 1)
+        low, high = (limit.reshape(spec["shape"]) for limit in bounds(spec))
+        low, high = low.min(axis=axes), high.max(axis=axes)
+        known = np.isfinite(high - low) & (high > low)
+        centre, spread = np.where(known, low, 0.0), np.where(known, high - low, 1.0)
+        size, make = len(low), ImageStem
     if mean is None or std is None:
-        return make(spec, *(_bounded(spec) if is_image(spec) else (np.zeros(size), np.ones(size))))
+        return make(spec, centre, spread, math.inf)
     if (len(mean), len(std)) != (size, size):
         raise ConfigError(f"observation_mean and observation_std: expected {size} numbers each for {spec}")
     centre, spread = np.asarray(mean, np.float64), np.asarray(std, np.float64)
-    varies = spread > _CONSTANT * np.maximum(1, abs(centre))
+    varies = spread > 1e-6 * np.maximum(1, abs(centre))  # a smaller one is zero in float32
     return make(spec, centre, np.where(varies, spread, 1.0), LIMIT)
-
-
-def _by_channel(spec: SpaceSpec, values: FloatArray) -> FloatArray:
-    """Minimum (C,) of an image's values (D,) in each channel."""
-    axes = (1, 2) if channels_first(spec) else (0, 1)
-    minimum: FloatArray = values.reshape(spec["shape"]).min(axis=axes)
-    return minimum
-
-
-def _bounded(spec: SpaceSpec) -> tuple[FloatArray, FloatArray]:
-    """Lower bound and range (C,) of each channel; 0 and 1 where an image has no bounds."""
-    low, high = bounds(spec)
-    low, high = _by_channel(spec, low), -_by_channel(spec, -high)
-    known = np.isfinite(high - low) & (high > low)
-    return np.where(known, low, 0.0), np.where(known, high - low, 1.0)
 
 
 def action_scale(spec: SpaceSpec) -> tuple[FloatArray, FloatArray]:
@@ -126,7 +108,7 @@ def action_scale(spec: SpaceSpec) -> tuple[FloatArray, FloatArray]:
 
 def action_stem(spec: SpaceSpec) -> nn.Module:
     """The stem of actions: Boxes are scaled to [-1, 1]."""
-    return Scaled(spec, *action_scale(spec)) if spec["kind"] == "box" else nn.Identity()
+    return Scaled(spec, *action_scale(spec), math.inf) if spec["kind"] == "box" else nn.Identity()
 
 
 class SpaceEncoder(nn.Module):
@@ -171,10 +153,8 @@ class SpaceEncoder(nn.Module):
         """The learned vectors (D,) of all values, or of the components of a Box, by name."""
         if self.kind == "box":
             return {f"[{k}]": column for k, column in enumerate(self.linear.weight.T)}
-        values = [
-            (k, start + i)
-            for k, (size, start) in enumerate(zip(self.sizes, self.starts, strict=True))
-            for i in range(size)
-        ]
-        names = [str(value) if self.kind == "discrete" else f"[{k}] = {value}" for k, value in values]
+        names = []
+        for k, (size, start) in enumerate(zip(self.sizes, self.starts, strict=True)):
+            prefix = "" if self.kind == "discrete" else f"[{k}] = "
+            names += [f"{prefix}{value}" for value in range(start, start + size)]
         return dict(zip(names, self.table.weight, strict=True))

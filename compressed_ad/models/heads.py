@@ -14,6 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import scipy
 import torch
+from numpy.random import Generator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,6 +31,8 @@ Executed actions are clipped, so that many of them are equal: without a minimum 
 N_DRAW = 64
 """Number of draws that estimate ``MixtureHead.divergence``."""
 
+Drawn = tuple[AnyArray, FloatArray]
+
 
 class Head(nn.Linear, ABC):
     """Base of all heads. ``P`` is ``out_features``."""
@@ -39,7 +42,6 @@ class Head(nn.Linear, ABC):
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
-    @abstractmethod
     def loss(
         self, given: Tensor, action: Tensor, valid: Tensor, weight: Tensor | None, smoothing: float
     ) -> tuple[Tensor, Tensor]:
@@ -48,15 +50,25 @@ class Head(nn.Linear, ABC):
         Only ``valid`` actions (M,) count, in the loss by their ``weight`` (M,). An accuracy that is not
         defined is NaN.
         """
+        share = valid.float() if weight is None else weight * valid
+        each = torch.where(valid, self.nll(given.float(), action, smoothing), 0.0)
+        loss = (each * share).sum() / share.sum().clamp(min=1e-9)
+        return loss, (self.correct(given, action) * valid).sum() / valid.sum()
 
-    @abstractmethod
     def log_prob(self, given: Tensor, action: Tensor) -> Tensor:
         """Log-probability or -density (...), in nats, of actions (..., *shape) under ``given`` (..., P)."""
+        return -self.nll(given, action, 0.0)
 
     @abstractmethod
-    def act(
-        self, given: FloatArray, temperature: FloatArray, random: np.random.Generator | None
-    ) -> tuple[AnyArray, FloatArray]:
+    def nll(self, given: Tensor, action: Tensor, smoothing: float) -> Tensor:
+        """Negative log-likelihood (...); a share ``smoothing`` of the target is spread over all actions."""
+
+    @abstractmethod
+    def correct(self, given: Tensor, action: Tensor) -> Tensor:
+        """1 where the most likely action is ``action`` (...), else 0; NaN where accuracy is not defined."""
+
+    @abstractmethod
+    def act(self, given: FloatArray, temperature: FloatArray, random: Generator | None) -> Drawn:
         """Actions (N, *shape), drawn at ``temperature`` (N, 1), and their action probabilities (N,).
 
         Without ``random``, the most likely actions. The action probability, in [0, 1], is that of Discrete
@@ -77,69 +89,7 @@ class Head(nn.Linear, ABC):
         """KL(given || other) in nats (...) of distributions with parameters (..., P)."""
 
 
-class CategoricalHead(Head):
-    """Discrete actions: P = K logits."""
-
-    def __init__(self, width: int, spec: SpaceSpec, n_mixture: int) -> None:
-        super().__init__(width, spec["n"])
-        (self.start,) = starts(spec)
-
-    def loss(
-        self, given: Tensor, action: Tensor, valid: Tensor, weight: Tensor | None, smoothing: float
-    ) -> tuple[Tensor, Tensor]:
-        target = (action - self.start).masked_fill(~valid, -100)
-        if weight is None:
-            loss = F.cross_entropy(given.float(), target, label_smoothing=smoothing)
-        else:
-            each = F.cross_entropy(given.float(), target, label_smoothing=smoothing, reduction="none")
-            share = weight * valid
-            loss = (each * share).sum() / share.sum().clamp(min=1e-9)
-        return loss, (given.argmax(dim=-1) == target).sum() / valid.sum()
-
-    def log_prob(self, given: Tensor, action: Tensor) -> Tensor:
-        return given.log_softmax(dim=-1).gather(-1, (action - self.start)[..., None])[..., 0]
-
-    def act(
-        self, given: FloatArray, temperature: FloatArray, random: np.random.Generator | None
-    ) -> tuple[AnyArray, FloatArray]:
-        probs = scipy.special.softmax(given / temperature, axis=1)
-        if random is None:
-            chosen = probs.argmax(axis=1)
-        else:
-            chosen = _inverted(probs, random.random(len(probs)))
-        return chosen + self.start, probs[np.arange(len(probs)), chosen]
-
-    def blank(self, n: int) -> AnyArray:
-        return np.zeros(n, np.int64)
-
-    def divergence(self, given: Tensor, other: Tensor) -> Tensor:
-        return _divergence(given, other)
-
-
-class ScoredHead(Head):
-    """A head whose loss is the mean of a negative log-likelihood of each action."""
-
-    def loss(
-        self, given: Tensor, action: Tensor, valid: Tensor, weight: Tensor | None, smoothing: float
-    ) -> tuple[Tensor, Tensor]:
-        share = valid.float() if weight is None else weight * valid
-        each = torch.where(valid, self.nll(given.float(), action, smoothing), 0.0)
-        loss = (each * share).sum() / share.sum().clamp(min=1e-9)
-        return loss, (self.correct(given, action) * valid).sum() / valid.sum()
-
-    def log_prob(self, given: Tensor, action: Tensor) -> Tensor:
-        return -self.nll(given, action, 0.0)
-
-    @abstractmethod
-    def nll(self, given: Tensor, action: Tensor, smoothing: float) -> Tensor:
-        """Negative log-likelihood (...); a share ``smoothing`` of the target is spread over all actions."""
-
-    @abstractmethod
-    def correct(self, given: Tensor, action: Tensor) -> Tensor:
-        """1 where the most likely action is ``action`` (...), else 0; NaN where accuracy is not defined."""
-
-
-class MultiCategoricalHead(ScoredHead):
+class MultiCategoricalHead(Head):
     """MultiDiscrete actions: independent choices, the logits of all components one after another.
 
     An action is correct if all its components are.
@@ -152,30 +102,19 @@ class MultiCategoricalHead(ScoredHead):
         self.sizes, self.starts = sizes(spec), starts(spec)
         self.register_buffer("start", torch.tensor(self.starts), persistent=False)
 
-    def by_component(self, given: Tensor) -> tuple[Tensor, ...]:
-        """The logits (..., n) of each component."""
-        return torch.split(given, self.sizes, dim=-1)
-
     def nll(self, given: Tensor, action: Tensor, smoothing: float) -> Tensor:
-        choice = action - self.start
-        parts = [
-            F.cross_entropy(
-                logits.flatten(0, -2),
-                choice[..., k].flatten(),
-                label_smoothing=smoothing,
-                reduction="none",
-            ).view(choice.shape[:-1])
-            for k, logits in enumerate(self.by_component(given))
-        ]
-        return torch.stack(parts).sum(dim=0)
+        choice, each = action - self.start, []
+        for k, logits in enumerate(torch.split(given, self.sizes, dim=-1)):
+            rows, chosen = logits.flatten(0, -2), choice[..., k].flatten()
+            found = F.cross_entropy(rows, chosen, label_smoothing=smoothing, reduction="none")
+            each.append(found.view(choice.shape[:-1]))
+        return torch.stack(each).sum(dim=0)
 
     def correct(self, given: Tensor, action: Tensor) -> Tensor:
-        best = [logits.argmax(dim=-1) for logits in self.by_component(given)]
+        best = [logits.argmax(dim=-1) for logits in torch.split(given, self.sizes, dim=-1)]
         return (torch.stack(best, dim=-1) + self.start == action).all(dim=-1).float()
 
-    def act(
-        self, given: FloatArray, temperature: FloatArray, random: np.random.Generator | None
-    ) -> tuple[AnyArray, FloatArray]:
+    def act(self, given: FloatArray, temperature: FloatArray, random: Generator | None) -> Drawn:
         row = np.arange(len(given))
         uniform = None if random is None else random.random((len(given), len(self.sizes)))
         chosen, chosen_log_probs = [], []
@@ -190,11 +129,42 @@ class MultiCategoricalHead(ScoredHead):
         return np.zeros((n, len(self.sizes)), np.int64)
 
     def divergence(self, given: Tensor, other: Tensor) -> Tensor:
-        pairs = zip(self.by_component(given), self.by_component(other), strict=True)
-        return torch.stack([_divergence(*pair) for pair in pairs]).sum(dim=0)
+        each = []
+        pairs = (torch.split(logits, self.sizes, dim=-1) for logits in (given, other))
+        for one, two in zip(*pairs, strict=True):
+            reference = one.log_softmax(dim=-1)
+            each.append((reference.exp() * (reference - two.log_softmax(dim=-1))).sum(dim=-1))
+        return torch.stack(each).sum(dim=0)
 
 
-class MixtureHead(ScoredHead):
+class CategoricalHead(MultiCategoricalHead):
+    """Discrete actions: P = K logits, one component of a MultiDiscrete action without its axis."""
+
+    def loss(
+        self, given: Tensor, action: Tensor, valid: Tensor, weight: Tensor | None, smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        if weight is not None:
+            return super().loss(given, action, valid, weight, smoothing)
+        target = (action - self.start).masked_fill(~valid, -100)
+        loss = F.cross_entropy(given.float(), target, label_smoothing=smoothing)
+        return loss, (given.argmax(dim=-1) == target).sum() / valid.sum()
+
+    def nll(self, given: Tensor, action: Tensor, smoothing: float) -> Tensor:
+        return super().nll(given, action[..., None], smoothing)
+
+    def correct(self, given: Tensor, action: Tensor) -> Tensor:
+        return super().correct(given, action[..., None])
+
+    def act(self, given: FloatArray, temperature: FloatArray, random: Generator | None) -> Drawn:
+        probs = scipy.special.softmax(given / temperature, axis=1)
+        chosen = probs.argmax(axis=1) if random is None else _inverted(probs, random.random(len(probs)))
+        return chosen + self.starts[0], probs[np.arange(len(probs)), chosen]
+
+    def blank(self, n: int) -> AnyArray:
+        return np.zeros(n, np.int64)
+
+
+class MixtureHead(Head):
     """Continuous actions: a mixture of G diagonal normals (mixture density network: Bishop 1994).
 
     It is the distribution of the action scaled to [-1, 1] by its bounds (not scaled if it has none), so
@@ -248,9 +218,7 @@ class MixtureHead(ScoredHead):
         each = -0.5 * z**2 - std.log() - 0.5 * math.log(2 * math.pi)
         return (weight + each.sum(dim=-1)).logsumexp(dim=-1)
 
-    def act(
-        self, given: FloatArray, temperature: FloatArray, random: np.random.Generator | None
-    ) -> tuple[AnyArray, FloatArray]:
+    def act(self, given: FloatArray, temperature: FloatArray, random: Generator | None) -> Drawn:
         weight, mean, std = (part.numpy() for part in self.parts(torch.from_numpy(given).double().cpu()))
         weight = scipy.special.log_softmax(weight / temperature, axis=-1)
         std = std * np.sqrt(temperature)[..., None]
@@ -304,12 +272,6 @@ def _inverted(probs: FloatArray, uniform: FloatArray) -> AnyArray:
     """(N,) choices from distributions (N, K) by inversion: of their cumulative ones, at ``uniform`` (N,)."""
     below: AnyArray = (probs.cumsum(axis=1) < uniform[:, None]).sum(axis=1)
     return np.asarray(np.minimum(below, probs.shape[1] - 1))
-
-
-def _divergence(given: Tensor, other: Tensor) -> Tensor:
-    """KL(given || other) (...) of distributions with logits (..., K)."""
-    reference = given.log_softmax(dim=-1)
-    return (reference.exp() * (reference - other.log_softmax(dim=-1))).sum(dim=-1)
 
 
 HEAD: dict[str, Callable[[int, SpaceSpec, int], Head]] = {

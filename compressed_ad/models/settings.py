@@ -6,7 +6,6 @@ part reads its own class only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
@@ -37,12 +36,12 @@ FROM_HISTORY = (
 _FILLED_IN = "filled in from the history file"
 
 
-def _given(default: Any) -> Callable[[Any], bool]:
-    """A test for ``exclude_if``: later settings are left out of files while they have their default.
+def _later(default: Any, description: str = _FILLED_IN) -> Any:
+    """A setting added after the first runs: files leave it out while it has its default.
 
     So the files of earlier runs do not change, nor do the names that are derived from their content.
     """
-    return lambda value: bool(value == default)
+    return Field(default, exclude_if=lambda value: bool(value == default), description=description)
 
 
 class Architecture(Settings):
@@ -55,19 +54,13 @@ class Architecture(Settings):
     n_transit: Count = Field(200, description="context length in time steps")
     position: Literal["rotary", "learned"] = Field("rotary", description="how a token knows its place")
     dropout: BelowOne = Field(0.0, description="dropout on the embedding and on each residual branch")
-    action_mixture: Count = Field(
-        4, exclude_if=_given(4), description="normal distributions that make up that of a continuous action"
-    )
+    action_mixture: Count = _later(4, "normal distributions that make up that of a continuous action")
     observation_space: dict[str, Any] | None = Field(None, description=_FILLED_IN)
     action_space: dict[str, Any] | None = Field(None, description=_FILLED_IN)
-    observation_mean: tuple[float, ...] | None = Field(None, exclude_if=_given(None), description=_FILLED_IN)
-    observation_std: tuple[NonNegative, ...] | None = Field(
-        None, exclude_if=_given(None), description=_FILLED_IN
-    )
-    reward_scale: Positive = Field(1.0, exclude_if=_given(1.0), description=_FILLED_IN)
-    one_step: bool = Field(
-        False, exclude_if=_given(False), description=f"whether an episode is one step; {_FILLED_IN}"
-    )
+    observation_mean: tuple[float, ...] | None = _later(None)
+    observation_std: tuple[NonNegative, ...] | None = _later(None)
+    reward_scale: Positive = _later(1.0)
+    one_step: bool = _later(False, f"whether an episode is one step; {_FILLED_IN}")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Architecture:
@@ -111,17 +104,12 @@ class Optimisation(Settings):
     beta2: BelowOne = Field(0.99, description="of AdamW: memory of the squared gradient")
     grad_clip: Positive = Field(1.0, description="global norm of the gradient")
     label_smoothing: BelowOne = Field(0.0, description="share of the target spread over all actions")
-    loss_at: Literal["every", "query"] = Field(
-        "every", description="supervise every position, or only the last"
-    )
-    first_window: Fraction = Field(
-        0.5, description="share of windows that start with the history's first step"
-    )
+    loss_at: Literal["every", "query"] = Field("every", description="supervise every position, or the last")
+    first_window: Fraction = Field(0.5, description="share of windows from the history's first step on")
     marker_dropout: Fraction = Field(0.0, description="share of windows whose marks are all dropped")
     loss_weight_marked: NonNegative = Field(1.0, description="weight of marked steps in the loss")
     loss_weight_unproven: NonNegative | None = Field(
-        None,
-        description="weight of marked steps before their stream's first reward; default: loss_weight_marked",
+        None, description="the same before a stream's first reward; default: loss_weight_marked"
     )
     transforms: tuple[TransformSpec, ...] = Field((), description="applied to the histories, in order")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the forward pass")

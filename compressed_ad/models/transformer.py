@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compressed_ad.models.settings import Architecture
+
 
 class Cache:
     """Keys and values of the tokens of each context.
@@ -16,14 +18,12 @@ class Cache:
     and never attended to.
     """
 
-    def __init__(
-        self, n_layer: int, n_row: int, n_head: int, n_context: int, n_dim: int, device: torch.device
-    ) -> None:
-        shape = (n_layer, n_row, n_head, n_context, n_dim)
-        self.key = torch.zeros(shape, device=device)
-        self.value = torch.zeros(shape, device=device)
+    def __init__(self, transformer: Transformer, n_row: int) -> None:
+        n_layer, n_head = len(transformer.blocks), transformer.n_head
+        width, device = transformer.head_dim + transformer.mark_bias, transformer.norm.weight.device
+        self.key = torch.zeros((n_layer, n_row, n_head, transformer.n_context, width), device=device)
+        self.value = torch.zeros_like(self.key)
         self.length = torch.zeros(n_row, dtype=torch.long, device=device)
-        self.n_context = n_context
 
 
 class Attention(nn.Module):
@@ -94,36 +94,31 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """``n_layer`` blocks and a final norm, for contexts of at most ``n_context`` tokens."""
+    """The blocks of ``config`` and a final norm, for contexts of at most ``n_transit`` tokens.
 
-    def __init__(
-        self,
-        n_embd: int,
-        n_head: int,
-        n_layer: int,
-        n_context: int,
-        dropout: float,
-        position: str,
-        mark_bias: bool = False,
-    ) -> None:
+    Weights are initialised as in GPT-2: residual outputs scaled down by depth (Radford et al. 2019, 2.3).
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: Architecture, mark_bias: bool = False) -> None:
         super().__init__()
-        self.n_context, self.n_head, self.head_dim = n_context, n_head, n_embd // n_head
-        self.dropout = dropout
-        self.blocks = nn.ModuleList(Block(n_embd, n_head, dropout, mark_bias) for _ in range(n_layer))
+        width, n_layer, self.n_head = config.tf_n_embd, config.tf_n_layer, config.tf_n_head
+        self.n_context, self.head_dim, self.dropout = config.n_transit, width // self.n_head, config.dropout
         self.mark_bias = mark_bias
-        self.norm = nn.LayerNorm(n_embd, bias=False)
-        self.position = nn.Parameter(torch.zeros(n_context, n_embd)) if position == "learned" else None
-        if self.position is None:
+        blocks = (Block(width, self.n_head, self.dropout, mark_bias) for _ in range(n_layer))
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.position = None
+        if config.position == "learned":
+            self.position = nn.Parameter(torch.zeros(self.n_context, width))
+            nn.init.normal_(self.position, std=0.02)
+        else:
             frequency = 1.0 / 10000 ** (torch.arange(0, self.head_dim, 2) / self.head_dim)
-            angle = torch.arange(n_context)[:, None] * frequency
+            angle = torch.arange(self.n_context)[:, None] * frequency
             self.register_buffer("cos", angle.cos(), persistent=False)
             self.register_buffer("sin", angle.sin(), persistent=False)
-        self._initialise(n_layer)
-
-    def _initialise(self, n_layer: int) -> None:
-        """GPT-2's scheme: 0.02, and residual outputs scaled down by depth (Radford et al. 2019, 2.3)."""
-        if self.position is not None:
-            nn.init.normal_(self.position, std=0.02)
         for name, weight in self.named_parameters():
             if weight.ndim == 2 and name != "position":
                 residual = name.endswith(("out.weight", "down.weight"))
@@ -141,7 +136,7 @@ class Transformer(nn.Module):
         if self.position is not None:
             x = x + self.position[:length]
         else:
-            rotation = self.cos[:length], self.sin[:length]  # type: ignore[index]
+            rotation = self.cos[:length], self.sin[:length]
         x = F.dropout(x, self.dropout, self.training)
         for layer, block in enumerate(self.blocks):
             x, k, v = block(x, rotation, marked)
@@ -149,18 +144,6 @@ class Transformer(nn.Module):
                 cache.key[layer, rows, :, :length] = k
                 cache.value[layer, rows, :, :length] = v
         return self.norm(x)  # type: ignore[no-any-return]
-
-    def new_cache(self, n_row: int) -> Cache:
-        device = self.norm.weight.device
-        width = self.head_dim + self.mark_bias
-        return Cache(len(self.blocks), n_row, self.n_head, self.n_context, width, device)
-
-    def prefill(
-        self, x: Tensor, lengths: Tensor, cache: Cache, rows: Tensor, marked: Tensor | None = None
-    ) -> None:
-        """Replace the cache's ``rows`` (A,) by contexts x (A, L, D) of ``lengths`` (A,) tokens."""
-        self(x, marked, cache, rows)
-        cache.length[rows] = lengths
 
     def step(self, x: Tensor, cache: Cache, marked: Tensor | None = None) -> Tensor:
         """One more token in every row: x (B, D) -> (B, D), ``marked`` (B,). No row may be full."""
@@ -171,7 +154,7 @@ class Transformer(nn.Module):
         if self.position is not None:
             x = x + self.position[at]
         else:
-            cos, sin = self.cos[at], self.sin[at]  # type: ignore[index]
+            cos, sin = self.cos[at], self.sin[at]
             rotation = cos[:, None, None], sin[:, None, None]
         hidden = None if uniform else (torch.arange(longest, device=x.device) > at[:, None])[:, None, None]
         x, marked = x[:, None], None if marked is None else marked[:, None]

@@ -16,19 +16,13 @@ from pydantic import ValidationError
 from compressed_ad.errors import ConfigError, SpaceError, UnknownNameError, UsageError
 from compressed_ad.learners.base import Checks, SourceLearner
 from compressed_ad.learners.select import make_learner
-from compressed_ad.marking.apply import (
-    GUIDE_SETTINGS,
-    marker_parameters,
-    marker_params,
-    validated_params,
-    with_marker_defaults,
-)
+from compressed_ad.marking import apply
 from compressed_ad.marking.conformance import marker_faults
 from compressed_ad.marking.markers import MARKER
 from compressed_ad.marking.settings import MarkerSettings
 from compressed_ad.models import MODEL
 from compressed_ad.models.settings import ModelConfig
-from compressed_ad.runs.layers import NOWHERE, Request, nested, origin, request_leaves
+from compressed_ad.runs.layers import Request, nested, request_leaves
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.yaml_file import Leaves
 from compressed_ad.settings import Problem, problems
@@ -39,6 +33,7 @@ from compressed_ad.training.transforms import check_transforms
 from compressed_ad.types import IntArray, Split
 
 T = TypeVar("T")
+NOWHERE = "configuration"
 
 
 def load_config(request: Request) -> Config:
@@ -62,7 +57,7 @@ def validated_config(leaves: Leaves) -> Config:
     found += _trial_problems(leaves, config)
     if found:
         raise ConfigError(dict.fromkeys(found))
-    return config.model_copy(update={"marker": with_marker_defaults(config.marker)})
+    return config.model_copy(update={"marker": apply.with_marker_defaults(config.marker)})
 
 
 def _valid_part(tree: dict[str, Any]) -> tuple[Config, list[Problem]]:
@@ -80,12 +75,12 @@ def _valid_part(tree: dict[str, Any]) -> tuple[Config, list[Problem]]:
 
 
 def _origin(leaves: Leaves, paths: Iterable[tuple[str, ...]]) -> str:
-    """Where a key at or below one of ``paths`` was written; the command line has precedence."""
-    places = []
+    """Where a key at, below or else above one of ``paths`` was written; the command line has precedence."""
+    places: list[str] = []
     for path in paths:
         below = [where for known, (_, where) in leaves.items() if known[: len(path)] == path]
-        places += below or [origin(leaves, path)]
-    places = [place for place in places if place != NOWHERE]
+        above = [leaves[path[:n]][1] for n in range(len(path) - 1, 0, -1) if path[:n] in leaves]
+        places += below or above[:1]
     return next((place for place in places if place.startswith("--")), (*places, NOWHERE)[0])
 
 
@@ -108,12 +103,10 @@ def plan(config: Config) -> Plan:
 
     ``UsageError`` if the family, the learner or the split cannot be made.
     """
-    made = _PLANNED.get(_plan_key(config))
-    if made is None:
+    if _plan_key(config) not in _PLANNED:
         family = build_family(config)
-        made = Plan(family, _build_learner(config), *_choose_and_split(config, family))
-        _keep_plan(config, made)
-    return made
+        _keep_plan(config, Plan(family, _build_learner(config), *_choose_and_split(config, family)))
+    return _PLANNED[_plan_key(config)]
 
 
 def _keep_plan(config: Config, made: Plan) -> None:
@@ -178,36 +171,31 @@ def _trial_problems(leaves: Leaves, config: Config) -> list[str]:
         if learner is not None and chosen is not None:
             _keep_plan(config, Plan(family, learner, *chosen))
     attempt("marker", lambda: _check_marker(config.marker), "params", "marker")
-    found += _unused_guide_settings(leaves, config.marker.marker)
-    attempt("model", lambda: check_model_name(config.model.model), "model")
+    # The command line must not set what the marker lacks; a preset may, for the marker that it names.
+    marker = config.marker.marker
+    has = apply.marker_parameters(marker) if marker in MARKER else dict.fromkeys(apply.GUIDE_SETTINGS)
+    for key in apply.GUIDE_SETTINGS:
+        value, where = leaves.get(("marker", key), (None, ""))
+        if key not in has and value is not None and where.startswith("--"):
+            listed = ", ".join(has) or "none"
+            found.append(f"{where}: marker: marker {marker!r} has no {key}; it has {listed}")
+    attempt("model", lambda: _check_model_name(config.model.model), "model")
     for pair in transform_pairs(config.model):
         attempt("model", partial(check_transforms, [pair]), "transforms")
     for name in config.comparison.methods:
-        attempt("comparison", partial(check_model_name, name), "methods")
+        attempt("comparison", partial(_check_model_name, name), "methods")
     return found
 
 
-def _unused_guide_settings(leaves: Leaves, marker: str) -> list[str]:
-    """The command line must not set what the marker lacks; a preset may, for the marker that it names."""
-    known = marker_parameters(marker) if marker in MARKER else dict.fromkeys(GUIDE_SETTINGS)
-    given = {key: leaves.get(("marker", key), (None, "")) for key in GUIDE_SETTINGS if key not in known}
-    return [
-        f"{where}: marker: marker {marker!r} has no {key}; it has {', '.join(known) or 'none'}"
-        for key, (value, where) in given.items()
-        if value is not None and where.startswith("--")
-    ]
-
-
 def _check_marker(settings: MarkerSettings) -> None:
-    params = marker_params(settings)
-    validated_params(settings.marker, params)  # these problems know their places
+    params = apply.marker_params(settings)
+    apply.validated_params(settings.marker, params)  # these problems know their places
     faults = marker_faults(settings.marker, **params)
     if faults:
         raise ConfigError(faults[0].removeprefix("It cannot mark an ordinary history: "))
 
 
-def check_model_name(name: str) -> None:
-    """Raise ``UsageError`` for a model that is neither registered nor a class at ``module:attribute``."""
+def _check_model_name(name: str) -> None:
     if name not in MODEL and not isinstance(MODEL[name], type):
         raise UsageError(f"model {name!r} is not a class")
 

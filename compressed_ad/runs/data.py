@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 PARTS = {"heldout": "held-out", "validation": "validation", "train": "training"}
 """Parts of the split, in words."""
-_VALIDATION_WINDOWS = 128
-_IMITATION_BATCH = 32
 
 
 @lru_cache(maxsize=2)
@@ -67,16 +65,8 @@ class RunData:
         sequences = apply_transforms(
             self.raw(task_ids), transform_pairs(model), seed=seed, family=self.family, tasks=self.file.tasks
         )
-        sampler = WindowSampler(
-            sequences,
-            model.n_transit,
-            batch_size,
-            seed=seed,
-            first_window=model.first_window,
-            device=device(self.config),
-            **options,
-        )
-        return sampler, sequences
+        options |= {"seed": seed, "first_window": model.first_window, "device": device(self.config)}
+        return WindowSampler(sequences, model.n_transit, batch_size, **options), sequences
 
     def training_tasks(self) -> IntArray:
         """The training tasks of the stored split, or those that the configuration chooses from them."""
@@ -113,7 +103,7 @@ class RunData:
         """
         from compressed_ad.evaluation.evaluate import evaluate_imitation
 
-        size, key = min(_IMITATION_BATCH, windows), tuple(task_ids.tolist())
+        size, key = min(32, windows), tuple(task_ids.tolist())
         if key not in self._judged:
             self._judged[key] = self.sampler(task_ids, self.file.info.seed, size)
         sampler, sequences = self._judged[key]
@@ -149,11 +139,10 @@ class RunData:
     def validate(self, model: AD) -> dict[str, float]:
         settings, ids = self.config.model, self.file.split.validation
         seed = seed64(self.config.seed, "validation")
-        returns = self.play(
-            model, ids, settings.validation_rollouts, settings.validation_episodes, seed, silent
-        )
+        rollouts, episodes = settings.validation_rollouts, settings.validation_episodes
+        returns = self.play(model, ids, rollouts, episodes, seed, silent)
         curves = normalise(returns, *self.scale(ids)).mean(axis=1)
-        imitation = self.imitation(model, ids, _VALIDATION_WINDOWS)
+        imitation = self.imitation(model, ids, windows=128)
         return {
             "validation_return": float(mean(final_return(curves))),
             "validation_auc": float(mean(area_under_curve(curves))),

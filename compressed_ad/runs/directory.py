@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from compressed_ad.errors import ConfigError, RunDirectoryError
-from compressed_ad.files import locked, write_atomically
+from compressed_ad.files import locked, write_atomically, write_json
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.header import differences, installed
+from compressed_ad.marking.apply import marker_params
+from compressed_ad.marking.settings import MarkerSettings
 from compressed_ad.runs import yaml_file
-from compressed_ad.runs.config_text import dump
 from compressed_ad.runs.layers import nested
 from compressed_ad.runs.settings import Config
 from compressed_ad.settings import validated
@@ -54,10 +55,8 @@ def claimed(
         check(path, config, keys=keys, history=history)
         if not (path / CONFIG).exists():
             facts = {**environment(), **({} if history is None else {"history": history})}
-            write_atomically(
-                path / ENVIRONMENT, json.dumps(facts, indent=2).encode() + b"\n", error=RunDirectoryError
-            )
-            write_atomically(path / CONFIG, dump(config).encode(), error=RunDirectoryError)
+            write_json(path / ENVIRONMENT, facts, error=RunDirectoryError)
+            write_atomically(path / CONFIG, yaml_file.dump(config).encode(), error=RunDirectoryError)
         yield
 
 
@@ -81,11 +80,13 @@ def check(
                 " choose another output folder"
             )
         return
-    stored, wanted = stored_values(path), config.model_dump(mode="json")
+    stored, wanted = _stored_values(path), config.model_dump(mode="json")
     differing = differences(_compared(stored, keys), _compared(wanted, keys))
     if history is not None:
         known = stored_environment(path).get("history", {})
-        differing += differences(_content(known), _content(history), "history")
+        # These do not determine a history file's content.
+        known, given = ({**one, "path": 0, "sha256": 0, "marked_at": 0} for one in (known, history))
+        differing += differences(known, given, "history")
     if differing:
         raise RunDirectoryError(
             f"{path}: belongs to another configuration and is left alone ({'; '.join(differing)});"
@@ -106,24 +107,19 @@ def _compared(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     return {k: v for k, v in flat.items() if any(k == key or k.startswith(f"{key}.") for key in keys)}
 
 
-def _content(history: Mapping[str, Any]) -> dict[str, Any]:
-    """The provenance fields that determine a history file's content."""
-    return {key: value for key, value in history.items() if key not in ("path", "sha256", "marked_at")}
-
-
-def stored_values(path: Path) -> dict[str, Any]:
-    """The values in the ``config.yaml`` of a run directory; ``RunDirectoryError`` if they cannot be read."""
-    if not (path / CONFIG).is_file():
-        raise RunDirectoryError(f"{path}: is not a run directory (no {CONFIG})")
+def stored_config(path: Path) -> Config:
+    """The configuration in a run directory; ``RunDirectoryError`` if it cannot be read."""
     try:
-        return nested(yaml_file.read(path / CONFIG))
+        return validated(Config, _stored_values(path), str(path / CONFIG))
     except ConfigError as error:
         raise RunDirectoryError(str(error)) from error
 
 
-def stored_config(path: Path) -> Config:
+def _stored_values(path: Path) -> dict[str, Any]:
+    if not (path / CONFIG).is_file():
+        raise RunDirectoryError(f"{path}: is not a run directory (no {CONFIG})")
     try:
-        return validated(Config, stored_values(path), str(path / CONFIG))
+        return nested(yaml_file.read(path / CONFIG))
     except ConfigError as error:
         raise RunDirectoryError(str(error)) from error
 
@@ -139,9 +135,14 @@ def stored_environment(path: Path) -> dict[str, Any]:
     return found
 
 
-def history_provenance(file: HistoryFile) -> dict[str, Any]:
-    """How the histories that a run is trained on were collected, split and marked."""
+def history_provenance(file: HistoryFile, marks: MarkerSettings | None = None) -> dict[str, Any]:
+    """How the histories that a run is trained on were collected, split and marked.
+
+    The run sees the marks of the file, or those that ``marks`` make when the histories are read.
+    """
     info, marking = file.info, file.marking or {}
+    if marks is not None:
+        marking = {"marker": marks.marker, "parameters": marker_params(marks), "seed": info.seed}
     found = {
         "path": str(file.path.resolve()),
         "sha256": file.digest(),
@@ -161,17 +162,6 @@ def history_provenance(file: HistoryFile) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- environment
 
-PACKAGES = (
-    "compressed-ad",
-    "torch",
-    "numpy",
-    "scipy",
-    "numba",
-    "h5py",
-    "gymnasium",
-    "pydantic",
-    "matplotlib",
-)
 EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "metaworld": ("Meta-World's ML1 as task families, metaworld:reach-v3.", ("metaworld",)),
     "minari": ("Export of histories as Minari datasets.", ("minari",)),
@@ -188,16 +178,14 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the installed ``PACKAGES``."""
-    return {"python": platform.python_version(), **installed(PACKAGES)}
+    """Versions of Python and of the installed packages that results depend on."""
+    names = "compressed-ad torch numpy scipy numba h5py gymnasium pydantic matplotlib"
+    return {"python": platform.python_version(), **installed(names.split())}
 
 
 def extras() -> dict[str, bool]:
     """Whether each optional dependency is installed."""
-    return {
-        name: all(importlib.util.find_spec(module) for module in modules)
-        for name, (_, modules) in EXTRAS.items()
-    }
+    return {name: all(map(importlib.util.find_spec, modules)) for name, (_, modules) in EXTRAS.items()}
 
 
 def hardware() -> dict[str, Any]:

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from compressed_ad.evaluation.rollouts import FirstReward, Rollouts
     from compressed_ad.tasks.base import TaskFamily
 
-RANDOM_ROLLOUTS = 64
-"""Minimum number of random walks on each task: they cost little, and a reference should not be noisy."""
-SHOWN_TASKS = 3
 FIGURES = ("paths", "found", "coverage", "first_reward")
 
 
@@ -38,6 +35,9 @@ class Explorer:
     coverage: FloatArray  # (E,) places visited by the end of each episode, mean over tasks and rollouts
     searched: FloatArray  # (E,) the same, of steps up to the first reward
     explored: FloatArray  # (N,) places visited by the last episode
+    correlation: (
+        float  # rank correlation of the fewest steps to the first reward with the steps taken, or NaN
+    )
 
 
 @dataclass(frozen=True)
@@ -81,23 +81,20 @@ def play(job: Job, ids: IntArray, report: Report = silent) -> Exploration:
         **size,
         **player.options,
     )
-    reference = rollouts.random_rollouts(
-        family, tasks, rollouts=max(evaluation.rollouts, RANDOM_ROLLOUTS), **size
-    )
+    # Random walks cost little, and a reference should not be noisy.
+    reference = rollouts.random_rollouts(family, tasks, rollouts=max(evaluation.rollouts, 64), **size)
     places = rollouts.n_place(family)
     distance = rollouts.shortest(family, tasks)
-    walk = None if reference is None else _measured(reference, places)
+    walk = None if reference is None else _measured(reference, places, distance)
     exact = rollouts.random_found_by(family, tasks, evaluation.episodes)
-    found = exact if exact is not None or walk is None else walk.first.found_by()
-    always_pays = reference is not None and (
-        (reference.rewards[reference.episode == 0] != 0).mean() > PAYS_ALWAYS
-    )
+    paid = None if reference is None else (reference.rewards[reference.episode == 0] != 0).mean()
     notes = {
         "no grid: distinct observations are counted, and no paths drawn": places is None,
         "actions have no bounds: no random walk": reference is None,
         "the family tells no distance to its rewards": distance is None,
         "all rewards are equally far": distance is not None and np.ptp(distance) == 0,
-        "random actions are paid as well: meeting a reward says nothing": always_pays,
+        "random actions are paid as well: meeting a reward says nothing": paid is not None
+        and paid > PAYS_ALWAYS,
     }
     return Exploration(
         job=job,
@@ -110,9 +107,9 @@ def play(job: Job, ids: IntArray, report: Report = silent) -> Exploration:
         description=call_text(file.info.family, file.info.family_kwargs),
         step=player.step,
         options=player.options,
-        model=_measured(record, places),
+        model=_measured(record, places, distance),
         walk=walk,
-        walk_found=found,
+        walk_found=exact if exact is not None or walk is None else walk.first.found_by(),
         exact=exact is not None,
         n_place=places,
         distance=distance,
@@ -120,17 +117,18 @@ def play(job: Job, ids: IntArray, report: Report = silent) -> Exploration:
     )
 
 
-def _measured(record: Rollouts, places: int | None) -> Explorer:
-    from compressed_ad.evaluation.rollouts import coverage, first_reward
+def _measured(record: Rollouts, places: int | None, distance: FloatArray | None) -> Explorer:
+    from compressed_ad.evaluation.rollouts import coverage, first_reward, rank_correlation
 
-    scale = 1 if places is None else places
-    seen, searched = (coverage(record, until_reward=until) / scale for until in (False, True))
+    seen, searched = (coverage(record, until_reward=until) / (places or 1) for until in (False, True))
+    first = first_reward(record)
     return Explorer(
         record=record,
-        first=first_reward(record),
+        first=first,
         coverage=seen.mean(axis=(0, 1)),
         searched=searched.mean(axis=(0, 1)),
         explored=seen[..., -1].mean(axis=1),
+        correlation=math.nan if distance is None else rank_correlation(distance, first.times()),
     )
 
 
@@ -139,9 +137,6 @@ def task_label(played: Exploration, k: int) -> str:
     parameters = played.model.record.tasks[k]
     shown = f" ({', '.join(f'{p:g}' for p in parameters)})" if len(parameters) <= 5 else ""
     return f"{played.ids[k]}{shown}"
-
-
-# ---------------------------------------------------------------- figures
 
 
 def figures(played: Exploration) -> Iterable[tuple[str, str, Figure]]:
@@ -197,7 +192,7 @@ def _path_rows(played: Exploration) -> list[Any]:
     optimal = optimal_rollouts(played.family, record.tasks)
     n_task, n_episode = len(played.ids), record.n_episode
     order = np.arange(n_task) if played.distance is None else np.argsort(played.distance, kind="stable")
-    shown = order[np.unique(np.linspace(0, n_task - 1, min(SHOWN_TASKS, n_task)).round().astype(int))]
+    shown = order[np.unique(np.linspace(0, n_task - 1, min(3, n_task)).round().astype(int))]
     rows = []
     for k in shown:
         drawn = []

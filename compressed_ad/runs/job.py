@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from compressed_ad.errors import RunDirectoryError, UsageError
-from compressed_ad.histories.file import HistoryFile
-from compressed_ad.marking.apply import GUIDE_SETTINGS, marker_params
-from compressed_ad.runs.directory import history_provenance, run_name, stored_config, stored_environment
+from compressed_ad.marking.apply import GUIDE_SETTINGS
+from compressed_ad.runs.directory import run_name, stored_config, stored_environment
 from compressed_ad.runs.settings import Config
 
 WEIGHTS = {"best": "best_model.pt", "last": "last_model.pt"}
@@ -46,12 +45,6 @@ class Job:
             raise RunDirectoryError(
                 f"{self.path}: its training is not finished; continue it with: cad train --resume"
             )
-
-
-def training_jobs(config: Config, history: Path, out: Path) -> list[Job]:
-    """The training runs of a comparison: all methods with the first seed, then with the next."""
-    methods = config.comparison.methods
-    return [training_job(config, model, seed, history, out) for seed in config.seeds for model in methods]
 
 
 def training_job(config: Config, model: str, seed: int, history: Path, out: Path) -> Job:
@@ -112,17 +105,3 @@ def device(config: Config) -> str:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device cuda: no CUDA device was found; use --device cpu")
     return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def provenance_of(job: Job, file: HistoryFile) -> dict[str, Any]:
-    """The provenance of the histories that a run is trained on, with the marks that it sees."""
-    found = history_provenance(file)
-    if job.remark:
-        settings = job.config.marker
-        found |= {
-            "marker": settings.marker,
-            "marker_parameters": marker_params(settings),
-            "marker_seed": file.info.seed,
-            "marked_at": None,
-        }
-    return found

@@ -104,45 +104,39 @@ def evaluate_run(
     data, model, step = player.data, player.model, player.step
     ids, training_ids = data.file.split.heldout, data.training_tasks()
     last, step_last = load_model(job.path / WEIGHTS["last"], data, device(job.config))
+    size = (evaluation.rollouts, evaluation.episodes)
     parts = 1 + (step_last != step) + (evaluation.training_tasks > 0)
 
-    def part(k: int) -> Report:
+    def play(model: AD, k: int, task_ids: IntArray) -> FloatArray:
         def show(done: int, total: int, text: str) -> None:
             report(done + k * total, parts * total, text)
             if should_stop():
                 raise KeyboardInterrupt
 
-        return show
+        return data.play(model, task_ids, *size, job.config.seed, show)
 
-    def play(model: AD, k: int, task_ids: IntArray) -> FloatArray:
-        return data.play(model, task_ids, evaluation.rollouts, evaluation.episodes, job.config.seed, part(k))
-
-    arrays: dict[str, Any] = {"returns": play(model, 0, ids), "step": step}
-    arrays |= data.imitation(model, ids, evaluation.imitation_windows)
-    arrays["returns_last"] = arrays["returns"] if step_last == step else play(last, 1, ids)
-    arrays |= {
+    returns, histories = play(model, 0, ids), data.raw(training_ids)
+    arrays: dict[str, Any] = {
+        "returns": returns,
+        "step": step,
+        **data.imitation(model, ids, evaluation.imitation_windows),
+        "returns_last": returns if step_last == step else play(last, 1, ids),
         "step_last": step_last,
         "task_ids": ids,
         "optimal": data.optimal(ids),
         "random": data.file.random_return[ids],
-        "marked": _marked_by_tenth(data.raw(training_ids)),
-        "paying": _paying(data.raw(training_ids)),
+        "marked": _marked_by_tenth(histories),
+        "paying": _paying(histories),
         "settings": settings,
         "horizon": data.family.horizon,
     }
-    references = _references(
-        data.file.path, data.file.digest(), tuple(ids.tolist()), evaluation.rollouts, evaluation.episodes
-    )
-    arrays |= {f"{REFERENCE}{name}": returns for name, returns in references.items()}
+    references = _references(data.file.path, data.file.digest(), tuple(ids.tolist()), *size)
+    arrays |= {f"{REFERENCE}{name}": theirs for name, theirs in references.items()}
     if evaluation.training_tasks:
         seen = training_ids[: evaluation.training_tasks]
         random, optimal = data.scale(seen)
-        arrays |= {
-            "returns_training": play(model, parts - 1, seen),
-            "training_ids": seen,
-            "training_optimal": optimal,
-            "training_random": random,
-        }
+        arrays |= {"returns_training": play(model, parts - 1, seen), "training_ids": seen}
+        arrays |= {"training_optimal": optimal, "training_random": random}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomically(path, buffer.getvalue())
@@ -213,11 +207,8 @@ def load_model(path: Path, data: RunData, where: str) -> tuple[AD, int]:
     content = load(path, where)
     config = architecture(content["config"])
     for kind in ("observation", "action"):
-        check_same(
-            f"{path}: {kind} space of {data.file.info.family}",
-            getattr(config, f"{kind}_space"),
-            data.file.info.spaces[kind],
-        )
+        what = f"{path}: {kind} space of {data.file.info.family}"
+        check_same(what, getattr(config, f"{kind}_space"), data.file.info.spaces[kind])
     model = MODEL[config.model](config).to(where)
     model.load_state_dict(content["model_state_dict"])
     return model, int(content["step"])

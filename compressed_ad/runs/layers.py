@@ -1,7 +1,8 @@
 """Layers of a configuration: presets, YAML files with ``include:``, sections by name, dotted overrides.
 
 Later layers override earlier ones. A layer is a set of leaves: for each path of keys a value, and the place
-where it was written. Only syntax is checked here; the values are checked in ``runs.config``.
+where it was written. Only syntax is checked here; the values are checked in ``runs.config``. At the end:
+what help texts say of the settings.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from compressed_ad.errors import ConfigError, nearest
+from compressed_ad.models.settings import FROM_HISTORY
 from compressed_ad.runs import yaml_file
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.yaml_file import Leaves
@@ -27,8 +30,6 @@ SECTIONS = {
     "comparison": (None, None),
 }
 """Section -> (the key that names its object, the key of that object's free parameters)."""
-
-NOWHERE = "configuration"
 
 PRESETS = ("smoke", "default", "full", "study")
 
@@ -144,65 +145,52 @@ def read_file(path: Path) -> Leaves:
 
 def _merge_file(leaves: Leaves, path: Path, including: tuple[Path, ...] = ()) -> set[str]:
     """Merge a file into ``leaves``, or nothing if it is wrong; return the sections that it replaces."""
-    layer, replaced = _file_layer(path, including)
+    if path.resolve() in including:
+        raise ConfigError(f"{path}: includes itself")
+    file = yaml_file.read(path)
+    keys = {p[0] for p in file}
+    if keys and not keys & {*Config.model_fields, "include"}:
+        for section, kind in section_kinds().items():
+            if keys <= set(kind.model_fields):
+                raise ConfigError(
+                    f"{path}: holds only the section {section!r}; give it as --{section} {path}"
+                )
+    layer: Leaves = {}
+    replaced = set[str]()
+    for key in [p for p in file if p[0] == "include"]:
+        value, where = file.pop(key)
+        if len(key) == 2 and key[1] in SECTIONS and isinstance(value, str):
+            replaced.add(key[1])
+            merge(layer, _section_file(key[1], _find(path.parent, value, where)))
+        elif len(key) == 1 and isinstance(value, str | list) and value:
+            for name in [value] if isinstance(value, str) else value:
+                whole = _find(path.parent, str(name), where)
+                replaced |= _merge_file(layer, whole, (*including, path.resolve()))
+        else:
+            raise ConfigError(
+                f"{where}: include must be a file, a list of files, or a file for each of "
+                f"{', '.join(SECTIONS)}; got {'.'.join(key[1:]) or 'nothing'}: {value!r}"
+            )
+    merge(layer, file)
     for section in replaced:
         _drop(leaves, (section,))
     merge(leaves, layer)
     return replaced
 
 
-def _file_layer(path: Path, including: tuple[Path, ...]) -> tuple[Leaves, set[str]]:
-    """The leaves of a file and of what it includes, and the sections that it replaces."""
-    if path.resolve() in including:
-        raise ConfigError(f"{path}: includes itself")
-    file = yaml_file.read(path)
-    _refuse_bare_section(path, file)
-    leaves: Leaves = {}
-    replaced = set[str]()
-    for key in [p for p in file if p[0] == "include"]:
-        value, where = file.pop(key)
-        if len(key) == 2 and key[1] in SECTIONS and isinstance(value, str):
-            replaced.add(key[1])
-            merge(leaves, _section_file(key[1], _find(path.parent, value, where)))
-        elif len(key) == 1 and isinstance(value, str | list) and value:
-            for name in [value] if isinstance(value, str) else value:
-                whole = _find(path.parent, str(name), where)
-                replaced |= _merge_file(leaves, whole, (*including, path.resolve()))
-        else:
-            raise ConfigError(
-                f"{where}: include must be a file, a list of files, or a file for each of "
-                f"{', '.join(SECTIONS)}; got {'.'.join(key[1:]) or 'nothing'}: {value!r}"
-            )
-    merge(leaves, file)
-    return leaves, replaced
-
-
-def _refuse_bare_section(path: Path, leaves: Leaves) -> None:
-    """A section's file given as a whole configuration deserves a better message than its unknown keys."""
-    keys = {p[0] for p in leaves}
-    if not keys or keys & {*Config.model_fields, "include"}:
-        return
-    for section, kind in section_kinds().items():
-        if keys <= set(kind.model_fields):
-            raise ConfigError(f"{path}: holds only the section {section!r}; give it as --{section} {path}")
-
-
 def _find(beside: Path, name: str, where: str, shipped: Path | None = None) -> Path:
-    folders = [beside, shipped or config_folder()]
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
+    folders = (beside, shipped or config_folder())
+    for file in (folder / name for folder in folders):
+        if file.is_file():
+            return file
     raise ConfigError(f"{where}: no such file: {name} (looked in {folders[0]} and {folders[1]})")
 
 
 def _section_layer(leaves: Leaves, section: str, name: str) -> Leaves:
     """The layer that ``--SECTION NAME`` means; a file replaces the whole section in ``leaves``."""
-    where = f"--{section}"
-    shipped = config_folder() / section
-    if name.endswith((".yaml", ".yml")):
-        file = _find(Path(), name, where, shipped)
-    else:
-        file = shipped / f"{name}.yaml"
+    where, shipped = f"--{section}", config_folder() / section
+    is_file = name.endswith((".yaml", ".yml"))
+    file = _find(Path(), name, where, shipped) if is_file else shipped / f"{name}.yaml"
     if file.is_file():
         _drop(leaves, (section,))
         return _section_file(section, file)
@@ -214,9 +202,6 @@ def _section_layer(leaves: Leaves, section: str, name: str) -> Leaves:
 
 def _section_file(section: str, path: Path) -> Leaves:
     return {(section, *inner): leaf for inner, leaf in yaml_file.read(path).items()}
-
-
-# ---------------------------------------------------------------- validation
 
 
 def section_kinds() -> dict[str, type[Settings]]:
@@ -235,9 +220,39 @@ def nested(leaves: Leaves) -> dict[str, Any]:
     return tree
 
 
-def origin(leaves: Leaves, path: tuple[str, ...]) -> str:
-    """Where the value at ``path`` was written; if it was not, the nearest key above it, or one below it."""
-    for n in range(len(path), 0, -1):
-        if path[:n] in leaves:
-            return leaves[path[:n]][1]
-    return next((where for known, (_, where) in leaves.items() if known[: len(path)] == path), NOWHERE)
+# ---------------------------------------------------------------- help texts
+
+
+def describe(section: str) -> list[tuple[str, str, str]]:
+    """(dotted key, default, description) of every setting of ``section``, "" for those of no section."""
+    fields = section_kinds()[section].model_fields if section else Config.model_fields
+    left_out = {"": tuple(SECTIONS), "model": FROM_HISTORY}.get(section, ())
+    described = []
+    for name, field in fields.items():
+        if name not in left_out:
+            key = f"{section}.{name}" if section else name
+            choices = " | ".join(item for item in get_args(field.annotation) if isinstance(item, str))
+            words = ": ".join(part for part in (choices, field.description) if part)
+            described.append((key, show_value(field.get_default(call_default_factory=True)), words))
+    return described
+
+
+def show_value(value: Any) -> str:
+    """``value`` as help texts show a default: as it is written in YAML."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(show_value(item) for item in value) + "]"
+    return str(value)
+
+
+def suggest(flag: str) -> str:
+    """A hint at the setting that an unknown option ``flag`` (without dashes) probably means, or nothing."""
+    keys = [key for section in ("", *SECTIONS) for key, _, _ in describe(section)]
+    by_end = {key.rpartition(".")[2]: key for key in reversed(keys)}
+    close = get_close_matches(flag, [*keys, *by_end], n=1, cutoff=0.6)
+    return f" (did you mean --{by_end.get(close[0], close[0])}?)" if close else ""

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressed_ad.errors import RunDirectoryError
+from compressed_ad.errors import CompressedADError, RunDirectoryError
 from compressed_ad.files import write_json
 from compressed_ad.histories.collector import collect, history_path
 from compressed_ad.histories.file import HistoryFile, remark
@@ -31,6 +31,7 @@ from compressed_ad.training.transforms import departures
 from compressed_ad.workers import Parts, Pool, Report, ShouldStop, never, silent
 
 if TYPE_CHECKING:
+    from compressed_ad.report.pages import Drawn
     from compressed_ad.report.run_report import WrittenReport
 
 # ---------------------------------------------------------------- collect and mark
@@ -100,14 +101,20 @@ def mark_stage(
         same_params = {**stored["parameters"], **params} == stored["parameters"]
         if same_params and (stored["marker"], stored["seed"]) == (config.marker.marker, config.seed):
             return file.statistics()
+    progress = counting(report, len(file.task_ids), "tasks")
+    return remark(path, config.marker.marker, params, seed=config.seed, output=output, progress=progress)
+
+
+def counting(report: Report, total: int, unit: str) -> Callable[[int], None]:
+    """Called with how many of ``total`` are newly done, reports their sum."""
     done = 0
 
-    def progress(tasks: int) -> None:
+    def add(count: int) -> None:
         nonlocal done
-        done += tasks
-        report(done, len(file.task_ids), "tasks")
+        done += count
+        report(done, total, unit)
 
-    return remark(path, config.marker.marker, params, seed=config.seed, output=output, progress=progress)
+    return add
 
 
 # ---------------------------------------------------------------- many runs
@@ -140,10 +147,22 @@ def method_runs(todo: Sequence[Job]) -> list[MethodRuns]:
     return [load_runs(paths, name=name) for name, paths in grouped.items()]
 
 
-def budget(config: Config) -> dict[str, Any]:
-    """What is held equal between the methods."""
-    model, algorithm = config.model, config.algorithm
-    return {
+def report_stage(
+    todo: Sequence[Job],
+    history: Path,
+    out: Path,
+    *,
+    seconds: Mapping[str, float] | None = None,
+    command: str,
+    progress: Report = silent,
+) -> WrittenReport:
+    """Compare the evaluated runs of ``todo`` and write ``index.html``, ``table.csv`` and ``summary.json``."""
+    from compressed_ad.report.pages import provenance
+    from compressed_ad.report.run_report import Experiment, build_report
+
+    file, config, methods = HistoryFile(history), todo[0].config, method_runs(todo)
+    model, algorithm, transforms = config.model, config.algorithm, transform_pairs(config.model)
+    budget = {
         "gradient_steps": model.steps,
         "windows_per_step": model.batch_size,
         "context": model.n_transit,
@@ -151,24 +170,6 @@ def budget(config: Config) -> dict[str, Any]:
         "source_steps_per_task": algorithm.n_learner * algorithm.n_stream * algorithm.n_timesteps,
         "model": f"d {model.tf_n_embd}, {model.tf_n_layer} layers, {model.tf_n_head} heads",
     }
-
-
-def report_stage(
-    todo: Sequence[Job],
-    history: Path,
-    out: Path,
-    *,
-    seconds: Mapping[str, float] | None = None,
-    commands: Sequence[str] = (),
-    progress: Report = silent,
-) -> WrittenReport:
-    """Compare the evaluated runs of ``todo`` and write ``index.html``, ``table.csv`` and ``summary.json``."""
-    from compressed_ad.report.pages import provenance
-    from compressed_ad.report.run_report import Experiment, build_report
-    from compressed_ad.runs.sights import sights
-
-    file, config, methods = HistoryFile(history), todo[0].config, method_runs(todo)
-    transforms = transform_pairs(config.model)
     return build_report(
         out,
         methods,
@@ -176,48 +177,84 @@ def report_stage(
             family=call_text(file.info.family, file.info.family_kwargs),
             split={name: ids.tolist() for name, ids in vars(file.split).items()},
             transforms=[call_text(name, params) for name, params in transforms],
-            budget=budget(config),
+            budget=budget,
         ),
         source=summarise_source(file),
         seconds=seconds,
-        commands=commands,
-        provenance={
-            **provenance(environment()),
-            "history file": f"{file.path.name}, SHA-256 {file.digest()}",
-        },
+        commands=[command],
+        provenance=provenance(environment()) | {"history file": f"{file.path.name}, SHA-256 {file.digest()}"},
         notes=departures([name for name, _ in transforms]),
-        further=sights(todo, progress, searches=methods[0].searches),
+        further=_sights(todo, progress, searches=methods[0].searches),
     )
+
+
+def _sights(todo: Sequence[Job], report: Report, *, searches: bool) -> Iterator[Drawn]:
+    """Figures of the first trained run of each model in ``todo``; what cannot be shown of a run is left out.
+
+    Held-out tasks are played again, as the evaluation played them, and attention is measured on windows of
+    their histories. ``searches``: whether a reward must be found by exploration.
+    """
+    from compressed_ad.report.figures.attention import attention_summary, border_embeddings
+    from compressed_ad.runs.explore import figures, play
+    from compressed_ad.runs.look_inside import examine_model
+
+    first: dict[str, Job] = {}
+    for job in todo:
+        if job.trained:
+            first.setdefault(job.config.model.model, job)
+    for model, job in first.items():
+        if searches:
+            with suppress(CompressedADError):
+                played = play(job, HistoryFile(job.history).split.heldout, report)
+                drawn = [sight for sight in figures(played) if sight[0] in ("paths", "found")]
+                for name, caption, figure in drawn:
+                    yield f"{name}_{model}", f"Rollouts of {job.name}. {caption}", figure
+        report(0, 1, "attention")
+        with suppress(CompressedADError):
+            found = examine_model(job)
+            yield (
+                f"attention_{model}",
+                f"Attention of {job.name} on held-out histories, by head. Above: its share on marked tokens,"
+                " rewarded tokens, the current episode and border marks (filled), and what the head's own"
+                " preference for lags alone would give (hollow). Below: their ratio with 95 % intervals over"
+                " windows; filled where they exclude 1.",
+                attention_summary(found.shares, job.name),
+            )
+            if found.effects is not None:
+                yield (
+                    f"border_embeddings_{model}",
+                    f"The border embeddings of {job.name}: their size and direction, and how far the action"
+                    " distribution moves when marks are taken away or exchanged.",
+                    border_embeddings(found.geometry, found.effects, job.name),
+                )
 
 
 # ---------------------------------------------------------------- time
 
-# Measured on one core of a 2-core server CPU; yours may be twice as fast or slow.
-_PPO_SECONDS = 0.9e-6  # per environment step and epoch
-_FLOPS = 21e9  # per second, while training small models
-_PLAY_SECONDS = 1.2e-4  # per in-context step of one environment, at width 64, 3 layers, context 200
-_REPORT_SECONDS = 10.0
-
 
 def expected_seconds(config: Config) -> dict[str, float | None]:
-    """Rough seconds of each stage of ``cad run`` on CPU cores of today; None where they are unknown."""
+    """Rough seconds of each stage of ``cad run`` on CPU cores of today; None where they are unknown.
+
+    Measured on one core of a 2-core server CPU; yours may be twice as fast or slow.
+    """
     planned, model, evaluation = plan(config), config.model, config.evaluation
     parallel, steps = n_process(config), source_steps(config)
     collection = None
     if config.algorithm.learner == "ppo" and ":" not in config.env.family:  # others step at their own speed
         epochs = PPOConfig(**config.algorithm.learner_kwargs).n_epochs
-        collection = 5 + steps * epochs * _PPO_SECONDS / parallel
+        collection = 5 + steps * epochs * 0.9e-6 / parallel
     rounds = -(-len(config.comparison.methods) * config.comparison.runs // parallel)
     size = model.tf_n_embd**2 * model.tf_n_layer / (64**2 * 3) * 0.7 + 0.3
-    episode = planned.family.horizon * _PLAY_SECONDS * size
+    # An in-context step of one environment takes 1.2e-4 s at width 64, 3 layers, context 200.
+    episode = planned.family.horizon * 1.2e-4 * size
     validation = len(planned.split.validation) * model.validation_rollouts * model.validation_episodes
     heldout = len(planned.split.heldout) * evaluation.rollouts * evaluation.episodes
     return {
         "collect": collection,
         "mark": 1 + steps * 1e-6,
-        "train": rounds * (4 + training_flops(model) / _FLOPS + model.validations * validation * episode),
+        "train": rounds * (4 + training_flops(model) / 21e9 + model.validations * validation * episode),
         "evaluate": rounds * (2 + 2 * heldout * episode),
-        "report": _REPORT_SECONDS,
+        "report": 10.0,
     }
 
 
@@ -234,21 +271,22 @@ class Stopwatch:
                 raise RunDirectoryError(f"{path}: damaged; remove it (only timings are lost)") from None
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Callable[[], None]]:
-        """Time a stage; the yielded function, called often, saves the time so far every few seconds."""
+    def stage(self, name: str, report: Report = silent) -> Iterator[Report]:
+        """Time a stage; the yielded ``report``, called often, saves the time so far every few seconds."""
         before, started, saved = self.seconds.get(name, 0.0), time.monotonic(), time.monotonic()
 
         def save() -> None:
             self.seconds[name] = before + time.monotonic() - started
             write_json(self.path, self.seconds)
 
-        def tick() -> None:
+        def timed(done: int, total: int, text: str) -> None:
             nonlocal saved
+            report(done, total, text)
             if time.monotonic() - saved > 5:
                 saved = time.monotonic()
                 save()
 
         try:
-            yield tick
+            yield timed
         finally:
             save()

@@ -26,18 +26,9 @@ from typing import Any
 
 from compressed_ad.errors import ConfigError, nearest
 from compressed_ad.report.measures import MEASURES
-from compressed_ad.runs import yaml_file
+from compressed_ad.runs import layers, yaml_file
 from compressed_ad.runs.config import validated_config
 from compressed_ad.runs.job import playing
-from compressed_ad.runs.layers import (
-    Request,
-    config_folder,
-    merge,
-    override_leaves,
-    read_file,
-    request_leaves,
-    resolve_sections,
-)
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.yaml_file import Leaves
 
@@ -55,7 +46,6 @@ KEYS = {
     "metric": "the measure that the verdicts rest on (default: final)",
     "spread": "standard deviation of a paired difference between runs that was assumed when planning",
 }
-SMALL = "study_small.yaml"
 SMALL_RUNS = 2
 
 
@@ -121,48 +111,45 @@ def load_study(
 
     ``runs``, ``families`` and ``variants`` leave out part of it; the baseline and the variants whose weights
     are played stay. ``overrides`` are (dotted key, YAML text) pairs over all cells. ``small`` shrinks
-    histories, models and evaluations to a fraction: it shows that everything works, not what is true.
+    histories, models and evaluations to a fraction.
     """
-    leaves = yaml_file.read(path)
-    tree = _Tree(path, leaves)
-    known = {"families": tree.names("families"), "variants": tree.names("variants")}
-    baseline = tree.value("baseline", known["variants"][0])
-    tree.among("baseline", baseline, known["variants"])
-    weights = {name: _weights(tree, name, known["variants"]) for name in known["variants"]}
-    chosen_families = _chosen("--families", families, known["families"])
-    wanted = {*_chosen("--variants", variants, known["variants"]), baseline}
+    tree = _Tree(path)
+    known_families, known = tree.names("families"), tree.names("variants")
+    baseline = tree.value("baseline", known[0])
+    tree.among("baseline", baseline, known)
+    weights = {name: _weights(tree, name, known) for name in known}
+    for name in families:
+        _among("--families", name, known_families)
+    for name in variants:
+        _among("--variants", name, known)
+    chosen_families = [name for name in known_families if name in (families or known_families)]
+    wanted = {*(variants or known), baseline}
     wanted |= {weights[name] for name in wanted}
-    chosen = [name for name in known["variants"] if name in wanted]
-    counts = _runs(tree, known["families"])
-    if small:
-        counts = dict.fromkeys(counts, SMALL_RUNS)
-    if runs is not None:
-        counts = dict.fromkeys(counts, runs)
-    first_seed = tree.value("first_seed", 0)
-    if not _whole(first_seed, 0):
+    chosen = [name for name in known if name in wanted]
+    counts = _runs(tree, known_families)
+    if small or runs is not None:
+        counts = dict.fromkeys(counts, SMALL_RUNS if runs is None else runs)
+    first_seed, spread = tree.value("first_seed", 0), tree.value("spread", None)
+    if not _at_least(0, first_seed, int):
         raise tree.mistake("first_seed", f"first_seed must be a whole number: {first_seed!r}")
-    bottom = request_leaves(Request(preset=str(tree.value("preset", "default"))))
+    if spread is not None and not (_at_least(0, spread, int | float) and spread > 0):
+        raise tree.mistake("spread", f"spread must be a number above 0, got {spread!r}")
+    bottom = layers.request_leaves(layers.Request(str(tree.value("preset", "default"))))
+    top = layers.override_leaves(overrides)
     if small:
-        merge(bottom, read_file(config_folder() / SMALL))
-    top = override_leaves(overrides)
+        layers.merge(bottom, layers.read_file(layers.config_folder() / "study_small.yaml"))
     configs: dict[tuple[str, str], Config] = {}
     problems: list[str] = []
     for family in chosen_families:
         for variant in chosen:
-            layers = [
-                tree.settings("settings"),
-                tree.settings("families", family),
-                tree.settings("variants", variant),
-                tree.settings("variants", variant, "in", family),
-            ]
             try:
-                configs[family, variant] = _config(bottom, layers, top, small)
+                configs[family, variant] = _config(tree, bottom, top, family, variant, small)
             except ConfigError as error:
                 problems += error.problems
     if problems:
         raise ConfigError(dict.fromkeys(problems))
     cells = [
-        _cell(configs, family, variant, weights[variant], run, int(first_seed) + run)
+        _cell(configs, family, variant, weights[variant], run, first_seed + run)
         for run in range(max(counts[family] for family in chosen_families))
         for family in chosen_families
         if run < counts[family]
@@ -175,26 +162,31 @@ def load_study(
         path=path,
         question=str(tree.value("question", "")).strip(),
         baseline=baseline,
-        comparisons=_comparisons(tree, baseline, known["variants"], chosen),
+        comparisons=_comparisons(tree, baseline, known, chosen),
         metric=metric,
-        spread=_spread(tree),
+        spread=None if spread is None else float(spread),
         families=tuple(chosen_families),
         variants=tuple(chosen),
-        curves=_curves(tree, known["variants"], chosen),
+        curves=_curves(tree, known, chosen),
         runs={family: counts[family] for family in chosen_families},
         cells=tuple(cells),
         small=small,
     )
 
 
+def _among(where: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise ConfigError(f"{where}: unknown {name!r}{nearest(str(name), known)}; one of {', '.join(known)}")
+
+
 class _Tree:
     """Reads parts of a study file, and knows where each was written."""
 
-    def __init__(self, path: Path, leaves: Leaves) -> None:
-        self.path, self.leaves = path, leaves
-        unknown = dict.fromkeys(p[0] for p in leaves if p[0] not in KEYS)
+    def __init__(self, path: Path) -> None:
+        self.path, self.leaves = path, yaml_file.read(path)
+        unknown = dict.fromkeys(p[0] for p in self.leaves if p[0] not in KEYS)
         problems = [f"{self.where(key)}: unknown key {key!r}{nearest(key, KEYS)}" for key in unknown]
-        if not leaves:
+        if not self.leaves:
             problems = [f"{path}: an empty study; it needs families and variants"]
         if problems:
             raise ConfigError(problems)
@@ -203,9 +195,7 @@ class _Tree:
         return ConfigError(f"{self.where(key)}: {text}")
 
     def among(self, key: str, name: str, known: Sequence[str]) -> None:
-        if name not in known:
-            one_of = f"one of {', '.join(known)}"
-            raise self.mistake(key, f"{key}: unknown {name!r}{nearest(str(name), known)}; {one_of}")
+        _among(f"{self.where(key)}: {key}", name, known)
 
     def where(self, *key: str) -> str:
         return next((where for p, (_, where) in self.leaves.items() if p[: len(key)] == key), str(self.path))
@@ -213,14 +203,14 @@ class _Tree:
     def value(self, key: str, default: Any) -> Any:
         nested = next((p for p in self.leaves if p[0] == key and len(p) > 1), None)
         if nested is not None:
-            raise ConfigError(f"{self.where(key)}: {key} must be one value, got keys ({nested[1]}, ...)")
+            raise self.mistake(key, f"{key} must be one value, got keys ({nested[1]}, ...)")
         found = self.leaves.get((key,), (default, ""))[0]
         return default if found is None else found
 
     def names(self, section: str) -> list[str]:
         found = list(dict.fromkeys(p[1] for p in self.leaves if p[0] == section and len(p) > 1))
         if not found:
-            raise ConfigError(f"{self.where(section)}: {section} must name at least one, with its settings")
+            raise self.mistake(section, f"{section} must name at least one, with its settings")
         return found
 
     def settings(self, *key: str) -> Leaves:
@@ -229,18 +219,12 @@ class _Tree:
         return {p: leaf for p, leaf in own.items() if p and p[0] not in ("weights", "in")}
 
 
-def _chosen(option: str, wanted: Sequence[str], known: Sequence[str]) -> list[str]:
-    for name in wanted:
-        if name not in known:
-            raise ConfigError(f"{option}: unknown {name!r}{nearest(name, known)}; one of {', '.join(known)}")
-    return [name for name in known if not wanted or name in wanted]
-
-
 def _weights(tree: _Tree, variant: str, known: Sequence[str]) -> str:
-    where, leaf = tree.where("variants", variant, "weights"), ("variants", variant, "weights")
+    """The variant whose weights ``variant`` plays."""
+    leaf = ("variants", variant, "weights")
     if leaf not in tree.leaves:
         return variant
-    name = str(tree.leaves[leaf][0])
+    name, where = str(tree.leaves[leaf][0]), tree.leaves[leaf][1]
     tree.among("variants", name, known)
     strange = [p[0] for p in tree.settings("variants", variant) if p[0] != "evaluation"]
     if strange:
@@ -257,7 +241,7 @@ def _runs(tree: _Tree, families: Sequence[str]) -> dict[str, int]:
     given = given or dict.fromkeys(families, tree.value("runs", 3))
     for family, count in given.items():
         tree.among("runs", family, families)
-        if not _whole(count, 1):
+        if not _at_least(1, count, int):
             raise tree.mistake("runs", f"runs must be whole numbers from 1 on: {count!r}")
     for family in families:
         if family not in given:
@@ -265,17 +249,8 @@ def _runs(tree: _Tree, families: Sequence[str]) -> dict[str, int]:
     return given
 
 
-def _whole(value: Any, at_least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
-
-
-def _spread(tree: _Tree) -> float | None:
-    value = tree.value("spread", None)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise tree.mistake("spread", f"spread must be a number above 0, got {value!r}")
-    return float(value)
+def _at_least(least: int, value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and value >= least
 
 
 def _comparisons(
@@ -303,15 +278,16 @@ def _curves(tree: _Tree, known: Sequence[str], chosen: Sequence[str]) -> dict[st
     return {name: names for name, names in found.items() if names}
 
 
-def _config(bottom: Leaves, layers: Sequence[Leaves], top: Leaves, small: bool) -> Config:
-    leaves = dict(bottom)
-    for layer in layers:
+def _config(tree: _Tree, bottom: Leaves, top: Leaves, family: str, variant: str, small: bool) -> Config:
+    leaves, own = dict(bottom), ("variants", variant)
+    for key in (("settings",), ("families", family), own, (*own, "in", family)):
+        layer = tree.settings(*key)
         if small:  # what makes a study small goes over what makes it big
             layer = {p: leaf for p, leaf in layer.items() if p not in _SIZES}
-        merge(leaves, resolve_sections(leaves, layer))
+        layers.merge(leaves, layers.resolve_sections(leaves, layer))
         if small:
-            merge(leaves, {p: leaf for p, leaf in bottom.items() if p in _SIZES})
-    merge(leaves, top)
+            layers.merge(leaves, {p: leaf for p, leaf in bottom.items() if p in _SIZES})
+    layers.merge(leaves, top)
     return validated_config(leaves)
 
 
@@ -339,5 +315,4 @@ def _cell(
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]

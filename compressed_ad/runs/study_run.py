@@ -12,7 +12,7 @@ torch is imported only where a cell is trained or evaluated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,28 +46,24 @@ def _is_played(job: Job, path: Path) -> bool:
 
 
 def history_of(cell: Cell, out: Path) -> Path:
-    folder = out / "histories" / f"{cell.data.env.short_name}-{cell.data_key}"
-    return default_history(cell.data, folder)
+    return default_history(cell.data, out / "histories" / f"{cell.data.env.short_name}-{cell.data_key}")
 
 
 def groups(study: Study, out: Path) -> list[Group]:
     """The trained runs of a study in the order of its cells, each with all that is played with it."""
-    found: dict[str, list[Cell]] = {}
+    by_weights: dict[str, list[Cell]] = {}
     for cell in study.cells:
-        found.setdefault(cell.training_key, []).append(cell)
-    return [_group(cells, out) for cells in found.values()]
-
-
-def _group(cells: Sequence[Cell], out: Path) -> Group:
-    first = cells[0]
-    config, history = first.trained, history_of(first, out)
-    name = run_name(config.model.model, config.env.short_name, config.seed)
-    path = out / "runs" / f"{name}-{first.training_key}"
-    plays = tuple(
-        (cell, Job(cell.played, history, path, remark=True), path / f"evaluation-{cell.playing_key}.npz")
-        for cell in cells
-    )
-    return Group(Job(config, history, path, remark=True), plays)
+        by_weights.setdefault(cell.training_key, []).append(cell)
+    found = []
+    for key, cells in by_weights.items():
+        config, history = cells[0].trained, history_of(cells[0], out)
+        path = out / "runs" / f"{run_name(config.model.model, config.env.short_name, config.seed)}-{key}"
+        plays = tuple(
+            (cell, Job(cell.played, history, path, remark=True), path / f"evaluation-{cell.playing_key}.npz")
+            for cell in cells
+        )
+        found.append(Group(Job(config, history, path, remark=True), plays))
+    return found
 
 
 def _missing(study: Study, out: Path) -> list[Cell]:
@@ -130,31 +126,25 @@ def run_study(
 
 def expected(study: Study, out: Path, n_process: int) -> dict[str, float | None]:
     """Seconds that what is missing will roughly take, by stage; None where it cannot be told."""
-    collect: float | None = 0.0
-    for cell in _missing(study, out):
-        seconds = expected_seconds(cell.data)["collect"]
-        collect = None if seconds is None or collect is None else collect + seconds
+
+    def of_one(job: Job, stage: str) -> float:
+        comparison = job.config.comparison.model_copy(update={"methods": ("AD",), "runs": 1})
+        return expected_seconds(job.config.model_copy(update={"comparison": comparison}))[stage] or 0.0
+
+    collections = [expected_seconds(cell.data)["collect"] for cell in _missing(study, out)]
+    known = [seconds for seconds in collections if seconds is not None]
     train = play = 0.0
     for group in groups(study, out):
-        if not group.job.trained:
-            train += _seconds(group.job, "train")
-        play += sum(_seconds(job, "evaluate") for _, job, path in group.plays if not path.exists())
+        train += 0 if group.job.trained else of_one(group.job, "train")
+        play += sum(of_one(job, "evaluate") for _, job, path in group.plays if not path.exists())
+    collect = sum(known) if len(known) == len(collections) else None
     return {"collect": collect, "train": train / n_process, "evaluate": play / n_process}
-
-
-def _seconds(job: Job, stage: str) -> float:
-    comparison = job.config.comparison.model_copy(update={"methods": ("AD",), "runs": 1})
-    return expected_seconds(job.config.model_copy(update={"comparison": comparison}))[stage] or 0.0
 
 
 def rows(parts: Iterable[Group]) -> list[Row]:
     """The results of everything that has been played so far, by family, variant and run."""
-    found = [
-        cell_row(cell, job.path, path)
-        for group in parts
-        for cell, job, path in group.plays
-        if job.trained and _is_played(job, path)
-    ]
+    played = (play for group in parts if group.job.trained for play in group.plays)
+    found = [cell_row(cell, job.path, path) for cell, job, path in played if _is_played(job, path)]
     return sorted(found, key=lambda row: (row.family, row.variant, row.run))
 
 

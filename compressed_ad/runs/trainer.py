@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressed_ad.histories.file import HistoryFile
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.runs.data import RunData
-from compressed_ad.runs.directory import claimed
-from compressed_ad.runs.job import TRAINING_KEYS, Job, device, provenance_of
+from compressed_ad.runs.directory import claimed, history_provenance
+from compressed_ad.runs.job import TRAINING_KEYS, Job, device
 from compressed_ad.settings import validated
 from compressed_ad.types import check_same
 from compressed_ad.workers import Report, ShouldStop, never, silent
@@ -24,14 +23,18 @@ def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = ne
     from compressed_ad.training.loop import train
 
     data, notes, where = RunData(job), list[str](), device(job.config)
-    task_ids = data.training_tasks()
-    config = job.config.model
-    for kind in ("observation", "action"):
+    task_ids, file, config = data.training_tasks(), data.file, job.config.model
+    scales = file.training_scales()
+    from_history: dict[str, Any] = {"reward_scale": scales.reward, "one_step": file.info.horizon == 1}
+    for kind, found in file.info.spaces.items():
         asked = getattr(config, f"{kind}_space")
         if asked is not None:
-            check_same(f"model.{kind}_space", data.file.info.spaces[kind], asked)
-    filled = validated(ModelConfig, {**config.model_dump(), **_from_history(data.file)}, "model")
-    provenance = provenance_of(job, data.file)
+            check_same(f"model.{kind}_space", found, asked)
+        from_history[f"{kind}_space"] = found
+    for name, values in (("mean", scales.observation_mean), ("std", scales.observation_std)):
+        from_history[f"observation_{name}"] = None if values is None else values.tolist()
+    filled = validated(ModelConfig, {**config.model_dump(), **from_history}, "model")
+    provenance = history_provenance(file, job.config.marker if job.remark else None)
     with claimed(job.path, job.config, keys=TRAINING_KEYS, history=provenance):
         if job.trained:
             return notes
@@ -54,27 +57,17 @@ def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = ne
 
         def progress(step: int, metrics: Mapping[str, float]) -> None:
             judged.update({k: v for k, v in metrics.items() if k == "validation_return"})
-            shown = f"loss {metrics['loss']:.3f}"
-            shown += f", validation {judged['validation_return']:.3f}" if judged else ""
-            report(step, config.steps, shown)
+            validation = "".join(f", validation {value:.3f}" for value in judged.values())
+            report(step, config.steps, f"loss {metrics['loss']:.3f}{validation}")
 
         trained = train(
             filled,
             sampler,
             job.path,
             seed=job.config.seed,
-            validate=data.validate if len(data.file.split.validation) and config.validations else None,
+            validate=data.validate if len(file.split.validation) and config.validations else None,
             device=where,
             progress=progress,
             should_stop=should_stop,
         )
         return notes + trained.messages
-
-
-def _from_history(file: HistoryFile) -> dict[str, Any]:
-    """The model settings that come from the history file: spaces and scales."""
-    scales = file.training_scales()
-    found: dict[str, Any] = {f"{kind}_space": spec for kind, spec in file.info.spaces.items()}
-    for name, values in (("mean", scales.observation_mean), ("std", scales.observation_std)):
-        found[f"observation_{name}"] = None if values is None else values.tolist()
-    return {**found, "reward_scale": scales.reward, "one_step": file.info.horizon == 1}

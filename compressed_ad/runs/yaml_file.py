@@ -1,4 +1,4 @@
-"""Reads YAML as plain data that keeps the place of every value.
+"""Reads YAML as plain data that keeps the place of every value, and writes it.
 
 Scalars follow YAML 1.2's core schema, so ``3e-4`` is a number and ``off`` is a word. Duplicate keys, tags,
 anchors and aliases are refused: a file can neither run code nor grow when it is read.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from compressed_ad.errors import ConfigError, one_line
+from compressed_ad.settings import Settings
 
 Leaves = dict[tuple[str, ...], tuple[Any, str]]
 """Path of keys -> (value, where it was written)."""
@@ -107,7 +108,7 @@ def _plain(node: Any) -> Any:
         return {key: _plain(child) for key, (_, child) in _items(node).items()}
     if node is None:
         return None
-    return scalar(node.value) if node.style is None else node.value
+    return _scalar(node.value) if node.style is None else node.value
 
 
 def _items(mapping: yaml.MappingNode) -> dict[str, tuple[str, Any]]:
@@ -123,6 +124,31 @@ def _items(mapping: yaml.MappingNode) -> dict[str, tuple[str, Any]]:
     return items
 
 
-def scalar(text: str) -> Any:
+def _scalar(text: str) -> Any:
     """What an unquoted scalar stands for."""
     return next((make(text) for pattern, make in _SCALARS if re.fullmatch(pattern, text)), text)
+
+
+# ---------------------------------------------------------------- writing
+
+
+def dump(config: Settings) -> str:
+    """``config`` as YAML that ``--config`` reads back, every value spelled out."""
+    return dump_plain(config.model_dump(mode="json"))
+
+
+def dump_plain(values: Mapping[str, Any]) -> str:
+    """Plain nested data as YAML, strings quoted wherever they would read as something else."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100)
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def text(self, text: str) -> yaml.ScalarNode:
+        style = None if isinstance(_scalar(text), str) else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.text)

@@ -48,8 +48,7 @@ class _GymnasiumBatched:
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
-        self.env = env
-        self.num_envs = env.num_envs
+        self.env, self.num_envs = env, env.num_envs
         self.observation_space = _supported(env.single_observation_space)
         self.action_space = env.single_action_space
         mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
@@ -84,8 +83,7 @@ class _SB3Batched:
     """An SB3 ``VecEnv``: the successor is ``infos[i]["terminal_observation"]`` where an episode ended."""
 
     def __init__(self, env: Any) -> None:
-        self.env = env
-        self.num_envs = int(env.num_envs)
+        self.env, self.num_envs = env, int(env.num_envs)
         self.observation_space = _supported(env.observation_space)
         self.action_space = env.action_space
 

@@ -15,7 +15,7 @@ from gymnasium.vector.utils import batch_space
 
 from compressed_ad.errors import UsageError
 from compressed_ad.tasks.base import TASK_FAMILY, BatchedEnv, TaskFamily
-from compressed_ad.types import AnyArray, BoolArray, IntArray
+from compressed_ad.types import AnyArray, BoolArray
 
 
 class TaskEnv(gymnasium.Env[AnyArray, Any]):
@@ -72,7 +72,12 @@ class FamilyVectorEnv(VectorEnv[AnyArray, AnyArray, AnyArray]):
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[AnyArray, dict[str, Any]]:
         if seed is not None or self._env is None:
-            self._env = self.family.make(self.tasks, self._seeds(seed))
+            seeds = np.random.default_rng().integers(2**31, size=self.num_envs)
+            if isinstance(seed, int):
+                seeds = np.arange(seed, seed + self.num_envs)
+            elif seed is not None:
+                seeds = np.array([fresh if s is None else s for s, fresh in zip(seed, seeds, strict=True)])
+            self._env = self.family.make(self.tasks, seeds)
         return self._env.reset(), {}
 
     def step(self, actions: AnyArray) -> tuple[AnyArray, AnyArray, BoolArray, BoolArray, dict[str, Any]]:
@@ -88,14 +93,6 @@ class FamilyVectorEnv(VectorEnv[AnyArray, AnyArray, AnyArray]):
                 final[i] = step.next_obs[i]
             infos = {"final_obs": final, "_final_obs": ended}
         return step.obs, step.reward, step.terminated, step.truncated, infos
-
-    def _seeds(self, seed: int | list[int | None] | None) -> IntArray:
-        if isinstance(seed, int):
-            return np.arange(seed, seed + self.num_envs)
-        fresh = np.random.default_rng().integers(2**31, size=self.num_envs)
-        if seed is None:
-            return fresh
-        return np.array([fresh[i] if s is None else s for i, s in enumerate(seed)])
 
 
 def make_task_env(family: str, task: AnyArray | int, **family_kwargs: Any) -> TaskEnv:

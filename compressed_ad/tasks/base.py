@@ -153,6 +153,16 @@ def family_specs(family: TaskFamily) -> dict[str, SpaceSpec]:
     return specs
 
 
+def discrete_actions(name: str, actions: AnyArray, n: int, n_action: int) -> IntArray:
+    """``actions`` (n,) as an array; ``SpaceError``, with the family's ``name``, unless in 0..n_action - 1."""
+    actions = np.asarray(actions)
+    if actions.shape != (n,) or actions.dtype.kind not in "iu":
+        raise SpaceError(f"{name}: expected ({n},) integer actions, got {actions.dtype} {actions.shape}")
+    if n and (actions.min() < 0 or actions.max() >= n_action):
+        raise SpaceError(f"{name}: actions must lie in 0..{n_action - 1}")
+    return actions
+
+
 TASK_FAMILY: Registry[Callable[..., TaskFamily]] = Registry(
     "task family",
     {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,17 +12,6 @@ import numpy as np
 from compressed_ad.errors import CompressedADError, SpaceError, UsageError
 from compressed_ad.tasks.base import FixedSplit, RewardFunction, TaskFamily
 from compressed_ad.types import AnyArray, Step, to_spec
-
-_MEMBERS = (
-    "name",
-    "observation_space",
-    "action_space",
-    "horizon",
-    "tasks",
-    "make",
-    "optimal_return",
-    "random_return",
-)
 
 
 def check_family(family: Any, *, n_task: int = 3, seed: int = 0) -> None:
@@ -38,7 +26,8 @@ def family_problems(family: Any, *, n_task: int = 3, seed: int = 0) -> list[str]
     Plays random actions on up to ``n_task`` tasks, for two episodes. Later checks assume that earlier ones
     passed, so fix the first sentence first.
     """
-    missing = [name for name in _MEMBERS if not hasattr(family, name)]
+    members = [name for name in vars(TaskFamily) if not name.startswith("_")]
+    missing = [name for name in members if not hasattr(family, name)]
     if missing:
         return [f"{type(family).__name__} lacks {', '.join(missing)}"]
     try:
@@ -57,12 +46,8 @@ def _member_problems(family: TaskFamily) -> Iterator[str]:
     if not isinstance(family.horizon, int | np.integer) or family.horizon < 1:
         yield f"horizon must be an integer >= 1, not {family.horizon!r}"
     tasks = family.tasks()
-    if (
-        not isinstance(tasks, np.ndarray)
-        or tasks.ndim != 2
-        or len(tasks) == 0
-        or tasks.dtype.kind not in "iuf"
-    ):
+    table = isinstance(tasks, np.ndarray) and tasks.ndim == 2 and len(tasks) > 0
+    if not table or tasks.dtype.kind not in "iuf":
         shape = getattr(tasks, "shape", type(tasks).__name__)
         yield f"tasks() must be a numeric array (count, P) with at least one row, not {shape}"
         return
@@ -91,55 +76,56 @@ def _member_problems(family: TaskFamily) -> Iterator[str]:
         yield f"cannot be pickled, which worker processes need ({error})"
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """Random actions in a few tasks, and everything that they led to."""
-
-    tasks: AnyArray  # (N, P)
-    seeds: AnyArray  # (N,)
-    actions: AnyArray  # (T, N, ...)
-    first: AnyArray  # (N, ...) the observations of the reset
-    steps: list[Step]
-
-
 def _play_problems(family: TaskFamily, n_task: int, seed: int) -> Iterator[str]:
     tasks = family.tasks()[:n_task]
     space = copy.deepcopy(family.action_space)
     space.seed(seed)
-    n_step = 2 * family.horizon
-    actions = np.stack([np.stack([space.sample() for _ in tasks]) for _ in range(n_step)])
+    actions = np.stack([np.stack([space.sample() for _ in tasks]) for _ in range(2 * family.horizon)])
     seeds = np.arange(seed, seed + len(tasks))
     env = family.make(tasks, seeds)
     if env.num_envs != len(tasks):
         yield f"make() of {len(tasks)} tasks gives num_envs {env.num_envs}"
         return
     first = np.asarray(env.reset())
-    problem = _observation_problem(family, "reset()", first, len(tasks))
-    if problem:
+    if problem := _observation_problem(family, "reset()", first, len(tasks)):
         yield problem
         return
-    returned, copies = [], []
+    returned, steps = [], []
     for row in actions:
-        step = env.step(row)
-        problem = _step_problem(family, step, len(tasks))
-        if problem:
+        returned.append(env.step(row))
+        if problem := _step_problem(family, returned[-1], len(tasks)):
             yield problem
             return
-        returned.append(step)
-        copies.append(copy.deepcopy(step))
-    if any(not _same(a, b) for a, b in zip(returned, copies, strict=True)):
+        steps.append(copy.deepcopy(returned[-1]))
+    if not all(map(_same, returned, steps)):
         yield "arrays of an earlier Step change in later steps; return new arrays"
-    ended = np.stack([s.terminated | s.truncated for s in copies])
+    ended = np.stack([s.terminated | s.truncated for s in steps])
     if not ended[: family.horizon].any(0).all():
         yield f"an episode lasts longer than horizon = {family.horizon} steps"
-    for step, end in zip(copies, ended, strict=True):
-        if not np.array_equal(step.obs[~end], step.next_obs[~end]):
-            yield "obs differs from next_obs in a slot whose episode goes on"
+    if any(not np.array_equal(s.obs[~end], s.next_obs[~end]) for s, end in zip(steps, ended, strict=True)):
+        yield "obs differs from next_obs in a slot whose episode goes on"
+    for i in range(len(tasks)):  # a slot alone must do what it did beside the others
+        slot = slice(i, i + 1)
+        alone = family.make(tasks[slot], seeds[slot])
+        if not np.array_equal(alone.reset(), first[slot]) or not all(
+            _same(step, alone.step(row[slot]), slot) for step, row in zip(steps, actions, strict=True)
+        ):
+            yield f"task {i} with the same seed and actions plays differently alone than beside other slots"
             break
-    trial = _Trial(tasks, seeds, actions, first, copies)
-    yield from _independence_problems(family, trial)
     if isinstance(family, RewardFunction):
-        yield from _reward_problems(family, trial)
+        states, successors = (
+            np.stack([first, *(s.obs for s in steps[:-1])]),
+            np.stack([s.next_obs for s in steps]),
+        )
+        rewards, start = (
+            np.stack([s.reward for s in steps]),
+            np.concatenate([np.ones_like(ended[:1]), ended[:-1]]),
+        )
+        for i, task in enumerate(tasks):
+            got = family.reward(task, states[:, i], actions[:, i], successors[:, i], start[:, i])
+            if np.shape(got) != rewards[:, i].shape or not np.allclose(got, rewards[:, i]):
+                yield f"reward() of task {i} does not give the rewards that its environment gave"
+                break
 
 
 def _observation_problem(family: TaskFamily, what: str, obs: AnyArray, n: int) -> str | None:
@@ -168,30 +154,3 @@ def _step_problem(family: TaskFamily, step: Any, n: int) -> str | None:
 
 def _same(a: Step, b: Step, slot: slice = slice(None)) -> bool:
     return all(np.array_equal(array[slot], getattr(b, key)) for key, array in vars(a).items())
-
-
-def _independence_problems(family: TaskFamily, trial: _Trial) -> Iterator[str]:
-    """A slot alone must do what it did beside the others: only its own seed may matter."""
-    for i in range(len(trial.tasks)):
-        slot = slice(i, i + 1)
-        env = family.make(trial.tasks[slot], trial.seeds[slot])
-        same = np.array_equal(env.reset(), trial.first[slot]) and all(
-            _same(step, env.step(row[slot]), slot)
-            for step, row in zip(trial.steps, trial.actions, strict=True)
-        )
-        if not same:
-            yield f"task {i} with the same seed and actions plays differently alone than beside other slots"
-            return
-
-
-def _reward_problems(family: RewardFunction, trial: _Trial) -> Iterator[str]:
-    steps = trial.steps
-    states = np.stack([trial.first, *(s.obs for s in steps[:-1])])
-    successors, rewards = np.stack([s.next_obs for s in steps]), np.stack([s.reward for s in steps])
-    ended = np.stack([s.terminated | s.truncated for s in steps])
-    start = np.concatenate([np.ones_like(ended[:1]), ended[:-1]])
-    for i, task in enumerate(trial.tasks):
-        got = family.reward(task, states[:, i], trial.actions[:, i], successors[:, i], start[:, i])
-        if np.shape(got) != rewards[:, i].shape or not np.allclose(got, rewards[:, i]):
-            yield f"reward() of task {i} does not give the rewards that its environment gave"
-            return

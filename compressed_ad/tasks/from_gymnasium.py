@@ -29,9 +29,6 @@ from compressed_ad.types import AnyArray, FloatArray, IntArray, Step
 
 Env = gymnasium.Env[Any, Any]
 
-_DRAWS = 100
-"""Rows drawn for each task that is asked for; if too few of them differ, the parameters allow no more."""
-
 DERIVED: Mapping[str, Mapping[str, Callable[[Any], float]]] = {
     "CartPoleEnv": {
         "total_mass": lambda env: env.masspole + env.masscart,
@@ -49,14 +46,16 @@ class Parameter:
     """
 
     def __init__(self, key: str, given: Any) -> None:
-        self.low: float = math.nan
-        self.high: float = math.nan
-        self.choices: list[Any] = []
+        self.low, self.high, self.choices = math.nan, math.nan, list[Any]()
         if isinstance(given, str):
-            given = _parsed(given)
+            ends, words = ([_word(part) for part in given.split(mark)] for mark in ":,")
+            if len(ends) == 2 and all(map(_is_number, ends)):
+                given = {"low": ends[0], "high": ends[1]}
+            elif len(words) > 1 or _is_number(words[0]):
+                given = words
         if isinstance(given, Mapping) and set(given) == {"low", "high"}:
             ends = [given["low"], given["high"]]
-            if not all(_is_number(end) for end in ends) or not ends[0] < ends[1]:
+            if not all(map(_is_number, ends)) or not ends[0] < ends[1]:
                 raise UsageError(
                     f"task parameter {key!r}: a range needs two numbers, low < high; got {given!r}"
                 )
@@ -64,10 +63,9 @@ class Parameter:
         elif isinstance(given, Sequence) and not isinstance(given, str) and len(given):
             self.choices = [choice for k, choice in enumerate(given) if choice not in given[:k]]
         else:
-            raise UsageError(
-                f"task parameter {key!r}: expected a range low:high or a list of values, got {given!r}"
-            )
-        self.numeric = all(_is_number(choice) for choice in self.choices)
+            wanted = "a range low:high or a list of values"
+            raise UsageError(f"task parameter {key!r}: expected {wanted}, got {given!r}")
+        self.numeric = all(map(_is_number, self.choices))
         self.adopt(None)
 
     def __repr__(self) -> str:
@@ -103,14 +101,6 @@ class Parameter:
         return int(entry) if self.whole else float(entry)
 
 
-def _parsed(text: str) -> Any:
-    ends = [_word(part) for part in text.split(":")]
-    if len(ends) == 2 and all(map(_is_number, ends)):
-        return {"low": ends[0], "high": ends[1]}
-    words = [_word(part) for part in text.split(",")]
-    return words if len(words) > 1 or _is_number(words[0]) else text
-
-
 def _word(text: str) -> Any:
     """A word of the command line, as a number or a truth value where it is one."""
     text = text.strip()
@@ -142,17 +132,10 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
     """Whether tasks differ in ``params``; then there is only one task without them."""
 
     def __init__(
-        self,
-        env_id: str,
-        params: Mapping[str, Any] | None = None,
-        n_task: Count | None = None,
-        task_seed: Seed = 0,
-        kwargs: Mapping[str, Any] | None = None,
-        horizon: Count | None = None,
-        best_return: float | None = None,
-        random_episodes: Count = 20,
-        setup: str | None = None,
-    ) -> None:
+        self, env_id: str, params: Mapping[str, Any] | None = None, n_task: Count | None = None,
+        task_seed: Seed = 0, kwargs: Mapping[str, Any] | None = None, horizon: Count | None = None,
+        best_return: float | None = None, random_episodes: Count = 20, setup: str | None = None,
+    ) -> None:  # fmt: skip
         self.name = f"{self.prefix}:{env_id}"
         self.env_id, self.task_seed = env_id, task_seed
         self.params = {key: Parameter(key, given) for key, given in (params or {}).items()}
@@ -169,11 +152,17 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
     def _inspect(self) -> None:
         """Construct one environment to read its spaces, its time limit and its parameters."""
         spec = self._spec()
-        first = {key: self.params[key].probes()[0] for key in _required(spec) if key in self.params}
+        maker = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+        defaults = _arguments(maker) if callable(maker) else {}
+        required = [key for key, default in defaults.items() if default is inspect.Parameter.empty]
+        first = {key: self.params[key].probes()[0] for key in required if key in self.params}
         env = self._construct(first)
-        derived = DERIVED.get(type(env.unwrapped).__name__, {})
-        held = {key: value for key, value in _numbers(env).items() if key not in derived}
-        arguments = {**_arguments(type(env.unwrapped)), **first, **spec.kwargs}
+        bare = env.unwrapped
+        others = {"np_random_seed", *DERIVED.get(type(bare).__name__, {})}
+        names = [name for name in dir(bare) if not name.startswith("_") and name not in others]
+        held = {name: inspect.getattr_static(bare, name) for name in names}  # public numbers
+        held = {name: value for name, value in held.items() if _is_number(value)}
+        arguments = {**_arguments(type(bare)), **first, **spec.kwargs}
         unknown = [key for key in self.params if key not in arguments and key not in held]
         known = sorted({*arguments, *held} - {"render_mode"})
         if self.by_parameters and not self.params and self.n_task > 1:
@@ -235,25 +224,21 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
     def _construct(self, arguments: Mapping[str, Any]) -> Env:
         try:
             return gymnasium.make(
-                self.env_id,
-                max_episode_steps=self._horizon,
-                disable_env_checker=True,
+                self.env_id, max_episode_steps=self._horizon, disable_env_checker=True,
                 **{**self.kwargs, **arguments},
-            )
+            )  # fmt: skip
         except Exception as error:  # a constructor can raise anything
             given = f" with {dict(arguments)}" if arguments else ""
-            raise UsageError(
-                f"{self.name}: cannot be made{given} ({type(error).__name__}: {_line(error)})"
-            ) from None
+            reason = f"{type(error).__name__}: {_line(error)}"
+            raise UsageError(f"{self.name}: cannot be made{given} ({reason})") from None
 
     @cached_property
     def _tasks(self) -> FloatArray:
         if not self.params:
             return np.zeros((1, 1))
-        drawn = [
-            parameter.draw(rng(self.task_seed, "gymnasium tasks", self.env_id, key), _DRAWS * self.n_task)
-            for key, parameter in self.params.items()
-        ]
+        # 100 rows for each task that is asked for; if too few of them differ, the parameters allow no more.
+        randoms = {key: rng(self.task_seed, "gymnasium tasks", self.env_id, key) for key in self.params}
+        drawn = [self.params[key].draw(random, 100 * self.n_task) for key, random in randoms.items()]
         rows = np.stack(drawn, axis=1)
         first = np.sort(np.unique(rows, axis=0, return_index=True)[1])
         if len(first) < self.n_task:
@@ -269,10 +254,8 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
 
     def environment(self, task: AnyArray) -> Env:
         """The environment of one row of ``tasks()``."""
-        values = {
-            key: parameter.value(float(entry))
-            for (key, parameter), entry in zip(self.params.items(), task, strict=False)
-        }
+        entries = zip(self.params.items(), task, strict=False)
+        values = {key: parameter.value(float(entry)) for (key, parameter), entry in entries}
         env = self._construct({key: values[key] for key in self.constructed})
         bare = env.unwrapped
         for key in self.params.keys() - set(self.constructed):
@@ -289,24 +272,22 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
         return env
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> GymnasiumSlots:
-        """One environment for each row of ``tasks``, with its own seed."""
         return GymnasiumSlots(self, [self.environment(task) for task in tasks], seeds)
 
     def play_randomly(self, tasks: AnyArray) -> FloatArray:
-        return np.array([self._random_return(row) for row in tasks])
-
-    def _random_return(self, row: FloatArray) -> float:
-        random = rng(self.task_seed, "random return", self.env_id, *(repr(float(x)) for x in row))
-        env, total = self.environment(row), 0.0
-        env.action_space.seed(int(random.integers(2**31)))
-        for _ in range(self.random_episodes):
-            env.reset(seed=int(random.integers(2**31)))
-            ended = False
-            while not ended:
-                _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
-                total += float(reward)
-                ended = terminated or truncated
-        env.close()
+        total = np.zeros(len(tasks))
+        for i, row in enumerate(tasks):
+            random = rng(self.task_seed, "random return", self.env_id, *(repr(float(x)) for x in row))
+            env = self.environment(row)
+            env.action_space.seed(int(random.integers(2**31)))
+            for _ in range(self.random_episodes):
+                env.reset(seed=int(random.integers(2**31)))
+                ended = False
+                while not ended:
+                    _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+                    total[i] += float(reward)
+                    ended = terminated or truncated
+            env.close()
         return total / self.random_episodes
 
 
@@ -327,42 +308,21 @@ class GymnasiumSlots:
         return np.array(first, self._dtype)
 
     def step(self, actions: AnyArray) -> Step:
-        reward = np.zeros(self.num_envs, np.float32)
+        reward, following = np.zeros(self.num_envs, np.float32), []
         terminated, truncated = np.zeros((2, self.num_envs), bool)
-        following = []
         for i, (env, action) in enumerate(zip(self._envs, actions, strict=True)):
             obs, reward[i], terminated[i], truncated[i], _ = env.step(self._as_action(action))
             following.append(np.array(obs, self._dtype))
         next_obs = np.stack(following)
-        obs = next_obs
-        ended = np.flatnonzero(terminated | truncated)
-        if len(ended):
-            obs = next_obs.copy()
-            for i in ended.tolist():
-                obs[i] = self._envs[i].reset()[0]
+        obs = next_obs.copy()
+        for i in np.flatnonzero(terminated | truncated).tolist():
+            obs[i] = self._envs[i].reset()[0]
         return Step(next_obs, reward, terminated, truncated & ~terminated, obs)
 
 
-def _required(spec: EnvSpec) -> list[str]:
-    """The constructor's arguments that have no default."""
-    maker = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
-    found = _arguments(maker) if callable(maker) else {}
-    return [name for name, default in found.items() if default is inspect.Parameter.empty]
-
-
 def _arguments(maker: Callable[..., Any]) -> dict[str, Any]:
-    """Names and defaults of the arguments."""
     parameters = inspect.signature(maker).parameters.values()
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {p.name: p.default for p in parameters if p.kind in named}
-
-
-def _numbers(env: Env) -> dict[str, Any]:
-    """The public numeric attributes of an environment and its class."""
-    bare = env.unwrapped
-    names = [name for name in dir(bare) if not name.startswith("_") and name != "np_random_seed"]
-    held = {name: inspect.getattr_static(bare, name) for name in names}
-    return {name: value for name, value in held.items() if _is_number(value)}
+    return {p.name: p.default for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
 def _is_number(value: Any) -> bool:

@@ -81,38 +81,33 @@ class MetaWorldFamily(OneLineRepr, MeasuredReturns):
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> GymnasiumSlots:
         """One simulation for each row of ``tasks``. Everything is deterministic; ``seeds`` have no effect."""
-        return GymnasiumSlots(self, [self._environment(row) for row in np.asarray(tasks, np.float64)], seeds)
-
-    def _environment(self, row: FloatArray) -> _Episodes:
-        template = _goals(self.env_id, self.task_seed)[0]
-        data = {**_data(template), "rand_vec": row}
-        env = data["env_cls"]()
-        env.set_task(template._replace(data=pickle.dumps(data)))
-        return _Episodes(env, self)
+        return GymnasiumSlots(self, [_Episodes(self, row) for row in np.asarray(tasks, np.float64)], seeds)
 
     def play_randomly(self, tasks: AnyArray) -> FloatArray:
         return np.full(len(tasks), self._mean_random_return)
 
     @cached_property
     def _mean_random_return(self) -> float:
-        return float(np.mean([self._random_return(k) for k in range(self.random_episodes)]))
-
-    def _random_return(self, task: int) -> float:
-        """The return of an episode of random actions on a training task."""
-        random = rng(self.task_seed, "random return", self.env_id, task)
-        env = self._environment(self.tasks()[task])
-        env.reset()
-        actions = random.uniform(-1, 1, (self.horizon, 4)).astype(np.float32)
-        total = sum(env.step(action)[1] for action in actions)
-        env.close()
-        return total
+        returns = []
+        for k in range(self.random_episodes):
+            random = rng(self.task_seed, "random return", self.env_id, k)
+            env = _Episodes(self, self.tasks()[k])
+            env.reset()
+            actions = random.uniform(-1, 1, (self.horizon, 4)).astype(np.float32)
+            returns.append(sum(env.step(action)[1] for action in actions))
+            env.close()
+        return float(np.mean(returns))
 
 
 class _Episodes(gymnasium.Env[AnyArray, AnyArray]):
     """A simulation in single precision, with the family's reward and horizon."""
 
-    def __init__(self, env: Any, family: MetaWorldFamily) -> None:
-        self._env, self._dense, self._horizon = env, family.reward_kind == "dense", family.horizon
+    def __init__(self, family: MetaWorldFamily, row: FloatArray) -> None:
+        template = _goals(family.env_id, family.task_seed)[0]
+        data = {**_data(template), "rand_vec": row}
+        self._env = data["env_cls"]()
+        self._env.set_task(template._replace(data=pickle.dumps(data)))
+        self._dense, self._horizon = family.reward_kind == "dense", family.horizon
         self.observation_space, self.action_space = family.observation_space, family.action_space
         self._time, self._succeeded = 0, False
 

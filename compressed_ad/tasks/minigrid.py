@@ -25,9 +25,6 @@ try:
 except ImportError as error:
     raise MissingExtraError("minigrid:ID", "minigrid") from error
 
-_TRIES = 10
-"""Seeds tried for each layout that is asked for."""
-
 
 @checked
 class MiniGridFamily(GymnasiumFamily):
@@ -46,15 +43,9 @@ class MiniGridFamily(GymnasiumFamily):
     by_parameters: ClassVar[bool] = False
 
     def __init__(
-        self,
-        env_id: str,
-        n_task: Count = 64,
-        task_seed: Seed = 0,
-        kwargs: Mapping[str, Any] | None = None,
-        horizon: Count | None = None,
-        best_return: float | None = None,
-        random_episodes: Count = 10,
-    ) -> None:
+        self, env_id: str, n_task: Count = 64, task_seed: Seed = 0, kwargs: Mapping[str, Any] | None = None,
+        horizon: Count | None = None, best_return: float | None = None, random_episodes: Count = 10,
+    ) -> None:  # fmt: skip
         super().__init__(env_id, None, n_task, task_seed, kwargs, horizon, best_return, random_episodes)
 
     def _own_limit(self, env: Env) -> int | None:
@@ -71,7 +62,7 @@ class MiniGridFamily(GymnasiumFamily):
     @cached_property
     def _tasks(self) -> FloatArray:
         draws = rng(self.task_seed, "minigrid layouts", self.env_id)
-        seeds = draws.integers(2**31, size=_TRIES * self.n_task).tolist()
+        seeds = draws.integers(2**31, size=10 * self.n_task).tolist()
         env, found = self._construct({}), dict[bytes, int]()
         for seed in seeds:
             try:
@@ -79,7 +70,9 @@ class MiniGridFamily(GymnasiumFamily):
             except Exception as error:  # a generator of layouts can raise anything
                 reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
                 raise UsageError(f"{self.name}: cannot be laid out ({reason})") from error
-            found.setdefault(_layout(env), seed)
+            bare: Any = env.unwrapped
+            agent = (*(int(x) for x in bare.agent_pos), int(bare.agent_dir), bare.mission)
+            found.setdefault(bytes(bare.grid.encode().tobytes()) + repr(agent).encode(), seed)
             if len(found) == self.n_task:
                 break
         env.close()
@@ -93,13 +86,6 @@ class MiniGridFamily(GymnasiumFamily):
     def environment(self, task: AnyArray) -> Env:
         """The environment that resets to the layout of a row of ``tasks()``."""
         return _FixedLayout(self._construct({}), int(task[0]))
-
-
-def _layout(env: Env) -> bytes:
-    """A key of the layout: the grid, the agent's position and direction, the mission."""
-    bare: Any = env.unwrapped
-    agent = (*(int(x) for x in bare.agent_pos), int(bare.agent_dir), bare.mission)
-    return bytes(bare.grid.encode().tobytes()) + repr(agent).encode()
 
 
 class _FixedLayout(gymnasium.Wrapper[AnyArray, Any, AnyArray, Any]):

@@ -30,9 +30,6 @@ from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray, Step
 Float32Array = NDArray[np.float32]
 Distance = Annotated[float, Gt(0), Le(2)]
 
-_WALKS = 4000
-"""Random episodes over which the random policy's return is measured, the same ones for every goal."""
-
 
 @checked
 @dataclass(frozen=True, repr=False)
@@ -60,7 +57,6 @@ class PointMass(OneLineRepr):
         return spaces.Box(-1.0, 1.0, (2,), np.float32)
 
     def tasks(self) -> FloatArray:
-        """(n_task, 2) goals."""
         random = rng(self.task_seed, "point mass goals")
         angle, share = random.uniform(0, 2 * np.pi, self.n_task), random.random(self.n_task)
         return np.asarray(np.sqrt(share)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1))
@@ -112,8 +108,7 @@ class PointMassEnv:
     def __init__(self, family: PointMass, goals: FloatArray) -> None:
         self.num_envs = len(goals)
         self._family, self._goals = family, goals
-        self._place = np.zeros((self.num_envs, 2), np.float32)
-        self._time = 0
+        self.reset()
 
     def reset(self) -> Float32Array:
         self._place = np.zeros((self.num_envs, 2), np.float32)
@@ -129,15 +124,12 @@ class PointMassEnv:
                 f"got {actions.dtype} {actions.shape}"
             )
         following = moved(self._place, actions, self._family.speed)
-        self._time += 1
+        self._place, self._time = following, self._time + 1
         over = self._time >= self._family.horizon
         reward = self._family.pay(_distance(following, self._goals))
-        never = np.zeros(self.num_envs, bool)
-        truncated = np.full(self.num_envs, over)
-        if over:
-            return Step(following, reward, never, truncated, self.reset())
-        self._place = following
-        return Step(following.copy(), reward, never, truncated, following.copy())
+        never, truncated = np.zeros(self.num_envs, bool), np.full(self.num_envs, over)
+        obs = self.reset() if over else following.copy()
+        return Step(following.copy(), reward, never, truncated, obs)
 
 
 def shortened(actions: FloatArray) -> FloatArray:
@@ -157,9 +149,9 @@ def _distance(place: AnyArray, goals: FloatArray) -> FloatArray:
 
 @lru_cache(maxsize=4)
 def _random_walk(horizon: int, speed: float) -> Float32Array:
-    """(horizon, walks, 2) positions under uniformly random actions."""
-    random, place, places = rng(0, "point mass walk"), np.zeros((_WALKS, 2), np.float32), []
+    """(horizon, 4000, 2) positions of episodes of uniformly random actions, the same ones for every goal."""
+    random, place, places = rng(0, "point mass walk"), np.zeros((4000, 2), np.float32), []
     for _ in range(horizon):
-        place = moved(place, random.uniform(-1, 1, (_WALKS, 2)), speed)
+        place = moved(place, random.uniform(-1, 1, place.shape), speed)
         places.append(place)
     return np.stack(places)

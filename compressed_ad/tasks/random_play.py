@@ -31,10 +31,8 @@ class UniformActions:
         elif isinstance(space, spaces.Box) and space.is_bounded():
             self._low, self._high, self._size = space.low, space.high, space.high - space.low
         else:
-            raise SpaceError(
-                f"actions {space} cannot be drawn uniformly; they must be Discrete, MultiDiscrete or a "
-                "bounded Box"
-            )
+            wanted = "Discrete, MultiDiscrete or a bounded Box"
+            raise SpaceError(f"actions {space} cannot be drawn uniformly; they must be {wanted}")
         self.shape, self.dtype = tuple(bounded.shape), bounded.dtype
         self.n_part = math.prod(self.shape)
 

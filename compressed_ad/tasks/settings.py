@@ -30,5 +30,4 @@ class EnvSettings(Settings):
 
     @property
     def short_name(self) -> str:
-        """The name in file names."""
         return self.name or re.sub(r"[^A-Za-z0-9_.]+", "_", self.family)

@@ -11,13 +11,9 @@ from compressed_ad.types import IntArray, Split
 
 
 def split_tasks(
-    n_tasks: int,
-    seed: int,
-    *,
-    train: int | None = None,
-    validation: int | None = None,
+    n_tasks: int, seed: int, *, train: int | None = None, validation: int | None = None,
     heldout: int | None = None,
-) -> Split:
+) -> Split:  # fmt: skip
     """A random split of task indices ``0 .. n_tasks - 1`` into parts of the given sizes.
 
     By default a tenth (rounded) is held out, another tenth validates and the rest trains: 65/8/8 for the 81
@@ -38,23 +34,16 @@ def split_tasks(
             f"{n_train} training, {n_validation} validation and {n_heldout} held-out tasks cannot be made of "
             f"{n_tasks} tasks; leave train out to train on the rest, or choose the number of tasks (n_task)"
         )
-    order = rng(seed, "split").permutation(n_tasks)
-    return Split(
-        train=order[n_heldout + n_validation :],
-        validation=order[n_heldout : n_heldout + n_validation],
-        heldout=order[:n_heldout],
+    heldout_ids, validation_ids, train_ids = np.split(
+        rng(seed, "split").permutation(n_tasks), [n_heldout, n_heldout + n_validation]
     )
+    return Split(train_ids, validation_ids, heldout_ids)
 
 
 def split_family(
-    family: TaskFamily,
-    task_ids: IntArray,
-    seed: int,
-    *,
-    train: int | None = None,
-    validation: int | None = None,
-    heldout: int | None = None,
-) -> Split:
+    family: TaskFamily, task_ids: IntArray, seed: int, *, train: int | None = None,
+    validation: int | None = None, heldout: int | None = None,
+) -> Split:  # fmt: skip
     """The split of the tasks ``task_ids`` of ``family``, as indices into ``task_ids``.
 
     ``split_tasks`` draws it. If the family has fixed held-out tasks (``FixedSplit``), exactly those are held

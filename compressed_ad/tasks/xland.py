@@ -43,23 +43,10 @@ GOALS: tuple[tuple[int, Callable[..., Any]], ...] = (
 )
 """The goals that are drawn, each with its number of objects: hold, stand beside, put together."""
 
-OBJECTS = np.array(
-    list(
-        product(
-            (Tiles.BALL, Tiles.SQUARE, Tiles.PYRAMID, Tiles.KEY, Tiles.HEX, Tiles.STAR),
-            (Colors.RED, Colors.GREEN, Colors.BLUE, Colors.PURPLE, Colors.YELLOW, Colors.GREY),
-        )
-    )
-)
+_TILES = (Tiles.BALL, Tiles.SQUARE, Tiles.PYRAMID, Tiles.KEY, Tiles.HEX, Tiles.STAR)
+_COLORS = (Colors.RED, Colors.GREEN, Colors.BLUE, Colors.PURPLE, Colors.YELLOW, Colors.GREY)
+OBJECTS = np.array(list(product(_TILES, _COLORS)))
 """(36, 2) tile and colour of every object that a room can hold."""
-
-MAX_OBJECTS = 16
-"""More objects would crowd the smallest rooms, which have 36 cells."""
-
-_TRIES = 10
-"""Rulesets drawn for each one that is asked for."""
-
-_MIN_SLOTS = 8
 
 
 @checked
@@ -76,17 +63,12 @@ class XLandFamily(OneLineRepr, MeasuredReturns):
     Raises ``UsageError`` for unknown environments and for parameters out of range.
     """
 
+    # More objects than 16 would crowd the 36 cells of the smallest rooms.
     def __init__(
-        self,
-        env_id: str,
-        n_task: Count = 64,
-        task_seed: Seed = 0,
-        n_object: Annotated[int, Ge(2), Le(MAX_OBJECTS)] = 4,
-        view: Annotated[int, Ge(3)] = 5,
-        horizon: Count | None = None,
-        best_return: float | None = None,
-        random_episodes: Count = 10,
-    ) -> None:
+        self, env_id: str, n_task: Count = 64, task_seed: Seed = 0,
+        n_object: Annotated[int, Ge(2), Le(16)] = 4, view: Annotated[int, Ge(3)] = 5,
+        horizon: Count | None = None, best_return: float | None = None, random_episodes: Count = 10,
+    ) -> None:  # fmt: skip
         self.name = f"xland:{env_id}"
         known = [name for name in xminigrid.registered_environments() if name.startswith("XLand")]
         if env_id not in known:
@@ -105,8 +87,12 @@ class XLandFamily(OneLineRepr, MeasuredReturns):
     def _tasks(self) -> IntArray:
         random = rng(self.task_seed, "xland rulesets", self.env_id)
         rows: dict[bytes, IntArray] = {}
-        for _ in range(_TRIES * self.n_task):
-            row = _ruleset(random, self.n_object)
+        for _ in range(10 * self.n_task):
+            kinds = random.permutation(len(OBJECTS))[: self.n_object]
+            about, goal = GOALS[random.integers(len(GOALS))]
+            encoded = goal(*(jnp.asarray(tile) for tile in OBJECTS[np.sort(kinds[:about])])).encode()
+            # Objects are sorted, so that equivalent rulesets have equal rows.
+            row = np.concatenate([encoded, OBJECTS[np.sort(kinds)].ravel()]).astype(np.int64)
             rows.setdefault(row.tobytes(), row)
             if len(rows) == self.n_task:
                 return np.stack(list(rows.values()))
@@ -133,10 +119,8 @@ class XLandFamily(OneLineRepr, MeasuredReturns):
             for row in tasks
             for k in range(self.random_episodes)
         ]
-        env = self.make(
-            np.repeat(tasks, self.random_episodes, axis=0),
-            np.array([stream.integers(2**63 - 1) for stream in streams]),
-        )
+        seeds = np.array([stream.integers(2**63 - 1) for stream in streams])
+        env = self.make(np.repeat(tasks, self.random_episodes, axis=0), seeds)
         actions = np.stack([stream.integers(NUM_ACTIONS, size=self.horizon) for stream in streams], axis=1)
         env.reset()
         total, on = np.zeros(len(streams)), np.ones(len(streams), bool)
@@ -145,14 +129,6 @@ class XLandFamily(OneLineRepr, MeasuredReturns):
             total += step.reward * on
             on &= ~(step.terminated | step.truncated)
         return np.asarray(total.reshape(len(tasks), -1).mean(axis=1))
-
-
-def _ruleset(random: np.random.Generator, n_object: int) -> IntArray:
-    """A row of ``tasks``. Its objects are sorted, so that equivalent rulesets have equal rows."""
-    kinds = random.permutation(len(OBJECTS))[:n_object]
-    about, goal = GOALS[random.integers(len(GOALS))]
-    encoded = goal(*(jnp.asarray(tile) for tile in OBJECTS[np.sort(kinds[:about])])).encode()
-    return np.concatenate([np.asarray(encoded), OBJECTS[np.sort(kinds)].ravel()]).astype(np.int64)
 
 
 @lru_cache(maxsize=8)
@@ -186,7 +162,7 @@ class XLandSlots:
         self, compiled: tuple[Callable[..., Any], Callable[..., Any]], rulesets: Any, seeds: IntArray
     ) -> None:
         self.num_envs = len(seeds)
-        self._filled = np.arange(max(_MIN_SLOTS, 1 << (self.num_envs - 1).bit_length())) % self.num_envs
+        self._filled = np.arange(max(8, 1 << (self.num_envs - 1).bit_length())) % self.num_envs
         self._rulesets = jax.tree.map(lambda part: part[self._filled], rulesets)
         self._start, self._advance = compiled
         self._seeds = np.asarray(seeds).astype(np.uint64)[self._filled]
@@ -195,7 +171,11 @@ class XLandSlots:
 
     def _keys(self) -> Any:
         """A key for the next episode of each slot, made from its seed and the number of the episode."""
-        mixed = _mixed(self._seeds + self._episode * np.uint64(0x9E3779B97F4A7C15))
+        words = self._seeds + self._episode * np.uint64(0x9E3779B97F4A7C15)
+        # The finaliser of SplitMix64: neighbouring words become unrelated ones.
+        words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed = words ^ (words >> np.uint64(31))
         halves = np.stack([mixed >> np.uint64(32), mixed & np.uint64(0xFFFFFFFF)], axis=1)
         return jnp.asarray(halves.astype(np.uint32))
 
@@ -210,18 +190,8 @@ class XLandSlots:
         over = np.array(after.last())
         terminated = over & (np.array(after.discount) == 0)
         self._episode += over.astype(np.uint64)
-        kept = slice(self.num_envs)
-        return Step(
-            np.array(after.observation)[kept],
-            np.array(after.reward, np.float32)[kept],
-            terminated[kept],
-            (over & ~terminated)[kept],
-            np.array(self._timestep.observation)[kept],
+        arrays: tuple[Any, ...] = (
+            *(np.array(after.observation), np.array(after.reward, np.float32)),
+            *(terminated, over & ~terminated, np.array(self._timestep.observation)),
         )
-
-
-def _mixed(words: AnyArray) -> AnyArray:
-    """The finaliser of SplitMix64: neighbouring words become unrelated ones."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(words ^ (words >> np.uint64(31)))
+        return Step(*(array[: self.num_envs] for array in arrays))

@@ -101,10 +101,6 @@ class CheckpointDirectory:
         for old in self.steps()[: -self.keep]:
             self.file(old).unlink(missing_ok=True)
 
-    def clear(self) -> None:
-        for step in self.steps():
-            self.file(step).unlink()
-
     def latest(self) -> tuple[dict[str, Any] | None, list[str]]:
         """The newest sound checkpoint, or None; and a message for each newer one that is damaged."""
         damaged: list[str] = []

@@ -1,8 +1,9 @@
 """Cost of a model in floating-point operations, to compare context lengths at equal cost.
 
 It counts the matrix products (2 operations per multiply-add) of the transformer's layers, 12 D^2 weights
-each, and of attention. Embeddings, norms and heads are left out: at width 64 and two layers they are less
-than 5 %. The backward pass counts twice the forward one (Kaplan et al. 2020, section 2.1).
+each, and of attention, 4 D for the score and weighted value of one query and token. Embeddings, norms and
+heads are left out: at width 64 and two layers they are less than 5 %. The backward pass counts twice the
+forward one (Kaplan et al. 2020, section 2.1).
 """
 
 from __future__ import annotations
@@ -10,19 +11,11 @@ from __future__ import annotations
 from compressed_ad.models.settings import Architecture, ModelConfig
 
 
-def _weights(model: Architecture) -> int:
-    return 12 * model.tf_n_embd**2 * model.tf_n_layer
-
-
-def _attention(model: Architecture, length: float) -> float:
-    """FLOPs of the scores and weighted values of one query over ``length`` tokens in all layers."""
-    return 4 * model.tf_n_embd * model.tf_n_layer * length
-
-
 def training_flops(config: ModelConfig) -> float:
     """FLOPs of all gradient steps: every token forward and backward, causal attention at its mean length."""
-    token = 2 * _weights(config) + _attention(config, config.n_transit / 2)
-    return 3 * token * config.steps * config.batch_size * config.n_transit
+    width, layers, context = config.tf_n_embd, config.tf_n_layer, config.n_transit
+    token = 24 * width**2 * layers + 4 * width * layers * context / 2
+    return 3 * token * config.steps * config.batch_size * context
 
 
 def action_flops(model: Architecture) -> float:
@@ -32,4 +25,5 @@ def action_flops(model: Architecture) -> float:
     passes of the weights for each step, attention over 3/4 of ``n_transit`` for the step itself and 1/4 for
     its share of the recomputation.
     """
-    return 4 * _weights(model) + _attention(model, model.n_transit)
+    width, layers, context = model.tf_n_embd, model.tf_n_layer, model.n_transit
+    return 48 * width**2 * layers + 4 * width * layers * context

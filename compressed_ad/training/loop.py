@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,6 @@ from compressed_ad.training.windows import WindowSampler
 Metrics = dict[str, float]
 Validate = Callable[[AD], Metrics]
 """Evaluates a model on the validation tasks; ``validation_return`` chooses the best checkpoint."""
-
-LOG_EVERY = 50
 
 
 class Interrupted(KeyboardInterrupt):
@@ -55,9 +53,8 @@ def learning_rate(config: ModelConfig, step: int) -> float:
     if step < rising:
         return config.lr * (step + 1) / rising
     share = (step - rising) / max(1, config.steps - 1 - rising)
-    return config.lr * (
-        config.lr_final + (1 - config.lr_final) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
-    )
+    cosine = 1 + math.cos(math.pi * min(share, 1.0))
+    return config.lr * (config.lr_final + (1 - config.lr_final) * 0.5 * cosine)
 
 
 def make_optimiser(model: nn.Module, config: ModelConfig) -> torch.optim.AdamW:
@@ -89,17 +86,17 @@ def train(
     Raises ``Interrupted`` after saving when ``should_stop()`` is true, ``NumericalError`` if the loss is not
     finite.
     """
-    run_dir, started = Path(run_dir), time.perf_counter()
+    run_dir = Path(run_dir)
     run = _Run(config, run_dir, seed, device)
     messages = run.resume()
     validation_steps = {round(config.steps * (k + 1) / config.validations) for k in range(config.validations)}
     checkpoint_steps = {*validation_steps, config.steps}
     logged, clock = run.step, time.perf_counter()
     run.model.train()
-    with MetricsLog(run_dir, run.step) as log:
+    with closing(MetricsLog(run_dir, run.step)) as log:
         while run.step < config.steps:
             metrics = run.update(sampler.batch(run.step))
-            if run.step % LOG_EVERY == 0 or run.step == config.steps:
+            if run.step % 50 == 0 or run.step == config.steps:
                 now = time.perf_counter()
                 rate = (run.step - logged) * config.batch_size * config.n_transit / (now - clock)
                 lr = learning_rate(config, run.step - 1)
@@ -109,20 +106,21 @@ def train(
                 paused = time.perf_counter()
                 validation = validate(run.model)
                 log.write(run.step, validation)
-                run.save_if_best(validation["validation_return"])
+                if validation["validation_return"] > run.best["value"]:
+                    run.best = {"step": run.step, "value": validation["validation_return"]}
+                    save(run.best_file, run.weights())
                 metrics |= validation
                 clock += time.perf_counter() - paused
             progress(run.step, metrics)
             stopping = run.step < config.steps and should_stop()
             if stopping or run.step % config.checkpoint_every == 0 or run.step in checkpoint_steps:
-                run.save_checkpoint(time.perf_counter() - started)
+                run.save_checkpoint()
             if stopping:
                 raise Interrupted
     save(run_dir / "last_model.pt", run.weights())
     if run.best["step"] < 0:
         save(run.best_file, run.weights())
-    seconds = run.earlier_seconds + time.perf_counter() - started
-    return Trained(run.model, int(run.best["step"]), seconds, messages)
+    return Trained(run.model, int(run.best["step"]), time.perf_counter() - run.started, messages)
 
 
 class _Run:
@@ -130,12 +128,12 @@ class _Run:
 
     def __init__(self, config: ModelConfig, run_dir: Path, seed: int, device: torch.device | str) -> None:
         self.config, self.run_dir, self.seed = config, run_dir, seed
+        self.step, self.started = 0, time.perf_counter()  # earlier by what a resumed run took before
         self.model = build_model(config, seed, device)
         self.optimiser = make_optimiser(self.model, config)
         self.loss: Any = torch.compile(self.model.loss) if config.compile else self.model.loss
         self.checkpoints = CheckpointDirectory(run_dir / "checkpoints", config.checkpoints)
         self.best_file = run_dir / "best_model.pt"
-        self.step, self.earlier_seconds = 0, 0.0
         self.best = {"step": -1, "value": -math.inf}
 
     def resume(self) -> list[str]:
@@ -143,7 +141,8 @@ class _Run:
         state, messages = self.checkpoints.latest()
         if state is not None and state["best"]["step"] >= 0 and not self.best_file.exists():
             messages.append(f"{self.best_file}: is missing, so this run is trained again from its start")
-            self.checkpoints.clear()
+            for step in self.checkpoints.steps():
+                self.checkpoints.file(step).unlink()
             state = None
         if state is None:
             return messages
@@ -153,20 +152,20 @@ class _Run:
             )
         self.model.load_state_dict(state["model_state_dict"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.best, self.earlier_seconds = state["step"], state["best"], state["seconds"]
+        self.step, self.best = state["step"], state["best"]
+        self.started -= state["seconds"]
         return messages
 
     def update(self, batch: Batch) -> Metrics:
-        """One gradient step."""
+
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
         if self.config.dropout > 0:
             torch.manual_seed(seed64(self.seed, "dropout", self.step) >> 1)
         loss, accuracy = gradient(self.model, self.loss, batch, self.config)
         if not math.isfinite(loss):
-            raise NumericalError(
-                f"{self.run_dir}: the loss is {loss} at gradient step {self.step}; a lower lr may help"
-            )
+            where = f"{self.run_dir}: the loss is {loss} at gradient step {self.step}"
+            raise NumericalError(f"{where}; a lower lr may help")
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
@@ -182,19 +181,13 @@ class _Run:
             "seed": self.seed,
         }
 
-    def save_if_best(self, value: float) -> None:
-        if value > self.best["value"]:
-            self.best = {"step": self.step, "value": value}
-            save(self.best_file, self.weights())
-
-    def save_checkpoint(self, seconds: float) -> None:
-        """``seconds`` is the time since the run was started or resumed."""
+    def save_checkpoint(self) -> None:
         content = {
             **self.weights(),
             "optimiser": self.optimiser.state_dict(),
             "model_config": self.config.model_dump(mode="json"),
             "best": self.best,
-            "seconds": self.earlier_seconds + seconds,
+            "seconds": time.perf_counter() - self.started,
         }
         self.checkpoints.save(self.step, content)
 
@@ -222,16 +215,17 @@ class MetricsLog:
     def __init__(self, run_dir: Path, step: int) -> None:
         path = run_dir / "metrics.jsonl"
         kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    if json.loads(line)["step"] <= step:
-                        kept.append(line + "\n")
-                except json.JSONDecodeError:
-                    break
+        with suppress(json.JSONDecodeError):  # of a line that a killed run left unfinished
+            for line in path.read_text().splitlines() if path.exists() else ():
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
         path.write_text("".join(kept))
         self.file = path.open("a")
-        self.board = _tensorboard(run_dir)
+        self.board: Any = None
+        with suppress(ImportError):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(run_dir))
 
     def write(self, step: int, values: Metrics) -> None:
         """Append one line, without undefined values (NaN)."""
@@ -242,18 +236,7 @@ class MetricsLog:
             for name, value in known.items():
                 self.board.add_scalar(name, value, step)
 
-    def __enter__(self) -> MetricsLog:
-        return self
-
-    def __exit__(self, *reason: object) -> None:
+    def close(self) -> None:
         self.file.close()
         if self.board is not None:
             self.board.close()
-
-
-def _tensorboard(run_dir: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(run_dir))

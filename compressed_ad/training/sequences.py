@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from compressed_ad.errors import HistoryError
 from compressed_ad.types import AnyArray, BoolArray, History, IntArray
+
+_PER_STEP = ("states", "actions", "rewards", "next_states", "ended", "mask", "update", "entropy")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,11 @@ class Sequences:
             complete=self.ended[stop - 1],
         )
 
+    def full_windows(self, n_transit: int) -> BoolArray:
+        """(K,) episodes whose start leaves at least ``n_transit`` transitions of their sequence."""
+        episodes = self.episodes
+        return np.asarray(episodes.start + n_transit <= self.offsets[episodes.sequence + 1])
+
     @cached_property
     def rewarded_before(self) -> BoolArray:
         """(M,) whether the sequence has met a reward above 0 before this step."""
@@ -81,13 +88,10 @@ class Sequences:
     def take(self, steps: IntArray, lengths: IntArray, task: IntArray, learner: IntArray) -> Sequences:
         """New sequences of the given ``lengths``, made of the flat transitions ``steps`` in that order."""
         keep = lengths > 0
-        per_step = {
-            f.name: getattr(self, f.name)[steps]
-            for f in fields(self)
-            if f.name not in ("offsets", "task", "learner") and getattr(self, f.name) is not None
-        }
+        per_step = {name: getattr(self, name) for name in _PER_STEP}
+        taken = {name: array[steps] for name, array in per_step.items() if array is not None}
         offsets = np.concatenate([[0], np.cumsum(lengths[keep])])
-        return Sequences(**per_step, offsets=offsets, task=task[keep], learner=learner[keep])
+        return Sequences(**taken, offsets=offsets, task=task[keep], learner=learner[keep])
 
     def take_episodes(self, rows: IntArray, group: IntArray, n_group: int, source: IntArray) -> Sequences:
         """New sequences made of whole episodes: ``rows`` of ``episodes``, sorted by ``group`` (new sequence).
@@ -102,14 +106,9 @@ class Sequences:
 
 def expand(start: IntArray, length: IntArray) -> IntArray:
     """Concatenation of ``arange(start[i], start[i] + length[i])`` over i."""
-    total = np.cumsum(length)
-    if len(length) == 0:
-        return np.zeros(0, np.int64)
-    steps: IntArray = np.arange(total[-1]) + np.repeat(start - (total - length), length)
+    before = np.cumsum(length) - length
+    steps: IntArray = np.arange(length.sum()) + np.repeat(start - before, length)
     return steps
-
-
-_COPIED = ("states", "actions", "rewards", "next_states", "update", "entropy")
 
 
 def from_histories(histories: Mapping[int, History]) -> Sequences:
@@ -120,9 +119,9 @@ def from_histories(histories: Mapping[int, History]) -> Sequences:
     lengths, task, learner = [], [], []
     for index, history in histories.items():
         mask = history.compression_mask
-        arrays = {name: getattr(history, name) for name in _COPIED}
-        arrays["ended"] = history.episode_end
-        arrays["mask"] = np.zeros(history.rewards.shape, bool) if mask is None else mask
+        mask = np.zeros(history.rewards.shape, bool) if mask is None else mask
+        arrays = {"ended": history.episode_end, "mask": mask}
+        arrays |= {name: getattr(history, name) for name in _PER_STEP if name not in arrays}
         for name, array in arrays.items():
             if array is not None:
                 parts.setdefault(name, []).append(array.reshape(-1, *array.shape[2:]))

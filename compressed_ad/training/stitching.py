@@ -19,8 +19,8 @@ from compressed_ad.types import AnyArray, BoolArray, IntArray
 class Composer:
     """Extends many sequences at once by the drawn episode with most unseen observations."""
 
-    def __init__(self, sequences: Sequences, random: np.random.Generator, pool: IntArray) -> None:
-        self.sequences, self.random, self.pool = sequences, random, pool
+    def __init__(self, sequences: Sequences) -> None:
+        self.sequences = sequences
         if sequences.next_states.dtype.kind == "f" or sequences.next_states.ndim > 2:
             raise UsageError("stitch and prolong need Discrete or MultiDiscrete observations")
         flat = sequences.next_states.reshape(len(sequences.next_states), -1).astype(np.int64)
@@ -35,18 +35,18 @@ class Composer:
         Returns the flat transitions of the chosen episodes, and for each the index into ``active``.
         """
         n_place = self.seen.shape[1]
-        steps, candidate = self.steps(drawn.ravel())
+        steps, candidate = self._steps(drawn.ravel())
         unseen = ~self.seen[active[candidate // drawn.shape[1]], self.place[steps]]
         key = candidate[unseen] * n_place + self.place[steps[unseen]]
         novelty = np.bincount(np.unique(key) // n_place, minlength=drawn.size).reshape(drawn.shape)
         chosen = drawn[np.arange(len(active)), novelty.argmax(axis=1)]
-        steps, index = self.steps(chosen)
+        steps, index = self._steps(chosen)
         self.seen[active[index], self.place[steps]] = True
         self.rows.append(chosen)
         self.owner.append(active)
         return steps, index
 
-    def steps(self, rows: IntArray) -> tuple[IntArray, IntArray]:
+    def _steps(self, rows: IntArray) -> tuple[IntArray, IntArray]:
         """Flat transitions of the episodes ``rows``, and for each the index into ``rows``."""
         episodes = self.sequences.episodes
         length = episodes.length[rows]
@@ -55,104 +55,94 @@ class Composer:
     def finish(self, kept: IntArray) -> tuple[Sequences, IntArray]:
         """Each sequence's added episodes followed by those of ``kept`` that are its own.
 
-        Also returns the order in which the result takes the episodes: indices into all added ones, in the
-        order of addition, followed by ``kept``.
+        Also returns, for each transition of the result, its place among those of all added episodes, in the
+        order of addition, followed by those of ``kept``.
         """
         episodes, n = self.sequences.episodes, len(self.sequences)
         rows = np.concatenate([*self.rows, kept])
         owner = np.concatenate([*self.owner, episodes.sequence[kept]])
         order = np.argsort(owner, kind="stable")
-        return self.sequences.take_episodes(rows[order], owner[order], n, np.arange(n)), order
-
-
-class Stitcher(Composer):
-    """``stitch``: episodes of other tasks until a reward is met, then the sequence's own skilled ones."""
-
-    def __init__(
-        self,
-        sequences: Sequences,
-        random: np.random.Generator,
-        family: RewardFunction,
-        tasks: AnyArray,
-        late: float,
-    ) -> None:
-        self.family, self.tasks = family, tasks
-        episodes = sequences.episodes
-        count = np.bincount(episodes.sequence, minlength=len(sequences))
-        recent = episodes.ordinal >= (1 - late) * count[episodes.sequence]
-        super().__init__(sequences, random, np.flatnonzero(recent & episodes.complete))
-        if len(np.unique(sequences.task[episodes.sequence[self.pool]])) < 2:
-            raise UsageError("stitch needs episodes of at least two training tasks")
-
-    def run(self, candidates: int, longest: int, skill: float) -> Sequences:
-        sequences, episodes = self.sequences, self.sequences.episodes
-        n = len(sequences)
-        active = np.arange(n)
-        found = np.zeros(n, bool)
-        rewards: list[AnyArray] = []
-        for _ in range(longest):
-            steps, index = self.add(active, self._draw(active, candidates))
-            reward = self._rewards(active[index], steps)
-            rewards.append(reward)
-            met = np.bincount(index, weights=reward > 0, minlength=len(active)) > 0
-            found[active[met]] = True
-            active = active[~met]
-            if len(active) == 0:
-                break
-        kept = np.flatnonzero(found[episodes.sequence] & episodes.complete & self._after_learning(skill))
-        rewards.append(sequences.rewards[expand(episodes.start[kept], episodes.length[kept])])
-        length = episodes.length[np.concatenate([*self.rows, kept])]
-        result, order = self.finish(kept)
+        length = episodes.length[rows]
         steps = expand((np.cumsum(length) - length)[order], length[order])
-        return replace(result, rewards=np.concatenate(rewards)[steps].astype(np.float32))
-
-    def _draw(self, active: IntArray, candidates: int) -> IntArray:
-        """(A, candidates) episodes of other tasks."""
-        task, owner = self.sequences.task, self.sequences.episodes.sequence
-        drawn: IntArray = np.asarray(self.random.choice(self.pool, size=(len(active), candidates)))
-        for _ in range(100):
-            same = task[owner[drawn]] == task[active][:, None]
-            if not same.any():
-                return drawn
-            drawn[same] = self.random.choice(self.pool, size=int(same.sum()))
-        raise UsageError("stitch: too few episodes of other training tasks to draw from")
-
-    def _rewards(self, owner: IntArray, steps: IntArray) -> AnyArray:
-        """Rewards (T,) of the transitions ``steps`` (T,) under the tasks of the sequences ``owner`` (T,)."""
-        s = self.sequences
-        start = np.concatenate([[True], s.ended[steps[:-1]]])
-        task = self.tasks[s.task[owner]]
-        return np.asarray(
-            self.family.reward(task, s.states[steps], s.actions[steps], s.next_states[steps], start)
-        )
-
-    def _after_learning(self, skill: float) -> BoolArray:
-        """(K,) episodes not before the first of their sequence that earns the share ``skill`` of its best."""
-        sequences, episodes = self.sequences, self.sequences.episodes
-        earned = np.add.reduceat(sequences.rewards, episodes.start)
-        best = np.zeros(len(sequences))
-        np.maximum.at(best, episodes.sequence, earned)
-        able = episodes.rewarded & (earned >= skill * best[episodes.sequence])
-        first = np.full(len(sequences), np.iinfo(np.int64).max)
-        np.minimum.at(first, episodes.sequence[able], episodes.ordinal[able])
-        return np.asarray(episodes.ordinal >= first[episodes.sequence])
+        return self.sequences.take_episodes(rows[order], owner[order], n, np.arange(n)), steps
 
 
-class Prolonger(Composer):
-    """``prolong``: episodes of the same task, from the pool, before those of the sequence."""
+def stitched(
+    sequences: Sequences,
+    random: np.random.Generator,
+    family: RewardFunction,
+    tasks: AnyArray,
+    candidates: int,
+    longest: int,
+    late: float,
+    skill: float,
+) -> Sequences:
+    """Episodes of other tasks until a reward is met, then the sequence's own skilled ones: see ``stitch``."""
+    s, episodes, composer = sequences, sequences.episodes, Composer(sequences)
+    count = np.bincount(episodes.sequence, minlength=len(s))
+    recent = episodes.ordinal >= (1 - late) * count[episodes.sequence]
+    pool = np.flatnonzero(recent & episodes.complete)
+    if len(np.unique(s.task[episodes.sequence[pool]])) < 2:
+        raise UsageError("stitch needs episodes of at least two training tasks")
+    active, found = np.arange(len(s)), np.zeros(len(s), bool)
+    rewards: list[AnyArray] = []
+    for _ in range(longest):
+        steps, index = composer.add(active, _of_other_tasks(s, active, pool, candidates, random))
+        task, first = tasks[s.task[active[index]]], np.concatenate([[True], s.ended[steps[:-1]]])
+        reward = family.reward(task, s.states[steps], s.actions[steps], s.next_states[steps], first)
+        rewards.append(np.asarray(reward))
+        met = np.bincount(index, weights=rewards[-1] > 0, minlength=len(active)) > 0
+        found[active[met]] = True
+        active = active[~met]
+        if len(active) == 0:
+            break
+    kept = np.flatnonzero(found[episodes.sequence] & episodes.complete & _after_learning(s, skill))
+    rewards.append(s.rewards[expand(episodes.start[kept], episodes.length[kept])])
+    result, steps = composer.finish(kept)
+    return replace(result, rewards=np.concatenate(rewards)[steps].astype(np.float32))
 
-    def run(self, candidates: int, longest: int) -> Sequences:
-        """The prolonged sequences; a task without an episode in the pool keeps its sequences unchanged."""
-        episodes, task = self.sequences.episodes, self.sequences.task
-        by_task = self.pool[np.argsort(task[episodes.sequence[self.pool]], kind="stable")]
-        sorted_tasks = task[episodes.sequence[by_task]]
-        first = np.searchsorted(sorted_tasks, task)
-        count = np.searchsorted(sorted_tasks, task, side="right") - first
-        wanted = self.random.integers(longest + 1, size=len(task)) * (count > 0)
-        for k in range(longest):
-            active = np.flatnonzero(wanted > k)
-            if len(active) == 0:
-                break
-            pick = self.random.random((len(active), candidates)) * count[active][:, None]
-            self.add(active, by_task[first[active][:, None] + pick.astype(np.int64)])
-        return self.finish(np.arange(len(episodes.start)))[0]
+
+def _of_other_tasks(
+    sequences: Sequences, active: IntArray, pool: IntArray, candidates: int, random: np.random.Generator
+) -> IntArray:
+    """(A, candidates) episodes of ``pool``, of other tasks than those of the sequences ``active`` (A,)."""
+    task, owner = sequences.task, sequences.episodes.sequence
+    drawn: IntArray = np.asarray(random.choice(pool, size=(len(active), candidates)))
+    for _ in range(100):
+        same = task[owner[drawn]] == task[active][:, None]
+        if not same.any():
+            return drawn
+        drawn[same] = random.choice(pool, size=int(same.sum()))
+    raise UsageError("stitch: too few episodes of other training tasks to draw from")
+
+
+def _after_learning(sequences: Sequences, skill: float) -> BoolArray:
+    """(K,) episodes not before the first of their sequence that earns the share ``skill`` of its best."""
+    episodes = sequences.episodes
+    earned = np.add.reduceat(sequences.rewards, episodes.start)
+    best = np.zeros(len(sequences))
+    np.maximum.at(best, episodes.sequence, earned)
+    able = episodes.rewarded & (earned >= skill * best[episodes.sequence])
+    first = np.full(len(sequences), np.iinfo(np.int64).max)
+    np.minimum.at(first, episodes.sequence[able], episodes.ordinal[able])
+    return np.asarray(episodes.ordinal >= first[episodes.sequence])
+
+
+def prolonged(
+    sequences: Sequences, random: np.random.Generator, pool: IntArray, candidates: int, longest: int
+) -> Sequences:
+    """Episodes of the same task, from ``pool``, before those of each sequence: see ``prolong``.
+
+    A task without an episode in the pool keeps its sequences unchanged.
+    """
+    episodes, task, composer = sequences.episodes, sequences.task, Composer(sequences)
+    by_task = pool[np.argsort(task[episodes.sequence[pool]], kind="stable")]
+    sorted_tasks = task[episodes.sequence[by_task]]
+    first = np.searchsorted(sorted_tasks, task)
+    count = np.searchsorted(sorted_tasks, task, side="right") - first
+    wanted = random.integers(longest + 1, size=len(task)) * (count > 0)
+    for k in range(wanted.max()):
+        active = np.flatnonzero(wanted > k)
+        pick = random.random((len(active), candidates)) * count[active][:, None]
+        composer.add(active, by_task[first[active][:, None] + pick.astype(np.int64)])
+    return composer.finish(np.arange(len(episodes.start)))[0]

@@ -7,7 +7,7 @@ context's generator only. Masks and update numbers stay with their steps.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ from compressed_ad.seeding import rng
 from compressed_ad.settings import Count, Fraction, Whole
 from compressed_ad.tasks.base import RewardFunction, TaskFamily
 from compressed_ad.training.sequences import Episodes, Sequences
-from compressed_ad.training.stitching import Prolonger, Stitcher
+from compressed_ad.training.stitching import prolonged, stitched
 from compressed_ad.types import AnyArray, BoolArray, IntArray
 
 
@@ -55,11 +55,9 @@ def streams(sequences: Sequences, context: Context, *, n: Count) -> Sequences:
     """Keep the first ``n`` streams of each learner."""
     key = sequences.task * (sequences.learner.max() + 1) + sequences.learner
     order = np.argsort(key, kind="stable")
-    first = np.searchsorted(key[order], key[order])
     rank = np.empty(len(key), np.int64)
-    rank[order] = np.arange(len(key)) - first
-    keep = np.repeat(rank < n, sequences.lengths)
-    return _keep_steps(sequences, keep)
+    rank[order] = np.arange(len(key)) - np.searchsorted(key[order], key[order])
+    return _keep_steps(sequences, np.repeat(rank < n, sequences.lengths))
 
 
 @TRANSFORM.register("tasks")
@@ -89,16 +87,13 @@ def subsample(
     it improve. Each sequence is drawn ``copies`` times, for each stride if ``every`` is a list: the model
     then cannot tell the progress of a history from its position. Incomplete last episodes are dropped.
     """
-    keep = _first_rewarded(sequences.episodes) & keep_first_reward
     strides = [every] if isinstance(every, int) else every
-    episodes, n_seq = sequences.episodes, len(sequences)
-
-    def groups() -> Iterator[IntArray]:
-        for every in strides * copies:
-            phase = context.random.integers(every, size=n_seq)
-            yield (episodes.ordinal + phase[episodes.sequence]) // every
-
-    return _one_of_each(sequences, groups(), keep, context.random)
+    episodes, random = sequences.episodes, context.random
+    groups = (  # lazily, so that phases and choices are drawn in turn
+        (episodes.ordinal + random.integers(stride, size=len(sequences))[episodes.sequence]) // stride
+        for stride in strides * copies
+    )
+    return _one_of_each(sequences, groups, _first_rewarded(episodes) & keep_first_reward, random)
 
 
 @TRANSFORM.register("thin")
@@ -133,12 +128,11 @@ def thin(
     at_start = passed[np.searchsorted(episodes.sequence, np.arange(n_seq))]
     since = passed - at_start[episodes.sequence]
 
-    def groups() -> Iterator[IntArray]:
-        for _ in range(copies):
-            group = np.floor(since + context.random.random(n_seq)[episodes.sequence]).astype(np.int64)
-            yield np.where(dropped, -1, group)
-
-    return _one_of_each(sequences, groups(), keep, context.random)
+    groups = (
+        np.where(dropped, -1, np.floor(since + context.random.random(n_seq)[episodes.sequence]).astype(int))
+        for _ in range(copies)
+    )
+    return _one_of_each(sequences, groups, keep, context.random)
 
 
 def _first_rewarded(episodes: Episodes) -> BoolArray:
@@ -157,21 +151,17 @@ def _one_of_each(
 
     The episode is drawn at random, from the preferred ones if the group has any. Group -1 is left out.
     """
-    n_seq = len(sequences)
-    draws = [_draw(sequences.episodes, group, preferred, random) for group in groups]
-    group = [sequences.episodes.sequence[rows] + k * n_seq for k, rows in enumerate(draws)]
-    source = np.tile(np.arange(n_seq), len(draws))
-    return sequences.take_episodes(np.concatenate(draws), np.concatenate(group), len(source), source)
-
-
-def _draw(episodes: Episodes, group: IntArray, preferred: BoolArray, random: np.random.Generator) -> IntArray:
-    """Rows of ``episodes``, in order: one of each group of each sequence."""
-    priority = random.random(len(group)) + 2.0 * preferred
-    order = np.lexsort((-priority, group, episodes.sequence))
-    order = order[episodes.complete[order] & (group[order] >= 0)]
-    key = episodes.sequence[order] * (group.max(initial=0) + 1) + group[order]
-    rows: IntArray = order[np.unique(key, return_index=True)[1]]
-    return rows
+    episodes, n_seq = sequences.episodes, len(sequences)
+    rows, owner = [], []
+    for k, group in enumerate(groups):
+        priority = random.random(len(group)) + 2.0 * preferred
+        order = np.lexsort((-priority, group, episodes.sequence))
+        order = order[episodes.complete[order] & (group[order] >= 0)]
+        key = episodes.sequence[order] * (group.max(initial=0) + 1) + group[order]
+        rows.append(order[np.unique(key, return_index=True)[1]])
+        owner.append(episodes.sequence[rows[-1]] + k * n_seq)
+    source = np.tile(np.arange(n_seq), len(rows))
+    return sequences.take_episodes(np.concatenate(rows), np.concatenate(owner), len(source), source)
 
 
 @TRANSFORM.register("stitch")
@@ -197,7 +187,7 @@ def stitch(
     family, tasks = context.family, context.tasks
     if not isinstance(family, RewardFunction) or tasks is None:
         raise UsageError("stitch needs a task family with a reward function (`reward`)")
-    return Stitcher(sequences, context.random, family, tasks, late).run(candidates, longest, skill)
+    return stitched(sequences, context.random, family, tasks, candidates, longest, late, skill)
 
 
 @TRANSFORM.register("prolong")
@@ -222,7 +212,7 @@ def prolong(
     episodes = sequences.episodes
     marked = np.maximum.reduceat(sequences.mask, episodes.start)
     pool = np.flatnonzero(episodes.complete & (rewarded | ~(episodes.rewarded | marked)))
-    return Prolonger(sequences, context.random, pool).run(candidates, longest)
+    return prolonged(sequences, context.random, pool, candidates, longest)
 
 
 def apply_transforms(

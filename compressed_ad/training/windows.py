@@ -21,7 +21,7 @@ from compressed_ad.seeding import rng
 from compressed_ad.tasks.select import make_family
 from compressed_ad.training.sequences import Sequences, from_histories
 from compressed_ad.training.transforms import apply_transforms
-from compressed_ad.types import AnyArray, BoolArray, IntArray
+from compressed_ad.types import BoolArray, IntArray
 
 
 class WindowSampler:
@@ -54,27 +54,23 @@ class WindowSampler:
             raise HistoryError("no sequences to draw windows from")
         self.n_transit, self.batch_size, self.seed, self.rank = n_transit, batch_size, seed, rank
         self.first_window, self.marker_dropout = first_window, marker_dropout
-        self.begin = sequences.offsets[:-1]
+        self.begin, self.end = sequences.offsets[:-1], sequences.offsets[1:]
         episodes = sequences.episodes
-        full = episodes.start + n_transit <= sequences.offsets[episodes.sequence + 1]
-        inner = full & (episodes.ordinal > 0)
-        self.inner = episodes.start[inner]
-        self.inner_end = sequences.offsets[episodes.sequence[inner] + 1]
-        self.end = sequences.offsets[1:]
-        self.data = {
-            "states": _tensor(sequences.states, device),
-            "actions": _tensor(sequences.actions, device),
-            "rewards": _tensor(sequences.rewards.astype(np.float32), device),
-            "next_states": _tensor(sequences.next_states, device),
-            "ended": _tensor(sequences.ended, device),
-            "mask": _tensor(sequences.mask, device),
-        }
+        inner = sequences.full_windows(n_transit) & (episodes.ordinal > 0)
+        self.inner, self.inner_end = episodes.start[inner], self.end[episodes.sequence[inner]]
+        names = ("states", "actions", "rewards", "next_states", "ended", "mask")
+        data = {name: getattr(sequences, name) for name in names}
+        data["rewards"] = data["rewards"].astype(np.float32)
         weight_before = weight_marked if weight_unproven is None else weight_unproven
         if (weight_marked, weight_before) != (1.0, 1.0):
             marked = np.where(sequences.rewarded_before, weight_marked, weight_before)
-            weight = np.where(sequences.mask, marked, 1.0)
-            self.data["weight"] = _tensor(weight.astype(np.float32), device)
+            data["weight"] = np.where(sequences.mask, marked, 1.0).astype(np.float32)
         self.device = torch.device(device)
+        self.data: dict[str, Tensor] = {}
+        for name, array in data.items():
+            wide = array.dtype.kind == "u" and array.dtype.itemsize > 1  # torch lacks these dtypes
+            array = np.ascontiguousarray(array.astype(np.int64) if wide else array)
+            self.data[name] = torch.from_numpy(array).to(self.device)
 
     def starts(self, step: int) -> tuple[IntArray, IntArray]:
         """First transition of each window, and the end of its sequence: both (B,)."""
@@ -94,7 +90,7 @@ class WindowSampler:
         return np.minimum(index, end[:, None] - 1), index < end[:, None]
 
     def batch(self, step: int) -> Batch:
-        """The windows of gradient step ``step``."""
+
         index, valid = self.indices(step)
         at = torch.from_numpy(index).to(self.device)
         window = {name: array[at] for name, array in self.data.items()}
@@ -109,13 +105,6 @@ class WindowSampler:
         return Batch(shift(**window), window["actions"], torch.from_numpy(valid).to(self.device), weight)
 
 
-def _tensor(array: AnyArray, device: torch.device | str) -> Tensor:
-    # Torch lacks wide unsigned dtypes.
-    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
-        array = array.astype(np.int64)
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
-
-
 class CompressedADDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """The windows as a PyTorch dataset, for inspection and custom training loops.
 
@@ -124,12 +113,10 @@ class CompressedADDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """
 
     def __init__(self, sequences: Sequences, n_transit: int) -> None:
-        episodes = sequences.episodes
-        full = episodes.start + n_transit <= sequences.offsets[episodes.sequence + 1]
-        if not full.any():
-            raise HistoryError(f"every history is shorter than n_transit {n_transit}")
         self.sequences, self.n_transit = sequences, n_transit
-        self.start = episodes.start[full]
+        self.start = sequences.episodes.start[sequences.full_windows(n_transit)]
+        if len(self.start) == 0:
+            raise HistoryError(f"every history is shorter than n_transit {n_transit}")
 
     @classmethod
     def from_file(

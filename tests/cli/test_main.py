@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compressed_ad.cli.call import Command
-from compressed_ad.cli.main import COMMANDS, Stop, load_command, main
+from compressed_ad.cli.call import Command, Stop
+from compressed_ad.cli.main import COMMANDS, load_command, main
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.learners.ppo import BatchedPPO
 from compressed_ad.runs.layers import SECTIONS
@@ -514,7 +514,7 @@ def test_internal_errors_are_one_line_unless_asked(run, monkeypatch):
     def broken(call: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("compressed_ad.cli.doctor.DOCTOR", Command(broken))
+    monkeypatch.setattr("compressed_ad.cli.listing.DOCTOR", Command(broken))
     code, _, lines = run("doctor")
     assert (code, lines) == (1, ["cad: error: internal error: ZeroDivisionError: oops (--debug shows more)"])
     code, _, lines = run("doctor", "--debug")
@@ -530,7 +530,7 @@ def test_too_little_memory_is_one_line(run, monkeypatch, error):
     def greedy(call: object) -> None:
         raise error
 
-    monkeypatch.setattr("compressed_ad.cli.doctor.DOCTOR", Command(greedy))
+    monkeypatch.setattr("compressed_ad.cli.listing.DOCTOR", Command(greedy))
     code, _, (line,) = run("doctor")
     assert code == 1
     assert line.startswith("cad: error: not enough memory, choose something smaller: ")
@@ -554,7 +554,7 @@ def test_signals_have_their_exit_codes(run, monkeypatch, number, code):
     def stopped(call: object) -> None:
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr("compressed_ad.cli.doctor.DOCTOR", Command(stopped))
+    monkeypatch.setattr("compressed_ad.cli.listing.DOCTOR", Command(stopped))
     before = signal.getsignal(number)
     found, _, lines = run("doctor")
     assert (found, lines) == (code, ["cad: stopped; what was finished is kept"])

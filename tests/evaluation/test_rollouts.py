@@ -301,13 +301,13 @@ def test_the_command_plays_what_the_evaluation_plays(run, made: Path, tmp_path: 
     shutil.copytree(made.parent, path.parent)
     code, _, lines = run("evaluate", path)
     assert (code, errors(lines)) == (0, [])
-    played, original = [], evaluate._play
+    played, original = [], evaluate.evaluate_in_context
 
-    def listening(*arguments):
-        played.append(original(*arguments))
+    def listening(*arguments, **options):
+        played.append(original(*arguments, **options))
         return played[-1]
 
-    monkeypatch.setattr(evaluate, "_play", listening)
+    monkeypatch.setattr(evaluate, "evaluate_in_context", listening)
     assert run("rollouts", path)[0] == 0
     assert (path / "rollouts" / "rollouts.json").exists()
     with np.load(path / "evaluation.npz") as stored:

@@ -83,11 +83,10 @@ def test_numbers_counted_by_hand(path):
     # Task 0: (return - 0) / 5; task 1: (return - 1) / 10.
     np.testing.assert_allclose(normalised[[2, 4, 7, 9]], [-0.05, (0.5 + 0.4) / 2, 0.45, (1 + 0.9) / 2])
     assert (found.optimal_return, found.random_return) == (8.0, 0.5)
-    marked = found.segments
-    assert (marked.count, marked.statistics.compressed_steps) == (4, 30)
-    assert marked.length_quantiles == (5, 5, 7.5, 10, 10)
-    assert marked.crossing_share == 0.5  # steps 3-12 cross, 10-14 end with the episode
-    assert marked.reward_share == 16 / 30
+    assert found.marks.statistics.compressed_steps == 30
+    assert sorted(found.marks.lengths) == [5, 5, 10, 10]
+    assert found.marks.n_crossing == 2  # steps 3-12 cross, 10-14 end with the episode
+    assert found.marks.n_rewarded == 16
 
 
 def test_text(path):
@@ -115,7 +114,7 @@ def test_nothing_marked_no_episode_and_no_known_optimum(tmp_path):
     remark(path, "threshold")
     found = describe(path)
     assert found.n_episode == 0 and np.isnan(found.learning_curve).all()
-    assert found.normalised_curve is None and found.segments.count == 0
+    assert found.normalised_curve is None and len(found.marks.lengths) == 0
     assert "optimal unknown" in found.text() and "Segments" not in found.text()
 
 

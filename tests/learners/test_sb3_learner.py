@@ -17,8 +17,13 @@ from compressed_ad.errors import ConfigError, SpaceError, UnknownNameError, Usag
 from compressed_ad.histories.collector import collect
 from compressed_ad.learners.ppo import BatchedPPO
 from compressed_ad.learners.sb3.algorithms import ALGORITHM
-from compressed_ad.learners.sb3.learner import SB3Learner, _make_noise, _SlotsVecEnv
-from compressed_ad.learners.sb3.networks import SmallImages, choose_policy
+from compressed_ad.learners.sb3.learner import (
+    SB3Learner,
+    SmallImages,
+    _make_noise,
+    _SlotsVecEnv,
+    choose_policy,
+)
 from compressed_ad.learners.select import make_learner
 from compressed_ad.tasks.gridworld import Darkroom
 

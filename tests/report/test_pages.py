@@ -11,9 +11,9 @@ import pytest
 
 from compressed_ad.report.results import read_rows
 from compressed_ad.report.study_report import write_study
-from compressed_ad.runs.config_text import dump
 from compressed_ad.runs.directory import environment
 from compressed_ad.runs.study import load_study
+from compressed_ad.runs.yaml_file import dump
 from tests.conftest import SmokeRun
 
 ROOT = Path(__file__).parents[2]

@@ -16,10 +16,10 @@ from compressed_ad.models import MODEL
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.runs import config as config_module, yaml_file
 from compressed_ad.runs.config import explicit_keys, load_config, plan
-from compressed_ad.runs.config_text import describe, dump, dump_plain, suggest
 from compressed_ad.runs.directory import extras
-from compressed_ad.runs.layers import PRESETS, SECTIONS, Request, config_folder
+from compressed_ad.runs.layers import PRESETS, SECTIONS, Request, config_folder, describe, suggest
 from compressed_ad.runs.settings import Config
+from compressed_ad.runs.yaml_file import dump, dump_plain
 from compressed_ad.tasks.base import TASK_FAMILY
 
 

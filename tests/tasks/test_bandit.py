@@ -15,10 +15,17 @@ from scipy.special import betaln
 from compressed_ad.errors import ConfigError, SpaceError, UsageError
 from compressed_ad.evaluation.agents import OptimalAgent
 from compressed_ad.evaluation.evaluate import evaluate_references, evaluate_tasks
-from compressed_ad.learners.noise import NoiseDistillation, NoisyAgent
+from compressed_ad.learners.scripted import NoiseDistillation, NoisyAgent
 from compressed_ad.learners.select import make_learner
-from compressed_ad.tasks.bandit import Bandit, BernoulliBandit, GaussianBandit
-from compressed_ad.tasks.bandit_rules import BetaPosterior, NormalPosterior, Posterior, seeded
+from compressed_ad.tasks.bandit import (
+    Bandit,
+    BernoulliBandit,
+    BetaPosterior,
+    GaussianBandit,
+    NormalPosterior,
+    Posterior,
+    seeded,
+)
 from compressed_ad.tasks.base import OptimalPolicy, ReferencePolicies, RewardFunction
 from compressed_ad.tasks.conformance import family_problems
 from compressed_ad.tasks.gridworld import Darkroom, KeyToDoor

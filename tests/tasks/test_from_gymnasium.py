@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from compressed_ad.cli.main import Stop, parse
+from compressed_ad.cli.call import Stop
+from compressed_ad.cli.main import parse
 from compressed_ad.errors import CompressedADError, ConfigError, SpaceError, UsageError
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.seeding import rng

@@ -10,12 +10,12 @@ from compressed_ad.errors import SpaceError, UsageError
 from compressed_ad.tasks.bandit import BernoulliBandit
 from compressed_ad.tasks.base import TASK_FAMILY, OptimalPolicy, RewardFunction, TaskFamily
 from compressed_ad.tasks.from_gymnasium import GymnasiumFamily
-from compressed_ad.tasks.grid import Grid
 from compressed_ad.tasks.gridworld import (
     Darkroom,
     DarkroomHard,
     DarkroomLarge,
     DarkroomPermuted,
+    Grid,
     KeyToDoor,
 )
 from compressed_ad.tasks.point_mass import PointMass

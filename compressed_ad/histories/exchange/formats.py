@@ -28,7 +28,7 @@ import numpy as np
 from compressed_ad.errors import HistoryError
 from compressed_ad.files import write_atomically
 from compressed_ad.histories.file import HistoryFile
-from compressed_ad.histories.hdf5 import Group, child, foreign, read, write_array, write_plain
+from compressed_ad.histories.hdf5 import Group, child, foreign, read, write_array, write_file
 from compressed_ad.histories.header import short
 from compressed_ad.registry import Registry
 from compressed_ad.types import AnyArray, BoolArray
@@ -69,14 +69,9 @@ Reader = Callable[[Path], Mapping[int, Recorded]]
 Writer = Callable[[HistoryFile, str | Path, bool, Progress], Path]
 
 LAYOUT: Registry[Reader] = Registry("layout")
-EXPORT: Registry[Writer] = Registry(
-    "export format",
-    {
-        "ancestor": "compressed_ad.histories.exchange.formats:write_ancestor",
-        "npz": "compressed_ad.histories.exchange.formats:write_npz",
-        "minari": "compressed_ad.histories.exchange.minari:write_minari",
-    },
-)
+_HERE = "compressed_ad.histories.exchange"
+_WRITERS = {"ancestor": "formats:write_ancestor", "npz": "formats:write_npz", "minari": "minari:write_minari"}
+EXPORT: Registry[Writer] = Registry("export format", {k: f"{_HERE}.{at}" for k, at in _WRITERS.items()})
 
 
 class _Tasks(Mapping[int, Recorded]):
@@ -92,18 +87,15 @@ class _Tasks(Mapping[int, Recorded]):
         return len(self._tasks)
 
     def __getitem__(self, task: int) -> Recorded:
-        arrays = {name: _column(name, array) for name, array in self._read(task).items()}
+        arrays = self._read(task)
+        for name, array in arrays.items():
+            if name not in ("states", "actions", "next_states") and array.shape[2:] == (1,):
+                array = array[..., 0]  # some programs write one number per step as (S, T, 1)
+            arrays[name] = array != 0 if name in ("dones", "terminated", "truncated") else array
         try:
             return Recorded(**arrays)
         except HistoryError as error:
             raise HistoryError(f"{self._path}: task {task}: {error}") from error
-
-
-def _column(name: str, array: AnyArray) -> AnyArray:
-    """Flags as bool, and (S, T, 1), which some programs write for one number per step, as (S, T)."""
-    if name not in ("states", "actions", "next_states") and array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    return array != 0 if name in ("dones", "terminated", "truncated") else array
 
 
 def _task_number(path: Path, name: str) -> int:
@@ -124,10 +116,7 @@ def check_free(file: HistoryFile, path: str | Path, overwrite: bool) -> Path:
     return path
 
 
-# ---------------------------------------------------------------- ancestor
-
 _ANCESTOR = {"states": "iuf", "actions": "iuf", "rewards": "biuf", "next_states": "iuf"}
-_ANCESTOR_OPTIONAL = {"dones": "biuf", "action_probs": "f"}
 
 
 @LAYOUT.register("ancestor")
@@ -139,15 +128,17 @@ def read_ancestor(path: Path) -> Mapping[int, Recorded]:
         raise HistoryError(f"{path}: has no groups '0', '1', ... of tasks")
 
     def read_task(task: int) -> dict[str, AnyArray]:
+        arrays = {}
         with foreign(path) as file:
             group = child(file, names[task], Group)
-            kinds = _ANCESTOR | {name: k for name, k in _ANCESTOR_OPTIONAL.items() if name in group}
-            arrays = {name: read(group, name, kind) for name, kind in kinds.items()}
-            for name, array in arrays.items():
-                if array.ndim < 2:
-                    place = f"{group.name}/{name}"
-                    raise HistoryError(f"{place}: expected (time, stream, ...), got shape {array.shape}")
-        return {name: array.swapaxes(0, 1) for name, array in arrays.items()}
+            for name, kinds in {**_ANCESTOR, "dones": "biuf", "action_probs": "f"}.items():
+                if name in _ANCESTOR or name in group:
+                    array = read(group, name, kinds)
+                    if array.ndim < 2:
+                        text = f"expected (time, stream, ...), got shape {array.shape}"
+                        raise HistoryError(f"{group.name}/{name}: {text}")
+                    arrays[name] = array.swapaxes(0, 1)
+        return arrays
 
     return _Tasks(path, names, read_task)
 
@@ -165,11 +156,8 @@ def write_ancestor(file: HistoryFile, path: str | Path, overwrite: bool, progres
                 write_array(group, name, array.swapaxes(0, 1))
             progress(1)
 
-    write_plain(path, fill)
+    write_file(path, fill, plain=True)
     return path
-
-
-# ---------------------------------------------------------------- npz
 
 
 @LAYOUT.register("npz")
@@ -216,30 +204,27 @@ def _npz(path: Path) -> Iterator[Any]:
 def write_npz(file: HistoryFile, path: str | Path, overwrite: bool, progress: Progress) -> Path:
     """NumPy's npz: every array of the file as <task>/<name>, its split, tasks and, as JSON text, info."""
     path = check_free(file, path, overwrite)
-    image = io.BytesIO()
-    heads: dict[str, AnyArray | None] = {
-        "tasks": file.tasks,
-        "random_return": file.random_return,
-        "optimal_return": file.optimal_return,
-        "info": np.array(json.dumps({**asdict(file.info), "marking": file.marking})),
-        **{f"split/{name}": ids for name, ids in vars(file.split).items()},
-    }
-    with zipfile.ZipFile(image, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for name, array in heads.items():
-            if array is not None:
-                _add(archive, name, array)
+
+    def arrays() -> Iterator[tuple[str, AnyArray | None]]:
+        for name in ("tasks", "random_return", "optimal_return"):
+            yield name, getattr(file, name)
+        yield "info", np.array(json.dumps({**asdict(file.info), "marking": file.marking}))
+        for part, ids in vars(file.split).items():
+            yield f"split/{part}", ids
         for task in file.task_ids.tolist():
             history = file.load([task])[task]
             for name, array in (*history.per_step(), ("learner", history.learner)):
-                _add(archive, f"{task}/{name}", array)
+                yield f"{task}/{name}", array
             progress(1)
+
+    image = io.BytesIO()
+    with zipfile.ZipFile(image, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, array in arrays():
+            if array is not None:
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
     write_atomically(path, image.getvalue(), error=HistoryError)
     return path
-
-
-def _add(archive: zipfile.ZipFile, name: str, array: AnyArray) -> None:
-    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-        np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
 
 
 def only_tasks(path: Path, tasks: Mapping[int, Any], wanted: Mapping[str, list[int]]) -> None:

@@ -109,7 +109,7 @@ def import_histories(
             "set that of the family (--env.kwargs)"
         )
     rows = family.tasks()
-    ids = _task_ids(tasks, numbers, family, spaces, task_ids, seed)
+    ids = _task_ids(tasks, numbers, family, task_ids, seed)
     first = tasks[numbers[0]].rewards.shape
     facts = {"n_timesteps": first[1], "n_learner": n_learner, "n_stream": first[0] // n_learner}
     writer = HistoryWriter(
@@ -150,12 +150,11 @@ def _fitted(where: str, recorded: Recorded, spaces: Mapping[str, SpaceSpec]) -> 
     changed: dict[str, Any] = {}
     for name, key in (("states", "observation"), ("next_states", "observation"), ("actions", "action")):
         array, space = getattr(recorded, name), from_spec(spaces[key])
-        if space.shape == () and array.ndim == 3 and array.shape[2] == 1:
+        if space.shape == () and array.shape[2:] == (1,):
             array = array[..., 0]
         with np.errstate(invalid="ignore"):  # the comparison below finds NaN
             fitted = array.astype(space.dtype, copy=False)
-        whole = np.dtype(space.dtype).kind in "iu"
-        if whole and not np.array_equal(fitted, array):
+        if np.dtype(space.dtype).kind in "iu" and not np.array_equal(fitted, array):
             raise HistoryError(f"{where}: {name} of dtype {array.dtype} are not whole numbers, as in {space}")
         changed[name] = fitted
     return replace(recorded, **changed, rewards=recorded.rewards.astype(np.float32))
@@ -188,9 +187,9 @@ def _history(
         after_reset = ended & ~differ(next_states[:, :-1], recorded.states[:, 1:])
         if after_reset.any():
             findings.kept[number] = int(after_reset.sum())
-    if recorded.action_probs is None or np.isnan(recorded.action_probs).all():
-        findings.unknown_probs.append(number)
     update, learner, probs = recorded.update, recorded.learner, recorded.action_probs
+    if probs is None or np.isnan(probs).all():
+        findings.unknown_probs.append(number)
     if update is None:
         steps = np.arange(shape[1])
         update = np.broadcast_to(steps * 0 if steps_per_update is None else steps // steps_per_update, shape)
@@ -198,17 +197,12 @@ def _history(
         learner = np.repeat(np.arange(n_learner), shape[0] // n_learner)
     optional = {name: getattr(recorded, name, None) for name in OPTIONAL}
     return History(
-        states=recorded.states,
-        actions=recorded.actions,
-        rewards=recorded.rewards,
-        next_states=next_states,
-        terminated=terminated,
-        truncated=truncated,
+        recorded.states, recorded.actions, recorded.rewards, next_states, terminated, truncated,
         action_probs=np.full(shape, np.nan, np.float32) if probs is None else probs.astype(np.float32),
         update=update.astype(np.int32),
         learner=learner.astype(np.int32),
         **{name: array.astype(COLUMNS[name]) for name, array in optional.items() if array is not None},
-    )
+    )  # fmt: skip
 
 
 def _ends(
@@ -237,9 +231,6 @@ def _ends(
     return recorded.dones & ~late, recorded.dones & late
 
 
-# ---------------------------------------------------------------- replay
-
-
 def _play(family: TaskFamily, tasks: AnyArray, actions: AnyArray, seed: int) -> Played:
     try:
         return play(family, tasks, actions, seed)
@@ -249,12 +240,9 @@ def _play(family: TaskFamily, tasks: AnyArray, actions: AnyArray, seed: int) -> 
 
 def _first_difference(recorded: Recorded, played: Played) -> str | None:
     """Array, stream and step of the first difference, successors at episode ends left out; None: equal."""
-    inner = ~played.episode_end
-    pairs = {
-        "states": differ(recorded.states, played.states),
-        "rewards": differ(recorded.rewards, played.rewards),
-        "next_states": inner & differ(recorded.next_states, played.next_states),
-    }
+    inner, arrays = ~played.episode_end, ("states", "rewards", "next_states")
+    pairs = {name: differ(getattr(recorded, name), getattr(played, name)) for name in arrays}
+    pairs["next_states"] &= inner
     if recorded.dones is not None:
         pairs["dones"] = recorded.dones == inner
     if recorded.terminated is not None and recorded.truncated is not None:
@@ -274,12 +262,11 @@ def _task_ids(
     tasks: Mapping[int, Recorded],
     numbers: Sequence[int],
     family: TaskFamily,
-    spaces: Mapping[str, SpaceSpec],
     task_ids: Sequence[int] | str | None,
     seed: int,
 ) -> list[int]:
     """Ids in the family of the tasks ``numbers``, in their order."""
-    count = len(family.tasks())
+    count, spaces = len(family.tasks()), family_specs(family)
     if isinstance(task_ids, str):
         if task_ids != MATCH:
             raise UsageError(f"task_ids must be numbers or {MATCH!r}, got {task_ids!r}")
@@ -304,9 +291,8 @@ def _match(where: str, recorded: Recorded, family: TaskFamily, seed: int) -> int
     """The id of the only task of ``family`` in which the actions of all streams earn their rewards."""
     left = np.arange(len(family.tasks()))
     for stream in range(recorded.rewards.shape[0]):
-        actions = np.repeat(recorded.actions[stream : stream + 1], len(left), axis=0)
-        rewards = np.repeat(recorded.rewards[stream : stream + 1], len(left), axis=0)
-        states = np.repeat(recorded.states[stream : stream + 1], len(left), axis=0)
+        arrays = (recorded.states, recorded.actions, recorded.rewards)
+        states, actions, rewards = (np.repeat(a[[stream]], len(left), axis=0) for a in arrays)
         try:
             played = _play(family, family.tasks()[left], actions, seed)
         except HistoryError as error:
@@ -321,9 +307,6 @@ def _match(where: str, recorded: Recorded, family: TaskFamily, seed: int) -> int
             f"{where}: no single task of {family.name} reproduces the recording ({what}); give --task-ids"
         )
     return int(left[0])
-
-
-# ---------------------------------------------------------------- the split
 
 
 def named_split(

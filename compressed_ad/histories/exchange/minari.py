@@ -15,7 +15,6 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,6 @@ from compressed_ad.histories.exchange.formats import Progress
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.hdf5 import json_text
 from compressed_ad.types import History, from_spec
-
-_ROOT = "MINARI_DATASETS_PATH"
-_COLUMNS = ("states", "actions", "rewards", "next_states", "terminated", "truncated")
-"""Columns that Minari has a place for."""
-_AT_RESET = {"b": False, "i": -1, "f": np.nan}
-"""Entry of ``infos`` at the reset, by kind of dtype."""
 
 
 def dataset_id(file: HistoryFile) -> str:
@@ -56,9 +49,14 @@ def write_minari(file: HistoryFile, path: str | Path, overwrite: bool, progress:
     if target.exists() and not (overwrite and (target / "data" / "metadata.json").exists()):
         raise HistoryError(f"{target} exists; replace a dataset with --overwrite, or choose another --out")
     parts = {int(task): part for part, ids in vars(file.split).items() for task in ids}
+    family = f"{file.info.family} {json_text('family_kwargs', file.info.family_kwargs)}"
+    root = "MINARI_DATASETS_PATH"
+    before = os.environ.get(root)
     dataset = None
     try:
-        with _quiet_root(aside):
+        aside.mkdir(parents=True)
+        os.environ[root] = str(aside.resolve())  # Minari doubles relative paths
+        with warnings.catch_warnings(action="ignore"):  # its advice about authors and environments
             for task in file.task_ids.tolist():
                 history = file.load([task])[task]
                 pieces = list(episodes(f"{file.path}: task {task}", history))
@@ -68,12 +66,21 @@ def write_minari(file: HistoryFile, path: str | Path, overwrite: bool, progress:
                      "learner": int(history.learner[s])}
                     for s, a, _ in pieces
                 ]  # fmt: skip
-                before = 0 if dataset is None else dataset.storage.total_episodes
+                count = 0 if dataset is None else dataset.storage.total_episodes
                 if dataset is None:
-                    dataset = minari.create_dataset_from_buffers(name, buffers, **_head(file))
+                    dataset = minari.create_dataset_from_buffers(
+                        name,
+                        buffers,
+                        **{f"{key}_space": from_spec(spec) for key, spec in file.info.spaces.items()},
+                        algorithm_name=file.info.learner,
+                        description=f"Learning histories of {file.info.learner} on the tasks of {family}.",
+                        requirements=[f"compressed-ad=={metadata.version('compressed-ad')}"],
+                        data_format="hdf5",
+                        jpeg_encoding=False,  # lossy
+                    )
                 else:
                     dataset.storage.update_episodes(buffers)
-                dataset.storage.update_episode_metadata(about, range(before, before + len(pieces)))
+                dataset.storage.update_episode_metadata(about, range(count, count + len(pieces)))
                 progress(1)
         if target.exists():
             shutil.rmtree(target)
@@ -82,6 +89,9 @@ def write_minari(file: HistoryFile, path: str | Path, overwrite: bool, progress:
         raise HistoryError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        os.environ.pop(root, None)
+        if before is not None:
+            os.environ[root] = before
     return target
 
 
@@ -104,48 +114,19 @@ def episodes(where: str, history: History) -> Iterator[tuple[int, int, int]]:
 
 
 def _buffer(history: History, file: HistoryFile, stream: int, first: int, stop: int) -> dict[str, Any]:
-    part = (stream, slice(first, stop))
-    last = history.next_states[stream, stop - 1 : stop]
+    """One episode of ``stream`` as Minari wants it."""
+    columns = {name: array[stream, first:stop] for name, array in history.per_step()}
+    states = [columns.pop("states"), columns.pop("next_states")[-1:]]
     spaces = {name: from_spec(spec).dtype for name, spec in file.info.spaces.items()}
-    infos = {
-        name: np.concatenate([np.array([_AT_RESET[array.dtype.kind]], array.dtype), array[part]])
-        for name, array in history.per_step()
-        if name not in _COLUMNS
-    }
+    at_reset = {"b": False, "i": -1, "f": np.nan}  # entry of ``infos``, by kind of dtype
     return {
-        "observations": np.concatenate([history.states[part], last]).astype(spaces["observation"]),
-        "actions": history.actions[part].astype(spaces["action"]),
-        "rewards": history.rewards[part],
-        "terminations": history.terminated[part],
-        "truncations": history.truncated[part],
-        "infos": infos,
+        "observations": np.concatenate(states).astype(spaces["observation"]),
+        "actions": columns.pop("actions").astype(spaces["action"]),
+        "rewards": columns.pop("rewards"),
+        "terminations": columns.pop("terminated"),
+        "truncations": columns.pop("truncated"),
+        "infos": {
+            name: np.concatenate([np.array([at_reset[array.dtype.kind]], array.dtype), array])
+            for name, array in columns.items()
+        },
     }
-
-
-def _head(file: HistoryFile) -> dict[str, Any]:
-    family = f"{file.info.family} {json_text('family_kwargs', file.info.family_kwargs)}"
-    return {
-        "observation_space": from_spec(file.info.spaces["observation"]),
-        "action_space": from_spec(file.info.spaces["action"]),
-        "algorithm_name": file.info.learner,
-        "description": f"Learning histories of {file.info.learner} on the tasks of {family}.",
-        "requirements": [f"compressed-ad=={metadata.version('compressed-ad')}"],
-        "data_format": "hdf5",
-        "jpeg_encoding": False,  # lossy
-    }
-
-
-@contextmanager
-def _quiet_root(folder: Path) -> Iterator[None]:
-    """Let Minari write into ``folder``, without its advice about authors and environments."""
-    before = os.environ.get(_ROOT)
-    folder.mkdir(parents=True)
-    os.environ[_ROOT] = str(folder.resolve())  # Minari doubles relative paths
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        del os.environ[_ROOT]
-        if before is not None:
-            os.environ[_ROOT] = before

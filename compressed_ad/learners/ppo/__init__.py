@@ -74,17 +74,9 @@ class BatchedPPO:
             )
 
     def learn(
-        self,
-        family: TaskFamily,
-        task_ids: IntArray,
-        tasks: AnyArray,
-        *,
-        n_timesteps: int,
-        n_learner: int,
-        n_stream: int,
-        seed: int,
-        progress: Progress = lambda steps: None,
-    ) -> list[History]:
+        self, family: TaskFamily, task_ids: IntArray, tasks: AnyArray, *, n_timesteps: int, n_learner: int,
+        n_stream: int, seed: int, progress: Progress = lambda steps: None,
+    ) -> list[History]:  # fmt: skip
         """As ``SourceLearner.learn``, with an update of the policy every ``n_steps`` steps.
 
         If ``n_timesteps`` is no multiple of ``n_steps``, the last policy plays the remaining steps, and their

@@ -19,7 +19,7 @@ from compressed_ad.learners.base import Progress, histories_of_tasks
 from compressed_ad.learners.ppo import kernels
 from compressed_ad.seeding import rng, seed64
 from compressed_ad.tasks.base import TaskFamily
-from compressed_ad.types import AnyArray, BoolArray, History, IntArray, Step
+from compressed_ad.types import AnyArray, BoolArray, History, IntArray
 
 if TYPE_CHECKING:
     from compressed_ad.learners.ppo import PPOConfig
@@ -31,17 +31,9 @@ _NUMBERED = 1 << 16
 
 
 def train(
-    cfg: PPOConfig,
-    family: TaskFamily,
-    task_ids: IntArray,
-    tasks: AnyArray,
-    *,
-    n_timesteps: int,
-    n_learner: int,
-    n_stream: int,
-    seed: int,
-    progress: Progress,
-) -> list[History]:
+    cfg: PPOConfig, family: TaskFamily, task_ids: IntArray, tasks: AnyArray, *, n_timesteps: int,
+    n_learner: int, n_stream: int, seed: int, progress: Progress,
+) -> list[History]:  # fmt: skip
     """``BatchedPPO.learn`` for a family and lengths that its ``check`` accepts."""
     encoder = Encoder(family.observation_space)
     if cfg.count_bonus and encoder.n_obs is None:
@@ -73,13 +65,14 @@ def train(
         for t in range(n_step):
             rollout.states[t] = obs  # a copy: the environment may reuse its array
             seen = policy.at(obs)
-            kernels.sample(
-                learners.random, seen.log_probs, seen.rows, rollout.actions[t], rollout.log_prob[t]
-            )
+            drawn = rollout.actions[t], rollout.log_prob[t]  # written by the kernel
+            kernels.sample(learners.random, seen.log_probs, seen.rows, *drawn)
             rollout.entropy[t], rollout.value[t] = seen.pick(seen.entropy), seen.pick(seen.value)
             step = env.step(rollout.actions[t].reshape(-1) + first_action)
-            rollout.add(t, step)
-            learned_reward[t] = rollout.rewards[t]
+            rollout.next_states[t] = step.next_obs
+            rollout.rewards[t] = learned_reward[t] = step.reward.reshape(shape)
+            rollout.terminated[t] = step.terminated.reshape(shape)
+            rollout.truncated[t] = step.truncated.reshape(shape)
             if cfg.count_bonus:
                 successor = encoder.number(step.next_obs).reshape(shape)
                 np.add.at(visits, (learner_index, successor), 1)
@@ -87,9 +80,8 @@ def train(
             cut = rollout.truncated[t] & ~rollout.terminated[t]
             if cut.any():
                 after = policy.at(step.next_obs)
-                learned_reward[t] += np.where(
-                    cut, np.float32(cfg.gamma) * after.pick(after.value), np.float32(0)
-                )
+                bootstrap = np.float32(cfg.gamma) * after.pick(after.value)
+                learned_reward[t] += np.where(cut, bootstrap, np.float32(0))
             obs = step.obs
             progress(env.num_envs)
         _check_finite(rollout.rewards.swapaxes(0, 1), family, who, f"rewards from step {start}")
@@ -119,13 +111,9 @@ def _check_finite(array: AnyArray, family: TaskFamily, who: list[tuple[int, int]
 
 
 def generalized_advantage(
-    reward: Float32Array,
-    value: Float32Array,
-    done: BoolArray,
-    last_value: Float32Array,
-    gamma: float,
+    reward: Float32Array, value: Float32Array, done: BoolArray, last_value: Float32Array, gamma: float,
     gae_lambda: float,
-) -> tuple[Float32Array, Float32Array]:
+) -> tuple[Float32Array, Float32Array]:  # fmt: skip
     """Advantages and returns (T, ...) of a rollout (Schulman et al. 2016, equation 16).
 
     ``last_value`` (...) is the value of the observation after it. Nothing after ``done``, the end of an
@@ -203,8 +191,16 @@ class Learners:
     ) -> None:
         self.net = layout(encoder.n_input, n_action, cfg.net_arch)
         self.params = _aligned(len(who), self.net.size)
-        for row, w in zip(self.params, who, strict=True):
-            initialise(self.net, row, encoder.n_real, cfg.net_arch, rng(seed, "ppo", *w))
+        for params, w in zip(self.params, who, strict=True):
+            # Orthogonal weights with SB3's gains, zero biases (Saxe et al. 2014).
+            generator = rng(seed, "ppo", *w)
+            for name, array in views(self.net, params, encoder.n_real, cfg.net_arch).items():
+                if name.endswith("weight"):
+                    gain = {"action_net.weight": 0.01, "value_net.weight": 1.0}.get(name, np.sqrt(2.0))
+                    n_in, n_out = array.shape
+                    q, r = np.linalg.qr(generator.standard_normal((max(n_in, n_out), min(n_in, n_out))))
+                    q *= np.sign(np.diag(r))
+                    array[:] = gain * (q if n_in >= n_out else q.T)
         self.moment1, self.moment2 = _aligned(*self.params.shape), _aligned(*self.params.shape)
         self.n_gradient_step = np.zeros(len(who), np.int64)
         self.random = np.array([seed64(seed, "ppo-kernel", *w) for w in who], np.uint64)
@@ -280,28 +276,16 @@ class Rollout:
         self.log_prob, self.entropy = np.empty(full, np.float32), np.empty(full, np.float32)
         self.log_prob_next = np.full(full, np.nan, np.float32)
 
-    def add(self, t: int, step: Step) -> None:
-        self.next_states[t] = step.next_obs
-        shape = self.rewards.shape[1:]
-        self.rewards[t] = step.reward.reshape(shape)
-        self.terminated[t], self.truncated[t] = step.terminated.reshape(shape), step.truncated.reshape(shape)
-
     def write(
         self, record: dict[str, AnyArray], n_timesteps: int, start: int, number: int, first_action: int
     ) -> None:
         """Write into the (L * S, n_timesteps, ...) arrays of ``record``, from step ``start`` on."""
         n_step, *shape = self.rewards.shape
-        arrays = {
-            "states": self.states,
+        recorded = ("states", "rewards", "next_states", "terminated", "truncated", "entropy", "log_prob_next")
+        arrays = {name: getattr(self, name) for name in recorded} | {
             "actions": self.actions + first_action,
-            "rewards": self.rewards,
-            "next_states": self.next_states,
-            "terminated": self.terminated,
-            "truncated": self.truncated,
             "action_probs": np.exp(self.log_prob),
             "update": np.broadcast_to(np.int32(number), self.rewards.shape),
-            "entropy": self.entropy,
-            "log_prob_next": self.log_prob_next,
         }
         for name, array in arrays.items():
             flat = array.reshape(n_step, prod(shape), *(self.states.shape[2:] if "states" in name else ()))
@@ -311,10 +295,9 @@ class Rollout:
 
 
 def _aligned(n_row: int, n_column: int) -> Float32Array:
-    """Zeros (n_row, n_column) float32 that start on a cache line."""
-    line = 64
-    raw = np.zeros(n_row * n_column * 4 + line, np.uint8)
-    skip = -raw.ctypes.data % line
+    """Zeros (n_row, n_column) float32 that start on a cache line of 64 bytes."""
+    raw = np.zeros(n_row * n_column * 4 + 64, np.uint8)
+    skip = -raw.ctypes.data % 64
     return raw[skip : skip + n_row * n_column * 4].view(np.float32).reshape(n_row, n_column)
 
 
@@ -355,17 +338,3 @@ def views(
     out["action_net.weight"], out["action_net.bias"] = head[:, : net.n_action], bias[: net.n_action]
     out["value_net.weight"], out["value_net.bias"] = head[:, net.n_action :], bias[net.n_action :]
     return out
-
-
-def initialise(
-    net: kernels.Net, p: Float32Array, n_real: int, net_arch: tuple[int, ...], generator: np.random.Generator
-) -> None:
-    """Orthogonal weights with SB3's gains, zero biases (Saxe et al. 2014)."""
-    for name, array in views(net, p, n_real, net_arch).items():
-        if not name.endswith("weight"):
-            continue
-        gain = {"action_net.weight": 0.01, "value_net.weight": 1.0}.get(name, np.sqrt(2.0))
-        n_in, n_out = array.shape
-        q, r = np.linalg.qr(generator.standard_normal((max(n_in, n_out), min(n_in, n_out))))
-        q *= np.sign(np.diag(r))
-        array[:] = gain * (q if n_in >= n_out else q.T)

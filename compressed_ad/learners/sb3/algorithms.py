@@ -43,7 +43,7 @@ ALGORITHM: Mapping[str, Algorithm] = {
 
 REFUSED: Mapping[str, str] = {
     "ARS": "random search plays whole episodes inside SB3's evaluation, which tells a callback neither "
-    "observations nor actions",
+    "observations nor actions"
 }
 """Algorithms that cannot be recorded, and the reason."""
 

@@ -43,8 +43,7 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
         self, on_policy_threshold: Fraction = 0.7, compression_window: Count = 10, verbose: int = 0
     ) -> None:
         super().__init__(verbose)
-        self.on_policy_threshold = on_policy_threshold
-        self.compression_window = compression_window
+        self.on_policy_threshold, self.compression_window = on_policy_threshold, compression_window
         self._steps = _Columns()
         self._ends: list[tuple[int, int, AnyArray]] = []  # step, environment, terminal observation
         self._after: AnyArray = np.empty(0)  # observations after the last step, and after resets
@@ -61,12 +60,12 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
         """
         if not len(self._steps):
             raise UsageError("CompressedHistoryCallback: nothing was recorded; pass it to learn() first")
-        self._evaluate()
+        self._on_rollout_end()
         states = self._steps["states"]
         next_states = np.concatenate([states[1:], self._after[None]])
         for step, i, obs in self._ends:
             next_states[step, i] = obs
-        arrays = {**self._steps.all(), "next_states": next_states}
+        arrays = {name: self._steps[name] for name in self._steps.arrays} | {"next_states": next_states}
         if isinstance(self.training_env, VecTransposeImage) and not self.training_env.skip:
             for name in ("states", "next_states"):
                 arrays[name] = np.moveaxis(arrays[name], 2, -1)  # channels last, as in the environment
@@ -74,9 +73,8 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
         history = History(learner=np.zeros(len(arrays["rewards"]), np.int32), **arrays)
         if np.isnan(history.action_probs).any():
             return history
-        return history.with_mask(
-            threshold(history.action_probs, self.on_policy_threshold, self.compression_window)
-        )
+        mask = threshold(history.action_probs, self.on_policy_threshold, self.compression_window)
+        return history.with_mask(mask)
 
     def _init_callback(self) -> None:
         model = self.model
@@ -97,18 +95,14 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
                 "CompressedHistoryCallback: VecNormalize changes what is recorded; train without it"
             )
         if len(self._steps):
-            self._evaluate()  # an exception may have ended the run before
+            self._on_rollout_end()  # an exception may have ended the run before
             if not np.array_equal(self._after, model._last_obs):
-                self._cut()
+                # A new ``learn`` has reset the environments, which truncates the unfinished episodes.
+                step, truncated = len(self._steps) - 1, self._steps["truncated"]
+                for i in np.flatnonzero(~(truncated[step] | self._steps["terminated"][step])):
+                    truncated[step, i] = True
+                    self._ends.append((step, int(i), self._after[i]))
         self._recorded, self._trained, self._rollout = model, model._n_updates, len(self._steps)
-
-    def _cut(self) -> None:
-        """Truncate the unfinished episodes: a new ``learn`` has reset the environments."""
-        step = len(self._steps) - 1
-        truncated = self._steps["truncated"]
-        for i in np.flatnonzero(~(truncated[step] | self._steps["terminated"][step])):
-            truncated[step, i] = True
-            self._ends.append((step, int(i), self._after[i]))
 
     def _on_rollout_start(self) -> None:
         self._notice_update()
@@ -120,10 +114,8 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
         cut = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
         for i in np.flatnonzero(seen["dones"]):
             if "terminal_observation" not in infos[i]:
-                raise UsageError(
-                    "CompressedHistoryCallback: an episode ended without infos['terminal_observation'], "
-                    "which every VecEnv must give"
-                )
+                what = "an episode ended without infos['terminal_observation'], which every VecEnv must give"
+                raise UsageError(f"CompressedHistoryCallback: {what}")
             self._ends.append((len(self._steps), int(i), np.array(infos[i]["terminal_observation"])))
         row = {
             "states": np.asarray(self.model._last_obs),
@@ -133,24 +125,18 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
             "truncated": seen["dones"] & cut,
             "update": np.full(len(cut), self._update, np.int32),
         }
-        later = [
-            "action_probs",
-            *["entropy"] * self._distribution.has_entropy,
-            *["log_prob_next"] * isinstance(self._distribution, OnPolicy),
-        ]
+        later = ["action_probs", *["entropy"] * self._distribution.has_entropy]
+        later += ["log_prob_next"] * isinstance(self._distribution, OnPolicy)
         self._steps.append(row | dict.fromkeys(later, np.full(len(cut), np.nan, np.float32)))
         self._after = np.array(seen["new_obs"])
         self._distribution.note(seen)
         return True
 
-    def _on_rollout_end(self) -> None:
-        self._evaluate()
-
     def _on_training_end(self) -> None:
-        self._evaluate()
+        self._on_rollout_end()
         self._notice_update()
 
-    def _evaluate(self) -> None:
+    def _on_rollout_end(self) -> None:
         """Fill in probability and entropy of the rollout, before the policy that acted is trained again."""
         if self._n_evaluated == len(self._steps):
             return
@@ -176,25 +162,21 @@ class _Columns:
     """Named arrays (T, ...) that grow by rows, without a Python object for each step."""
 
     def __init__(self) -> None:
-        self._arrays: dict[str, AnyArray] = {}
+        self.arrays: dict[str, AnyArray] = {}
         self._length = 0
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, name: str) -> AnyArray:
-        return self._arrays[name][: self._length]
-
-    def all(self) -> dict[str, AnyArray]:
-        return {name: self[name] for name in self._arrays}
+        return self.arrays[name][: self._length]
 
     def append(self, row: Mapping[str, AnyArray]) -> None:
         for name, value in row.items():
-            array = self._arrays.get(name)
-            if array is None or len(array) == self._length:
-                grown = np.empty((max(64, 2 * self._length), *value.shape), value.dtype)
-                if array is not None:
-                    grown[: self._length] = array
-                self._arrays[name] = array = grown
+            if name not in self.arrays:
+                self.arrays[name] = np.empty((64, *value.shape), value.dtype)
+            array = self.arrays[name]
+            if len(array) == self._length:
+                self.arrays[name] = array = np.concatenate([array, np.empty_like(array)])
             array[self._length] = value
         self._length += 1

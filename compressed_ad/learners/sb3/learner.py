@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import gymnasium
 import numpy as np
 from gymnasium import spaces
 
 from compressed_ad.errors import ConfigError, MissingExtraError, SpaceError, UsageError, nearest
-from compressed_ad.learners.base import Progress
+from compressed_ad.learners.base import Progress, histories_of_tasks
 from compressed_ad.learners.sb3.algorithms import ALGORITHM, find_algorithm
 from compressed_ad.learners.sb3.callback import CompressedHistoryCallback
-from compressed_ad.learners.sb3.networks import choose_policy
 from compressed_ad.registry import Parameters
 from compressed_ad.seeding import rng, seed64
 from compressed_ad.tasks.base import BatchedEnv, TaskFamily
@@ -27,12 +27,10 @@ from compressed_ad.types import AnyArray, History, IntArray
 try:
     import torch
     from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-    from stable_baselines3.common.noise import (
-        ActionNoise,
-        NormalActionNoise,
-        OrnsteinUhlenbeckActionNoise,
-    )
+    from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise
     from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+    from stable_baselines3.common.preprocessing import is_image_space
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
     from stable_baselines3.common.vec_env import VecEnv
 except ImportError as error:
     raise MissingExtraError("compressed_ad.learners.sb3.learner", "sb3") from error
@@ -57,7 +55,7 @@ class SB3Learner:
             self._class = getattr(importlib.import_module(library), algorithm)
         except ImportError as error:
             raise MissingExtraError(f"sb3:{algorithm}", "sb3") from error
-        self.name = algorithm
+        self.name, self._on_policy = algorithm, issubclass(self._class, OnPolicyAlgorithm)
         ours = {"self", "env", "seed", "device", "_init_setup_model"}
         parameters = inspect.signature(self._class.__init__).parameters
         defaults = {key: parameter.default for key, parameter in parameters.items() if key not in ours}
@@ -72,9 +70,8 @@ class SB3Learner:
         policies = list(self._class.policy_aliases)
         policy = config.get("policy", policies[0])
         if isinstance(policy, str) and policy not in policies:
-            problems.append(
-                f"unknown policy {policy!r}{nearest(policy, policies)}; it has {', '.join(policies)}"
-            )
+            hint = nearest(policy, policies)
+            problems.append(f"unknown policy {policy!r}{hint}; it has {', '.join(policies)}")
         problems += _noise_problems(config.get("action_noise"))
         problems += [
             f"{key}: {module.__name__} has no {name!r}{nearest(name, vars(module))}"
@@ -121,22 +118,13 @@ class SB3Learner:
             )
         frequency = self._settings.get("train_freq")
         if n_stream > 1 and isinstance(frequency, list | tuple) and frequency[-1] == "episode":
-            raise ConfigError(
-                f"sb3:{self.name}: train_freq in episodes needs n_stream 1; n_learner may be larger instead"
-            )
+            needs = "train_freq in episodes needs n_stream 1; n_learner may be larger instead"
+            raise ConfigError(f"sb3:{self.name}: {needs}")
 
     def learn(
-        self,
-        family: TaskFamily,
-        task_ids: IntArray,
-        tasks: AnyArray,
-        *,
-        n_timesteps: int,
-        n_learner: int,
-        n_stream: int,
-        seed: int,
-        progress: Progress = lambda steps: None,
-    ) -> list[History]:
+        self, family: TaskFamily, task_ids: IntArray, tasks: AnyArray, *, n_timesteps: int, n_learner: int,
+        n_stream: int, seed: int, progress: Progress = lambda steps: None,
+    ) -> list[History]:  # fmt: skip
         """As ``SourceLearner.learn``. Seeds the global generators of NumPy and PyTorch, as SB3 does."""
         self.check(family, n_timesteps=n_timesteps, n_stream=n_stream)
         n_thread = torch.get_num_threads()
@@ -155,24 +143,22 @@ class SB3Learner:
             return replace(callback.history(), compression_mask=None)
 
         try:
-            return [
-                _join([learn_one(int(task_id), task, k) for k in range(n_learner)])
-                for task_id, task in zip(task_ids, tasks, strict=True)
-            ]
+            pairs = zip(map(int, task_ids), tasks, strict=True)
+            runs = [learn_one(task_id, task, k) for task_id, task in pairs for k in range(n_learner)]
         finally:
             torch.set_num_threads(n_thread)
+        arrays = {
+            name: np.concatenate([getattr(run, name) for run in runs]) for name, _ in runs[0].per_step()
+        }
+        return histories_of_tasks(arrays, np.repeat(np.arange(n_learner, dtype=np.int32), n_stream))
 
     def _model(self, env: VecEnv, n_timesteps: int, seed: int) -> Any:
         """The algorithm as configured, for ``env``."""
         arguments = dict(self.config)
+        given = arguments.get("policy_kwargs") or {}
+        given = given | {key: getattr(module, name) for key, name, module in self._named_classes()}
         arguments["policy"], arguments["policy_kwargs"] = choose_policy(
-            self._class,
-            env.observation_space,
-            arguments.get("policy"),
-            {
-                **(arguments.get("policy_kwargs") or {}),
-                **{key: getattr(module, name) for key, name, module in self._named_classes()},
-            },
+            self._class, env.observation_space, arguments.get("policy"), given
         )
         if arguments.get("action_noise") is not None:
             arguments["action_noise"] = _make_noise(arguments["action_noise"], env.action_space)
@@ -187,10 +173,6 @@ class SB3Learner:
         except (AssertionError, TypeError, ValueError) as error:
             raise ConfigError(f"sb3:{self.name}: {' '.join(str(error).split())}") from error
 
-    @property
-    def _on_policy(self) -> bool:
-        return issubclass(self._class, OnPolicyAlgorithm)
-
     def _named_classes(self) -> Iterator[tuple[str, str, Any]]:
         """Key, name and module of activations and optimisers given by name (``Tanh``, ``Adam``)."""
         policy_kwargs = self.config.get("policy_kwargs") or {}
@@ -199,26 +181,20 @@ class SB3Learner:
                 yield key, policy_kwargs[key], module
 
 
-# ---------------------------------------------------------------- arguments from YAML
-
-
 def _noise_problems(noise: Any) -> Sequence[str]:
     if noise is None or isinstance(noise, ActionNoise):
         return []
     if not isinstance(noise, Mapping):
-        if isinstance(noise, bool) or not isinstance(noise, int | float) or noise < 0:
-            return [f"action_noise must be a number >= 0 or a mapping with kind and sigma, got {noise!r}"]
-        return []
+        wrong = isinstance(noise, bool) or not isinstance(noise, int | float) or noise < 0
+        said = f"action_noise must be a number >= 0 or a mapping with kind and sigma, got {noise!r}"
+        return [said] if wrong else []
     kind = noise.get("kind", "normal")
     if kind not in _NOISE:
-        return [
-            f"action_noise: unknown kind {kind!r}{nearest(str(kind), _NOISE)}; known: {', '.join(_NOISE)}"
-        ]
+        hint = nearest(str(kind), _NOISE)
+        return [f"action_noise: unknown kind {kind!r}{hint}; known: {', '.join(_NOISE)}"]
     options = {"mean": 0.0, **{key: value for key, value in noise.items() if key != "kind"}}
-    return [
-        problem.within("action_noise")
-        for problem in Parameters(_NOISE[kind], handed=["dtype"]).complete(options)[1]
-    ]
+    _, problems = Parameters(_NOISE[kind], handed=["dtype"]).complete(options)
+    return [problem.within("action_noise") for problem in problems]
 
 
 def _make_noise(noise: Any, space: spaces.Box) -> ActionNoise:
@@ -233,9 +209,6 @@ def _make_noise(noise: Any, space: spaces.Box) -> ActionNoise:
         if key in options or key == "mean"
     }
     return kind(**arrays, **options)
-
-
-# ---------------------------------------------------------------- running
 
 
 class _SlotsVecEnv(VecEnv):  # type: ignore[misc]
@@ -285,20 +258,69 @@ class _Pace(BaseCallback):  # type: ignore[misc]
 
     def __init__(self, last: int | None, progress: Progress) -> None:
         super().__init__()
-        self._last = last
-        self._progress = progress
+        self._last, self._progress = last, progress
 
     def _on_step(self) -> bool:
         self._progress(self.training_env.num_envs)
         return bool(self.n_calls != self._last)
 
 
-def _join(learners: Sequence[History]) -> History:
-    """One history with the streams of all ``learners``, in order."""
-    arrays = {
-        name: np.concatenate([getattr(history, name) for history in learners])
-        for name, _ in learners[0].per_step()
-    }
-    return History(
-        learner=np.repeat(np.arange(len(learners), dtype=np.int32), learners[0].n_stream), **arrays
-    )
+class SmallImages(BaseFeaturesExtractor):  # type: ignore[misc]
+    """Two 3 x 3 convolutions and a linear layer, for images of any size, channels first or last.
+
+    The first convolution is normalised over the image, so that it does not matter whether pixels range up to
+    255 or number ten kinds of objects.
+    """
+
+    def __init__(self, observation_space: spaces.Box, features_dim: int = 128) -> None:
+        super().__init__(observation_space, features_dim)
+        shape = observation_space.shape
+        # As in SB3: there are fewer channels than rows or columns.
+        self._channels_last = int(np.argmin(shape)) != 0
+        channels, height, width = (shape[2], *shape[:2]) if self._channels_last else shape
+        self.body = torch.nn.Sequential(
+            torch.nn.Conv2d(channels, 32, 3, padding=1, bias=False),
+            torch.nn.GroupNorm(1, 32),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(32, 32, 3, stride=2, padding=1),
+            torch.nn.ReLU(),
+            torch.nn.Flatten(),
+            torch.nn.Linear(32 * -(-height // 2) * -(-width // 2), features_dim),
+            torch.nn.ReLU(),
+        )
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        images = observations.movedim(-1, 1) if self._channels_last else observations
+        features: torch.Tensor = self.body(images)
+        return features
+
+
+class _Flat(FlattenExtractor):  # type: ignore[misc]
+    """SB3's default with its size as a Python integer, which an LSTM needs, instead of a NumPy one."""
+
+    def __init__(self, observation_space: spaces.MultiDiscrete) -> None:
+        super().__init__(observation_space)
+        self._features_dim = int(observation_space.nvec.sum())
+
+
+def choose_policy(
+    kind: type[Any], space: gymnasium.Space[Any], policy: str | None, policy_kwargs: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """The name and the arguments of the policy of ``kind``, an SB3 class, for observations in ``space``.
+
+    Images get convolutions (NatureCNN from 36 x 36 on, else ``SmallImages``), everything else ``MlpPolicy``.
+    A ``policy`` or ``features_extractor_class`` that the user chose is kept.
+    """
+    names = list(kind.policy_aliases)
+    mlp = next(name for name in names if name.startswith("Mlp"))
+    cnn = next((name for name in names if name.startswith("Cnn")), None)
+    shape = space.shape or ()
+    if "features_extractor_class" in policy_kwargs:
+        return policy or mlp, policy_kwargs
+    if isinstance(space, spaces.Box) and len(shape) == 3 and policy in (None, cnn):
+        if cnn is not None and is_image_space(space) and sorted(shape)[1] >= 36:  # the least for NatureCNN
+            return cnn, policy_kwargs
+        return policy or mlp, {**policy_kwargs, "features_extractor_class": SmallImages}
+    if isinstance(space, spaces.MultiDiscrete) and "Lstm" in mlp:
+        policy_kwargs = {**policy_kwargs, "features_extractor_class": _Flat}
+    return policy or mlp, policy_kwargs

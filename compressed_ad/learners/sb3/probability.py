@@ -8,7 +8,7 @@ whole rollout at once. Letters: T steps of the rollout, S environments, d dimens
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -20,11 +20,7 @@ from compressed_ad.types import AnyArray, BoolArray
 
 try:
     import torch
-    from stable_baselines3.common.noise import (
-        NormalActionNoise,
-        OrnsteinUhlenbeckActionNoise,
-        VectorizedActionNoise,
-    )
+    from stable_baselines3.common import noise as kinds
     from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
     from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
     from stable_baselines3.td3.policies import TD3Policy
@@ -35,8 +31,6 @@ _PIECE = 8192
 """Observations in one forward pass."""
 
 Doubles = NDArray[np.float64]
-
-# ---------------------------------------------------------------- formulas
 
 
 def epsilon_greedy(greedy: BoolArray, epsilon: AnyArray, n_action: int) -> tuple[Doubles, Doubles]:
@@ -52,13 +46,9 @@ def _x_log_x(x: Doubles) -> Doubles:
 
 
 def relative_probability(
-    action: AnyArray,
-    mean: AnyArray,
-    std: AnyArray | None = None,
-    noise_mean: AnyArray | None = None,
-    noise_std: AnyArray | None = None,
-    rounding: AnyArray | float = 1e-6,
-) -> Doubles:
+    action: AnyArray, mean: AnyArray, std: AnyArray | None = None, noise_mean: AnyArray | None = None,
+    noise_std: AnyArray | None = None, rounding: AnyArray | float = 1e-6,
+) -> Doubles:  # fmt: skip
     """Density of the draw behind ``action``, divided by the highest density, to the power 1/d: in [0, 1].
 
     ``action`` (..., d) is ``tanh(u) + n`` clipped to [-1, 1], with ``u ~ Normal(mean, std)`` and the
@@ -114,24 +104,6 @@ def squashed_entropy(mean: AnyArray, std: AnyArray) -> Doubles:
     return np.asarray((0.5 * np.log(2 * np.pi * np.e) + np.log(std) + log_slope @ _WEIGHTS).sum(-1))
 
 
-# ---------------------------------------------------------------- distributions
-
-
-class ActionDistribution(Protocol):
-    """The distribution from which an algorithm draws its actions."""
-
-    has_entropy: bool
-
-    def start(self) -> None:
-        """Begin a rollout."""
-
-    def note(self, seen: Mapping[str, Any]) -> None:
-        """Note a step; ``seen`` are the local variables of SB3's loop."""
-
-    def evaluate(self, states: AnyArray) -> tuple[AnyArray, AnyArray | None]:
-        """Probability and entropy (T, S) of the noted actions, chosen in ``states`` (T, S, ...)."""
-
-
 def find_distribution(model: Any) -> ActionDistribution:
     """The action distribution of ``model``; ``UsageError`` if it is not known for this algorithm."""
     if isinstance(model, OnPolicyAlgorithm):
@@ -139,9 +111,8 @@ def find_distribution(model: Any) -> ActionDistribution:
     if isinstance(model, OffPolicyAlgorithm):
         if hasattr(model, "exploration_rate"):
             return _EpsilonGreedy(model)
-        if hasattr(getattr(model, "actor", None), "get_action_dist_params") or isinstance(
-            model.policy, TD3Policy
-        ):
+        gaussian = hasattr(getattr(model, "actor", None), "get_action_dist_params")
+        if gaussian or isinstance(model.policy, TD3Policy):
             return _Continuous(model)
     name = type(model).__name__
     reason = f": {REFUSED[name]}" if name in REFUSED else f"; it knows {', '.join(ALGORITHM)}"
@@ -154,10 +125,10 @@ class OnPolicy:
     has_entropy = True
 
     def __init__(self, model: Any) -> None:
-        self._model = model
-        self._recurrent = hasattr(model.policy, "lstm_actor")
+        self._model, self._recurrent = model, hasattr(model.policy, "lstm_actor")
 
     def start(self) -> None:
+        """Begin a rollout."""
         self._actions: list[AnyArray] = []  # as the policy sampled them
         self._masks: list[AnyArray] = []
         self._begins: list[AnyArray] = []
@@ -165,6 +136,7 @@ class OnPolicy:
             self._memory = tuple(part.clone() for part in self._model._last_lstm_states.pi)
 
     def note(self, seen: Mapping[str, Any]) -> None:
+        """Note a step; ``seen`` are the local variables of SB3's loop."""
         self._actions.append(np.array(seen["actions"]))
         if seen.get("action_masks") is not None:
             self._masks.append(np.array(seen["action_masks"]))
@@ -172,6 +144,7 @@ class OnPolicy:
             self._begins.append(np.array(self._model._last_episode_starts, np.float32))
 
     def evaluate(self, states: AnyArray) -> tuple[AnyArray, AnyArray]:
+        """Probability and entropy (T, S) of the noted actions, chosen in ``states`` (T, S, ...)."""
         probabilities, entropies = [], []
         for distribution, actions in self._distributions(states):
             probabilities.append(self._probability(distribution, actions))
@@ -182,12 +155,7 @@ class OnPolicy:
 
     def log_prob(self, states: AnyArray) -> AnyArray:
         """Log-probability (T, S) of the noted actions under the policy as it is now."""
-        return self._rows(
-            [
-                _numbers(distribution.log_prob(actions))
-                for distribution, actions in self._distributions(states)
-            ]
-        )
+        return self._rows([_numbers(d.log_prob(actions)) for d, actions in self._distributions(states)])
 
     def _probability(self, distribution: Any, actions: torch.Tensor) -> AnyArray:
         space = self._model.action_space
@@ -212,7 +180,7 @@ class OnPolicy:
         length = max(1, _PIECE // states.shape[1])
         for start in range(0, len(states), length):
             obs, actions, masks, begins = (
-                None if len(part) == 0 else _environments_first(part[start : start + length])
+                np.concatenate(np.swapaxes(part[start : start + length], 0, 1)) if len(part) else None
                 for part in (states, self._actions, self._masks, self._begins)
             )
             with torch.no_grad():
@@ -228,12 +196,6 @@ class OnPolicy:
     def _rows(self, pieces: list[AnyArray]) -> AnyArray:
         """(T, S) of pieces whose environments come first."""
         return np.concatenate([piece.reshape(self._model.n_envs, -1).T for piece in pieces])
-
-
-def _environments_first(steps: Any) -> AnyArray:
-    """(S * T, ...) of (T, S, ...)."""
-    array = np.swapaxes(np.asarray(steps), 0, 1)
-    return array.reshape(-1, *array.shape[2:])
 
 
 def _numbers(tensor: torch.Tensor) -> AnyArray:
@@ -271,10 +233,8 @@ class _EpsilonGreedy:
     def evaluate(self, states: AnyArray) -> tuple[AnyArray, AnyArray | None]:
         policy, actions = self._model.policy, np.stack(self._actions)
         with torch.no_grad():
-            best = [
-                policy._predict(policy.obs_to_tensor(piece)[0], deterministic=True).cpu().numpy()
-                for piece in _in_pieces(states)
-            ]
+            observed = (policy.obs_to_tensor(piece)[0] for piece in _in_pieces(states))
+            best = [policy._predict(obs, deterministic=True).cpu().numpy() for obs in observed]
         greedy = actions == np.concatenate(best).reshape(actions.shape)
         rates = np.array(self._rates)[:, None]
         return epsilon_greedy(greedy, rates, int(self._model.action_space.n))
@@ -340,8 +300,8 @@ class _Continuous:
         noise = self._model.action_noise
         if noise is None:
             return None
-        noises = noise.noises if isinstance(noise, VectorizedActionNoise) else [noise]
-        normals = [_NOISE.get(type(n), _unknown_noise)(n, bool(d)) for n, d in zip(noises, done, strict=True)]
+        noises = noise.noises if isinstance(noise, kinds.VectorizedActionNoise) else [noise]
+        normals = [_next_noise(one, bool(ended)) for one, ended in zip(noises, done, strict=True)]
         shape = (len(normals), len(self._rounding))
         mean, std = (
             np.stack([np.broadcast_to(part, shape[1:]) for part in parts]).astype(np.float64)
@@ -350,20 +310,18 @@ class _Continuous:
         return mean, std
 
 
-def _normal_noise(noise: Any, done: bool) -> tuple[AnyArray, AnyArray]:
-    return noise._mu, noise._sigma
+ActionDistribution = OnPolicy | _EpsilonGreedy | _Continuous
+"""From which an algorithm draws its actions; all have the methods of ``OnPolicy``, without ``log_prob``."""
 
 
-def _ornstein_uhlenbeck(noise: Any, done: bool) -> tuple[AnyArray, AnyArray]:
-    """Given the noise before it, the next one is Gaussian."""
-    first = np.zeros_like(noise._mu) if noise.initial_noise is None else noise.initial_noise
-    last = first if done else noise.noise_prev
-    return last + noise._theta * (noise._mu - last) * noise._dt, noise._sigma * np.sqrt(noise._dt)
-
-
-def _unknown_noise(noise: Any, done: bool) -> tuple[AnyArray, AnyArray]:
+def _next_noise(noise: Any, done: bool) -> tuple[AnyArray, AnyArray]:
+    """Mean and deviation of the next ``noise``; NaN for other types, as a subclass may draw differently."""
+    if type(noise) is kinds.NormalActionNoise:
+        return noise._mu, noise._sigma
+    if (
+        type(noise) is kinds.OrnsteinUhlenbeckActionNoise
+    ):  # given the noise before it, the next one is Gaussian
+        first = np.zeros_like(noise._mu) if noise.initial_noise is None else noise.initial_noise
+        last = first if done else noise.noise_prev
+        return last + noise._theta * (noise._mu - last) * noise._dt, noise._sigma * np.sqrt(noise._dt)
     return np.array(np.nan), np.array(np.nan)
-
-
-# By exact type: a subclass may draw differently.
-_NOISE = {NormalActionNoise: _normal_noise, OrnsteinUhlenbeckActionNoise: _ornstein_uhlenbeck}

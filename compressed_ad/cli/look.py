@@ -1,46 +1,62 @@
-"""``cad rollouts``: plays a trained run and tells what it explores and when it meets the reward."""
+"""``cad rollouts`` and ``cad attention``: what a trained run explores, and where its model looks."""
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressed_ad.cli.call import Call, Command
+from compressed_ad.cli import call as cli
 from compressed_ad.cli.display import print_lines
-from compressed_ad.cli.options import count, history_option, option, out_option, setting_option
-from compressed_ad.cli.output import check_output, write_output
-from compressed_ad.errors import UsageError
+from compressed_ad.errors import RunDirectoryError, UsageError
+from compressed_ad.files import locked, write_atomically, write_json
 from compressed_ad.histories.file import HistoryFile
+from compressed_ad.runs.data import PARTS
 from compressed_ad.runs.explore import FIGURES, Exploration, Explorer, figures, play, task_label
 from compressed_ad.runs.job import evaluation_job
+from compressed_ad.runs.look_inside import ModelFindings, examination_job, examine_model
 from compressed_ad.types import AnyArray, FloatArray, IntArray
 
-FILE = "rollouts.json"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
-    option(parser, "run", "RUN", "trained run directory", Path)
-    history_option(parser, "the one that the run was trained on")
-    option(parser, "--tasks", "K,K,...", "tasks to play (default: the held-out ones)")
-    option(parser, "--episodes", "N", "in-context episodes (default: the run's)", count)
-    option(parser, "--rollouts", "N", "rollouts of each task (default: the run's)", count)
-    out_option(parser, "output folder", "RUN/rollouts")
-    setting_option(
-        parser, "--seed", key="seed", metavar="N", help="seed of the rollouts (default: the run's)"
-    )
+def _check_output(out: Path, file: str) -> None:
+    """Raise ``RunDirectoryError`` unless the folder ``out`` is new, empty, or holds ``file`` from before."""
+    if out.exists() and not (out / file).exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunDirectoryError(f"{out}: exists and has no {file}; choose another --out")
 
 
-def run(call: Call) -> None:
-    config = call.config()
-    if call.only_shows(config):
-        return
-    options, explicit = call.options, call.explicit()
+def _write_output(
+    out: Path, file: str, content: Mapping[str, Any], figures: Mapping[str, Figure | None]
+) -> str:
+    """Write PNG files, then ``content`` as JSON to ``file``; return the folder and the names as a line.
+
+    The figures go by their names without ``.png``; files of those that are None are removed.
+    """
+    from compressed_ad.report.figures.style import figure_to_png
+
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        for name, figure in figures.items():
+            if figure is None:
+                (out / f"{name}.png").unlink(missing_ok=True)
+            else:
+                write_atomically(out / f"{name}.png", figure_to_png(figure))
+        write_json(out / file, content)
+    drawn = [f"{name}.png" for name, figure in figures.items() if figure is not None]
+    return f"{out}: {', '.join([file, *drawn])}"
+
+
+# ---------------------------------------------------------------- cad rollouts
+
+
+def _rollouts(call: cli.Call) -> None:
+    config, options, explicit = call.config(), call.options, call.explicit()
     chosen = {key.partition(".")[2] for key in explicit if key.startswith("evaluation.")}
     job = evaluation_job(options.run, options.history, config, chosen)
     given = {key: getattr(options, key) for key in ("episodes", "rollouts") if getattr(options, key)}
@@ -49,7 +65,7 @@ def run(call: Call) -> None:
     job = replace(job, config=job.config.model_copy(update={"evaluation": evaluation, "seed": seed}))
     ids = _tasks(options.tasks, HistoryFile(job.history))
     out: Path = options.out or job.path / "rollouts"
-    check_output(out, FILE)
+    _check_output(out, "rollouts.json")
     size = f"{len(ids)} tasks x {evaluation.rollouts} rollouts x {evaluation.episodes} episodes"
     if options.dry_run:
         print_lines(f"Would play {size} of {job.path} into {out}")
@@ -57,16 +73,24 @@ def run(call: Call) -> None:
     with call.display.stage("rollouts") as report:
         played = play(job, ids, report)
     drawn = {name: figure for name, _, figure in figures(played)}
-    written = write_output(out, FILE, _summary(played), {**dict.fromkeys(FIGURES), **drawn})
+    written = _write_output(out, "rollouts.json", _summary(played), {**dict.fromkeys(FIGURES), **drawn})
     print_lines(f"{job.path}: {size} on {played.description}\n")
     from compressed_ad.report.pages import plain
 
     print_lines("\n".join([plain(_table(played)), "", *_sentences(played), written]))
 
 
-ROLLOUTS = Command(
-    run,
-    _options,
+ROLLOUTS = cli.Command(
+    _rollouts,
+    [
+        cli.option("run", "RUN", "trained run directory", Path),
+        cli.history_option("the one that the run was trained on"),
+        cli.option("--tasks", "K,K,...", "tasks to play (default: the held-out ones)"),
+        cli.option("--episodes", "N", "in-context episodes (default: the run's)", cli.count),
+        cli.option("--rollouts", "N", "rollouts of each task (default: the run's)", cli.count),
+        cli.out_option("output folder", "RUN/rollouts"),
+        cli.setting_option("--seed", "seed", "N", "seed of the rollouts (default: the run's)"),
+    ],
     text=(
         "Plays as cad evaluate does and shows what is explored, when the reward is first met and how far "
         "away it was, beside a uniform random walk: a table, rollouts.json, and figures. Settings that are "
@@ -91,9 +115,6 @@ def _tasks(given: str | None, file: HistoryFile) -> IntArray:
             f"--tasks: expected numbers from 0 to {known - 1}, got {', '.join(map(repr, wrong))}"
         )
     return np.array(list(dict.fromkeys(int(word) for word in words)), np.int64)
-
-
-# ---------------------------------------------------------------- in words
 
 
 def _half_met(found_by: FloatArray) -> float:
@@ -145,8 +166,7 @@ def _sentences(played: Exploration) -> list[str]:
         return [] if model is None else [f"{what}: {model}{beside}."]
 
     def correlation(each: Explorer) -> str | None:
-        rank = _correlation(played, each)
-        return f"{rank:.2f}" if math.isfinite(rank) else None
+        return f"{each.correlation:.2f}" if math.isfinite(each.correlation) else None
 
     def visited(share: float) -> str:
         return f"{share:,.1f} observations" if played.n_place is None else f"{share:.0%} of the cells"
@@ -163,16 +183,6 @@ def _sentences(played: Exploration) -> list[str]:
         *measured("Visited before the first reward", lambda each: visited(float(each.searched[-1]))),
         *(f"Note: {note}." for note in played.notes),
     ]
-
-
-def _correlation(played: Exploration, each: Explorer) -> float:
-    """Rank correlation of the fewest steps to the first reward with the steps taken; NaN if undefined."""
-    from compressed_ad.evaluation.rollouts import rank_correlation
-
-    return math.nan if played.distance is None else rank_correlation(played.distance, each.first.times())
-
-
-# ---------------------------------------------------------------- as JSON
 
 
 def _summary(played: Exploration) -> dict[str, Any]:
@@ -227,9 +237,115 @@ def _curves(played: Exploration, each: Explorer) -> dict[str, Any]:
         "found_by": _rounded(each.first.found_by().mean(axis=0)),
         "coverage": _rounded(each.coverage),
         "coverage_until_reward": _rounded(each.searched),
-        "rank_correlation_with_fewest_steps": _rounded(_correlation(played, each)),
+        "rank_correlation_with_fewest_steps": _rounded(each.correlation),
     }
 
 
 def _rounded(values: Any) -> AnyArray:
     return np.round(np.asarray(values, np.float64), 6)
+
+
+# ---------------------------------------------------------------- cad attention
+
+
+def _attention(call: cli.Call) -> None:
+    options = call.options
+    job = examination_job(options.run, options.history)
+    out: Path = options.out or job.path / "attention"
+    _check_output(out, "attention.json")
+    if options.dry_run:
+        print_lines(
+            f"Would measure attention in {options.windows} windows of the {PARTS[options.part]} tasks of"
+            f" {job.history} and write to {out}"
+        )
+        return
+    with call.display.stage("attention"):
+        found = examine_model(job, part=options.part, windows=options.windows, window=options.window)
+        written = _write_output(out, "attention.json", found.summary(), _drawn(found))
+    for note in found.notes:
+        call.display.note(f"note: {note}")
+    print_lines(f"{_text(found)}\n\n{written}")
+
+
+_PARTS = f"part of the split whose histories are used: {', '.join(PARTS)}"
+_WINDOW = "context that is drawn as a map (default: the one closest to half marked)"
+ATTENTION = cli.Command(
+    _attention,
+    [
+        cli.option("run", "RUN", "trained run directory", Path),
+        cli.history_option("the one that the run was trained on"),
+        cli.option("--part", "PART", _PARTS, cli.one_of("part", PARTS), default="heldout"),
+        cli.option("--windows", "N", "contexts drawn from them", cli.count, default=64),
+        cli.option(
+            "--window", "K", "context that is drawn as a map (default: the one closest to half marked)", int
+        ),
+        cli.out_option("output folder", "RUN/attention"),
+    ],
+    text=(
+        "Writes attention.json (all numbers), attention.png (attention on marked, rewarded and other tokens "
+        "by head, beside what uniform attention and the head's preference for lags alone give), "
+        "attention_map.png (one context) and, for CompressedAD, tokens.png (its border embeddings and what "
+        "they change)."
+    ),
+    common=("dry-run",),
+)
+
+
+def _drawn(found: ModelFindings) -> dict[str, Figure | None]:
+    from compressed_ad.report.figures import attention as draw
+
+    where, context, effects = f"{found.run}, gradient step {found.step}", found.context, found.effects
+    return {
+        "attention": draw.attention_summary(
+            found.shares, f"{where}: {found.shares.n_window} windows of {PARTS[found.part]} tasks"
+        ),
+        "attention_map": draw.attention_map(
+            context,
+            f"{where}: {PARTS[found.part]} task {context.task} from step {context.first_step}"
+            f" of its history (window {context.window})",
+        ),
+        "tokens": None
+        if effects is None
+        else draw.border_embeddings(
+            found.geometry, effects, f"{where}: {effects.n_window} windows with border marks"
+        ),
+    }
+
+
+def _text(found: ModelFindings) -> str:
+    """The attention ratios of every head and, for a model with border embeddings, what these do."""
+    from compressed_ad.report.pages import plain
+
+    shares, effects = found.shares, found.effects
+    rows = [["Layer", "Head", *(f"{kind[0].upper()}{kind[1:]}" for kind in shares.kinds)]]
+    for layer, h in np.ndindex(shares.ratio.shape[1:]):
+        each = (values[:, layer, h] for values in (shares.ratio, shares.low, shares.high))
+        ratios = ((r, f"{r:.2f} ({low:.2f} to {high:.2f})") for r, low, high in zip(*each, strict=True))
+        rows.append(
+            [str(layer + 1), str(h + 1), *("none seen" if np.isnan(r) else cell for r, cell in ratios)]
+        )
+    lines = [
+        f"{found.run} ({found.model}, gradient step {found.step}): {shares.n_window} windows of"
+        f" {PARTS[found.part]} tasks, {shares.n_query:,} queries",
+        "",
+        "Attention on tokens of each kind, divided by what the head's preference for lags alone gives,",
+        "with the 95 % interval over windows:",
+        plain(rows),
+    ]
+    if effects is not None:
+        last, all_queries = found.geometry[-1], effects.places.index("all")
+        table = [["Change", "KL divergence", "Added cross-entropy"]]
+        for name, *values in zip(effects.changes, effects.divergence, effects.cross_entropy, strict=True):
+            nats = (
+                (v, f"{v:z.4f} ({low:z.4f} to {high:z.4f})")
+                for v, low, high in (at[all_queries] for at in values)
+            )
+            table.append([name, *("unknown" if np.isnan(v) else cell for v, cell in nats)])
+        lines += [
+            "",
+            f"Effect of border marks in the {effects.n_window} windows with marks (nats per query):",
+            plain(table),
+            f"Norms at gradient step {last.step}: <compress> {last.norm_start / last.norm_token:.1%},"
+            f" \\compress> {last.norm_end / last.norm_token:.1%} of a typical token's embedding.",
+        ]
+    return "\n".join(lines)
