@@ -30,14 +30,24 @@ OPTIMUM = "the optimal return"
 """What a normalised return of 1 stands for where that is known."""
 
 
-SHARED_DATA = (
+@dataclass(frozen=True)
+class Design:
+    """How the runs of an experiment came about; ``interval`` takes the scores (R, N) of R runs, N tasks."""
+
+    about: str
+    interval: Callable[[Floats], Interval]
+
+
+SHARED_DATA = Design(
     "All runs learn from the same histories and are judged on the same tasks. Intervals resample runs and"
     " tasks together (a crossed bootstrap, widened for their small number): they cover new training seeds and"
-    " new tasks, but not other histories or another split."
+    " new tasks, but not other histories or another split.",
+    intervals.crossed_bootstrap,
 )
-OWN_DATA = (
+OWN_DATA = Design(
     "Each run has its own histories, split and training seed. Intervals are Student's t over runs: they cover"
-    " new data, new tasks and new seeds together."
+    " new data, new tasks and new seeds together.",
+    intervals.over_runs,
 )
 
 
@@ -109,19 +119,16 @@ Scores = Mapping[tuple[str, str], Mapping[int, ArrayLike]]
 
 
 def compare(
-    scores: Scores, pairs: Sequence[tuple[str, str]], measure: str, interval: Callable[[Floats], Interval]
+    scores: Scores, pairs: Sequence[tuple[str, str]], measure: str, design: Design
 ) -> list[Difference]:
-    """Every pair (one, other) in every family, over all families if there are several; Holm-adjusted.
-
-    ``interval`` is that of scores (R, N).
-    """
+    """Every pair (one, other) in every family, over all families if there are several; Holm-adjusted."""
     found = []
     for one, other in pairs:
         parts = []
         for family in dict.fromkeys(family for family, _ in scores):
             a, b = scores.get((family, one), {}), scores.get((family, other), {})
             gaps = np.array([np.subtract(b[run], a[run]) for run in sorted(a) if run in b], np.float64)
-            if len(gaps) and (estimate := interval(gaps.reshape(len(gaps), -1))).n:
+            if len(gaps) and (estimate := design.interval(gaps.reshape(len(gaps), -1))).n:
                 p = intervals.p_value(estimate)
                 parts.append(Difference(family, one, other, measure, estimate, estimate.n, p, gaps=gaps))
         found += parts
@@ -141,7 +148,7 @@ def scores_of(rows: Sequence[Row], measure: str) -> Scores:
 
 
 def differences(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], measure: str) -> list[Difference]:
-    return compare(scores_of(rows, measure), pairs, measure, intervals.over_runs)
+    return compare(scores_of(rows, measure), pairs, measure, OWN_DATA)
 
 
 def means(rows: Sequence[Row], measure: str) -> dict[tuple[str, str], Interval]:
@@ -232,7 +239,9 @@ def analyse(
             found[name][key] = estimate(scores[name][key], limits=limits)
         by_run = {("", m.name): dict(zip(m.seeds, scores[m.name][key], strict=True)) for m in methods}
         others = [(base.name, m.name) for m in methods[1:]]
-        for d in compare(by_run, others, measure.key, estimate):
+        reach = (limits[0] - limits[1], limits[1] - limits[0])  # of a difference
+        design = replace(SHARED_DATA, interval=partial(estimate, limits=reach))
+        for d in compare(by_run, others, measure.key, design):
             pairs[f"{d.other}-{d.one}"][key] = d
     improvement = {}
     for method in methods[1:]:

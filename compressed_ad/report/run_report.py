@@ -96,10 +96,10 @@ def build_report(
         "report.html.j2",
         title=title or f"{' and '.join(analysis.methods)} on {experiment.family}",
         analysis=analysis,
-        design=comparison.SHARED_DATA,
+        design=comparison.SHARED_DATA.about,
         header=_header(analysis),
         table=_lines(analysis),
-        iqm_note=iqm_note(analysis),
+        notes_below=notes_below(analysis),
         left_out=left_out(analysis.shown),
         regret=_regret_table(analysis),
         convergence=comparison.convergence_table(comparison.convergence(points, methods[0].name)),
@@ -257,26 +257,47 @@ def _header(analysis: Analysis) -> list[str]:
 
 def _lines(analysis: Analysis) -> list[tuple[str, str, list[tuple[str, str]]]]:
     """(label, meaning, (value, interval) per method and difference) as text, for each measure."""
-    found = []
+    found, uneven = [], _uneven(analysis)
     for key in analysis.shown:
         measure = MEASURES[analysis.metric if key == IQM else key]
         cells = [(intervals.number(row[key].value), row[key].span()) for row in analysis.methods.values()]
         gaps = [row[key].estimate for row in analysis.pairs.values()]
         cells += [(intervals.number(gap.value, "+"), gap.span("+")) for gap in gaps]
-        label = f"{measure.label}, interquartile mean*" if key == IQM else measure.label
+        label = (
+            f"{measure.label}, interquartile mean*" if key == IQM else measure.label + "†" * (key in uneven)
+        )
         found.append((label, "" if key == IQM else measure.meaning, cells))
     return found
 
 
-def iqm_note(analysis: Analysis) -> str:
-    difference = (
+def _uneven(analysis: Analysis) -> set[str]:
+    """Measures that some run or task has of one method only, so that the columns of means do not subtract."""
+    means = {name: {key: i.value for key, i in row.items()} for name, row in analysis.methods.items()}
+    return {
+        key
+        for row in analysis.pairs.values()
+        for key, d in row.items()
+        if key != IQM and abs(means[d.other][key] - means[d.one][key] - d.estimate.value) > 5e-4
+    }
+
+
+def notes_below(analysis: Analysis) -> list[str]:
+    """What is to be known of the lines whose columns need not subtract."""
+    middle = (
+        "* The interquartile mean leaves out the highest and the lowest quarter of the scores of all runs and"
+        " tasks."
+    )
+    if not analysis.pairs:
+        return [middle]
+    middle += (
         " Its difference is the interquartile mean of the paired differences, which need not be the"
         " difference of the two columns."
     )
-    return (
-        "* The interquartile mean leaves out the highest and the lowest quarter of the scores of all runs and"
-        f" tasks.{difference if analysis.pairs else ''}"
+    pairs = (
+        "† The difference is over the runs and tasks of which both methods have a value, the columns over all"
+        " of which each has one."
     )
+    return [middle, pairs] if _uneven(analysis) & set(analysis.shown) else [middle]
 
 
 def left_out(shown: Sequence[str]) -> str:
@@ -284,7 +305,7 @@ def left_out(shown: Sequence[str]) -> str:
     missing = dict.fromkeys(
         NEEDS[m.needs] for key, m in MEASURES.items() if m.listed and m.needs and key not in shown
     )
-    return f"Left out are the measures that need {'; or '.join(missing)}." if missing else ""
+    return f"Left out are the measures that need {', or '.join(missing)}." if missing else ""
 
 
 def _regret_table(analysis: Analysis) -> list[list[str]]:
@@ -307,7 +328,7 @@ def terminal_table(analysis: Analysis) -> Group:
         table.add_column(Text(name, justify="right"), justify="right", overflow="fold")
     for label, _, cells in _lines(analysis):
         table.add_row(Text(label), *(Text(f"{value}\n{span}".rstrip()) for value, span in cells))
-    parts: list[Table | Text] = [table, Text(iqm_note(analysis))]
+    parts: list[Table | Text] = [table, *map(Text, notes_below(analysis))]
     if regret_lines := _regret_table(analysis):
         n_episode = next(iter(analysis.regret.values())).shape[-1]
         regret = Table(title=f"Cumulative regret over {n_episode} episodes: mean", title_justify="left")

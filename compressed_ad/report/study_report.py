@@ -69,7 +69,7 @@ def tables(study: Study, rows: Sequence[Row], points: Sequence[Row]) -> list[tup
     scale = "Returns are normalised per task: 0 is the uniformly random policy, 1 the optimal one."
     found = [(means_table(rows, study.variants), f"Means over runs. {scale}")]
     caption = (
-        f"Means of the paired differences over runs. {comparison.OWN_DATA} The verdict goes by the 95 %"
+        f"Means of the paired differences over runs. {comparison.OWN_DATA.about} The verdict goes by the 95 %"
         " interval; Holm's adjustment counts all comparisons of this table."
     )
     for measure in dict.fromkeys((study.metric, "final", "auc")):

@@ -213,6 +213,17 @@ def test_what_stands_beside_each_other_subtracts(report: WrittenReport) -> None:
     assert ("better" in d.verdict) == (d.n_run >= MIN_RUNS and d.estimate.excludes_zero())
 
 
+def test_columns_that_cannot_subtract_are_marked() -> None:
+    """The second method never meets the reward on one task, so it has no final return if met there."""
+    lost = method("B", seed=1)
+    lost = replace(lost, returns=np.concatenate([lost.returns[:, :2], 0 * lost.returns[:, 2:]], axis=1))
+    analysis = analyse([method(), lost])
+    assert analysis.pairs["B-AD"]["found"].estimate.low >= -1.0  # shares differ by 1 at most
+    shown = in_terminal(analysis)
+    assert "Final if met†" in shown and "† The difference is over the runs and tasks of which both" in shown
+    assert "Final return†" not in shown and "†" not in in_terminal(analyse([method(), method("B", seed=1)]))
+
+
 def test_two_columns_of_skewed_scores_subtract() -> None:
     """Interquartile means of columns and of paired differences disagree here, even in their sign."""
     a, b = method(), method("B", seed=1)
