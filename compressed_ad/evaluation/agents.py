@@ -67,7 +67,6 @@ class OptimalAgent:
         self.episode_return = np.zeros(n_env)
 
     def act(self, obs: AnyArray) -> AnyArray:
-
         return self.family.optimal_action(self.slots, obs, self.episode_return)
 
     def observe(self, actions: AnyArray, step: Step) -> None:

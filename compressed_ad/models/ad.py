@@ -93,7 +93,7 @@ class AD(nn.Module):
         return None
 
     def new_cache(self, n_row: int) -> Cache:
-
+        """An empty cache for ``n_row`` contexts."""
         return Cache(self.transformer, n_row)
 
     def prefill(self, tokens: Tokens, lengths: Tensor, cache: Cache, rows: Tensor) -> None:

@@ -27,7 +27,6 @@ class Tokens:
     has_previous: Tensor  # (B, L) bool
 
     def part(self, rows: slice | Tensor) -> Tokens:
-
         return Tokens(**{name: tensor[rows] for name, tensor in vars(self).items()})
 
     def without(self, *names: str) -> Tokens:
@@ -45,7 +44,6 @@ class Batch:
     weight: Tensor | None = None  # (B, L) float32 weight of each position in the loss; None: all equal
 
     def part(self, rows: slice | Tensor) -> Batch:
-
         weight = None if self.weight is None else self.weight[rows]
         return Batch(self.tokens.part(rows), self.target[rows], self.valid[rows], weight)
 

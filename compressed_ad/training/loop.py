@@ -157,7 +157,6 @@ class _Run:
         return messages
 
     def update(self, batch: Batch) -> Metrics:
-
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
         if self.config.dropout > 0:

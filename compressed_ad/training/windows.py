@@ -90,7 +90,7 @@ class WindowSampler:
         return np.minimum(index, end[:, None] - 1), index < end[:, None]
 
     def batch(self, step: int) -> Batch:
-
+        """The windows of gradient step ``step``."""
         index, valid = self.indices(step)
         at = torch.from_numpy(index).to(self.device)
         window = {name: array[at] for name, array in self.data.items()}
