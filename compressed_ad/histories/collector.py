@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from compressed_ad.errors import ConfigError, RunError, UsageError
+from compressed_ad import registry
+from compressed_ad.errors import ConfigError, RunError
 from compressed_ad.histories.file import HistoryFile, HistoryInfo, HistoryWriter, marking_provenance, remark
 from compressed_ad.learners.base import Checks, SourceLearner
 from compressed_ad.marking.apply import apply_marker, find_marker, marker_name, task_seed
 from compressed_ad.marking.conformance import marker_faults
 from compressed_ad.marking.markers import Marker
+from compressed_ad.settings import Count
 from compressed_ad.tasks.base import TaskFamily, family_specs
 from compressed_ad.tasks.split import choose_tasks, split_family
 from compressed_ad.types import AnyArray, IntArray, Split
@@ -36,6 +38,7 @@ def history_path(directory: str | Path, family_name: str, learner_name: str, see
     return Path(directory) / f"history_{family_name}_{learner_name}_alg-seed{seed}_compressed.hdf5"
 
 
+@registry.checked
 def collect(
     family: TaskFamily,
     learner: SourceLearner,
@@ -44,9 +47,9 @@ def collect(
     family_name: str,
     family_kwargs: Mapping[str, Any] | None = None,
     learner_config: Mapping[str, Any] | None = None,
-    n_timesteps: int,
-    n_learner: int = 1,
-    n_stream: int = 100,
+    n_timesteps: Count,
+    n_learner: Count = 1,
+    n_stream: Count = 100,
     n_task: int | None = None,
     train: int | None = None,
     validation: int | None = None,
@@ -58,9 +61,9 @@ def collect(
     task_ids: IntArray | None = None,
     split: Split | None = None,
     checked: bool = False,
-    n_process: int = 1,
+    n_process: Count = 1,
     pool: Pool | None = None,
-    block_size: int | None = None,
+    block_size: Count | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -85,10 +88,6 @@ def collect(
     learner or the marker raises. Finished tasks are kept.
     """
     sizes = {"n_timesteps": n_timesteps, "n_learner": n_learner, "n_stream": n_stream}
-    others = {"n_process": n_process, "block_size": 1 if block_size is None else block_size}
-    for name, count in {**sizes, **others}.items():
-        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
-            raise UsageError(f"{name} must be an integer >= 1, got {count!r}")
     params = dict(marker_params or {})
     if marker is not None and not checked:
         problems = marker_faults(find_marker(marker), **params)

@@ -363,7 +363,7 @@ def test_wrong_use_is_found_before_anything_starts(tmp_path):
     with pytest.raises(UnknownNameError, match="threshold"):
         gather(path, marker="thresold")
     for key in ("n_timesteps", "n_stream", "n_learner", "n_process", "block_size"):
-        with pytest.raises(UsageError, match=f"{key} must be an integer >= 1"):
+        with pytest.raises(UsageError, match=f"{key} must be a whole number of at least 1"):
             gather(path, **{key: 0})
     with pytest.raises(SplitError):
         gather(path, train=3)
