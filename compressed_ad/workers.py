@@ -99,6 +99,7 @@ class Pool(Protocol):
         should_stop: ShouldStop = never,
         finished: Callable[[str, Any], None] = lambda name, result: None,
         retry: bool = False,
+        patience: float = 120.0,
     ) -> dict[str, Any]:
         """Results of ``function(*arguments, report=..., should_stop=...)`` for the arguments of every unit.
 
@@ -106,9 +107,10 @@ class Pool(Protocol):
         method, say). A single unit, and all units if ``n_process`` is 1, run in this process. ``finished`` is
         called with each result as it comes.
 
-        Once ``should_stop()`` is true, units get time to save, then ``KeyboardInterrupt`` is raised. The
-        first error of a unit stops the others in the same way and is raised, with its traceback as a note.
-        The death of a worker is a ``RunError``; with ``retry`` its unit is first tried once more, alone.
+        Once ``should_stop()`` is true, units get ``patience`` seconds to save, then ``KeyboardInterrupt`` is
+        raised. The first error of a unit stops the others in the same way and is raised, with its traceback
+        as a note. The death of a worker is a ``RunError``; with ``retry`` its unit is first tried once more,
+        alone.
         """
         parts = Parts(silent, dict.fromkeys(units, 1)) if progress is None else progress
         results: dict[str, Any] = {}
@@ -129,7 +131,7 @@ class Pool(Protocol):
             if failure is None and should_stop():
                 failure = KeyboardInterrupt()
             if failure is not None and deadline == float("inf"):
-                deadline = time.monotonic() + 120
+                deadline = time.monotonic() + patience
                 self._ask_to_stop()
             # Only alone does a lost unit show whether it is the cause: memory may have run out.
             while failure is None and (waiting or lost) and len(running) < (self.n_process if waiting else 1):
@@ -403,8 +405,11 @@ def _call(
 ) -> tuple[str, Any]:
     import ray
 
-    with suppress(OSError):
+    try:
         os.chdir(folder)
+    except OSError as error:
+        where = f"machine {os.uname().nodename} of the Ray cluster"
+        return "error", RunError(f"{name}: {where} does not share the folder {folder} ({error.strerror})")
     progress: Any = None
     last, stopping = 0.0, False
 

@@ -38,6 +38,11 @@ def patient(folder: str, *, report, should_stop) -> None:
     raise KeyboardInterrupt
 
 
+def deaf(folder: str, *, report, should_stop) -> None:
+    time.sleep(60)
+    (Path(folder) / "slept").touch()
+
+
 def any_of_them(name: str, *arguments, report, should_stop):
     return globals()[name](*arguments, report=report, should_stop=should_stop)
 

@@ -62,6 +62,12 @@ def test_an_error_keeps_its_type_and_place_and_lets_the_others_save(pool: Pool, 
     assert "in wrong\n" in caught.value.__notes__[0]
 
 
+def test_units_that_have_nothing_to_save_are_not_waited_for(tmp_path: Path) -> None:
+    with WorkerPool(2) as pool, pytest.raises(SplitError, match="task 3 is held out"):
+        pool.run(jobs.any_of_them, {"a": ("deaf", str(tmp_path)), "b": ("wrong",)}, patience=0.0)
+    assert not (tmp_path / "slept").exists()
+
+
 def test_a_unit_whose_worker_dies_is_tried_again_and_its_progress_is_taken_back(
     pool: Pool, tmp_path: Path
 ) -> None:

@@ -42,7 +42,7 @@ def run(call: Call) -> None:
     if config.device == "cuda":
         runs.device(config)  # raises before anything is started if there is none
     display = call.display
-    with claimed(out, config), open_pool(call.options.ray, stages.n_process(config)) as pool:
+    with open_pool(call.options.ray, stages.n_process(config)) as pool, claimed(out, config):
         watch = stages.Stopwatch(out / "seconds.json")
         with display.stage("collect") as report, watch.stage("collect", report) as both:
             stages.collect_stage(config, history, report=both, pool=pool)

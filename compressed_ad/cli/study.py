@@ -6,7 +6,7 @@ from pathlib import Path
 
 from compressed_ad.cli.call import RAY, Call, Command, count, flag, option
 from compressed_ad.cli.display import duration, print_lines
-from compressed_ad.errors import RunError
+from compressed_ad.errors import RunError, UsageError
 from compressed_ad.files import locked, write_atomically
 from compressed_ad.report.results import POINT_COLUMNS, read_rows, result_columns, write_rows
 from compressed_ad.runs import study_run
@@ -35,6 +35,8 @@ def run(call: Call) -> None:
         name = CURVES if options.tables.name == TABLE else options.tables.name.replace(".csv", "_curves.csv")
         beside = options.tables.with_name(name)
         rows, points = read_rows(options.tables), read_rows(beside) if beside.exists() else []
+        if any("step" in row.values for row in rows):
+            raise UsageError(f"{options.tables}: holds a study's curves; name its table")
         print_lines(study_report.text(study, rows, points, as_markdown=options.markdown))
         return
     out: Path = options.out
@@ -44,7 +46,7 @@ def run(call: Call) -> None:
         return
     folder = out / study.name
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder), open_pool(options.ray, processes) as pool:
+    with open_pool(options.ray, processes) as pool, locked(folder):
         failures = _work(call, study, out, pool)
         finished = [group for group in study_run.groups(study, out) if group.finished]
         write_rows(folder / TABLE, study_run.rows(finished), result_columns())

@@ -126,7 +126,8 @@ def collect(
             unit=math.prod(sizes.values()),
             before=len(done),
         )
-        workers.run(job.learn, units, progress=total, retry=True)
+        # What a block has not stored cannot be saved, so none is waited for.
+        workers.run(job.learn, units, progress=total, retry=True, patience=0.0)
     # Tasks finished earlier may carry the masks of another marker: then all are marked again, at the end.
     writer.finish(None if done or marker is None else marking_provenance(marker, params, seed))
     if marker is not None and HistoryFile(path, verify=False).marking is None:
@@ -184,6 +185,7 @@ class _Job:
             got, marker = history.rewards.shape, self.marker
             if got != shape:
                 raise RunError(f"{name}, task {index}: expected (stream, time) {shape}, got {got}")
+            history.check_finite(f"{name}, task {index}")
             if marker is not None:
                 seed = task_seed(self.seed, index)
                 history = history.with_mask(apply_marker(marker, history, seed=seed, **self.marker_params))

@@ -66,12 +66,20 @@ def _valid_part(tree: dict[str, Any]) -> tuple[Config, list[Problem]]:
         return Config.model_validate(tree), []
     except ValidationError as error:
         found = problems(Config, error)
-    for section, *keys in (path for problem in found for path in problem.paths):
-        if keys and isinstance(tree.get(section), dict):
-            tree[section].pop(keys[0], None)
-        else:
-            tree.pop(section, None)
+    for path in (path for problem in found for path in problem.paths):
+        _remove(tree, path)
     return _valid_part(tree)[0], found
+
+
+def _remove(tree: dict[str, Any], path: tuple[str, ...]) -> None:
+    """Remove what stands at ``path``, or the value that contains it; else its whole section."""
+    at = tree
+    for key in path:
+        inner = at.get(key)
+        if not isinstance(inner, dict) or key == path[-1]:
+            at.pop(key) if key in at else tree.pop(path[0], None)
+            return
+        at = inner
 
 
 def _origin(leaves: Leaves, paths: Iterable[tuple[str, ...]]) -> str:

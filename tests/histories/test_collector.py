@@ -274,7 +274,7 @@ def test_a_worker_that_always_dies_is_named_and_the_rest_is_kept(reference, tmp_
 @pytest.mark.parametrize("n_process", [1, 2])
 def test_errors_keep_their_class_and_finished_tasks(reference, tmp_path, n_process):
     path = tmp_path / "h.hdf5"
-    with pytest.raises(NumericalError, match=r"h.hdf5: task 4: rewards\[0, 3\] is nan"):
+    with pytest.raises(NumericalError, match=r"Walker, task 4: rewards\[0, 3\] is nan"):
         gather(path, Walker("nan"), n_process=n_process, block_size=1)
     assert_same(reference, gather(path, resume=True))
 

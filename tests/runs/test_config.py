@@ -379,3 +379,15 @@ def test_mistakes_in_python_are_those_of_the_command_line():
         (("env", "n_task"),),
         (("seed",),),
     ]
+
+
+def test_what_one_wrong_parameter_leaves_is_tried_with_the_others():
+    """No mistake follows from another one: the learner is not tried with defaults that nobody asked for."""
+    overrides = [(f"algorithm.learner_kwargs.{key}", value) for key, value in (("learning_rate", ".nan"),)]
+    with pytest.raises(ConfigError) as caught:
+        load_config(Request(overrides=overrides))
+    assert len(caught.value.problems) == 1
+    wrong = [*overrides, ("algorithm.learner_kwargs.n_stepz", "3")]
+    with pytest.raises(ConfigError, match=r"n_stepz.*did you mean 'n_steps'") as caught:
+        load_config(Request(overrides=wrong))
+    assert len(caught.value.problems) == 2

@@ -121,6 +121,12 @@ def test_the_same_command_again_trains_nothing(finished: Path, capsys: pytest.Ca
     assert "12 runs are finished" in said and "see a paired difference of" in said
 
 
+def test_the_curves_are_not_taken_for_the_table(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    curves = finished / "out" / "tiny" / "curves.csv"
+    assert main(["study", str(finished / "tiny.yaml"), "--tables", str(curves)]) == 2
+    assert f"{curves}: holds a study's curves; name its table" in capsys.readouterr().err
+
+
 def test_kept_results_give_the_same_tables(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = finished / "out" / "tiny"
     assert main(["study", str(finished / "tiny.yaml"), "--tables", str(own / "table.csv")]) == 0
