@@ -19,7 +19,7 @@ import numpy as np
 from compressed_ad import registry
 from compressed_ad.errors import ConfigError, RunError
 from compressed_ad.histories.file import HistoryFile, HistoryInfo, HistoryWriter, marking_provenance, remark
-from compressed_ad.learners.base import Checks, SourceLearner
+from compressed_ad.learners.base import Blocks, Checks, SourceLearner, Told
 from compressed_ad.marking.apply import apply_marker, find_marker, marker_name, task_seed
 from compressed_ad.marking.conformance import marker_faults
 from compressed_ad.marking.markers import Marker
@@ -30,7 +30,7 @@ from compressed_ad.types import AnyArray, IntArray, Split
 from compressed_ad.workers import Parts, Pool, Report, ShouldStop, WorkerPool
 
 MAX_BLOCK = 8
-"""Tasks learned together: enough to fill a batched learner, few enough that a crash loses little."""
+"""Tasks learned together unless the learner says how many: few enough that a crash loses little."""
 
 
 def history_path(directory: str | Path, family_name: str, learner_name: str, seed: int) -> Path:
@@ -102,23 +102,27 @@ def collect(
         parts = {"train": train, "validation": validation, "heldout": heldout}
         split = split_family(family, task_ids, seed if split_seed is None else split_seed, **parts)
     tasks = all_tasks[task_ids]
+    told = {"told": learner.told} if isinstance(learner, Told) else {}
     info = HistoryInfo(
         family=family_name,
         family_kwargs=dict(family_kwargs or {}),
         spaces=family_specs(family),
         horizon=family.horizon,
         learner=learner.name,
-        config={**(learner_config or {}), **sizes, "task_ids": task_ids.tolist()},
+        config={**(learner_config or {}), **sizes, "task_ids": task_ids.tolist(), **told},
         seed=seed,
     )
     writer = HistoryWriter(
         path, info, split, tasks, family.optimal_return(tasks), family.random_return(tasks),
         resume=resume, overwrite=overwrite,
     )  # fmt: skip
+    most = learner.block_size(family, **sizes) if isinstance(learner, Blocks) else MAX_BLOCK
     job = _Job(family, learner, writer, tasks, task_ids, sizes, seed, marker, params)
     done = writer.done_tasks()
     with WorkerPool(n_process) if pool is None else nullcontext(pool) as workers:
-        blocks = _blocks(np.setdiff1d(np.arange(len(tasks)), sorted(done)), workers.n_process, block_size)
+        blocks = _blocks(
+            np.setdiff1d(np.arange(len(tasks)), sorted(done)), workers.n_process, block_size, most
+        )
         units = {f"tasks {block.tolist()}": (block,) for block in blocks}
         total = Parts(
             lambda done, total, text: progress(done, total),
@@ -135,13 +139,13 @@ def collect(
     return Path(path)
 
 
-def _blocks(todo: IntArray, n_process: int, block_size: int | None) -> list[IntArray]:
-    """``todo`` in blocks of ``block_size``, or of nearly equal sizes that keep every process busy."""
+def _blocks(todo: IntArray, n_process: int, block_size: int | None, most: int) -> list[IntArray]:
+    """``todo`` in blocks of ``block_size``, or of nearly equal sizes up to ``most`` for all processes."""
     if len(todo) == 0:
         return []
     if block_size is not None:
         return [todo[i : i + block_size] for i in range(0, len(todo), block_size)]
-    rounds = -(-len(todo) // (MAX_BLOCK * n_process))
+    rounds = -(-len(todo) // (most * n_process))
     return np.array_split(todo, min(rounds * n_process, len(todo)))
 
 

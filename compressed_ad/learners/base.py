@@ -50,6 +50,21 @@ class Checks(Protocol):
         """Raise ``SpaceError``, ``ConfigError`` or ``UsageError`` if ``learn`` would."""
 
 
+@runtime_checkable
+class Blocks(Protocol):
+    """Optional for a learner: how many tasks it wants to learn together."""
+
+    def block_size(self, family: TaskFamily, *, n_timesteps: int, n_learner: int, n_stream: int) -> int:
+        """The largest number of tasks in a call of ``learn``."""
+
+
+@runtime_checkable
+class Told(Protocol):
+    """Optional for a learner: what it knows before it learns, which history files keep for reports."""
+
+    told: str
+
+
 def histories_of_tasks(arrays: Mapping[str, AnyArray], learner: NDArray[np.int32]) -> list[History]:
     """One history for each task, from ``arrays`` (N * S, T, ...) of all tasks in order.
 
@@ -69,5 +84,7 @@ LEARNER: Registry[Callable[..., SourceLearner]] = Registry(
         "thompson": "compressed_ad.learners.scripted:ThompsonSampling",
         "ucb1": "compressed_ad.learners.scripted:UCB",
         "noise": "compressed_ad.learners.scripted:NoiseDistillation",
+        "tabular": "compressed_ad.learners.tabular:TabularQ",
+        "rmax": "compressed_ad.learners.rmax:RMax",
     },
 )

@@ -117,6 +117,17 @@ class RandomFound(Protocol):
 
 
 @runtime_checkable
+class SuccessorTable(Protocol):
+    """Optional for a family: where actions lead is known and deterministic."""
+
+    def successor_table(self, tasks: AnyArray) -> IntArray:
+        """(N, O, K) number of the observation that each of K actions leads to from each of O observations.
+
+        Observations and actions are numbered in order, the last component changing fastest; -1: impossible.
+        """
+
+
+@runtime_checkable
 class ReferencePolicies(Protocol):
     """Optional for a family: models should be compared with known algorithms."""
 

@@ -131,6 +131,10 @@ class Grid(OneLineRepr, ABC):
     @abstractmethod
     def optimal_action(self, tasks: AnyArray, obs: IntArray, episode_return: FloatArray) -> Int64Array: ...
 
+    def successor_table(self, tasks: AnyArray) -> Int64Array:
+        """(N, cells, 5) index of the cell that each action leads to."""
+        return np.broadcast_to(successors(self.size).T, (len(tasks), self.size**2, N_ACTION))
+
     def index(self, cells: ArrayLike) -> Int64Array:
         """Number x * size + y of cells (..., 2)."""
         x, y = np.moveaxis(np.asarray(cells, np.int64), -1, 0)
@@ -335,6 +339,9 @@ class DarkroomPermuted(Grid):
         move = towards(obs, np.broadcast_to(self.goal, np.shape(obs)))
         inverse = np.argsort(self._permutations(tasks), axis=1)
         return np.take_along_axis(inverse, move[:, None], 1)[:, 0]
+
+    def successor_table(self, tasks: AnyArray) -> Int64Array:
+        return successors(self.size)[self._permutations(tasks)].swapaxes(1, 2)
 
     def _permutations(self, tasks: AnyArray) -> Int64Array:
         tasks = np.asarray(tasks)
