@@ -156,10 +156,8 @@ def learn_values(
             _remember(values, i, state, a, r, -1 if terminated[i] else next_state)
         if rule.fade > 0:
             values.visits[i, next_state] += 1
-            hope = rule.initial * (1.0 + values.visits[i, next_state]) ** -rule.fade
-            for b in range(n_action):
-                if not values.tried[i, next_state, b]:
-                    q[i, next_state, b] = hope
+            if ended[i]:
+                _fade(values, rule, i)
         if rule.sweeps > 0 and ended[i]:
             _plan(values, rule, i)
         best, ties = _best(q[i, state])
@@ -180,6 +178,17 @@ def _remember(values, i, state, a, reward, successor):
     if len(values.successor) > i:
         values.successor[i, state, a] = successor
         values.reward[i, state, a] = reward
+
+
+@_compile
+def _fade(values, rule, i):
+    """Lower the values of untried actions by the visits of their states."""
+    for state in range(values.visits.shape[1]):
+        if values.visits[i, state] > 0:
+            hope = rule.initial * (1.0 + values.visits[i, state]) ** -rule.fade
+            for a in range(values.q.shape[2]):
+                if not values.tried[i, state, a]:
+                    values.q[i, state, a] = hope
 
 
 @_compile
