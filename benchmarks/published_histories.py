@@ -3,10 +3,10 @@
     python -m benchmarks.published_histories            # a minute
     python -m benchmarks.published_histories --quick    # only a check that it runs
 
-``config/algorithm/tabular_literature.yaml`` in the rooms of Tarasov et al. 2025 (arXiv 2502.17666): an episode
-ends on the goal, or on the door, and starts in the centre, in Key-to-Door in a random cell. Shown are the mean length, return and success
-(share of episodes with the full return) of the first 200 episodes of each stream, in all and by third, beside
-the published ones.
+``config/algorithm/tabular_literature.yaml`` in the rooms of Tarasov et al. 2025 (arXiv 2502.17666): an
+episode ends on the goal, or on the door, and starts in the centre, in Key-to-Door in a random cell. Shown are
+the mean length, return and success (share of episodes with the full return) of the first 200 episodes of each
+stream, by third and in all, beside the published ones.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -178,8 +179,13 @@ def installed(packages: Iterable[str]) -> dict[str, str]:
     found = {}
     for package in packages:
         with suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
+            found[package] = _version(package)
     return found
+
+
+@cache
+def _version(package: str) -> str:  # it is read from disk, and every shard of a collection asks for it
+    return metadata.version(package)
 
 
 def differences(stored: Any, wanted: Any, prefix: str = "") -> list[str]:

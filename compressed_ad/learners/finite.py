@@ -30,7 +30,7 @@ BLOCK_BYTES = 1 << 28
 
 
 class Numbering:
-    """The elements of a Discrete or MultiDiscrete space, numbered from 0; the last component changes fastest."""
+    """A Discrete or MultiDiscrete space with its elements numbered; the last component changes fastest."""
 
     def __init__(self, space: Any) -> None:
         if isinstance(space, spaces.Discrete):
@@ -53,7 +53,7 @@ class Numbering:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Epsilon falls from ``first`` to ``final`` over the share ``anneal`` of the history, or of ``episodes``."""
+    """Epsilon falls from ``first`` to ``final`` over the share ``anneal`` of steps or ``episodes``."""
 
     first: float
     final: float
@@ -65,7 +65,7 @@ class Schedule:
         if self.episodes is not None and self.episodes * family.horizon > n_timesteps:
             raise ConfigError(
                 f"{name}: {self.episodes} episodes of {family.name} take up to "
-                f"{self.episodes * family.horizon:,} steps, longer than the {n_timesteps:,} steps of a stream; "
+                f"{self.episodes * family.horizon:,} steps, but a stream has {n_timesteps:,}; "
                 "lower episodes or raise n_timesteps"
             )
 
@@ -81,7 +81,7 @@ class Schedule:
 
 
 class FiniteLearner(ABC):
-    """``SourceLearner`` for Discrete and MultiDiscrete observations and actions, whose streams are all runs."""
+    """``SourceLearner`` for Discrete and MultiDiscrete spaces; every stream is a run of its own."""
 
     name: str
     schedule: Schedule
@@ -114,7 +114,8 @@ class FiniteLearner(ABC):
         observations, actions = self.spaces(family)
         row = 2 * observations.elements.nbytes // observations.n + actions.elements.nbytes // actions.n + 22
         stream = self.table_bytes(observations.n, actions.n) + n_timesteps * row
-        return max(1, min(BLOCK, BLOCK_BYTES // (n_learner * n_stream * stream)))
+        most: int = BLOCK_BYTES // (n_learner * n_stream * stream)
+        return max(1, min(BLOCK, most))
 
     def learn(
         self, family: TaskFamily, task_ids: IntArray, tasks: AnyArray, *, n_timesteps: int, n_learner: int,
@@ -147,9 +148,9 @@ class FiniteLearner(ABC):
         needed, there = n_stream * self.table_bytes(n_obs, n_action), physical_memory()
         if needed > there / 2:
             raise UsageError(
-                f"{family.name}: the tables of {self.name} take {needed / 2**30:,.1f} GiB for the {n_stream} "
-                f"stream(s) of one task ({n_obs:,} observations x {n_action:,} actions), more than half of this "
-                f"machine's {there / 2**30:,.1f} GiB; choose a smaller family, memory or n_stream"
+                f"{family.name}: {self.name}'s tables for the {n_stream:,} stream(s) of one task take "
+                f"{needed / 2**30:,.1f} GiB ({n_obs:,} observations x {n_action:,} actions), more than half "
+                f"of this machine's {there / 2**30:,.1f} GiB; choose a smaller family, memory or n_stream"
             )
 
 

@@ -93,7 +93,7 @@ def _best(values):
 
 @_compile
 def act_greedily(q, obs, met, n_obs, epsilon, random, action, probability, entropy):
-    """Draw an epsilon-greedy ``action`` (N,) with shared ties; also its probability, and the entropy in nats."""
+    """Draw an epsilon-greedy ``action`` (N,) with shared ties; also its probability, and the entropy."""
     n_action = q.shape[2]
     for i in range(len(obs)):
         values = q[i, met[i] * n_obs + obs[i]]
@@ -164,7 +164,7 @@ def learn_values(
         chance = epsilon[i] / n_action
         if q[i, state, a] == best:
             chance += (1.0 - epsilon[i]) / ties
-        log_prob_next[i] = np.log(chance)
+        log_prob_next[i] = np.log(max(chance, 1e-38))  # finite, also without exploration
         met[i] = 0 if ended[i] else met_next
     return -1
 
@@ -193,7 +193,7 @@ def _fade(values, rule, i):
 
 @_compile
 def _plan(values, rule, i):
-    """Sweeps over all tried pairs with their last outcomes, states tried last first, until nothing changes."""
+    """Sweep over all tried pairs with their last outcomes, latest states first, until nothing changes."""
     q = values.q
     for _ in range(rule.sweeps):
         change = 0.0
@@ -216,6 +216,7 @@ def _plan(values, rule, i):
 
 MOVES, PAIRS, GIVEN = 0, 1, 2
 SEEN, PAYS, ENDS = 1, 2, 4
+SHIFTS, RESTS = 1, 2
 
 
 class Places(NamedTuple):
@@ -229,14 +230,14 @@ class Places(NamedTuple):
 class Model(NamedTuple):
     """What N learners know. A mode is the number of rewards met in the episode, M of them.
 
-    ``outcome`` is known by pair, one table for each mode (pairs), for each slot (moves) or for the slots of
-    each task (given). ``flags`` (SEEN, PAYS, ENDS) are those of a pair (pairs), else of the place stepped onto.
+    There is one table of ``outcome`` for each mode (pairs), for each slot (moves) or for each task (given).
+    ``flags`` (SEEN, PAYS, ENDS) are those of a pair (pairs), else of the place stepped onto.
     """
 
     outcome: NDArray[np.int32]  # (N or tasks, M or 1, O, K) where the action leads to; -1: unknown
     flags: NDArray[np.uint8]  # (N, M, O or O * K)
     n_paying: NDArray[np.int32]  # (N, M) how many are flagged PAYS
-    known: NDArray[np.uint8]  # (N, K) whether the action's displacement is known
+    known: NDArray[np.uint8]  # (N, K) 0, or what is believed of the action: it SHIFTS the place, or RESTS
     ruled: NDArray[np.int64]  # (N, K) directions, as in ``Places.room``, in which the action did not move
     tried: NDArray[np.uint8]  # (N, K) whether the action was ever tried
 
@@ -259,8 +260,9 @@ def act_by_plan(
     """Draw an ``action`` (N,): the first of a shortest path to what pays or is unknown, or a random one.
 
     Breadth first over the known outcomes. What is known to pay goes before the unknown, or, without
-    ``settle``, only if it is not farther away. Targets at the same distance are equally likely, and so are the
-    first actions of the shortest paths to one.
+    ``settle``, only if it is not farther away. Targets at the same distance are equally likely, and so are
+    the first actions of the shortest paths to one. In moves, actions that were never tried go before those
+    that were tried and did not move.
     """
     n_action = model.outcome.shape[3]
     n_place = model.outcome.shape[2]
@@ -374,7 +376,7 @@ def learn_model(model, places, kind, memory, obs, met, action, reward, following
             model.outcome[i, mode, place, a] = to
         elif kind == MOVES:
             model.outcome[i, 0, place, a] = to
-            if not model.known[i, a]:
+            if model.known[i, a] == 0 or (model.known[i, a] == RESTS and to != place):
                 _generalise(model, places, i, place, a, to)
         met[i] = 0 if ended[i] else min(mode + (1 if pays else 0), memory)
     return -1
@@ -384,15 +386,18 @@ def learn_model(model, places, kind, memory, obs, met, action, reward, following
 def _generalise(model, places, i, place, a, to):
     """Fill in what action ``a`` does where it was not tried, once one move shows its displacement.
 
-    An action that stood still where every direction had room moves nowhere.
+    An action that stood still where every direction had room is believed to rest. If it moves later, inner
+    walls had stopped it; then what it does where it stood still is filled in as well.
     """
+    rested = model.known[i, a] == RESTS
     if to == place:
         model.ruled[i, a] |= places.room[place]
         if model.ruled[i, a] != (1 << 2 * len(places.sizes)) - 1:
             return
-    model.known[i, a] = 1
+    model.known[i, a] = RESTS if to == place else SHIFTS
     for origin in range(len(places.coordinates)):
-        if model.outcome[i, 0, origin, a] < 0:
+        before = model.outcome[i, 0, origin, a]
+        if before < 0 or (rested and before == origin):
             target = 0
             for c in range(len(places.sizes)):
                 x = places.coordinates[origin, c]

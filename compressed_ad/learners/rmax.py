@@ -35,8 +35,8 @@ TOLD = {
 class RMax(FiniteLearner):
     """R-max: goes for known rewards, else to the nearest unknown; every stream is a run of its own.
 
-    It plans breadth first over what it knows, with random choices among the nearest, and plays a random action
-    with the probability epsilon, which falls from ``epsilon`` to ``epsilon_final`` as in ``tabular``.
+    It plans breadth first over what it knows, with random choices among the nearest. A share of random
+    actions falls from ``epsilon`` to ``epsilon_final`` as in ``tabular``.
     ``dynamics`` says what it must learn. ``moves``: by how much each action displaces the place, where walls
     are, and which places pay. ``pairs``: the outcome of every action in every place. ``given``: only which
     places pay; the family must have a successor table. What pays is learned for each number of rewards (above
@@ -71,12 +71,12 @@ class RMax(FiniteLearner):
         if self.dynamics == "given" and not isinstance(family, SuccessorTable):
             raise UsageError(
                 f"{family.name}: dynamics given needs a family with a successor table (successor_table); "
-                "try moves or pairs"
+                "try dynamics moves or pairs"
             )
         if self.dynamics == "moves" and not isinstance(family.observation_space, spaces.MultiDiscrete):
             raise SpaceError(
-                f"{family.name}: dynamics moves needs MultiDiscrete observations, the coordinates of a place, "
-                f"not {family.observation_space}; try pairs"
+                f"{family.name}: dynamics moves needs MultiDiscrete observations, coordinates of a place, "
+                f"not {family.observation_space}; try dynamics pairs"
             )
 
     def table_bytes(self, n_obs: int, n_action: int) -> int:

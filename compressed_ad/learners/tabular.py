@@ -25,8 +25,8 @@ class TabularQ(FiniteLearner):
 
     A learner's state is its observation and the rewards above 0 that it met in the episode, counted up to
     ``memory``: with 1, it remembers a key that cannot be seen. Equal values share the greedy probability.
-    Epsilon falls linearly from ``epsilon`` to ``epsilon_final`` over the share ``anneal`` of the stream's steps
-    or, if ``episodes`` is given, of its first ``episodes`` episodes, and is constant within an episode.
+    Epsilon falls linearly from ``epsilon`` to ``epsilon_final`` over the share ``anneal`` of a stream's steps
+    or, if ``episodes`` is given, over that share of its first ``episodes`` episodes, episode by episode.
 
     ``initial`` is the value of an action that was not tried yet, or "uniform": drawn from [0, 1). With
     ``fade``, it falls as (1 + n) ** -fade with the n visits of its state. ``sweeps`` (Dyna) passes over all
