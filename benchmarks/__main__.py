@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from benchmarks import collection, loop, model, source_algorithms
+from benchmarks import collection, loop, model, published_histories, source_algorithms, table_learners
 from benchmarks.measuring import RESULTS
 
 
@@ -19,6 +19,8 @@ def main() -> None:
     (RESULTS / "collection.json").write_text(json.dumps(collection.run(quick), indent=2) + "\n")
     model.run(quick)
     source_algorithms.run(quick)
+    table_learners.run(quick)
+    published_histories.run(quick)
     loop.run(quick)
 
 
