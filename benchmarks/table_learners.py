@@ -3,8 +3,9 @@
     python -m benchmarks.table_learners            # two minutes
     python -m benchmarks.table_learners --quick    # only a check that it runs
 
-One block as ``collect`` makes it, 250 tasks (or all) x 5 streams, in one process. ``environment`` is the floor
-of all learners: the environment alone, with the same number of slots and actions that are drawn before. Steps per second count learning and recording; compilation, once per machine, is excluded.
+One block as ``collect`` makes it, 250 tasks (or all) x 5 streams, in one process. ``environment`` is the
+floor of all learners: the environment alone, with the same number of slots and actions that are drawn before.
+Steps per second count learning and recording; compilation, once per machine, is excluded.
 """
 
 from __future__ import annotations

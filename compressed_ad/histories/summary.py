@@ -69,11 +69,13 @@ class Overview:
 
         info, parts = self.info, ", ".join(f"{count} {name}" for name, count in self.split.items())
         spaces = ", ".join(f"{name} {_space(info.spaces[name])}" for name in ("observation", "action"))
+        config = {name: value for name, value in info.config.items() if name != "told"}
         optimum = "unknown" if self.optimal_return is None else f"{self.optimal_return:.3f}"
         lines = [
             str(self.path),
             f"  Task family: {call_text(info.family, info.family_kwargs)}, horizon {info.horizon}, {spaces}",
-            f"  Source algorithm: {call_text(info.learner, info.config)}, seed {info.seed}",
+            f"  Source algorithm: {call_text(info.learner, config)}, seed {info.seed}",
+            *([f"  The source was told: {info.config['told']}"] if "told" in info.config else []),
             f"  Tasks: {sum(self.split.values())} ({parts})",
             f"  Streams per task: {self.n_stream} of {self.n_learner} learner(s), {self.n_step} steps each",
             f"  Steps: {self.total_steps}, in {self.n_episode} finished episodes",

@@ -219,6 +219,8 @@ class _Record:
     def _sort(self) -> None:
         count = self._filled - self._at
         for name, array in self._arrays.items():
-            rows = self._chunk[name][:count].T
-            array[:, self._at : self._filled] = self._elements[name][rows] if name in self._elements else rows
+            values = np.ascontiguousarray(self._chunk[name][:count].T)
+            if name in self._elements:
+                values = self._elements[name].take(values, axis=0)
+            array[:, self._at : self._filled] = values
         self._at = self._filled

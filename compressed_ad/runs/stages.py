@@ -170,6 +170,8 @@ def report_stage(
         "source_steps_per_task": algorithm.n_learner * algorithm.n_stream * algorithm.n_timesteps,
         "model": f"d {model.tf_n_embd}, {model.tf_n_layer} layers, {model.tf_n_head} heads",
     }
+    if "told" in file.info.config:
+        budget["source_was_told"] = file.info.config["told"]
     return build_report(
         out,
         methods,
