@@ -116,7 +116,7 @@ def collect(
         path, info, split, tasks, family.optimal_return(tasks), family.random_return(tasks),
         resume=resume, overwrite=overwrite,
     )  # fmt: skip
-    most = learner.block_size(family, **sizes) if isinstance(learner, Blocks) else MAX_BLOCK
+    most = max(1, learner.block_size(family, **sizes)) if isinstance(learner, Blocks) else MAX_BLOCK
     job = _Job(family, learner, writer, tasks, task_ids, sizes, seed, marker, params)
     done = writer.done_tasks()
     with WorkerPool(n_process) if pool is None else nullcontext(pool) as workers:

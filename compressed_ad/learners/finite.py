@@ -110,8 +110,9 @@ class FiniteLearner(ABC):
         self._check_memory(family, observations.n, actions.n, n_stream)
 
     def block_size(self, family: TaskFamily, *, n_timesteps: int, n_learner: int, n_stream: int) -> int:
-        """As ``Blocks.block_size``."""
+        """As ``Blocks.block_size``; ``UsageError`` if one task is too large for the memory."""
         observations, actions = self.spaces(family)
+        self._check_memory(family, observations.n, actions.n, n_learner * n_stream)
         row = 2 * observations.elements.nbytes // observations.n + actions.elements.nbytes // actions.n + 22
         stream = self.table_bytes(observations.n, actions.n) + n_timesteps * row
         most: int = BLOCK_BYTES // (n_learner * n_stream * stream)

@@ -10,6 +10,7 @@ import pytest
 
 from compressed_ad import Darkroom, History, HistoryFile, collect, make_family, make_learner
 from compressed_ad.errors import SpaceError
+from compressed_ad.histories.summary import describe
 from compressed_ad.learners.conformance import check_learner
 from compressed_ad.learners.finite import BLOCK
 from compressed_ad.tasks.base import SuccessorTable
@@ -295,6 +296,7 @@ def test_collected_in_large_blocks_with_what_the_source_was_told(
     path = collect(Darkroom(5, 10), learner, tmp_path / "large.hdf5", **settings)
     assert sizes == [25]
     assert "nothing of the task" in HistoryFile(path).info.config["told"]
+    assert "The source was told: nothing of the task; of the family" in describe(path).text()
     small = collect(Darkroom(5, 10), learner, tmp_path / "small.hdf5", block_size=4, **settings)
     assert sizes[1:] == [4] * 6 + [1]
     for task, history in HistoryFile(path).load().items():

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from compressed_ad import Darkroom, History, make_family, make_learner
+from compressed_ad import Darkroom, History, collect, make_family, make_learner
 from compressed_ad.cli.main import main
-from compressed_ad.errors import CompressedADError, ConfigError, NumericalError
+from compressed_ad.errors import CompressedADError, ConfigError, NumericalError, UsageError
 from compressed_ad.learners import finite
 from compressed_ad.learners.conformance import check_learner
 from compressed_ad.learners.finite import FiniteLearner
@@ -310,6 +310,16 @@ def test_what_cannot_be_learned_is_said_before_anything_starts(
     with pytest.raises(CompressedADError) as raised:
         learner.check(make_family(family, {}), n_timesteps=1000, n_stream=2)
     assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_the_tables_of_many_learners_are_counted_before_anything_starts(tmp_path: Path) -> None:
+    learner = make_learner("tabular", {"memory": 1000})
+    with pytest.raises(
+        UsageError, match=r"tables for the 1,000,000 stream\(s\) of one task take [\d,.]+ GiB"
+    ):
+        collect(Darkroom(), learner, tmp_path / "no.hdf5", family_name="darkroom", n_timesteps=20,
+                n_learner=1000, n_stream=1000)  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
