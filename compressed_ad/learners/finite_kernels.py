@@ -263,6 +263,8 @@ def act_by_plan(
     ``settle``, only if it is not farther away. Targets at the same distance are equally likely, and so are
     the first actions of the shortest paths to one. In moves, actions that were never tried go before those
     that were tried and did not move.
+
+    One function, because the arrays of each slot cost as much to hand over as a short search takes.
     """
     n_action = model.outcome.shape[3]
     n_place = model.outcome.shape[2]
@@ -271,10 +273,8 @@ def act_by_plan(
     firsts = np.empty(n_place, np.int64)
     for i in range(len(obs)):
         here, mode = obs[i], met[i]
-        outcome, flags = (
-            model.outcome[i // per_table, min(mode, model.outcome.shape[1] - 1)],
-            model.flags[i, mode],
-        )
+        outcome = model.outcome[i // per_table, min(mode, model.outcome.shape[1] - 1)]
+        flags = model.flags[i, mode]
         wait = settle and model.n_paying[i, mode] > 0  # for a place that pays
         pay[:] = 0.0
         new[:] = 0.0
@@ -292,17 +292,18 @@ def act_by_plan(
                     bits = np.int64(1) << a if level == 0 else firsts[place]
                     to = outcome[place, a]
                     if to < 0:
-                        if look and (
-                            kind == PAIRS or (kind == MOVES and places.room[place] & ~model.ruled[i, a])
-                        ):
-                            if kind == PAIRS or not model.tried[i, a]:
-                                some_new = True
-                                _share_out(new, bits, n_action)
-                            elif not some_new:
-                                if not some_stale:
-                                    stale[:] = 0.0
-                                some_stale = True
-                                _share_out(stale, bits, n_action)
+                        if not look or kind == GIVEN:
+                            continue
+                        if kind == MOVES and not places.room[place] & ~model.ruled[i, a]:
+                            continue  # it would not move
+                        if kind == PAIRS or not model.tried[i, a]:
+                            some_new = True
+                            _share_out(new, bits, n_action)
+                        elif not some_new:
+                            if not some_stale:
+                                stale[:] = 0.0
+                            some_stale = True
+                            _share_out(stale, bits, n_action)
                         continue
                     if kind == PAIRS:
                         flag = flags[place * n_action + a]
