@@ -1,6 +1,6 @@
 """The learners that keep tables: environment steps per CPU second, beside their floor.
 
-    python -m benchmarks.table_learners            # two minutes
+    python -m benchmarks.table_learners            # half a minute
     python -m benchmarks.table_learners --quick    # only a check that it runs
 
 One block as ``collect`` makes it, 250 tasks (or all) x 5 streams, in one process. ``environment`` is the
