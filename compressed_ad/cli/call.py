@@ -75,11 +75,29 @@ class Call:
         """The validated configuration asked for; ``--print-config`` prints it and ends the command."""
         from compressed_ad.runs.config import load_config
 
-        config = load_config(self.request)
+        config = load_config(self.request, own=not (self.options.print_config or self.options.dry_run))
         if self.options.print_config:
             print_lines(dump(config))
             raise SystemExit
+        self.leave_untried([config])
         return config
+
+    def leave_untried(self, configs: Iterable[Config]) -> None:
+        """In a dry run, name the user's own code, which is not tried; end it where it would be needed."""
+        from compressed_ad.runs.config import own_code
+
+        found = [own_code(config) for config in configs] if self.options.dry_run else []
+        if names := sorted(frozenset().union(*(part for code in found for part in code.values()))):
+            print_lines(f"Not tried, because a dry run imports no code of yours: {', '.join(names)}")
+        if any(code[section] for code in found for section in ("env", "algorithm", "marker")):
+            raise SystemExit
+
+    def trust(self, *configs: Config) -> frozenset[str]:
+        """The names of code that the user has given: with ``--trust``, or in the configuration."""
+        from compressed_ad.runs.config import own_code
+
+        named = (part for config in configs for part in own_code(config).values())
+        return frozenset(self.options.trust).union(*named)
 
     def explicit(self) -> set[str]:
         """Dotted keys that the user set."""

@@ -28,8 +28,9 @@ def run(call: Call) -> None:
     config = call.config()
     out: Path = call.options.out or Path("runs") / call.options.preset
     history = stages.default_history(config, out)
+    trust = call.trust(config)
     todo = [
-        runs.training_job(config, model, seed, history, out)
+        runs.training_job(config, model, seed, history, out, trust)
         for seed in config.seeds
         for model in config.comparison.methods
     ]

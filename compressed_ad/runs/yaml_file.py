@@ -20,7 +20,8 @@ from compressed_ad.settings import Settings
 Leaves = dict[tuple[str, ...], tuple[Any, str]]
 """Path of keys -> (value, where it was written)."""
 
-_MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
+_MAX_NODES = 10_000
 _SCALARS: tuple[tuple[str, Callable[[str], Any]], ...] = (
     (r"~|null|Null|NULL|", lambda _: None),
     (r"true|True|TRUE", lambda _: True),
@@ -35,8 +36,8 @@ _SCALARS: tuple[tuple[str, Callable[[str], Any]], ...] = (
 def read(path: Path) -> Leaves:
     """The leaves of the mapping in ``path``; ``ConfigError`` names the file and the line of a mistake."""
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ConfigError(f"{path}: larger than {_MAX_BYTES >> 20} MiB; not a configuration")
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_BYTES >> 20} MiB; not a configuration")
         text = path.read_text("utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
@@ -66,9 +67,13 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, text: str, where: str) -> None:
         super().__init__(text)
         self.name = where  # all places in the text are marked with it
+        self.left = _MAX_NODES
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
+        event, self.left = self.peek_event(), self.left - 1  # type: ignore[no-untyped-call]
+        if self.left < 0:
+            problem = f"more than {_MAX_NODES:,} keys and values; not a configuration"
+            raise yaml.MarkedYAMLError(None, None, problem, event.start_mark)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise yaml.MarkedYAMLError(None, None, "anchors and aliases are not supported", event.start_mark)
         if getattr(event, "tag", None) is not None:

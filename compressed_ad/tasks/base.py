@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressed_ad.errors import SpaceError
-from compressed_ad.registry import Registry, call_text
+from compressed_ad.registry import Registry, call_text, makes
 from compressed_ad.types import Agent, AnyArray, BoolArray, FloatArray, IntArray, SpaceSpec, Step, to_spec
 
 
@@ -175,4 +175,5 @@ TASK_FAMILY: Registry[Callable[..., TaskFamily]] = Registry(
         "gaussian_bandit": "compressed_ad.tasks.bandit:GaussianBandit",
         "point_mass": "compressed_ad.tasks.point_mass:PointMass",
     },
+    makes("TaskFamily", "tasks", "make", "optimal_return", "random_return"),
 )
