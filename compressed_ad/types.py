@@ -7,6 +7,7 @@ E episodes, R runs; ``...`` is the shape of one observation or action.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
@@ -161,6 +162,11 @@ class History:
 
 SpaceSpec = dict[str, Any]
 
+LARGEST = 10_000_000
+"""Values of a discrete space, or components of a Box, at most."""
+LONGEST = 1_000_000
+"""Steps of an episode, at most."""
+
 
 def to_spec(space: gymnasium.Space[Any]) -> SpaceSpec:
     """A Discrete, MultiDiscrete or Box space as JSON values; ``SpaceError`` for any other.
@@ -197,6 +203,20 @@ def from_spec(spec: SpaceSpec) -> gymnasium.Space[Any]:
         low, high = (limit.reshape(shape).astype(dtype) for limit in bounds(spec))
         return spaces.Box(low, high, shape, dtype.type)
     raise SpaceError(f"unknown space description {spec!r}")
+
+
+def check_spec(spec: SpaceSpec) -> None:
+    """Raise ``SpaceError`` unless ``spec`` describes a space, of at most ``LARGEST`` values or components."""
+    try:
+        counts = spec["shape"] if spec["kind"] == "box" else sizes(spec)
+        total = math.prod(counts) if spec["kind"] == "box" else sum(counts)
+        whole = all(isinstance(count, int) and count >= 1 for count in counts)
+        if not whole or total > LARGEST or not isinstance(spec["kind"], str):
+            raise ValueError(f"its sizes must be whole numbers from 1 to {LARGEST:,}")
+        from_spec(spec)
+    except (LookupError, TypeError, ValueError, OverflowError, AssertionError) as error:
+        shown = reprlib.repr(spec)
+        raise SpaceError(f"{shown} describes no space ({type(error).__name__}: {error})") from error
 
 
 def shape_of(spec: SpaceSpec) -> tuple[int, ...]:

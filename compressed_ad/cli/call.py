@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,10 +87,15 @@ class Call:
         from compressed_ad.runs.config import own_code
 
         found = [own_code(config) for config in configs] if self.options.dry_run else []
-        if names := sorted(frozenset().union(*(part for code in found for part in code.values()))):
-            print_lines(f"Not tried, because a dry run imports no code of yours: {', '.join(names)}")
-        if any(code[section] for code in found for section in ("env", "algorithm", "marker")):
-            raise SystemExit
+        needed = any(code[section] for code in found for section in ("env", "algorithm", "marker"))
+        self.leave_out(frozenset().union(*(part for code in found for part in code.values())), needed)
+
+    def leave_out(self, names: Collection[str], needed: bool = True) -> None:
+        """In a dry run, name the user's own code ``names``; the run ends here if it is ``needed``."""
+        if names and self.options.dry_run:
+            print_lines(f"Not tried, because a dry run imports no code of yours: {', '.join(sorted(names))}")
+            if needed:
+                raise SystemExit
 
     def trust(self, *configs: Config) -> frozenset[str]:
         """The names of code that the user has given: with ``--trust``, or in the configuration."""

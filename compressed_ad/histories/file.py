@@ -208,7 +208,7 @@ class HistoryFile:
             self.versions: dict[str, str] = hdf5.json_attribute(file, "versions")
             self.marking = head.read_marking(file)
             shape = read(child(file, str(header.task_ids[0]), Group), "rewards", "f").shape
-        if len(shape) != 2:
+        if len(shape) != 2 or 0 in shape:
             raise HistoryError(f"{self.path}: rewards: expected (stream, time), got shape {shape}")
         self.n_stream, self.n_step = shape
         self.info, self.split, self.task_ids = header.info, header.split, header.task_ids
@@ -264,7 +264,9 @@ class HistoryFile:
     def _load(self, file: Group, task: int) -> History:
         group = child(file, str(task), Group)
         arrays = {
-            name: read(group, name, "iuf" if isinstance(column, str) else np.dtype(column).kind)
+            name: read(group, name, "iuf")
+            if isinstance(column, str)
+            else read(group, name, np.dtype(column).kind).astype(column, copy=False)
             for name, column in COLUMNS.items()
             if name not in OPTIONAL or name in group
         }

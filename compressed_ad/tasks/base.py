@@ -15,7 +15,17 @@ from numpy.typing import NDArray
 
 from compressed_ad.errors import SpaceError
 from compressed_ad.registry import Registry, call_text, makes
-from compressed_ad.types import Agent, AnyArray, BoolArray, FloatArray, IntArray, SpaceSpec, Step, to_spec
+from compressed_ad.types import (
+    LONGEST,
+    Agent,
+    AnyArray,
+    BoolArray,
+    FloatArray,
+    IntArray,
+    SpaceSpec,
+    Step,
+    to_spec,
+)
 
 
 class BatchedEnv(Protocol):
@@ -143,7 +153,12 @@ class OneLineRepr:
 
 
 def family_specs(family: TaskFamily) -> dict[str, SpaceSpec]:
-    """The space descriptions of ``"observation"`` and ``"action"``; ``SpaceError`` names family and space."""
+    """The space descriptions of ``"observation"`` and ``"action"``; ``SpaceError`` names family and space.
+
+    A horizon beyond ``LONGEST`` is a ``SpaceError``, too.
+    """
+    if family.horizon > LONGEST:
+        raise SpaceError(f"{family.name}: a horizon of {family.horizon:,} steps; at most {LONGEST:,} work")
     specs = {}
     for name in ("observation", "action"):
         try:
