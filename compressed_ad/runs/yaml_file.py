@@ -21,7 +21,7 @@ Leaves = dict[tuple[str, ...], tuple[Any, str]]
 """Path of keys -> (value, where it was written)."""
 
 MAX_BYTES = 1 << 20
-_MAX_NODES = 10_000
+_MAX_NODES, _MAX_KEYS, _MAX_SETTINGS = 10_000, 200, 500  # values, keys side by side, settings
 _SCALARS: tuple[tuple[str, Callable[[str], Any]], ...] = (
     (r"~|null|Null|NULL|", lambda _: None),
     (r"true|True|TRUE", lambda _: True),
@@ -50,7 +50,10 @@ def read(path: Path) -> Leaves:
         return {}
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{path}: expected keys and values, not a {root.id}")
-    return _leaves(root, (), "")
+    leaves = _leaves(root, (), "")
+    if len(leaves) > _MAX_SETTINGS:
+        raise ConfigError(f"{path}: more than {_MAX_SETTINGS} settings; not a configuration")
+    return leaves
 
 
 def parse(text: str, where: str, path: tuple[str, ...]) -> Leaves:
@@ -72,7 +75,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event, self.left = self.peek_event(), self.left - 1  # type: ignore[no-untyped-call]
         if self.left < 0:
-            problem = f"more than {_MAX_NODES:,} keys and values; not a configuration"
+            problem = f"more than {_MAX_NODES:,} values; not a configuration"
             raise yaml.MarkedYAMLError(None, None, problem, event.start_mark)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise yaml.MarkedYAMLError(None, None, "anchors and aliases are not supported", event.start_mark)
@@ -118,6 +121,8 @@ def _plain(node: Any) -> Any:
 
 def _items(mapping: yaml.MappingNode) -> dict[str, tuple[str, Any]]:
     """Key -> (where it was written, node of its value)."""
+    if len(mapping.value) > _MAX_KEYS:
+        raise ConfigError(f"{_place(mapping.start_mark)}: more than {_MAX_KEYS} keys; not a configuration")
     items: dict[str, tuple[str, Any]] = {}
     for key, child in mapping.value:
         where = _place(key.start_mark)
