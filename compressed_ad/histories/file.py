@@ -373,6 +373,8 @@ def _check_history(where: str, history: History, info: HistoryInfo) -> None:
         if outside.any():
             place = np.argwhere(outside)[0]
             raise HistoryError(f"{where}: {name}{place.tolist()} is {array[tuple(place)]}, outside {spec}")
+    if (history.learner < 0).any() or (history.update < 0).any():
+        raise HistoryError(f"{where}: learner and update are numbers from 0 on")
     probs = history.action_probs
     if ((probs < 0) | (probs > 1 + 1e-5)).any():
         raise HistoryError(f"{where}: action_probs reach from {np.nanmin(probs)} to {np.nanmax(probs)}")

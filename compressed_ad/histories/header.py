@@ -28,8 +28,6 @@ from compressed_ad.types import (
     features,
 )
 
-_NAME = 300
-
 
 @dataclass(frozen=True)
 class HistoryInfo:
@@ -58,8 +56,9 @@ class Header:
         info, count = self.info, len(self.tasks)
         if not 1 <= info.horizon <= LONGEST or info.seed < 0:
             raise HistoryError(f"horizon {info.horizon} or seed {info.seed} is out of range")
-        if len(info.family) > _NAME or len(info.learner) > _NAME:
-            raise HistoryError(f"the name of the task family or the learner has more than {_NAME} letters")
+        names = (info.family, info.learner, json_text("family_kwargs", info.family_kwargs))
+        if any(len(text) > most for text, most in zip(names, (300, 300, 1 << 16), strict=True)):
+            raise HistoryError("the task family, its parameters or the learner are longer than any real ones")
         for name, spec in info.spaces.items():
             try:
                 check_spec(spec)
