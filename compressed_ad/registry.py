@@ -109,30 +109,22 @@ def makes(protocol: str, *methods: str, functions: bool = True) -> Fits:
     return fits
 
 
-def takes(*names: str) -> Fits:
-    """The protocol of a function of as many arguments as ``names``; what else it has must be keyword-only."""
+def takes(*names: str, some: bool = False) -> Fits:
+    """The protocol of a function with as many arguments as ``names``; all others must be keyword-only.
+
+    With ``some``, of a function that is handed by name what it asks for: at least one of ``names``.
+    """
 
     def fits(found: Any) -> str | None:
         if not _is_function(found):
             return f"is a {type(found).__name__}, not a function"
-        given = [p for p in inspect.signature(found).parameters.values() if p.kind < p.KEYWORD_ONLY]
-        if len(given) == len(names) and all(
-            p.default is p.empty and p.kind < p.VAR_POSITIONAL for p in given
-        ):
-            return None
-        return f"must take ({', '.join(names)}), and parameters of its own after a *"
-
-    return fits
-
-
-def takes_some(names: Collection[str]) -> Fits:
-    """The protocol of a function that is handed, by name, those of ``names`` that are among its arguments."""
-
-    def fits(found: Any) -> str | None:
-        if not _is_function(found):
-            return f"is a {type(found).__name__}, not a function"
-        asks = inspect.signature(found).parameters.keys() & set(names)
-        return None if asks else f"takes none of {', '.join(names)}"
+        parameters = inspect.signature(found).parameters
+        given = [p for p in parameters.values() if p.kind < p.KEYWORD_ONLY]
+        fixed = all(p.default is p.empty and p.kind < p.VAR_POSITIONAL for p in given)
+        if some:
+            return None if parameters.keys() & set(names) else f"takes none of {', '.join(names)}"
+        wanted = f"must take ({', '.join(names)}), and parameters of its own after a *"
+        return None if fixed and len(given) == len(names) else wanted
 
     return fits
 
@@ -147,10 +139,8 @@ def _is_function(found: Any) -> bool:
 def own_names(value: Any) -> frozenset[str]:
     """The texts in plain nested data that may stand for code, as ``module:attribute`` does."""
     if isinstance(value, str):
-        first, colon, _ = value.partition(":")
-        return (
-            frozenset() if not colon or re.fullmatch(r"[-+.\d]+(e[-+]?\d+)?", first) else frozenset([value])
-        )
+        number = re.match(r"[-+.\d]+(e[-+]?\d+)?:", value)  # of a range
+        return frozenset([value] if ":" in value and not number else [])
     if isinstance(value, Mapping):
         value = value.values()
     inner = value if isinstance(value, Collection) and not isinstance(value, bytes) else ()

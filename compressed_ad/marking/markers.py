@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from compressed_ad.errors import ConfigError, MarkerError
-from compressed_ad.registry import Registry, checked, takes_some
+from compressed_ad.registry import Registry, checked, takes
 from compressed_ad.seeding import rng
 from compressed_ad.settings import Count, Fraction, NonNegative, Positive
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray
@@ -35,7 +35,7 @@ FIELD_OF = {
 }
 """Names of arguments that a marker gets from the history, and the field of ``History`` that holds each."""
 
-MARKER: Registry[Marker] = Registry("marker", fits=takes_some(FIELD_OF))
+MARKER: Registry[Marker] = Registry("marker", fits=takes(*FIELD_OF, some=True))
 
 
 def segments(mask: ArrayLike) -> tuple[IntArray, IntArray, IntArray]:
