@@ -115,20 +115,23 @@ def refuse_copies(file: Group, split: Split) -> None:
     Hard links are one object. Copies are equal in content, which is only read where as many bytes are stored.
     """
     stored: dict[tuple[int, ...], list[tuple[str, int, list[Any]]]] = {}
+    seen: dict[Any, tuple[str, int]] = {}
+
+    def meet(key: Any, part: str, task: int) -> None:
+        of, other = seen.setdefault(key, (part, task))
+        if of != part:
+            raise HistoryError(f"task {task} ({part}) has the histories of task {other} ({of})")
+
     for part, ids in vars(split).items():
         for task in ids.tolist():
             group = hdf5.child(file, str(task), Group)
             data = [hdf5.child(group, name, Dataset) for name in _TOLD_BY]
+            for one in data:
+                meet(one, part, task)
             stored.setdefault(tuple(one.id.get_storage_size() for one in data), []).append((part, task, data))
     for alike in stored.values():
-        if len({part for part, _, _ in alike}) == 1:
-            continue
-        seen: dict[Any, tuple[str, int]] = {}
-        for part, task, data in alike:
-            for key in (*data, same_steps(*(one[()] for one in data))):
-                of, other = seen.setdefault(key or task, (part, task))
-                if of != part:
-                    raise HistoryError(f"task {task} ({part}) has the histories of task {other} ({of})")
+        for part, task, data in alike if len({part for part, _, _ in alike}) > 1 else ():
+            meet(same_steps(*(one[()] for one in data)) or task, part, task)
 
 
 def same_steps(actions: AnyArray, *arrays: AnyArray) -> bytes | None:

@@ -24,7 +24,7 @@ def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = ne
 
     data, notes, where = RunData(job), list[str](), device(job.config)
     task_ids, file, config = data.training_tasks(), data.file, job.config.model
-    scales = file.training_scales()
+    scales = data.scales()
     from_history: dict[str, Any] = {"reward_scale": scales.reward, "one_step": file.info.horizon == 1}
     for kind, found in file.info.spaces.items():
         asked = getattr(config, f"{kind}_space")
