@@ -14,9 +14,10 @@ from compressed_ad.files import locked
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.report.measures import final_return
 from compressed_ad.runs import job as runs, stages
+from compressed_ad.runs.data import RunData
 from compressed_ad.runs.directory import CONFIG
 from compressed_ad.runs.job import Job
-from compressed_ad.runs.judge import EVALUATION, evaluate_run, is_evaluated, notes_of, stored_evaluation
+from compressed_ad.runs.judge import EVALUATION, check_unseen, evaluate_run, is_evaluated, stored_evaluation
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.trainer import train_run
 from compressed_ad.workers import WorkerPool
@@ -75,7 +76,7 @@ def _evaluate(call: Call) -> None:
             size = f"{evaluation.episodes} episodes x {evaluation.rollouts} rollouts"
             print_lines(f"{job.path}: {state}, {size}")
         return
-    for note in dict.fromkeys(note for job in todo for note in notes_of(job)):
+    for note in dict.fromkeys(note for job in todo for note in check_unseen(RunData(job))):
         call.display.note(f"note: {note}")
     workers = stages.n_process(config)
     with call.stop.politely(), WorkerPool(workers) as pool, call.display.stage("evaluate") as report:
@@ -107,7 +108,7 @@ def _compare(call: Call) -> None:
     unknown = any(np.isnan(method.optimal).any() for method in methods)
     source = None
     try:
-        file = HistoryFile(todo[0].history)
+        file = HistoryFile(todo[0].history, verify=unknown)
         stages.require_judged_on(file, methods)
         source = summarise_source(file) if unknown else None
     except RunError as error:

@@ -71,13 +71,14 @@ class RunData:
 
     def __init__(self, job: Job) -> None:
         self.job, self.config, self.file = job, job.config, HistoryFile(job.history)
+        self.digest = self.file.digest()  # what is read later must be of the same file
         self.family = make_family(self.file.info.family, self.file.info.family_kwargs)
         self._judged: dict[tuple[int, ...], tuple[WindowSampler, Sequences]] = {}
 
     def raw(self, task_ids: IntArray) -> Sequences:
         """The histories of ``task_ids`` as sequences, marked, before any transform."""
         marking = self.config.marker.model_dump_json() if self.job.remark else None
-        return _sequences(self.file.path, self.file.digest(), tuple(int(i) for i in task_ids), marking)
+        return _sequences(self.file.path, self.digest, tuple(int(i) for i in task_ids), marking)
 
     def sampler(
         self, task_ids: IntArray, seed: int, batch_size: int, **options: Any
@@ -101,7 +102,7 @@ class RunData:
 
     def scales(self) -> Scales:
         """What models standardise by: see ``Scales``."""
-        return _scales(self.file.path, self.file.digest())
+        return _scales(self.file.path, self.digest)
 
     def scale(self, task_ids: IntArray) -> tuple[FloatArray, FloatArray]:
         """Random and optimal return (N,) of ``task_ids``.

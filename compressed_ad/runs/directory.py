@@ -196,12 +196,9 @@ def family_meaning(family: TaskFamily, kwargs: Mapping[str, Any]) -> dict[str, A
     values = {name: p.default for name, p in declared.items() if p.default is not p.empty} | dict(kwargs)
     values |= {name: getattr(family, name) for name in declared if hasattr(family, name)}
     plain = {}
-    for name, value in values.items():
-        with suppress(
-            TypeError, ValueError
-        ):  # not plain data: it has no text that another process would give
-            plain[name] = json.loads(json.dumps(value))
-    plain.pop("n_task", None)
+    for name in values.keys() - {"n_task"}:
+        with suppress(TypeError, ValueError):  # what is not plain data has another text in every process
+            plain[name] = json.loads(json.dumps(values[name]))
     return {"class": f"{kind.__module__}:{kind.__qualname__}", "parameters": plain}
 
 

@@ -161,17 +161,7 @@ def _judged(file: HistoryFile) -> dict[str, Any]:
     """What an evaluation on ``file`` is about, for those who read it later."""
     found = history_provenance(file)
     family = call_text(file.info.family, file.info.family_kwargs)
-    return {
-        "family": family,
-        **{key: found[key] for key in ("learner", "split")},
-        "rows": found["rows"]["heldout"],
-    }
-
-
-def notes_of(job: Job) -> list[str]:
-    """The notes of ``check_unseen`` on the held-out tasks, for a run that is evaluated elsewhere."""
-    data = RunData(job)
-    return check_unseen(job, data, data.file.split.heldout)
+    return {"family": family, "rows": found["rows"]["heldout"], **{k: found[k] for k in ("learner", "split")}}
 
 
 @dataclass(frozen=True)
@@ -189,7 +179,7 @@ def make_player(job: Job) -> Player:
     """The model that ``evaluate_run`` plays with; ``SplitError`` if the run was trained on held-out tasks."""
     job.check_trained()
     data, where = RunData(job), device(job.config)
-    notes = check_unseen(job, data, data.file.split.heldout)
+    notes = check_unseen(data)
     model, step = load_model(job.path / WEIGHTS[job.config.evaluation.checkpoint], data, where)
     return Player(model, step, data, playing(job.config), notes)
 
@@ -209,24 +199,25 @@ def _paying(sequences: Sequences) -> float:
     return float(paid[first].sum() / episodes.length[first].sum())
 
 
-def check_unseen(job: Job, data: RunData, ids: IntArray) -> list[str]:
-    """Raise ``SplitError`` if the run has seen any task of ``ids``, whatever file these tasks are from.
+def check_unseen(data: RunData, part: str = "heldout") -> list[str]:
+    """Raise ``SplitError`` if the run has seen a held-out task of ``data``, its own file or another one.
 
     The run has seen its training tasks, and its validation tasks chose the checkpoint. Tasks are compared by
     their rows of parameters, however files number them and whatever they call the family. Equal rows of a
     family that is shown to be another one, by its class or its parameters, may be other tasks: then a note
-    says so. Another note tells that the histories are not those that the run was trained on.
+    says so. Another note tells that the histories are not those that the run was trained on; for another
+    ``part`` than the held-out tasks it is the only one.
     """
-    ours, trained = data.file, stored_environment(job.path).get("history") or {}
-    notes = []
+    job, ours, notes = data.job, data.file, list[str]()
+    trained = stored_environment(job.path).get("history") or {}
     here = history_provenance(ours, job.config.marker if job.remark else None, data.family)
     if trained.get("sha256") != here["sha256"]:
         changed = "; ".join(other_data(trained, here)[:3]) or "only its marks, or when it was written"
         notes.append(f"{job.path} was not trained on {ours.path} as it is now ({changed})")
     rows = trained.get("rows") or _rows_of_old_run(job, trained, ours)
-    seen = {tuple(row) for part, found in rows.items() if part != "heldout" for row in found}
-    known = [int(i) for i in ids if tuple(ours.tasks[i].tolist()) in seen]
-    if not known:
+    seen = {tuple(row) for name in ("train", "validation") for row in rows[name]}
+    known = [i for i in ours.split.heldout.tolist() if tuple(ours.tasks[i].tolist()) in seen]
+    if not known or part != "heldout":
         return notes
     if (meaning := trained.get("meaning", here["meaning"])) == here["meaning"]:
         raise SplitError(

@@ -77,7 +77,7 @@ def examine_model(
     ids: IntArray = data.training_tasks() if part == "train" else getattr(data.file.split, part)
     if len(ids) == 0:
         raise UsageError(f"{data.file.path} has no {PARTS[part]} tasks; choose another part")
-    seen = check_unseen(job, data, ids if part == "heldout" else ids[:0])
+    seen = check_unseen(data, part)
     model, step = load_model(job.path / WEIGHTS[job.config.evaluation.checkpoint], data, where)
     model.eval()
     sampler, sequences = data.sampler(ids, data.file.info.seed, windows)
