@@ -24,7 +24,6 @@ from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.header import short
 from compressed_ad.histories.summary import task_summaries, total_marking
 from compressed_ad.marking.statistics import N_PHASE, MarkingStatistics
-from compressed_ad.registry import call_text
 from compressed_ad.report.measures import MEASURES, VALIDATED, final_return, normalise, series
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, History, IntArray
 
@@ -158,7 +157,7 @@ def judgement(path: Path, arrays: Mapping[str, AnyArray]) -> dict[str, Any]:
     ``RunDirectoryError`` if the weights beside it are others by now.
     """
     found: dict[str, Any] = {}
-    for key in {"settings", "judged"} & arrays.keys():
+    for key in [key for key in ("judged", "settings") if key in arrays]:
         try:
             found |= json.loads(str(arrays[key]))
         except (ValueError, TypeError) as error:
@@ -177,9 +176,8 @@ def check_same_judgement(judgements: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise ``RunDirectoryError`` naming two of ``judgements`` that differ where both are known."""
     (first, ours), *others = judgements.items()
     for name, theirs in others:
-        pairs = {key: (ours[key], theirs[key]) for key in ours if key in theirs}
-        differing = [f"{k}: {short(b)}, not {short(a)}" for k, (a, b) in pairs.items() if a != b]
-        if differing:
+        shared = [key for key in ours if key in theirs and ours[key] != theirs[key]]
+        if differing := [f"{key}: {short(theirs[key])}, not {short(ours[key])}" for key in shared]:
             raise RunDirectoryError(
                 f"{name}: was judged otherwise than {first} ({'; '.join(differing[:4])}); only runs evaluated"
                 " on the same histories with the same settings can be put together"
@@ -188,15 +186,12 @@ def check_same_judgement(judgements: Mapping[str, Mapping[str, Any]]) -> None:
 
 def judgement_text(methods: Sequence[MethodRuns]) -> str:
     """On what and with which settings ``methods`` were judged, in one line."""
-    about, unknown = methods[0].judged, "unknown"
-    split = ", ".join(f"{len(ids)} {part}" for part, ids in about.get("split", {}).items())
-    of = {key: about.get(key, unknown) for key in ("family", "learner", "history")}
-    settings = {k: v for k, v in about.items() if k not in {*of, "split", "rows"} and v is not None}
-    return (
-        f"Judged on held-out tasks {short(methods[0].task_ids.tolist())} of {of['family']} (split:"
-        f" {split or unknown}) beside {of['learner']}, history SHA-256 {str(of['history'])[:12]},"
-        f" with {call_text('settings', settings)}"
-    )
+    found = methods[0].judged
+    split = ", ".join(f"{len(ids)} {part}" for part, ids in found.get("split", {}).items())
+    about = {**found, "split": split, "history": f"SHA-256 {str(found.get('history'))[:12]}", "rows": None}
+    known = ", ".join(f"{key} {value}" for key, value in about.items() if value is not None)
+    tasks = short(methods[0].task_ids.tolist())
+    return f"Judged on held-out tasks {tasks}: {known if found else 'on which histories is unknown'}"
 
 
 def load_evaluation(path: Path) -> dict[str, AnyArray]:
