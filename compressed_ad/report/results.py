@@ -187,7 +187,7 @@ def check_same_judgement(judgements: Mapping[str, Mapping[str, Any]]) -> None:
 def judgement_text(methods: Sequence[MethodRuns]) -> str:
     """On what and with which settings ``methods`` were judged, in one line."""
     found = methods[0].judged
-    split = ", ".join(f"{len(ids)} {part}" for part, ids in found.get("split", {}).items())
+    split = ", ".join(f"{len(ids)} {part}" for part, ids in found.get("split", {}).items()) or None
     about = {**found, "split": split, "history": f"SHA-256 {str(found.get('history'))[:12]}", "rows": None}
     known = ", ".join(f"{key} {value}" for key, value in about.items() if value is not None)
     tasks = short(methods[0].task_ids.tolist())

@@ -102,8 +102,9 @@ def content_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def other_data(known: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """Where two provenances name other data; what an earlier version did not store yet is not compared."""
+    """Where two provenances name other data, as far as an earlier version stored it."""
     wanted = {key: value for key, value in content_of(given).items() if key in known or not known}
+    wanted.pop("meaning", None)  # follows from family and kwargs, which are there
     return differences({key: known.get(key) for key in wanted}, wanted, "history")
 
 
@@ -189,17 +190,17 @@ def history_provenance(
 def family_meaning(family: TaskFamily, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Class and parameters of ``family`` with its defaults, so that two spellings of one family are equal.
 
-    ``n_task`` is left out: how many tasks a family draws does not change what a task is.
+    Left out are ``n_task``, as how many tasks a family draws does not change what a task is, and the module.
     """
     kind = type(family)
     declared = inspect.signature(kind).parameters
     values = {name: p.default for name, p in declared.items() if p.default is not p.empty} | dict(kwargs)
     values |= {name: getattr(family, name) for name in declared if hasattr(family, name)}
-    plain = {}
+    plain: dict[str, Any] = {"class": kind.__qualname__}
     for name in values.keys() - {"n_task"}:
         with suppress(TypeError, ValueError):  # what is not plain data has another text in every process
             plain[name] = json.loads(json.dumps(values[name]))
-    return {"class": f"{kind.__module__}:{kind.__qualname__}", "parameters": plain}
+    return plain
 
 
 # ---------------------------------------------------------------- environment

@@ -219,12 +219,14 @@ def check_unseen(data: RunData, part: str = "heldout") -> list[str]:
     known = [i for i in ours.split.heldout.tolist() if tuple(ours.tasks[i].tolist()) in seen]
     if not known or part != "heldout":
         return notes
-    if (meaning := trained.get("meaning", here["meaning"])) == here["meaning"]:
+    meaning = trained.get("meaning", {})
+    shared = {key: value for key, value in here["meaning"].items() if key in meaning}
+    differing = "; ".join(differences({key: meaning[key] for key in shared}, shared, "family"))
+    if not differing:
         raise SplitError(
             f"{job.path} was trained on held-out tasks {known} of {ours.path}, or they chose its checkpoint;"
             " judge it on a file whose held-out tasks it has not seen"
         )
-    differing = "; ".join(differences(meaning, here["meaning"], "family"))
     return [
         *notes,
         f"tasks {known} of {ours.path} have the parameters of tasks that {job.path} was trained on, in"

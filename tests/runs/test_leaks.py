@@ -148,7 +148,7 @@ def test_tasks_of_another_family_with_equal_rows_are_said(folder, said):
     sealed(folder / HISTORY, edit)
     code, text = said(*evaluate(folder))
     assert code == 0, text
-    assert "in another family (family.parameters.horizon: 5 there, 6 asked for): they count as new" in text
+    assert "in another family (family.horizon: 5 there, 6 asked for): they count as new" in text
     assert "was not trained on" in text
 
 
