@@ -83,6 +83,21 @@ class Split:
             named = ", ".join(f"{name} tasks {ids}" for name, ids in parts.items() if ids)
             raise SplitError(f"only training tasks may be trained on; asked for {named or others.tolist()}")
 
+    def shared_task(self, tasks: AnyArray) -> str | None:
+        """In words, two tasks of different parts with equal rows of ``tasks`` (N, P); None if all differ."""
+        ids = np.concatenate(list(vars(self).values()))
+        part = np.repeat(list(vars(self)), [len(some) for some in vars(self).values()])
+        _, row = np.unique(tasks[ids].reshape(len(ids), -1), axis=0, return_inverse=True)
+        order = np.argsort(row.ravel(), kind="stable")
+        row, part, ids = row.ravel()[order], part[order], ids[order]
+        twice = np.flatnonzero((row[1:] == row[:-1]) & (part[1:] != part[:-1]))
+        if not len(twice):
+            return None
+        one, other = (f"{ids[k]} ({part[k]})" for k in (twice[0], twice[0] + 1))
+        return (
+            f"tasks {one} and {other} have equal parameters, so one task would be in two parts of the split"
+        )
+
 
 @dataclass(frozen=True)
 class History:

@@ -8,15 +8,16 @@ import numpy as np
 
 from compressed_ad.cli.call import Call, Command, flag, history_option, option, out_option
 from compressed_ad.cli.display import print_lines, results_console
-from compressed_ad.errors import ConfigError, HistoryError, RunDirectoryError, UsageError
+from compressed_ad.errors import ConfigError, HistoryError, RunDirectoryError, RunError, UsageError
 from compressed_ad.evaluation.intervals import mean
 from compressed_ad.files import locked
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.report.measures import final_return
 from compressed_ad.runs import job as runs, stages
+from compressed_ad.runs.data import RunData
 from compressed_ad.runs.directory import CONFIG
 from compressed_ad.runs.job import Job
-from compressed_ad.runs.judge import EVALUATION, evaluate_run, is_evaluated, stored_evaluation
+from compressed_ad.runs.judge import EVALUATION, check_unseen, evaluate_run, is_evaluated, stored_evaluation
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.trainer import train_run
 from compressed_ad.workers import WorkerPool
@@ -77,6 +78,8 @@ def _evaluate(call: Call) -> None:
             size = f"{evaluation.episodes} episodes x {evaluation.rollouts} rollouts"
             print_lines(f"{job.path}: {state}, {size}")
         return
+    for note in dict.fromkeys(note for job in todo for note in check_unseen(RunData(job))):
+        call.display.note(f"note: {note}")
     workers = stages.n_process(config)
     with call.stop.politely(), WorkerPool(workers) as pool, call.display.stage("evaluate") as report:
         stages.run_jobs(evaluate_run, todo, pool, report=report, should_stop=call.stop)
@@ -101,12 +104,21 @@ def _compare(call: Call) -> None:
     todo = [runs.stored_job(path) for path in call.options.runs]
     methods = stages.method_runs(todo)
     from compressed_ad.report.comparison import analyse
-    from compressed_ad.report.results import summarise_source
+    from compressed_ad.report.results import judgement_text, summarise_source
     from compressed_ad.report.run_report import terminal_table
 
     unknown = any(np.isnan(method.optimal).any() for method in methods)
-    source = summarise_source(HistoryFile(todo[0].history)) if unknown else None
+    source = None
+    try:
+        file = HistoryFile(todo[0].history, verify=unknown)
+        stages.require_judged_on(file, methods)
+        source = summarise_source(file) if unknown else None
+    except RunError as error:
+        if unknown:
+            raise
+        call.display.note(f"note: the table stands for the histories of the evaluation alone: {error}")
     results_console().print(terminal_table(analyse(methods, source)))
+    print_lines(judgement_text(methods))
 
 
 def _report(call: Call) -> None:

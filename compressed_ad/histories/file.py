@@ -205,6 +205,8 @@ class HistoryFile:
         self.path = Path(path)
         with opened(self.path, check=verify) as file:
             header = Header.read(file)
+            if verify:
+                head.refuse_copies(file, header.split)
             self.versions: dict[str, str] = hdf5.json_attribute(file, "versions")
             self.marking = head.read_marking(file)
             shape = read(child(file, str(header.task_ids[0]), Group), "rewards", "f").shape

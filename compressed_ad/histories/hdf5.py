@@ -24,6 +24,7 @@ from compressed_ad.types import AnyArray
 FORMAT_VERSION = 1
 
 Group: TypeAlias = h5py.Group
+Dataset: TypeAlias = h5py.Dataset
 
 _BLOCK = 512
 _MAGIC = b"compressed_ad history"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from compressed_ad.errors import HistoryError, SpaceError
 from compressed_ad.histories import hdf5
-from compressed_ad.histories.hdf5 import Group, attribute, json_attribute, json_text
+from compressed_ad.histories.hdf5 import Dataset, Group, attribute, json_attribute, json_text
 from compressed_ad.marking.statistics import MarkingStatistics
 from compressed_ad.types import (
     LONGEST,
@@ -72,6 +73,8 @@ class Header:
                 raise HistoryError(f"{name}: expected ({count},) as there are tasks, got {array.shape}")
         if self.task_ids[0] < 0 or self.task_ids[-1] >= count:
             raise HistoryError(f"the split names task {self.task_ids[-1]}, but there are only {count} tasks")
+        if problem := self.split.shared_task(self.tasks):
+            raise HistoryError(problem)
 
     @property
     def task_ids(self) -> IntArray:
@@ -119,6 +122,45 @@ class Header:
         tasks, random = hdf5.read(file, "tasks", "iuf"), hdf5.read(file, "random_return", "f")
         optimal = hdf5.read(file, "optimal_return", "f") if "optimal_return" in file else None
         return cls(info, split, tasks, optimal, random)
+
+
+_TOLD_BY = ("actions", "rewards", "states")
+"""The arrays that tell whether two histories are one."""
+FEW_STEPS = 64
+"""Fewer steps than these may agree by chance."""
+
+
+def refuse_copies(file: Group, split: Split) -> None:
+    """Raise ``HistoryError`` if tasks of different parts of ``split`` have the same recorded steps.
+
+    Hard links are one object. Copies are equal in content, which is only read where as many bytes are stored.
+    """
+    stored: dict[tuple[int, ...], list[tuple[str, int, list[Any]]]] = {}
+    seen: dict[Any, tuple[str, int]] = {}
+
+    def meet(key: Any, part: str, task: int) -> None:
+        of, other = seen.setdefault(key, (part, task))
+        if of != part:
+            raise HistoryError(f"task {task} ({part}) has the histories of task {other} ({of})")
+
+    for part, ids in vars(split).items():
+        for task in ids.tolist():
+            group = hdf5.child(file, str(task), Group)
+            data = [hdf5.child(group, name, Dataset) for name in _TOLD_BY]
+            for one in data:
+                meet(one, part, task)
+            stored.setdefault(tuple(one.id.get_storage_size() for one in data), []).append((part, task, data))
+    for alike in stored.values():
+        for part, task, data in alike if len({part for part, _, _ in alike}) > 1 else ():
+            meet(same_steps(*(one[()] for one in data)) or task, part, task)
+
+
+def same_steps(actions: AnyArray, *arrays: AnyArray) -> bytes | None:
+    """A digest that only copies share; None where steps may agree by chance: of few steps or one action."""
+    if actions.size < FEW_STEPS or (actions == actions.flat[0]).all():
+        return None
+    parts = [np.ascontiguousarray(array).tobytes() for array in (actions, *arrays)]
+    return hashlib.sha256(b"".join(parts)).digest()
 
 
 SCALES = "scales"

@@ -19,8 +19,9 @@ import numpy as np
 
 from compressed_ad.errors import RunDirectoryError, UsageError
 from compressed_ad.evaluation.intervals import Floats, mean
-from compressed_ad.files import write_atomically
+from compressed_ad.files import file_digest, write_atomically
 from compressed_ad.histories.file import HistoryFile
+from compressed_ad.histories.header import short
 from compressed_ad.histories.summary import task_summaries, total_marking
 from compressed_ad.marking.statistics import N_PHASE, MarkingStatistics
 from compressed_ad.report.measures import MEASURES, VALIDATED, final_return, normalise, series
@@ -59,6 +60,7 @@ class MethodRuns:
     final_last: FloatArray | None = None  # (R, N) normalised final return of the last weights
     training_final: FloatArray | None = None  # (R, N') normalised final return on N' training tasks
     marked: FloatArray | None = None  # (R, 10) share of marked steps by tenth of the training histories
+    judged: Mapping[str, Any] = field(default_factory=dict)  # ``judgement``, the same for all runs
 
     @property
     def searches(self) -> bool:
@@ -86,7 +88,8 @@ def load_runs(run_dirs: Sequence[str | Path], name: str | None = None) -> Method
     directories are up to the first "-"; the seed is the number after the last "seed" in a directory's name.
 
     Raises ``RunDirectoryError`` naming the file, and the key, that is missing, damaged, or that does not
-    fit the other runs.
+    fit the other runs: only those judged on the same histories with the same settings, and with the weights
+    that they have now, can be put together.
     """
     if not run_dirs:
         raise UsageError("no run directory given")
@@ -105,8 +108,13 @@ def load_runs(run_dirs: Sequence[str | Path], name: str | None = None) -> Method
                     f"{path / 'evaluation.npz'}: {key} differs from {paths[0] / 'evaluation.npz'}; "
                     "only runs evaluated on the same tasks in the same way can be put together"
                 )
+    files = [path / "evaluation.npz" for path in paths]
+    known = {str(file): judgement(file, run) for file, run in zip(files, runs, strict=True)}
+    check_same_judgement(known)
     metrics = [load_metrics(path / "metrics.jsonl") for path in paths]
-    return _method(paths[0].name.split("-")[0] if name is None else name, seeds, runs, metrics)
+    return _method(
+        paths[0].name.split("-")[0] if name is None else name, seeds, runs, metrics, known[str(files[0])]
+    )
 
 
 def _method(
@@ -114,6 +122,7 @@ def _method(
     seeds: tuple[int, ...],
     runs: Sequence[dict[str, AnyArray]],
     metrics: Sequence[Sequence[Mapping[str, Any]]],
+    judged: Mapping[str, Any] | None = None,
 ) -> MethodRuns:
     first, known = runs[0], set.intersection(*(set(run) for run in runs))
 
@@ -137,8 +146,52 @@ def _method(
         final_last=final("returns_last", "random", "optimal"),
         training_final=final("returns_training", "training_random", "training_optimal"),
         marked=np.stack([run["marked"] for run in runs]) if "marked" in known else None,
+        judged=judged or {},
         **{key: np.array([float(run[key]) for run in runs]) for key in _SCALARS},
     )
+
+
+def judgement(path: Path, arrays: Mapping[str, AnyArray]) -> dict[str, Any]:
+    """What the evaluation in ``path`` was made with and on; empty in a file that does not say.
+
+    ``RunDirectoryError`` if the weights beside it are others by now.
+    """
+    found: dict[str, Any] = {}
+    for key in [key for key in ("judged", "settings") if key in arrays]:
+        try:
+            found |= json.loads(str(arrays[key]))
+        except (ValueError, TypeError) as error:
+            raise RunDirectoryError(f"{path}: {key} is not a JSON object ({error})") from error
+    for name in [key for key in found if key.endswith(".pt")]:
+        weights, digest = path.with_name(name), found.pop(name)
+        if weights.is_file() and file_digest(weights) != digest:
+            raise RunDirectoryError(
+                f"{path}: was made with other weights than {name} has now; replace it with:"
+                f" cad evaluate --overwrite {path.parent}"
+            )
+    return found
+
+
+def check_same_judgement(judgements: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ``RunDirectoryError`` naming two of ``judgements`` that differ where both are known."""
+    (first, ours), *others = judgements.items()
+    for name, theirs in others:
+        shared = [key for key in ours if key in theirs and ours[key] != theirs[key]]
+        if differing := [f"{key}: {short(theirs[key])}, not {short(ours[key])}" for key in shared]:
+            raise RunDirectoryError(
+                f"{name}: was judged otherwise than {first} ({'; '.join(differing[:4])}); only runs evaluated"
+                " on the same histories with the same settings can be put together"
+            )
+
+
+def judgement_text(methods: Sequence[MethodRuns]) -> str:
+    """On what and with which settings ``methods`` were judged, in one line."""
+    found = methods[0].judged
+    split = ", ".join(f"{len(ids)} {part}" for part, ids in found.get("split", {}).items()) or None
+    about = {**found, "split": split, "history": f"SHA-256 {str(found.get('history'))[:12]}", "rows": None}
+    known = ", ".join(f"{key} {value}" for key, value in about.items() if value is not None)
+    tasks = short(methods[0].task_ids.tolist())
+    return f"Judged on held-out tasks {tasks}: {known if found else 'on which histories is unknown'}"
 
 
 def load_evaluation(path: Path) -> dict[str, AnyArray]:

@@ -77,8 +77,7 @@ def examine_model(
     ids: IntArray = data.training_tasks() if part == "train" else getattr(data.file.split, part)
     if len(ids) == 0:
         raise UsageError(f"{data.file.path} has no {PARTS[part]} tasks; choose another part")
-    if part == "heldout":
-        check_unseen(job, data, ids)
+    seen = check_unseen(data, part)
     model, step = load_model(job.path / WEIGHTS[job.config.evaluation.checkpoint], data, where)
     model.eval()
     sampler, sequences = data.sampler(ids, data.file.info.seed, windows)
@@ -116,7 +115,7 @@ def examine_model(
             rewarded=row(one.tokens.reward > 0),
             episode_start=row(one.tokens.ended | ~one.tokens.has_previous),
         ),
-        notes=tuple(notes),
+        notes=(*seen, *notes),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.runs.data import RunData
-from compressed_ad.runs.directory import claimed, history_provenance
+from compressed_ad.runs.directory import claimed, content_of, history_provenance
 from compressed_ad.runs.job import TRAINING_KEYS, Job, device
 from compressed_ad.settings import validated
 from compressed_ad.types import check_same
@@ -24,7 +24,7 @@ def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = ne
 
     data, notes, where = RunData(job), list[str](), device(job.config)
     task_ids, file, config = data.training_tasks(), data.file, job.config.model
-    scales = file.training_scales()
+    scales = data.scales()
     from_history: dict[str, Any] = {"reward_scale": scales.reward, "one_step": file.info.horizon == 1}
     for kind, found in file.info.spaces.items():
         asked = getattr(config, f"{kind}_space")
@@ -34,7 +34,7 @@ def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = ne
     for name, values in (("mean", scales.observation_mean), ("std", scales.observation_std)):
         from_history[f"observation_{name}"] = None if values is None else values.tolist()
     filled = validated(ModelConfig, {**config.model_dump(), **from_history}, "model")
-    provenance = history_provenance(file, job.config.marker if job.remark else None)
+    provenance = history_provenance(file, job.config.marker if job.remark else None, data.family)
     with claimed(job.path, job.config, keys=TRAINING_KEYS, history=provenance):
         if job.trained:
             return notes
@@ -69,5 +69,6 @@ def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = ne
             device=where,
             progress=progress,
             should_stop=should_stop,
+            trained_on=content_of(provenance),
         )
         return notes + trained.messages

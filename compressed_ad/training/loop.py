@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +77,7 @@ def train(
     device: torch.device | str = "cpu",
     progress: Callable[[int, Metrics], None] = lambda step, metrics: None,
     should_stop: Callable[[], bool] = lambda: False,
+    trained_on: Mapping[str, Any] | None = None,
 ) -> Trained:
     """Train ``config.model`` on the sampler's windows in ``run_dir``, or resume such a run.
 
@@ -84,10 +85,10 @@ def train(
     ``last_model.pt``, ``checkpoints/`` and ``metrics.jsonl``. An interrupted run that is called again ends
     with bit-identical weights: batches and dropout are functions of the step, the rest is in the checkpoint.
     Raises ``Interrupted`` after saving when ``should_stop()`` is true, ``NumericalError`` if the loss is not
-    finite.
+    finite. ``trained_on``, plain data that says what the windows are from, is stored with the weights.
     """
     run_dir = Path(run_dir)
-    run = _Run(config, run_dir, seed, device)
+    run = _Run(config, run_dir, seed, device, trained_on)
     messages = run.resume()
     validation_steps = {round(config.steps * (k + 1) / config.validations) for k in range(config.validations)}
     checkpoint_steps = {*validation_steps, config.steps}
@@ -126,8 +127,15 @@ def train(
 class _Run:
     """What changes while a model is trained, and how it is stored."""
 
-    def __init__(self, config: ModelConfig, run_dir: Path, seed: int, device: torch.device | str) -> None:
-        self.config, self.run_dir, self.seed = config, run_dir, seed
+    def __init__(
+        self,
+        config: ModelConfig,
+        run_dir: Path,
+        seed: int,
+        device: torch.device | str,
+        trained_on: Mapping[str, Any] | None,
+    ) -> None:
+        self.config, self.run_dir, self.seed, self.trained_on = config, run_dir, seed, trained_on
         self.step, self.started = 0, time.perf_counter()  # earlier by what a resumed run took before
         self.model = build_model(config, seed, device)
         self.optimiser = make_optimiser(self.model, config)
@@ -178,6 +186,7 @@ class _Run:
             "config": self.config.model_dump(mode="json"),
             "step": self.step,
             "seed": self.seed,
+            **({} if self.trained_on is None else {"trained_on": dict(self.trained_on)}),
         }
 
     def save_checkpoint(self) -> None:

@@ -19,7 +19,7 @@ from compressed_ad.registry import Parameters, Registry, checked, takes
 from compressed_ad.seeding import rng
 from compressed_ad.settings import Count, Fraction, Whole
 from compressed_ad.tasks.base import RewardFunction, TaskFamily
-from compressed_ad.training.sequences import Episodes, Sequences
+from compressed_ad.training.sequences import Episodes, Sequences, TaskRows
 from compressed_ad.training.stitching import prolonged, stitched
 from compressed_ad.types import AnyArray, BoolArray, IntArray
 
@@ -30,7 +30,7 @@ class Context:
 
     random: np.random.Generator
     family: TaskFamily | None = None
-    tasks: AnyArray | None = None  # (N, P) parameters of the tasks by index in the history file
+    tasks: TaskRows | None = None  # parameters of the sequences' tasks: ``context.tasks[sequences.task]``
 
 
 Transform = Callable[..., Sequences]
@@ -223,9 +223,14 @@ def apply_transforms(
     family: TaskFamily | None = None,
     tasks: AnyArray | None = None,
 ) -> Sequences:
-    """Apply named transforms in order; the k-th draws from ``rng(seed, "transform", k)``."""
+    """Apply named transforms in order; the k-th draws from ``rng(seed, "transform", k)``.
+
+    Of ``tasks`` (N, P), the parameters by index in the history file, they see those of ``sequences`` only.
+    """
+    ids = np.unique(sequences.task)
+    known = None if tasks is None else TaskRows(ids, tasks[ids])
     for k, (name, transform, params) in enumerate(check_transforms(transforms)):
-        sequences = transform(sequences, Context(rng(seed, "transform", k), family, tasks), **params)
+        sequences = transform(sequences, Context(rng(seed, "transform", k), family, known), **params)
         if len(sequences) == 0:
             raise HistoryError(f"the history transform {name!r} left no transition")
     return sequences

@@ -1,3 +1,4 @@
+import html
 import json
 import os
 import re
@@ -503,11 +504,14 @@ def test_comparing_and_reporting_the_runs_of_a_job(run, smoke: SmokeRun):
     code, out, _ = run("compare", *paths)
     assert code == 0
     assert "Too few runs to compare CompressedAD with AD" in out
+    out_of_compare = out
     code, out, _ = run("report", *paths, "--out", "mine")
     assert code == 0
     theirs = json.loads((smoke.out / "report" / "summary.json").read_text())
     ours = json.loads(Path("mine/summary.json").read_text())
     assert ours["methods"] == theirs["methods"]
+    assert "Judged on held-out tasks" in out_of_compare
+    assert out_of_compare.splitlines()[-1] in html.unescape(Path("mine/index.html").read_text())
 
 
 # ---------------------------------------------------------------- the process

@@ -118,14 +118,14 @@ def test_the_family_repairs_what_ancestors_write_wrong(run, tmp_path, nine, with
 
 
 def test_what_the_family_does_not_play_is_kept_and_said(tmp_path, nine):
-    moved = {task: nine[(task + 1) % 9] for task in range(9)}  # another order of the tasks
+    moved = nine | {task: nine[(task + 1) % 6] for task in range(6)}  # another order of the training tasks
     file, findings = imported(moved, tmp_path / "h.hdf5")
-    assert sorted(findings.disagree) == list(range(9))
+    assert sorted(findings.disagree) == list(range(6))
     assert "rewards differ first in stream" in findings.disagree[0]
-    ends = {t: int(one.dones[:, :-1].sum()) for t, one in moved.items()}
+    ends = {t: int(one.dones[:, :-1].sum()) for t, one in moved.items() if t < 6}
     assert findings.kept == ends
-    assert findings.repaired == {}
-    assert any("could not be repaired, in 9 task(s)" in line for line in findings.lines())
+    assert sorted(findings.repaired) == [6, 7, 8]
+    assert any("could not be repaired, in 6 task(s)" in line for line in findings.lines())
     assert any("--task-ids" in line for line in findings.lines())
     history = file.load([3])[3]
     assert np.array_equal(history.next_states, moved[3].next_states)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ from compressed_ad.errors import CompressedADError, ConfigError, HistoryError, U
 from compressed_ad.files import file_digest
 from compressed_ad.histories.exchange.formats import Progress, Recorded
 from compressed_ad.histories.file import COLUMNS, OPTIONAL, HistoryInfo, HistoryWriter
-from compressed_ad.histories.header import short
+from compressed_ad.histories.header import same_steps, short
 from compressed_ad.tasks.base import TaskFamily, family_specs
 from compressed_ad.tasks.replay import Played, differ, episode_step, play
-from compressed_ad.types import AnyArray, BoolArray, History, SpaceSpec, Split, from_spec
+from compressed_ad.types import AnyArray, BoolArray, History, IntArray, SpaceSpec, Split, from_spec
 
 MATCH = "match"
 """Value of ``task_ids`` that finds each task by its rewards."""
@@ -38,6 +39,7 @@ class Findings:
     kept: dict[int, int] = field(default_factory=dict)  # successors that equal the next episode's first state
     disagree: dict[int, str] = field(default_factory=dict)  # where replay and recording first differ
     unknown_probs: list[int] = field(default_factory=list)
+    untold: list[int] = field(default_factory=list)  # no reward tells which task was played
 
     def lines(self) -> list[str]:
         """The findings as sentences for the user."""
@@ -59,6 +61,11 @@ class Findings:
             found.append(
                 f"{sum(self.kept.values())} next_states at the ends of episodes are wrong (they are the "
                 f"first state of the next episode) and could not be repaired, in {_tasks(self.kept)}"
+            )
+        if self.untold:
+            found.append(
+                f"no step of {_tasks(self.untold)} is rewarded, so nothing shows that these histories are of"
+                " these tasks and not of held-out ones"
             )
         if self.unknown_probs:
             found.append(
@@ -121,7 +128,8 @@ def import_histories(
         Split(*(np.array([place[int(i)] for i in part], np.int64) for part in vars(split).values())),
         rows[ids], family.optimal_return(rows[ids]), family.random_return(rows[ids]), overwrite=overwrite,
     )  # fmt: skip
-    findings = Findings()
+    findings, seen = Findings(), dict[bytes, int]()
+    part = {int(number): name for name, of in vars(split).items() for number in of}
     try:
         for number, task_id in zip(numbers, ids, strict=True):
             recorded = _fitted(f"task {number}", tasks[number], spaces)
@@ -129,6 +137,19 @@ def import_histories(
                 number, recorded, family, rows[task_id], horizon, n_learner, steps_per_update, seed, findings
             )
             writer.append(place[number], history)
+            key = same_steps(recorded.actions, recorded.rewards, recorded.states)
+            others = [] if key is None else [seen.setdefault(key, number)]
+            if number in findings.disagree:
+                with suppress(HistoryError):  # they cannot be played at all
+                    others += [numbers[k] for k in _playing(recorded, family, rows[ids], seed)]
+            elif not recorded.rewards.any():
+                findings.untold.append(number)
+            for other in others:
+                if part[other] != part[number]:
+                    raise HistoryError(
+                        f"task {number} ({part[number]}) holds the histories of task {other} ({part[other]});"
+                        " give each task its own, or the right --task-ids"
+                    )
             progress(1)
     except BaseException:
         shutil.rmtree(writer.shards, ignore_errors=True)  # an import is repeated, not resumed
@@ -289,24 +310,30 @@ def _task_ids(
 
 def _match(where: str, recorded: Recorded, family: TaskFamily, seed: int) -> int:
     """The id of the only task of ``family`` in which the actions of all streams earn their rewards."""
-    left = np.arange(len(family.tasks()))
-    for stream in range(recorded.rewards.shape[0]):
-        arrays = (recorded.states, recorded.actions, recorded.rewards)
-        states, actions, rewards = (np.repeat(a[[stream]], len(left), axis=0) for a in arrays)
-        try:
-            played = _play(family, family.tasks()[left], actions, seed)
-        except HistoryError as error:
-            raise HistoryError(f"{where}: {error}") from error
-        wrong = differ(states, played.states) | differ(rewards, played.rewards)
-        left = left[~wrong.any(axis=1)]
-        if len(left) <= 1:
-            break
+    try:
+        left = _playing(recorded, family, family.tasks(), seed, least=1)
+    except HistoryError as error:
+        raise HistoryError(f"{where}: {error}") from error
     if len(left) != 1:
         what = f"tasks {short(left.tolist())} all do" if len(left) else "none does"
         raise HistoryError(
             f"{where}: no single task of {family.name} reproduces the recording ({what}); give --task-ids"
         )
     return int(left[0])
+
+
+def _playing(recorded: Recorded, family: TaskFamily, rows: AnyArray, seed: int, least: int = 0) -> IntArray:
+    """Which of ``rows`` (N, P) the actions of all streams earn their rewards in; stops at ``least`` rows."""
+    left = np.arange(len(rows))
+    for stream in range(recorded.rewards.shape[0]):
+        arrays = (recorded.states, recorded.actions, recorded.rewards)
+        states, actions, rewards = (np.repeat(a[[stream]], len(left), axis=0) for a in arrays)
+        played = _play(family, rows[left], actions, seed)
+        wrong = differ(states, played.states) | differ(rewards, played.rewards)
+        left = left[~wrong.any(axis=1)]
+        if len(left) <= least:
+            break
+    return left
 
 
 def named_split(
