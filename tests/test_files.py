@@ -31,8 +31,13 @@ def test_a_lock_is_held_by_one_and_dropped(tmp_path):
             locked(tmp_path),
         ):
             pass
-    with pytest.raises(RunDirectoryError, match="cannot be written to"), locked(tmp_path / "missing"):
-        pass
+    with locked(tmp_path / "new"), locked(tmp_path / "new" / "a", file=True):
+        assert {path.name for path in (tmp_path / "new").iterdir()} == {".lock", ".a.lock"}
+    assert not list((tmp_path / "new").iterdir())
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(RunDirectoryError, match=f"{place}: cannot be written to"), locked(place):
+            pass
 
 
 def test_errors_in_one_line():

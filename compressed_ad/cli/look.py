@@ -40,7 +40,6 @@ def _write_output(
     """
     from compressed_ad.report.figures.style import figure_to_png
 
-    out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         for name, figure in figures.items():
             if figure is None:

@@ -118,7 +118,6 @@ def _report(call: Call) -> None:
     if call.options.dry_run:
         print_lines(f"Would write {out / 'index.html'} from {len(todo)} run(s)")
         return
-    out.mkdir(parents=True, exist_ok=True)
     with locked(out), call.display.stage("report") as show:
         written = stages.report_stage(todo, todo[0].history, out, command=call.typed, progress=show)
     print_lines(f"{' '.join(written.analysis.verdicts)}\nReport: {written.index}")

@@ -45,7 +45,6 @@ def run(call: Call) -> None:
         print_lines(_plan(study, out, processes))
         return
     folder = out / study.name
-    folder.mkdir(parents=True, exist_ok=True)
     with open_pool(options.ray, processes) as pool, locked(folder):
         failures = _work(call, study, out, pool)
         finished = [group for group in study_run.groups(study, out) if group.finished]

@@ -34,7 +34,7 @@ PARTS = {"heldout": "held-out", "validation": "validation", "train": "training"}
 @lru_cache(maxsize=2)
 def _sequences(path: Path, digest: str, task_ids: tuple[int, ...], marking: str | None) -> Sequences:
     """Raw sequences of some tasks, shared by the runs of one process. The digest tells files apart."""
-    file = HistoryFile(path, verify=False)
+    file = HistoryFile(path, verify=False, digest=digest)
     histories = file.load(task_ids)
     if marking is not None:
         settings = MarkerSettings.model_validate_json(marking)

@@ -40,7 +40,7 @@ def _references(
     """
     from compressed_ad.evaluation.evaluate import evaluate_references
 
-    file = HistoryFile(path, verify=False)
+    file = HistoryFile(path, verify=False, digest=digest)
     return evaluate_references(
         make_family(file.info.family, file.info.family_kwargs),
         file.tasks[np.array(task_ids, np.int64)],
