@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -62,11 +62,11 @@ def write_atomically(path: Path, *content: bytes, error: type[RunError] = RunErr
 
 def _clean(folder: Path) -> None:
     """Remove what killed writers left in ``folder``: files whose process is gone and that nobody holds."""
-    for name in os.listdir(folder):
-        if (found := _LEFTOVER.fullmatch(name)) and not _lives(int(found[1])):
-            with suppress(OSError), (folder / name).open("r+b") as file:
+    for path in folder.iterdir():
+        if (found := _LEFTOVER.fullmatch(path.name)) and not _lives(int(found[1])):
+            with suppress(OSError), path.open("r+b") as file:
                 if _try_lock(file):
-                    (folder / name).unlink()
+                    path.unlink()
 
 
 def _lives(process: int) -> bool:
@@ -84,6 +84,23 @@ def _try_lock(file: IO[Any]) -> bool:
     except OSError:
         return False
     return True
+
+
+def is_free(folder: Path, file: str, parts: Sequence[str] = ()) -> bool:
+    """Whether output may go to ``folder``: it is not there, it has ``file``, or it is begun output.
+
+    Begun output, of a process that was killed, has hidden files, ``parts`` in the order in which they are
+    written, and nothing else.
+    """
+    if not folder.exists() or (folder / file).exists():
+        return True
+    names = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else {""}
+    return names == set(parts[: len(names)])
+
+
+def chained(row: Mapping[str, Any], before: str) -> str:
+    """A digest of ``row`` and of the one ``before`` it: no line of a log can change or go unnoticed."""
+    return hashlib.sha256(f"{before}{json.dumps(row)}".encode()).hexdigest()[:12]
 
 
 def write_json(path: Path, value: Any, *, error: type[RunError] = RunError) -> None:
@@ -114,10 +131,10 @@ def file_digest(path: Path, start: int = 0) -> str:
 
 @contextmanager
 def locked(path: Path, *, file: bool = False, error: type[RunError] = RunDirectoryError) -> Iterator[None]:
-    """Hold the lock of the folder ``path``, which is made if it is missing; ``error`` if another process does.
+    """Hold the lock of the folder ``path``, which is made if missing; ``error`` if another process does.
 
-    With ``file``, ``path`` is a file, there or not. The operating system drops the lock when the process ends,
-    however it ends.
+    With ``file``, ``path`` is a file, there or not. The operating system drops the lock when the process
+    ends, however it ends.
     """
     target = Path(os.path.realpath(path))
     lock = target.with_name(f".{target.name}{LOCK}") if file else target / LOCK

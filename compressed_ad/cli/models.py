@@ -10,7 +10,7 @@ from compressed_ad.cli.call import Call, Command, flag, history_option, option, 
 from compressed_ad.cli.display import print_lines, results_console
 from compressed_ad.errors import ConfigError, HistoryError, RunDirectoryError, UsageError
 from compressed_ad.evaluation.intervals import mean
-from compressed_ad.files import locked
+from compressed_ad.files import is_free, locked
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.report.measures import final_return
 from compressed_ad.runs import job as runs, stages
@@ -113,7 +113,7 @@ def _report(call: Call) -> None:
     if len(histories) > 1:
         raise UsageError(f"the runs were trained on different history files: {', '.join(histories)}")
     out: Path = call.options.out or Path("report")
-    if out.exists() and not (out / "index.html").exists() and (not out.is_dir() or any(out.iterdir())):
+    if not is_free(out, "index.html", parts=("figures", "table.csv", "summary.json")):
         raise RunDirectoryError(f"{out}: exists and is not a report; choose another --out")
     if call.options.dry_run:
         print_lines(f"Would write {out / 'index.html'} from {len(todo)} run(s)")

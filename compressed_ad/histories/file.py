@@ -61,8 +61,8 @@ class HistoryWriter:
     of the family; histories are expected for the tasks of the split. A collection that exists at ``path``,
     finished or not, is continued with ``resume`` and replaced with ``overwrite``; otherwise it is refused
     with ``HistoryError``. The old file stays until the new one is whole, and ``resume`` continues an
-    ``overwrite`` that was interrupted. ``resume`` also refuses a collection of another configuration. It drops damaged
-    shards and lists them in ``dropped``.
+    ``overwrite`` that was interrupted. ``resume`` also refuses a collection of another configuration. It
+    drops damaged shards and lists them in ``dropped``.
     """
 
     def __init__(
@@ -140,7 +140,6 @@ class HistoryWriter:
             for name, array in history.per_step():
                 write_array(group, name, array.astype(_dtype(name, self._header.info), copy=False))
 
-        self.shards.mkdir(parents=True, exist_ok=True)
         hdf5.write_file(self.shards / f"{task_id}.h5", fill)
 
     def finish(self, marking: Mapping[str, Any] | None = None) -> None:

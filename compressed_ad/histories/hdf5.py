@@ -11,8 +11,9 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import h5py
 import numpy as np
@@ -140,7 +141,7 @@ def stored_digest(path: Path) -> str:
         return _digest_in(path, source)
 
 
-def _digest_in(path: Path, source: IO[bytes]) -> str:
+def _digest_in(path: Path, source: BufferedReader) -> str:
     block = _first_block(path, source)
     if not block.startswith(_MAGIC):
         if block.startswith(b"\x89HDF\r\n\x1a\n"):
@@ -156,13 +157,13 @@ def _digest_in(path: Path, source: IO[bytes]) -> str:
     return digest
 
 
-def _first_block(path: Path, source: IO[bytes]) -> bytes:
+def _first_block(path: Path, source: BufferedReader) -> bytes:
     if block := source.read(_BLOCK):
         return block
     raise HistoryError(f"{path}: is empty")
 
 
-def _source(path: Path) -> IO[bytes]:
+def _source(path: Path) -> BufferedReader:
     try:
         return path.open("rb")
     except OSError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressed_ad.errors import HistoryError, SplitError
+from compressed_ad.errors import HistoryError, RunDirectoryError, SplitError
 from compressed_ad.files import file_digest, write_atomically
 from compressed_ad.histories.file import HistoryFile
-from compressed_ad.report.results import REFERENCE
+from compressed_ad.report.results import REFERENCE, stored_arrays
 from compressed_ad.runs.data import RunData
 from compressed_ad.runs.directory import stored_environment
 from compressed_ad.runs.job import WEIGHTS, Job, device, playing
@@ -71,9 +70,8 @@ def _digest(history: Path, mtime_ns: int, size: int) -> str:
 def stored_evaluation(path: Path) -> str | None:
     """The settings of the evaluation in ``path``; None if there is no readable evaluation."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return str({name: file[name] for name in file.files}["settings"])  # damage shows on reading
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return str(stored_arrays(path)["settings"])  # all are read, so that damage shows
+    except (RunDirectoryError, KeyError):
         return None
 
 
