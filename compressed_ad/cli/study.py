@@ -39,8 +39,8 @@ def run(call: Call) -> None:
         if any("step" in row.values for row in rows):
             raise UsageError(f"{options.tables}: holds a study's curves; name its table")
         whole = load_study(options.file, runs=options.runs)
-        _check_names(options.tables, whole, rows)
-        _check_names(beside, whole, points)
+        check_names(options.tables, whole, rows)
+        check_names(beside, whole, points)
         print_lines(study_report.text(study, rows, points, as_markdown=options.markdown))
         return
     out: Path = options.out
@@ -73,7 +73,7 @@ def run(call: Call) -> None:
         raise RunError("\n".join(f"{name}: {problem}" for name, problem in failures.items()))
 
 
-def _check_names(path: Path, study: Study, rows: Sequence[Row]) -> None:
+def check_names(path: Path, study: Study, rows: Sequence[Row]) -> None:
     """Raise ``UsageError`` if a row is of a family, variant or run that the study does not have."""
     for row in rows:
         for what, known in (("family", study.families), ("variant", study.variants)):
