@@ -39,11 +39,10 @@ def write_atomically(path: Path, *content: bytes, error: type[RunError] = RunErr
             for part in content:
                 file.write(part)
             file.flush()
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError, PermissionError):  # some file systems have one mode for all
                 old = target.stat()
-                with suppress(PermissionError):
-                    os.fchown(file.fileno(), -1, old.st_gid)
                 os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
+                os.fchown(file.fileno(), -1, old.st_gid)
             os.fsync(file.fileno())
         aside.replace(target)
         state = "it is written, but may not survive a power failure"
