@@ -104,7 +104,10 @@ def load_runs(run_dirs: Sequence[str | Path], name: str | None = None) -> Method
                     f"{path / 'evaluation.npz'}: {key} differs from {paths[0] / 'evaluation.npz'}; "
                     "only runs evaluated on the same tasks in the same way can be put together"
                 )
-    metrics = [_rows_of_run(path, run) for path, run in zip(paths, runs, strict=True)]
+    metrics = [
+        load_metrics(path / "metrics.jsonl", run.get("step_last"))
+        for path, run in zip(paths, runs, strict=True)
+    ]
     return _method(paths[0].name.split("-")[0] if name is None else name, seeds, runs, metrics)
 
 
@@ -156,8 +159,8 @@ def load_evaluation(path: Path) -> dict[str, AnyArray]:
     for key, shape in shapes.items():
         if arrays[key].shape != shape:
             raise RunDirectoryError(f"{path}: {key}: expected {shape}, got {arrays[key].shape}")
-    for key in _SCALARS:
-        if arrays[key].size != 1:
+    for key in (*_SCALARS, *{"horizon", "paying", "step_last"} & set(arrays)):
+        if arrays[key].size != 1 or arrays[key].dtype.kind not in "fiu":
             raise RunDirectoryError(f"{path}: {key}: expected one number, got shape {arrays[key].shape}")
     if not np.isfinite(returns).all():
         raise RunDirectoryError(f"{path}: returns has NaN or infinity")
@@ -178,24 +181,13 @@ def stored_arrays(path: Path) -> dict[str, AnyArray]:
     raise RunDirectoryError(f"{path}: a single array, not an evaluation file")
 
 
-def _rows_of_run(run_dir: Path, evaluated: Mapping[str, AnyArray]) -> list[dict[str, Any]]:
-    """The rows of ``metrics.jsonl`` of a run, to the step of the last weights that were evaluated."""
-    path = run_dir / "metrics.jsonl"
-    rows = load_metrics(path)
-    end, last = rows[-1].get("step") if rows else None, evaluated.get("step_last")
-    if last is not None and end != last:
-        raise RunDirectoryError(f"{path}: ends at step {end}, but the run was trained to {last}; {_RESTORE}")
-    return rows
-
-
-_RESTORE = "remove last_model.pt beside it and run cad train --resume to restore it from the last checkpoint"
-
-
-def load_metrics(path: Path) -> list[dict[str, Any]]:
+def load_metrics(path: Path, end: AnyArray | None = None) -> list[dict[str, Any]]:
     """The rows of one ``metrics.jsonl``, without a last line that was never completed (no newline).
 
-    Rows of earlier versions have no ``check``; where there is one, it is verified and left out.
+    Rows of earlier versions have no ``check``; where there is one, it is verified and left out. ``end``: the
+    step of the last weights that were evaluated, with which the rows must end.
     """
+    restore = "remove last_model.pt beside it and run cad train --resume to write it again"
     try:
         lines = path.read_text("utf-8").split("\n")[:-1]
     except FileNotFoundError as error:
@@ -216,7 +208,10 @@ def load_metrics(path: Path) -> list[dict[str, Any]]:
         check = row.pop("check", None)
         before = chained(row, before)
         if check != before:
-            raise RunDirectoryError(f"{path}: line {number} was changed after it was written; {_RESTORE}")
+            raise RunDirectoryError(f"{path}: line {number} was changed after it was written; {restore}")
+    last = rows[-1].get("step") if rows else "none"
+    if end is not None and end != last:
+        raise RunDirectoryError(f"{path}: ends at step {last}, but the run was trained to {end}; {restore}")
     return rows
 
 
@@ -328,7 +323,7 @@ def result_columns() -> list[str]:
 def cell_row(cell: Cell, run_dir: Path, evaluation: Path) -> Row:
     """What ``cell`` left behind; ``RunDirectoryError`` names the file that is missing or damaged."""
     found = load_evaluation(evaluation)
-    metrics = _rows_of_run(run_dir, found)
+    metrics = load_metrics(run_dir / "metrics.jsonl", found.get("step_last"))
     runs = _method(cell.variant, (cell.run,), [found], [metrics])
     if np.isnan(runs.optimal).any():
         raise RunDirectoryError(f"{evaluation}: a study needs families whose optimal return is known")
@@ -418,10 +413,8 @@ def read_rows(path: Path) -> list[Row]:
         run = known.pop("run")
         if not run.is_integer():
             raise UsageError(f"{path}:{place}: run: not a whole number: {line['run']!r}")
-        family, variant, parameters = (
-            _cell_text(line.get(k, "")) for k in ("family", "variant", "parameters")
-        )
-        row = Row(family, variant, int(run), known, parameters)
+        family, variant, more = (_cell_text(line.get(k, "")) for k in (*_CELL[:2], "parameters"))
+        row = Row(family, variant, int(run), known, more)
         if found.setdefault((row.family, row.variant, run, known.get("step")), row) is not row:
             raise UsageError(f"{path}:{place}: two lines of one cell")
     if CHECK in head:  # earlier versions wrote none
