@@ -62,17 +62,20 @@ def write_atomically(path: Path, *content: bytes, error: type[RunError] = RunErr
 def _clean(folder: Path) -> None:
     """Remove what killed writers left in ``folder``: files whose process is gone and that nobody holds."""
     for path in folder.iterdir():
-        if (found := _LEFTOVER.fullmatch(path.name)) and not _lives(int(found[1])):
+        if (found := _LEFTOVER.fullmatch(path.name)) and not lives(int(found[1])):
             with suppress(OSError), path.open("r+b") as file:
                 if _try_lock(file):
                     path.unlink()
 
 
-def _lives(process: int) -> bool:
+def lives(process: int) -> bool:
+    """Whether there is a process of this number on this machine."""
     try:
         os.kill(process, 0)
-    except OSError as error:
-        return not isinstance(error, ProcessLookupError)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
     return True
 
 

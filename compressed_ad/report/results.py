@@ -362,10 +362,11 @@ def write_rows(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
     for row in rows:
         names = (text_cell(row.family), text_cell(row.variant), str(row.run))
         table.append([*names, *(text(row, column) for column in columns)])
-    content, marks = io.StringIO(newline=""), [CHECK, *[_check(table)] * len(rows)]
-    csv.writer(content, lineterminator="\n").writerows(
-        [*line, mark] for line, mark in zip(table, marks, strict=True)
-    )
+    if rows:  # a head with a check and no rows was cut
+        whole = _check(table)
+        table = [[*line, whole if k else CHECK] for k, line in enumerate(table)]
+    content = io.StringIO(newline="")
+    csv.writer(content, lineterminator="\n").writerows(table)
     write_atomically(path, content.getvalue().encode())
 
 
@@ -396,6 +397,8 @@ def read_rows(path: Path) -> list[Row]:
         head, *lines = list(csv.reader(text)) or [[]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path}: cannot be read ({error})") from None
+    if not text.getvalue().endswith("\n"):
+        raise UsageError(f"{path}: its last line is cut off")
     if not set(_CELL) <= set(head):
         raise UsageError(f"{path}: not such a table; its first line must name {', '.join(_CELL)}")
     numbers = {*_CELL[2:], *result_columns(), *POINT_COLUMNS} - {"parameters"}
@@ -420,7 +423,7 @@ def read_rows(path: Path) -> list[Row]:
     if CHECK in head:  # earlier versions wrote none
         place = head.index(CHECK)
         whole = _check([[*line[:place], *line[place + 1 :]] for line in (head, *lines)])
-        if any(line[place] != whole for line in lines):
+        if not lines or any(line[place] != whole for line in lines):
             raise UsageError(
                 f"{path}: was changed after it was written; have cad study write it again,"
                 f" or delete its column {CHECK} to use it as it is"

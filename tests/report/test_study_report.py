@@ -177,6 +177,8 @@ def test_no_changed_digit_of_a_table_passes(tmp_path: Path) -> None:
             assert content_of() == before, content  # the name of a column that is not read
         except UsageError as error:
             assert str(path) in str(error)
+    write_rows(path, [], result_columns())
+    assert read_rows(path) == []
     path.write_bytes(sound.replace(b"0.5,", b"0.7,", 1))
     with pytest.raises(UsageError, match=r"table\.csv: was changed after it was written"):
         read_rows(path)

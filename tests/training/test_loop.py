@@ -298,6 +298,12 @@ def test_a_resumed_run_has_every_row_that_its_checkpoint_has_passed(tmp_path: Pa
     done = train(c, sampler(c), run, validate=validate)
     assert load_metrics(path)[: len(rows)] == rows and load_metrics(path)[-1]["step"] == c.steps
     assert done.messages == ([f"{path}: line 1 is damaged; left out"] if old else [])
+    # As the error advises when the rows of a finished run are damaged.
+    sound, before = path.read_bytes(), digest(load(run / "last_model.pt"))
+    path.write_bytes(sound[:-30])
+    (run / "last_model.pt").unlink()
+    train(c, sampler(c), run, validate=validate)
+    assert path.read_bytes() == sound and digest(load(run / "last_model.pt")) == before
 
 
 def test_no_changed_digit_of_the_metrics_passes(tmp_path: Path) -> None:
