@@ -10,7 +10,7 @@ from compressed_ad.cli.call import Call, Command, flag, history_option, option, 
 from compressed_ad.cli.display import print_lines, results_console
 from compressed_ad.errors import ConfigError, HistoryError, RunDirectoryError, RunError, UsageError
 from compressed_ad.evaluation.intervals import mean
-from compressed_ad.files import locked
+from compressed_ad.files import is_free, locked
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.report.measures import final_return
 from compressed_ad.runs import job as runs, stages
@@ -127,12 +127,11 @@ def _report(call: Call) -> None:
     if len(histories) > 1:
         raise UsageError(f"the runs were trained on different history files: {', '.join(histories)}")
     out: Path = call.options.out or Path("report")
-    if out.exists() and not (out / "index.html").exists() and (not out.is_dir() or any(out.iterdir())):
+    if not is_free(out, "index.html", parts=("figures", "table.csv", "summary.json")):
         raise RunDirectoryError(f"{out}: exists and is not a report; choose another --out")
     if call.options.dry_run:
         print_lines(f"Would write {out / 'index.html'} from {len(todo)} run(s)")
         return
-    out.mkdir(parents=True, exist_ok=True)
     with locked(out), call.display.stage("report") as show:
         written = stages.report_stage(todo, todo[0].history, out, command=call.typed, progress=show)
     print_lines(f"{' '.join(written.analysis.verdicts)}\nReport: {written.index}")

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from compressed_ad import registry
-from compressed_ad.errors import ConfigError, RunError
+from compressed_ad.errors import ConfigError, HistoryError, RunError
+from compressed_ad.files import locked
 from compressed_ad.histories.file import HistoryFile, HistoryInfo, HistoryWriter, marking_provenance, remark
 from compressed_ad.learners.base import Checks, SourceLearner
 from compressed_ad.marking.apply import apply_marker, find_marker, marker_name, task_seed
@@ -77,7 +78,8 @@ def collect(
     instead, and ``checked`` if learner and marker are known to fit. ``family_name``, ``family_kwargs`` and
     ``learner_config`` are stored so that family and learner can be built again.
     A file that exists at ``path`` is continued with ``resume`` (a finished one is left as it is, marks
-    included), replaced with ``overwrite``, else refused with ``HistoryError``.
+    included), replaced with ``overwrite``, else refused with ``HistoryError``; so is a second collection into
+    ``path`` while one is at work.
 
     With ``n_process > 1`` worker processes of one thread each learn blocks of ``block_size`` tasks; they are
     spawned, so a script must call this under ``if __name__ == "__main__":``. Or ``pool`` has the workers.
@@ -111,13 +113,14 @@ def collect(
         config={**(learner_config or {}), **sizes, "task_ids": task_ids.tolist()},
         seed=seed,
     )
-    writer = HistoryWriter(
-        path, info, split, tasks, family.optimal_return(tasks), family.random_return(tasks),
-        resume=resume, overwrite=overwrite,
-    )  # fmt: skip
-    job = _Job(family, learner, writer, tasks, task_ids, sizes, seed, marker, params)
-    done = writer.done_tasks()
-    with WorkerPool(n_process) if pool is None else nullcontext(pool) as workers:
+    optimal, random = family.optimal_return(tasks), family.random_return(tasks)
+    with (
+        locked(Path(path), file=True, error=HistoryError),
+        WorkerPool(n_process) if pool is None else nullcontext(pool) as workers,
+    ):
+        writer = HistoryWriter(path, info, split, tasks, optimal, random, resume=resume, overwrite=overwrite)
+        job = _Job(family, learner, writer, tasks, task_ids, sizes, seed, marker, params)
+        done = writer.done_tasks()
         blocks = _blocks(np.setdiff1d(np.arange(len(tasks)), sorted(done)), workers.n_process, block_size)
         units = {f"tasks {block.tolist()}": (block,) for block in blocks}
         total = Parts(
@@ -128,8 +131,8 @@ def collect(
         )
         # What a block has not stored cannot be saved, so none is waited for.
         workers.run(job.learn, units, progress=total, retry=True, patience=0.0)
-    # Tasks finished earlier may carry the masks of another marker: then all are marked again, at the end.
-    writer.finish(None if done or marker is None else marking_provenance(marker, params, seed))
+        # Tasks finished earlier may carry the masks of another marker: then all are marked again, at the end.
+        writer.finish(None if done or marker is None else marking_provenance(marker, params, seed))
     if marker is not None and HistoryFile(path, verify=False).marking is None:
         remark(path, marker, params, seed=seed)
     return Path(path)

@@ -31,7 +31,7 @@ from compressed_ad.report.figures import histories, returns
 from compressed_ad.report.figures.comparison import forest
 from compressed_ad.report.measures import MEASURES, NEEDS, final_episodes, final_return, in_blocks, normalise
 from compressed_ad.report.pages import Drawn, keep_figures, write_page
-from compressed_ad.report.results import MethodRuns, SourceSummary, validations
+from compressed_ad.report.results import MethodRuns, SourceSummary, text_cell, validations
 
 
 @dataclass(frozen=True)
@@ -430,5 +430,5 @@ def _csv(analysis: Analysis) -> str:
         middle = "" if kind == "difference" and of_mean else float(intervals.iqm(scores.ravel()))
         kind = "iqm of differences" if kind == "difference" and not of_mean else kind
         numbers = [i.value if of_mean else "", i.low, i.high, middle, i.n, len(analysis.optimal)]
-        write([kind, name, analysis.metric if key == IQM else key, *numbers, i.of])
+        write([kind, text_cell(name), analysis.metric if key == IQM else key, *numbers, i.of])
     return text.getvalue()

@@ -54,7 +54,6 @@ def claimed(
     overwritten.
     """
     check(path, config, keys=keys, history=history)
-    path.mkdir(parents=True, exist_ok=True)
     with locked(path):
         check(path, config, keys=keys, history=history)
         if not (path / CONFIG).exists():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,7 +25,7 @@ from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.header import differences
 from compressed_ad.models.settings import FROM_HISTORY
 from compressed_ad.registry import call_text, check_trust, own_names
-from compressed_ad.report.results import REFERENCE
+from compressed_ad.report.results import REFERENCE, stored_arrays
 from compressed_ad.runs.data import RunData
 from compressed_ad.runs.directory import (
     CONFIG,
@@ -59,7 +58,7 @@ def _references(
     """
     from compressed_ad.evaluation.evaluate import evaluate_references
 
-    file = HistoryFile(path, verify=False)
+    file = HistoryFile(path, verify=False, digest=digest)
     return evaluate_references(
         stored_family(path, file.info.family, file.info.family_kwargs, trust),
         file.tasks[np.array(task_ids, np.int64)],
@@ -90,9 +89,8 @@ def _digest(history: Path, mtime_ns: int, size: int) -> str:
 def stored_evaluation(path: Path) -> str | None:
     """The settings of the evaluation in ``path``; None if there is no readable evaluation."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return str({name: file[name] for name in file.files}["settings"])  # damage shows on reading
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return str(stored_arrays(path)["settings"])  # all are read, so that damage shows
+    except (RunDirectoryError, KeyError):
         return None
 
 

@@ -75,7 +75,6 @@ def collect_stage(
 ) -> Path:
     """Collect the histories of ``config`` into ``path``, marked unless ``mark`` is False."""
     env, algorithm, planned = config.env, config.algorithm, plan(config)
-    path.parent.mkdir(parents=True, exist_ok=True)
     return collect(
         planned.family,
         planned.learner,

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressed_ad.errors import CheckpointError, NumericalError
+from compressed_ad.errors import CheckpointError, NumericalError, RunError
+from compressed_ad.files import chained, write_atomically
 from compressed_ad.models import MODEL
 from compressed_ad.models.ad import AD
 from compressed_ad.models.settings import ModelConfig
@@ -24,6 +25,9 @@ from compressed_ad.training.checkpoints import CheckpointDirectory, save
 from compressed_ad.training.windows import WindowSampler
 
 Metrics = dict[str, float]
+Row = dict[str, Any]
+"""A line of ``metrics.jsonl``: a step and what was measured there."""
+METRICS = "metrics.jsonl"
 Validate = Callable[[AD], Metrics]
 """Evaluates a model on the validation tasks; ``validation_return`` chooses the best checkpoint."""
 
@@ -94,7 +98,7 @@ def train(
     checkpoint_steps = {*validation_steps, config.steps}
     logged, clock = run.step, time.perf_counter()
     run.model.train()
-    with closing(MetricsLog(run_dir, run.step)) as log:
+    with closing(MetricsLog(run_dir, run.rows)) as log:
         while run.step < config.steps:
             metrics = run.update(sampler.batch(run.step))
             if run.step % 50 == 0 or run.step == config.steps:
@@ -143,6 +147,7 @@ class _Run:
         self.checkpoints = CheckpointDirectory(run_dir / "checkpoints", config.checkpoints)
         self.best_file = run_dir / "best_model.pt"
         self.best = {"step": -1, "value": -math.inf}
+        self.rows: list[Row] = []  # of ``metrics.jsonl``
 
     def resume(self) -> list[str]:
         """Continue from the newest sound checkpoint, if there is one; messages about what was not usable."""
@@ -162,6 +167,12 @@ class _Run:
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.best = state["step"], state["best"]
         self.started -= state["seconds"]
+        if "rows" in state:
+            self.rows = state["rows"]
+        else:  # of an earlier version
+            self.rows, damaged = readable_rows(self.run_dir / METRICS)
+            self.rows = [row for row in self.rows if row["step"] <= self.step]
+            messages += damaged
         return messages
 
     def update(self, batch: Batch) -> Metrics:
@@ -195,6 +206,7 @@ class _Run:
             "optimiser": self.optimiser.state_dict(),
             "model_config": self.config.model_dump(mode="json"),
             "best": self.best,
+            "rows": self.rows,
             "seconds": time.perf_counter() - self.started,
         }
         self.checkpoints.save(self.step, content)
@@ -218,33 +230,54 @@ def gradient(model: AD, loss: Any, batch: Batch, config: ModelConfig) -> tuple[f
 
 
 class MetricsLog:
-    """``metrics.jsonl``, and TensorBoard events if it is installed; lines after ``step`` are deleted."""
+    """``metrics.jsonl``, and TensorBoard events if it is installed; starts with ``rows``, and adds to them.
 
-    def __init__(self, run_dir: Path, step: int) -> None:
-        path = run_dir / "metrics.jsonl"
-        kept = []
-        with suppress(json.JSONDecodeError):  # of a line that a killed run left unfinished
-            for line in path.read_text().splitlines() if path.exists() else ():
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-        path.write_text("".join(kept))
-        self.file = path.open("a")
+    Each line has a ``check``, see ``files.chained``. The rows are also in the checkpoints, so that a run that
+    is continued writes all of them again, whatever became of the file.
+    """
+
+    def __init__(self, run_dir: Path, rows: list[Row]) -> None:
+        self.path, self.rows, self.check = run_dir / METRICS, rows, ""
+        write_atomically(self.path, "".join(map(self._line, rows)).encode())
+        self.file = self.path.open("a")
         self.board: Any = None
         with suppress(ImportError):
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(run_dir))
 
+    def _line(self, row: Row) -> str:
+        self.check = chained(row, self.check)
+        return json.dumps({**row, "check": self.check}) + "\n"
+
     def write(self, step: int, values: Metrics) -> None:
         """Append one line, without undefined values (NaN)."""
         known = {name: value for name, value in values.items() if not math.isnan(value)}
-        self.file.write(json.dumps({"step": step, **known}) + "\n")
-        self.file.flush()
+        self.rows.append({"step": step, **known})
+        try:
+            self.file.write(self._line(self.rows[-1]))
+            self.file.flush()
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be written ({error.strerror})") from error
         if self.board is not None:
             for name, value in known.items():
                 self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self.file.close()
+        with suppress(OSError):  # of a line that could not be written
+            self.file.close()
         if self.board is not None:
             self.board.close()
+
+
+def readable_rows(path: Path) -> tuple[list[Row], list[str]]:
+    """The rows of a ``metrics.jsonl``; and a message for each line that is damaged, unless it is the last."""
+    rows, damaged = list[Row](), list[str]()
+    lines = path.read_text("utf-8", errors="replace").split("\n") if path.exists() else []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            row = json.loads(line)
+            rows.append({**row, "step": int(row["step"])})
+        except (ValueError, TypeError, KeyError):
+            damaged.append(f"{path}: line {number} is damaged; left out")
+    return rows, damaged

@@ -348,6 +348,24 @@ def test_existing_files(reference, tmp_path):
     assert_same(reference, gather(path, overwrite=True))
 
 
+def test_a_second_collection_into_one_file_is_refused_while_the_first_works(reference, tmp_path):
+    path, told = tmp_path / "h.hdf5", []
+
+    def second(done, total):
+        if done and not told:
+            for options in ({}, {"seed": 1}, {"resume": True}, {"overwrite": True, "seed": 1}):
+                with pytest.raises(
+                    HistoryError, match=rf"h\.hdf5: another process .*\(process {os.getpid()}\)"
+                ):
+                    gather(path, **options)
+                told.append(options)
+
+    gather(path, block_size=3, progress=second)
+    assert len(told) == 4
+    assert_same(reference, path)
+    assert [file.name for file in tmp_path.iterdir()] == ["h.hdf5"]
+
+
 def test_resuming_with_another_marker_marks_all_tasks_with_it(tmp_path):
     path = tmp_path / "h.hdf5"
     with pytest.raises(NumericalError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -587,6 +588,9 @@ def test_minari_gets_whole_datasets_only(run, tmp_path, nine):
         with pytest.raises(HistoryError, match=cause):
             EXPORT["minari"](file, out, False, silent)
     before = sorted(path.name for path in (tmp_path / "sets").rglob("*"))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / "sets" / f".partial-{gone.pid}" / "half").mkdir(parents=True)
     EXPORT["minari"](file, tmp_path / "sets", True, silent)
     assert sorted(path.name for path in (tmp_path / "sets").rglob("*")) == before
 

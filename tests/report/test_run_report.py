@@ -37,11 +37,13 @@ from compressed_ad.report.results import (
     MethodRuns,
     SourceSummary,
     Trace,
+    load_evaluation,
     load_runs,
     summarise_source,
     validations,
 )
 from compressed_ad.report.run_report import Experiment, WrittenReport, build_report, terminal_table
+from compressed_ad.runs.judge import stored_evaluation
 from compressed_ad.types import History, Split
 
 GRID = np.array([(x, y) for x in range(4) for y in range(4)])
@@ -452,6 +454,36 @@ def test_load_runs_orders_by_seed(tmp_path: Path) -> None:
     assert load_runs([tmp_path / "CompressedAD-darkroom-seed2"], name="other").name == "other"
 
 
+def test_metrics_that_were_cut_are_refused(tmp_path: Path) -> None:
+    run = save_run(tmp_path, 0, step_last=np.int64(3))
+    path = run / "metrics.jsonl"
+    with pytest.raises(
+        RunDirectoryError, match=r"metrics\.jsonl: ends at step 2, but .* trained to 3; remove"
+    ):
+        load_runs([run])
+    path.write_bytes(b"")
+    with pytest.raises(RunDirectoryError, match=r"metrics\.jsonl: ends at step none"):
+        load_runs([run])
+    path.write_text('{"step": 3, "loss": 0.5}\n')
+    assert load_runs([run]).metrics == [[{"step": 3, "loss": 0.5}]]
+
+
+def test_whatever_a_changed_byte_raises_the_evaluation_is_named(tmp_path: Path) -> None:
+    path = save_run(tmp_path, 0) / "evaluation.npz"
+    sound, right = path.read_bytes(), load_evaluation(path)
+    draw = np.random.default_rng(0)
+    for _ in range(300):
+        place, bit = int(draw.integers(len(sound))), 1 << int(draw.integers(8))
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ bit]) + sound[place + 1 :])
+        assert stored_evaluation(path) is None  # it has no settings
+        try:
+            found = load_evaluation(path)
+        except RunDirectoryError as error:
+            assert str(error).startswith(str(path)) and "\n" not in str(error)
+        else:
+            assert all(np.array_equal(found[key], right[key]) for key in right)
+
+
 def test_load_runs_names_what_is_wrong(tmp_path: Path) -> None:
     good = save_run(tmp_path / "good", 0)
 
@@ -466,6 +498,8 @@ def test_load_runs_names_what_is_wrong(tmp_path: Path) -> None:
     refused("random: expected", save_run(tmp_path / "d", 1, random=np.zeros(2)))
     refused("accuracy: expected one number", save_run(tmp_path / "e", 1, accuracy=np.zeros(2)))
     refused("NaN", save_run(tmp_path / "f", 1, returns=np.full((3, 4, 20), np.nan)))
+    refused("horizon: expected one number", save_run(tmp_path / "k", 1, horizon="long"))
+    refused("paying: expected one number", save_run(tmp_path / "l", 1, paying=np.zeros(2)))
     refused("random must be numbers", save_run(tmp_path / "g", 1, random=np.array(["a", "b", "c"])))
     refused("damaged", save_run(tmp_path / "h", 1, returns=np.array([object()])))  # a pickle: never opened
     cut = save_run(tmp_path / "i", 1)
