@@ -206,10 +206,10 @@ def from_spec(spec: SpaceSpec) -> gymnasium.Space[Any]:
 
 def cast(array: AnyArray, dtype: np.dtype[Any]) -> AnyArray | None:
     """``array`` in the ``dtype`` of a space; None if it is of another kind, or values would change."""
-    kinds = {"f": "fiub", "b": "b"}.get(dtype.kind, "iub")
-    if array.dtype.kind not in kinds:
+    if array.dtype.kind not in ("b" if dtype.kind == "b" else "biuf"):
         return None
-    result = array.astype(dtype, copy=False)
+    with np.errstate(invalid="ignore", over="ignore"):
+        result = array.astype(dtype, copy=False)
     return result if dtype.kind == "f" or np.array_equal(result, array) else None
 
 
