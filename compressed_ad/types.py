@@ -204,9 +204,9 @@ def from_spec(spec: SpaceSpec) -> gymnasium.Space[Any]:
     raise SpaceError(f"unknown space description {spec!r}")
 
 
-def cast(array: AnyArray, dtype: np.dtype[Any]) -> AnyArray | None:
+def cast(array: AnyArray, dtype: Any) -> AnyArray | None:
     """``array`` in the ``dtype`` of a space; None if it is of another kind, or values would change."""
-    if array.dtype.kind not in ("b" if dtype.kind == "b" else "biuf"):
+    if array.dtype.kind not in ("b" if np.dtype(dtype).kind == "b" else "biuf"):
         return None
     with np.errstate(invalid="ignore", over="ignore"):
         result = array.astype(dtype, copy=False)
