@@ -17,15 +17,17 @@ from typing import Any
 import numpy as np
 
 from compressed_ad import registry
-from compressed_ad.errors import ConfigError, HistoryError, RunError
+from compressed_ad.errors import ConfigError, HistoryError, RunError, UsageError
 from compressed_ad.files import locked
 from compressed_ad.histories.file import HistoryFile, HistoryInfo, HistoryWriter, marking_provenance, remark
 from compressed_ad.learners.base import Checks, SourceLearner
+from compressed_ad.learners.conformance import first_stream_problem
 from compressed_ad.marking.apply import apply_marker, find_marker, marker_name, task_seed
 from compressed_ad.marking.conformance import marker_faults
 from compressed_ad.marking.markers import Marker
 from compressed_ad.settings import Count
 from compressed_ad.tasks.base import TaskFamily, family_specs
+from compressed_ad.tasks.conformance import static_problems
 from compressed_ad.tasks.split import choose_tasks, split_family
 from compressed_ad.types import AnyArray, IntArray, Split
 from compressed_ad.workers import Parts, Pool, Report, ShouldStop, WorkerPool
@@ -97,6 +99,8 @@ def collect(
             raise ConfigError(f"marker {marker_name(marker)!r}: {problem}" for problem in problems)
     if isinstance(learner, Checks) and not checked:
         learner.check(family, n_timesteps=n_timesteps, n_stream=n_stream)
+    if problems := list(static_problems(family)):
+        raise UsageError(f"{family.name}: {'; '.join(problems)}")
     all_tasks = family.tasks()
     if task_ids is None:
         task_ids = choose_tasks(len(all_tasks), seed, n_task)
@@ -189,6 +193,9 @@ class _Job:
             if got != shape:
                 raise RunError(f"{name}, task {index}: expected (stream, time) {shape}, got {got}")
             history.check_finite(f"{name}, task {index}")
+            problem = first_stream_problem(self.family, self.tasks[index], history)
+            if problem:
+                raise RunError(f"{name} on {self.family.name}, task {index}: {problem}")
             if marker is not None:
                 seed = task_seed(self.seed, index)
                 history = history.with_mask(apply_marker(marker, history, seed=seed, **self.marker_params))
