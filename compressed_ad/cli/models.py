@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from compressed_ad.cli.call import Call, Command, flag, history_option, option, out_option
-from compressed_ad.cli.display import print_lines, results_console
+from compressed_ad.cli.display import print_lines, print_table
 from compressed_ad.errors import ConfigError, HistoryError, RunDirectoryError, UsageError
 from compressed_ad.evaluation.intervals import mean
 from compressed_ad.files import locked
@@ -104,7 +104,7 @@ def _compare(call: Call) -> None:
 
     unknown = any(np.isnan(method.optimal).any() for method in methods)
     source = summarise_source(HistoryFile(todo[0].history)) if unknown else None
-    results_console().print(terminal_table(analyse(methods, source)))
+    print_table(terminal_table(analyse(methods, source)))
 
 
 def _report(call: Call) -> None:

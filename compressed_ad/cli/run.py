@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.cli.call import RAY, Call, Command, out_option
-from compressed_ad.cli.display import duration, print_lines, results_console
+from compressed_ad.cli.display import duration, print_lines, print_table
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.marking.apply import marker_params
 from compressed_ad.registry import call_text
@@ -56,7 +56,7 @@ def run(call: Call) -> None:
     from compressed_ad.report.run_report import terminal_table
 
     print_lines(statistics.text() + "\n")
-    results_console().print(terminal_table(written.analysis))
+    print_table(terminal_table(written.analysis))
     print_lines(f"\nReport: {written.index}")
 
 
