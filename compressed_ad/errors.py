@@ -117,14 +117,14 @@ def users_code(
 
 
 def raised(error: BaseException) -> str:
-    """The message of ``error`` in one line, with its type and place: ``it broke (ValueError in own.py:43)``."""
+    """The message of ``error`` in one line, with its kind and place: ``broke (ValueError in own.py:43)``."""
     words = " ".join(str(error).split())[:500]
     kind = type(error).__name__
     if isinstance(error, SystemExit):
         words, kind = f"it calls sys.exit({error.code!r})", ""
     elif isinstance(error, MemoryError):
         words = words or "not enough memory"
-    place = users_line(error) or _line(error)
+    place = users_line(error) or _line(error, (_OURS,))
     where = " ".join(filter(None, (kind, place and f"in {place}")))
     return f"{words} ({where})" if words and where else words or where
 
@@ -132,9 +132,12 @@ def raised(error: BaseException) -> str:
 def users_line(error: BaseException) -> str | None:
     """``file:line`` of the user's code in the traceback of ``error``, innermost; None if there is none."""
     installed = [sysconfig.get_path(key) for key in ("stdlib", "purelib", "platlib")]
-    return _line(error, (str(Path(__file__).parent), *installed, "<frozen"))
+    return _line(error, (_OURS, *installed, "<frozen"))
 
 
-def _line(error: BaseException, without: tuple[str, ...] = ()) -> str | None:
+_OURS = str(Path(__file__).parent)
+
+
+def _line(error: BaseException, without: tuple[str, ...]) -> str | None:
     places = [p for p in traceback.extract_tb(error.__traceback__) if not p.filename.startswith(without)]
     return f"{Path(places[-1].filename).name}:{places[-1].lineno}" if places else None

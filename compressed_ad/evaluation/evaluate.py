@@ -17,6 +17,7 @@ from compressed_ad.models.ad import AD, evaluating
 from compressed_ad.seeding import seed64
 from compressed_ad.tasks.as_batched import as_batched
 from compressed_ad.tasks.base import ReferencePolicies, TaskFamily
+from compressed_ad.tasks.slots import Slots
 from compressed_ad.training.windows import WindowSampler
 from compressed_ad.types import Agent, AnyArray, FloatArray
 
@@ -107,7 +108,7 @@ def evaluate_tasks(
     seeds = np.array([seed64(seed, "evaluation environment", k) >> 1 for k in range(len(slots))], np.int64)
     if isinstance(model, AD):
         options["seed"] = seed
-    env = family.make(slots, seeds)
+    env = Slots(family, slots, seeds)
     result = evaluate_in_context(model, env, episodes=episodes, progress=progress, **options)
     return result.reward_episode.T.reshape(len(tasks), rollouts, episodes)
 

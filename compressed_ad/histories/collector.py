@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 
 from compressed_ad import registry
-from compressed_ad.errors import ConfigError, RunError
+from compressed_ad.errors import ConfigError, RunError, users_code
 from compressed_ad.histories.file import HistoryFile, HistoryInfo, HistoryWriter, marking_provenance, remark
 from compressed_ad.learners.base import Checks, SourceLearner
-from compressed_ad.marking.apply import apply_marker, find_marker, marker_name, task_seed
+from compressed_ad.marking.apply import find_marker, mark_task, marker_name
 from compressed_ad.marking.conformance import marker_faults
 from compressed_ad.marking.markers import Marker
 from compressed_ad.settings import Count
 from compressed_ad.tasks.base import TaskFamily, family_specs
 from compressed_ad.tasks.split import choose_tasks, split_family
-from compressed_ad.types import AnyArray, IntArray, Split
+from compressed_ad.types import AnyArray, History, IntArray, Split
 from compressed_ad.workers import Parts, Pool, Report, ShouldStop, WorkerPool
 
 MAX_BLOCK = 8
@@ -95,26 +95,26 @@ def collect(
             raise ConfigError(f"marker {marker_name(marker)!r}: {problem}" for problem in problems)
     if isinstance(learner, Checks) and not checked:
         learner.check(family, n_timesteps=n_timesteps, n_stream=n_stream)
-    all_tasks = family.tasks()
-    if task_ids is None:
-        task_ids = choose_tasks(len(all_tasks), seed, n_task)
-    if split is None:
-        parts = {"train": train, "validation": validation, "heldout": heldout}
-        split = split_family(family, task_ids, seed if split_seed is None else split_seed, **parts)
-    tasks = all_tasks[task_ids]
+    with users_code(f"task family {family_name!r}"):
+        all_tasks = family.tasks()
+        if task_ids is None:
+            task_ids = choose_tasks(len(all_tasks), seed, n_task)
+        if split is None:
+            parts = {"train": train, "validation": validation, "heldout": heldout}
+            split = split_family(family, task_ids, seed if split_seed is None else split_seed, **parts)
+        tasks = all_tasks[task_ids]
+        returns = family.optimal_return(tasks), family.random_return(tasks)
+        spaces, horizon = family_specs(family), family.horizon
     info = HistoryInfo(
         family=family_name,
         family_kwargs=dict(family_kwargs or {}),
-        spaces=family_specs(family),
-        horizon=family.horizon,
+        spaces=spaces,
+        horizon=horizon,
         learner=learner.name,
         config={**(learner_config or {}), **sizes, "task_ids": task_ids.tolist()},
         seed=seed,
     )
-    writer = HistoryWriter(
-        path, info, split, tasks, family.optimal_return(tasks), family.random_return(tasks),
-        resume=resume, overwrite=overwrite,
-    )  # fmt: skip
+    writer = HistoryWriter(path, info, split, tasks, *returns, resume=resume, overwrite=overwrite)
     job = _Job(family, learner, writer, tasks, task_ids, sizes, seed, marker, params)
     done = writer.done_tasks()
     with WorkerPool(n_process) if pool is None else nullcontext(pool) as workers:
@@ -174,10 +174,13 @@ class _Job:
             if should_stop():
                 raise KeyboardInterrupt  # what a block has not stored cannot be saved
 
-        histories = self.learner.learn(
-            self.family, self.task_ids[todo], self.tasks[todo],
-            **self.sizes, seed=self.seed, progress=progress,
-        )  # fmt: skip
+        with users_code(f"learner {name!r}, tasks {todo.tolist()}"):
+            histories = self.learner.learn(
+                self.family, self.task_ids[todo], self.tasks[todo],
+                **self.sizes, seed=self.seed, progress=progress,
+            )  # fmt: skip
+            if not isinstance(histories, list) or not all(isinstance(h, History) for h in histories):
+                raise TypeError("learn() must return a list of History")
         if len(histories) != len(todo):
             raise RunError(f"{name} gave {len(histories)} histories of {len(todo)} tasks")
         shape = (self.sizes["n_learner"] * self.sizes["n_stream"], self.sizes["n_timesteps"])
@@ -187,6 +190,6 @@ class _Job:
                 raise RunError(f"{name}, task {index}: expected (stream, time) {shape}, got {got}")
             history.check_finite(f"{name}, task {index}")
             if marker is not None:
-                seed = task_seed(self.seed, index)
-                history = history.with_mask(apply_marker(marker, history, seed=seed, **self.marker_params))
+                mask = mark_task(marker, history, index, seed=self.seed, **self.marker_params)
+                history = history.with_mask(mask)
             self.writer.append(index, history)

@@ -22,6 +22,7 @@ from compressed_ad.settings import Fraction, NonNegative
 from compressed_ad.tasks.bandit import Bandit, Generators, Rule
 from compressed_ad.tasks.base import TASK_FAMILY, OptimalPolicy, TaskFamily
 from compressed_ad.tasks.random_play import UniformActions
+from compressed_ad.tasks.slots import Slots
 from compressed_ad.types import Agent, AnyArray, FloatArray, History, IntArray, Step
 
 Policy = Callable[[AnyArray, AnyArray, FloatArray], AnyArray]
@@ -77,7 +78,7 @@ def record(
     who = [(int(task), stream) for task in task_ids for stream in range(n_stream)]
     agent = make_agent(slots, lambda n: [rng(seed, source, *w) for w in who])
     env_seeds = [int(rng(seed, f"{source} environment", *w).integers(2**63 - 1)) for w in who]
-    env = family.make(slots, np.array(env_seeds, np.int64))
+    env = Slots(family, slots, np.array(env_seeds, np.int64))
     agent.reset(len(slots))
     obs = env.reset()
     rows: dict[str, list[AnyArray]] = {}

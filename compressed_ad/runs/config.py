@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from compressed_ad.errors import ConfigError, SpaceError, UnknownNameError, UsageError
+from compressed_ad.errors import ConfigError, SpaceError, UnknownNameError, UsageError, users_code
 from compressed_ad.learners.base import Checks, SourceLearner
 from compressed_ad.learners.select import make_learner
 from compressed_ad.marking import apply
@@ -157,7 +157,8 @@ def _trial_problems(leaves: Leaves, config: Config) -> list[str]:
     def attempt(section: str, check: Callable[[], T], *keys: str) -> T | None:
         """The result of ``check``, or None if it fails. Its parameters stand in the first of ``keys``."""
         try:
-            return check()
+            with users_code(lambda: what.get(section, section), UsageError):
+                return check()
         except (UsageError, SpaceError) as error:
             if isinstance(error, UnknownNameError):
                 keys = keys[-1:]
@@ -168,6 +169,12 @@ def _trial_problems(leaves: Leaves, config: Config) -> list[str]:
                 found.append(f"{place}: {section}: {problem}")
         return None
 
+    what = {
+        "env": f"task family {config.env.family!r}",
+        "algorithm": f"learner {config.algorithm.learner!r}",
+        "marker": f"marker {config.marker.marker!r}",
+        "model": f"model {config.model.model!r}",
+    }
     family = attempt("env", lambda: build_family(config), "kwargs", "family")
     learner = attempt("algorithm", lambda: _build_learner(config), "learner_kwargs", "learner")
     if family is not None:

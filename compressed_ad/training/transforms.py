@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import MinLen
 
-from compressed_ad.errors import ConfigError, HistoryError, UsageError
+from compressed_ad.errors import ConfigError, HistoryError, UsageError, users_code
 from compressed_ad.registry import Parameters, Registry, checked
 from compressed_ad.seeding import rng
 from compressed_ad.settings import Count, Fraction, Whole
@@ -225,7 +225,10 @@ def apply_transforms(
 ) -> Sequences:
     """Apply named transforms in order; the k-th draws from ``rng(seed, "transform", k)``."""
     for k, (name, transform, params) in enumerate(check_transforms(transforms)):
-        sequences = transform(sequences, Context(rng(seed, "transform", k), family, tasks), **params)
+        with users_code(f"transform {name!r}"):
+            sequences = transform(sequences, Context(rng(seed, "transform", k), family, tasks), **params)
+        if not isinstance(sequences, Sequences):
+            raise HistoryError(f"transform {name!r} must return Sequences, not a {type(sequences).__name__}")
         if len(sequences) == 0:
             raise HistoryError(f"the history transform {name!r} left no transition")
     return sequences

@@ -19,6 +19,7 @@ from compressed_ad.learners.base import Progress, histories_of_tasks
 from compressed_ad.learners.ppo import kernels
 from compressed_ad.seeding import rng, seed64
 from compressed_ad.tasks.base import TaskFamily
+from compressed_ad.tasks.slots import Slots
 from compressed_ad.types import AnyArray, BoolArray, History, IntArray
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def train(
     learner_index = np.arange(len(who))[:, None]
 
     env_seeds = [rng(seed, "ppo-env", *w).integers(2**63 - 1, size=n_stream) for w in who]
-    env = family.make(np.repeat(tasks, n_learner * n_stream, axis=0), np.concatenate(env_seeds))
+    env = Slots(family, np.repeat(tasks, n_learner * n_stream, axis=0), np.concatenate(env_seeds))
     obs = env.reset()
     record: dict[str, AnyArray] = {}
     # Without a table, every version of the policy is evaluated twice per step, in tiles of a few rows.

@@ -22,6 +22,7 @@ from compressed_ad.learners.sb3.callback import CompressedHistoryCallback
 from compressed_ad.registry import Parameters
 from compressed_ad.seeding import rng, seed64
 from compressed_ad.tasks.base import BatchedEnv, TaskFamily
+from compressed_ad.tasks.slots import Slots
 from compressed_ad.types import AnyArray, History, IntArray
 
 try:
@@ -132,7 +133,7 @@ class SB3Learner:
 
         def learn_one(task_id: int, task: AnyArray, learner: int) -> History:
             env_seeds = rng(seed, "sb3-env", task_id, learner).integers(2**63 - 1, size=n_stream)
-            slots = family.make(np.repeat(task[None], n_stream, axis=0), env_seeds)
+            slots = Slots(family, np.repeat(task[None], n_stream, axis=0), env_seeds)
             env = _SlotsVecEnv(slots, family.observation_space, family.action_space)
             model = self._model(env, n_timesteps, seed64(seed, "sb3", task_id, learner) % 2**31)
             callback = CompressedHistoryCallback()
