@@ -132,12 +132,13 @@ def raised(error: BaseException) -> str:
 def users_line(error: BaseException) -> str | None:
     """``file:line`` of the user's code in the traceback of ``error``, innermost; None if there is none."""
     installed = [sysconfig.get_path(key) for key in ("stdlib", "purelib", "platlib")]
-    return _line(error, (_OURS, *installed, "<frozen"))
+    return _line(error, (_OURS, *installed, "<frozen", "<__array"))
 
 
 _OURS = str(Path(__file__).parent)
 
 
 def _line(error: BaseException, without: tuple[str, ...]) -> str | None:
-    places = [p for p in traceback.extract_tb(error.__traceback__) if not p.filename.startswith(without)]
+    found = traceback.extract_tb(error.__traceback__)
+    places = [p for p in found if p.filename[:1] in "/<" and not p.filename.startswith(without)]
     return f"{Path(places[-1].filename).name}:{places[-1].lineno}" if places else None

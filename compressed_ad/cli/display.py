@@ -179,23 +179,18 @@ class _Progress(io.TextIOBase):
 
 def print_table(table: RenderableType) -> None:
     """Write a table to the standard output: 100 columns wide unless that is a terminal."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=100)
-    with console.capture() as text:
-        console.print(table)
-    print_lines(text.get())
+    shown, text = Console(), io.StringIO()
+    width = shown.width if shown.is_terminal else 100
+    Console(file=text, force_terminal=shown.is_terminal, width=width, highlight=False).print(table)
+    print_lines(text.getvalue())
 
 
-def print_lines(text: str | None) -> None:
-    """Write results to the standard output; ``RunError`` if that is impossible. None: only flush it."""
+def print_lines(text: str) -> None:
+    """Write results to the standard output; ``RunError`` if that is impossible."""
     if sys.stdout is None:  # closed by the calling process
-        if text is None:
-            return
         raise RunError("the standard output is closed")
     try:
-        if text is not None:
-            sys.stdout.write(text.rstrip("\n") + "\n")
+        sys.stdout.write(text.rstrip("\n") + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         raise

@@ -48,19 +48,21 @@ _OVERRIDE = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``cad`` and return its exit code: 0, 1 run-time error, 2 usage, 130 Ctrl-C, 143 SIGTERM."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    stop = cli.Stop()
+    stop, code = cli.Stop(), 0
     with lenient_streams():
         try:
             with stop.listening(), _current_folder():
-                call = parse(words, stop)
-                load_command(call.name).run(call)
-                print_lines(None)
+                try:
+                    call = parse(words, stop)
+                    load_command(call.name).run(call)
+                except SystemExit as error:  # argparse, after --help
+                    if users_line(error):
+                        raise
+                    code = int(error.code or 0)
         except BrokenPipeError:  # the reader of our output has closed it
             drop(sys.stdout)
             return 1
         except BaseException as error:
-            if isinstance(error, SystemExit) and users_line(error) is None:  # argparse, after --help
-                return int(error.code or 0)
             if "--debug" in words:
                 complain(traceback.format_exc())
             if isinstance(error, KeyboardInterrupt):
@@ -69,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for line in _explanation(error).splitlines():
                 complain(f"cad: error: {line}")
             return getattr(error, "exit_code", 1)
-    return 0
+    return code
 
 
 _ADVICE = {
@@ -173,6 +175,9 @@ def _split_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str, s
 
 
 class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: object = None) -> None:
+        print_lines(message)  # argparse itself drops what cannot be written
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
 

@@ -8,6 +8,7 @@ the process that learns it. Finished tasks are on disk at once: whatever ends a 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from compressed_ad import registry
-from compressed_ad.errors import ConfigError, RunError, users_code
+from compressed_ad.errors import ConfigError, RunError, UsageError, users_code
 from compressed_ad.histories.file import HistoryFile, HistoryInfo, HistoryWriter, marking_provenance, remark
 from compressed_ad.learners.base import Checks, SourceLearner
 from compressed_ad.marking.apply import find_marker, mark_task, marker_name
@@ -35,6 +36,11 @@ MAX_BLOCK = 8
 
 def history_path(directory: str | Path, family_name: str, learner_name: str, seed: int) -> Path:
     """The path of a collection, e.g. ``datasets/history_darkroom_PPO_alg-seed0_compressed.hdf5``."""
+    for kind, name in (("task family", family_name), ("learner", learner_name)):
+        if not isinstance(name, str) or not re.fullmatch(r"[^/\\\0]{1,100}", name):
+            raise UsageError(
+                f"the {kind}'s name is part of a file name: 1 to 100 letters, no /; got {name!r}"
+            )
     return Path(directory) / f"history_{family_name}_{learner_name}_alg-seed{seed}_compressed.hdf5"
 
 

@@ -156,7 +156,7 @@ def looks_ahead(probs, causal=False):
         (coin, "Two calls on the same history give different masks"),
         (
             needs_length,
-            "It cannot mark histories of one step: marker 'tests.marking.test_apply:needs_length'",
+            "It cannot mark histories of one step: marker 'tests.marking.test_apply:need",
         ),
         (looks_ahead, "With causal=True the marking of a prefix is not a prefix"),
         (lambda terminated: terminated, "Its result shares memory with the history"),
