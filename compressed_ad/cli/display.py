@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import IO, Any, cast
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -27,7 +27,7 @@ class Display:
     """Shows one stage after another, each with the time that it still needs."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(file=_Progress(), highlight=False)
+        self.console = console or Console(file=cast(IO[str], _Progress()), highlight=False)
 
     def note(self, text: str) -> None:
         """A line for the user, above the progress."""

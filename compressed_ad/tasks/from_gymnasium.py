@@ -329,7 +329,7 @@ class GymnasiumSlots:
 
 def outcome(env: Env, action: Any) -> tuple[Any, float, bool, bool]:
     """Observation, reward, terminated and truncated of a step; ``TypeError`` if not single values."""
-    returned = env.step(action)
+    returned: Any = env.step(action)
     if not isinstance(returned, tuple) or len(returned) != 5:
         got = f"{len(returned)} values" if isinstance(returned, tuple) else f"a {type(returned).__name__}"
         raise TypeError(f"step() must return (obs, reward, terminated, truncated, info), not {got}")
