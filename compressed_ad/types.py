@@ -37,6 +37,7 @@ class Step:
     terminated: BoolArray  # (N,) the MDP ended: no value beyond this step
     truncated: BoolArray  # (N,) the time limit ended the episode: there is value beyond this step
     obs: AnyArray  # (N, ...)
+    played: BoolArray | None = None  # (N,) False where the slot was only reset: no transition; None: all True
 
 
 class Agent(Protocol):
@@ -175,6 +176,10 @@ def to_spec(space: gymnasium.Space[Any]) -> SpaceSpec:
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
         start = {"start": space.start.tolist()} if space.start.any() else {}
         return {"kind": "multidiscrete", "nvec": space.nvec.tolist(), **start}
+    if isinstance(space, spaces.Box) and space.dtype == np.bool_:
+        raise SpaceError(
+            f"Box of dtype bool {space.shape} is not supported; make it Box(0, 1, dtype=np.uint8)"
+        )
     if isinstance(space, spaces.Box):
         spec: SpaceSpec = {"kind": "box", "shape": list(space.shape), "dtype": str(space.dtype)}
         for name, values in (("low", space.low), ("high", space.high)):
@@ -197,6 +202,27 @@ def from_spec(spec: SpaceSpec) -> gymnasium.Space[Any]:
         low, high = (limit.reshape(shape).astype(dtype) for limit in bounds(spec))
         return spaces.Box(low, high, shape, dtype.type)
     raise SpaceError(f"unknown space description {spec!r}")
+
+
+def cast(array: AnyArray, dtype: np.dtype[Any]) -> AnyArray | None:
+    """``array`` in the ``dtype`` of a space; None if it is of another kind, or values would change."""
+    kinds = {"f": "fiub", "b": "b"}.get(dtype.kind, "iub")
+    if array.dtype.kind not in kinds:
+        return None
+    result = array.astype(dtype, copy=False)
+    return result if dtype.kind == "f" or np.array_equal(result, array) else None
+
+
+def outside(space: gymnasium.Space[Any], array: AnyArray) -> BoolArray:
+    """(N,) whether elements (N, ...) lie beyond the limits of a Discrete, MultiDiscrete or Box space."""
+    if isinstance(space, spaces.Box):
+        low, high = space.low, space.high
+    elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        sizes = space.n if isinstance(space, spaces.Discrete) else space.nvec
+        low, high = np.asarray(space.start), np.asarray(space.start + sizes - 1)
+    else:
+        return np.zeros(len(array), bool)
+    return np.asarray(((array < low) | (array > high)).reshape(len(array), -1).any(axis=1))
 
 
 def shape_of(spec: SpaceSpec) -> tuple[int, ...]:

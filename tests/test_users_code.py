@@ -180,7 +180,7 @@ def test_a_task_is_named_where_slots_step_one_after_another():
 
     family = Family(3, 5)
     with pytest.raises(RunError, match=r"Family', task 4, step 1: oops \(ValueError in test_users_code"):
-        Slots(family, family.tasks()[2:5], np.arange(3)).step(np.zeros(3))
+        Slots(family, family.tasks()[2:5], np.arange(3), [2, 3, 4]).step(np.zeros(3))
 
 
 def test_a_transform_that_fails_is_named(history, monkeypatch):

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from compressed_ad.errors import NumericalError, UsageError
+from compressed_ad.errors import NumericalError, RunError, UsageError
 from compressed_ad.evaluation.agents import InContextAgent
 from compressed_ad.models.ad import AD, evaluating
 from compressed_ad.seeding import seed64
 from compressed_ad.tasks.as_batched import as_batched
 from compressed_ad.tasks.base import ReferencePolicies, TaskFamily
-from compressed_ad.tasks.slots import Slots
+from compressed_ad.tasks.checked_env import CheckedEnv, checked_slots
 from compressed_ad.training.windows import WindowSampler
-from compressed_ad.types import Agent, AnyArray, FloatArray
+from compressed_ad.types import Agent, AnyArray, FloatArray, check_same, from_spec, to_spec
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ def evaluate_in_context(
     eval_timesteps: int | None = None,
     episodes: int | None = None,
     *,
+    max_steps: int = 100_000,
     progress: Callable[[int, int], None] = lambda done, total: None,
     watch: Callable[[Agent], Agent] = lambda agent: agent,
     **options: Any,
@@ -51,15 +52,18 @@ def evaluate_in_context(
     ``progress`` is called with (steps done, steps expected). ``watch`` may wrap the agent, to record what it
     does, say. The result has (E, N) returns: with ``episodes``, exactly E of them; with ``eval_timesteps``,
     as many as the fastest slot completed, NaN where a slot completed fewer.
+
+    Raises ``SpaceError`` if the model was trained for other spaces, and ``RunError`` if one of ``episodes``
+    has not ended after ``max_steps`` steps.
     """
     if (eval_timesteps is None) == (episodes is None):
         raise UsageError("evaluate_in_context needs either eval_timesteps or episodes")
     if (eval_timesteps or episodes or 0) < 1:
         raise UsageError("eval_timesteps and episodes must be at least 1")
-    env = as_batched(vec_env)
+    env = _checked(model, vec_env)
     agent = watch(InContextAgent(model, **options) if isinstance(model, AD) else model)
     running = np.zeros(env.num_envs, np.float64)
-    count = np.zeros(env.num_envs, np.int64)
+    count, last_end = np.zeros((2, env.num_envs), np.int64)
     returns: list[tuple[AnyArray, AnyArray, AnyArray]] = []
     steps = 0
     with evaluating(model) if isinstance(model, AD) else nullcontext():
@@ -77,8 +81,14 @@ def evaluate_in_context(
             if len(ended):
                 returns.append((count[ended], ended, running[ended]))
                 count[ended] += 1
-                running[ended] = 0
+                running[ended], last_end[ended] = 0, steps + 1
             steps += 1
+            if episodes is not None and steps % max_steps == 0 and steps - last_end.min() >= max_steps:
+                slot = int(np.argmin(last_end))
+                raise RunError(
+                    f"{env.name}, slot {slot}: an episode has not ended after {max_steps:,} steps;"
+                    f" {count[slot]} of {episodes} are complete; if episodes are that long, raise max_steps"
+                )
             if eval_timesteps is not None:
                 progress(steps, eval_timesteps)
             elif len(ended):
@@ -87,6 +97,25 @@ def evaluate_in_context(
     for row, slot, value in returns:
         table[row, slot] = value
     return InContextResult(table if episodes is None else table[:episodes], steps)
+
+
+def _checked(model: AD | Agent, vec_env: Any) -> CheckedEnv:
+    """``vec_env`` under watch; ``SpaceError`` unless ``model`` was trained for its spaces.
+
+    An environment that does not tell its spaces must show what the model's spaces contain.
+    """
+    env = as_batched(vec_env)
+    name = env.name if isinstance(env, CheckedEnv) else type(vec_env).__name__
+    found = {kind: getattr(env, f"{kind}_space", None) for kind in ("observation", "action")}
+    unknown = {kind for kind, space in found.items() if space is None}
+    if isinstance(model, AD):
+        for kind, space in found.items():
+            expected = getattr(model.config, f"{kind}_space")
+            found[kind] = from_spec(expected) if space is None else space
+            check_same(f"{name} has another {kind} space than the model", expected, to_spec(found[kind]))
+    if isinstance(env, CheckedEnv):
+        return env
+    return CheckedEnv(env, name, *found.values(), bounded="observation" in unknown)
 
 
 def evaluate_tasks(
@@ -108,7 +137,7 @@ def evaluate_tasks(
     seeds = np.array([seed64(seed, "evaluation environment", k) >> 1 for k in range(len(slots))], np.int64)
     if isinstance(model, AD):
         options["seed"] = seed
-    env = Slots(family, slots, seeds)
+    env = checked_slots(family, slots, seeds)
     result = evaluate_in_context(model, env, episodes=episodes, progress=progress, **options)
     return result.reward_episode.T.reshape(len(tasks), rollouts, episodes)
 

@@ -21,8 +21,8 @@ from compressed_ad.seeding import SlotDraws, rng
 from compressed_ad.settings import Fraction, NonNegative
 from compressed_ad.tasks.bandit import Bandit, Generators, Rule
 from compressed_ad.tasks.base import TASK_FAMILY, OptimalPolicy, TaskFamily
+from compressed_ad.tasks.checked_env import checked_slots
 from compressed_ad.tasks.random_play import UniformActions
-from compressed_ad.tasks.slots import Slots
 from compressed_ad.types import Agent, AnyArray, FloatArray, History, IntArray, Step
 
 Policy = Callable[[AnyArray, AnyArray, FloatArray], AnyArray]
@@ -78,7 +78,7 @@ def record(
     who = [(int(task), stream) for task in task_ids for stream in range(n_stream)]
     agent = make_agent(slots, lambda n: [rng(seed, source, *w) for w in who])
     env_seeds = [int(rng(seed, f"{source} environment", *w).integers(2**63 - 1)) for w in who]
-    env = Slots(family, slots, np.array(env_seeds, np.int64))
+    env = checked_slots(family, slots, np.array(env_seeds, np.int64), [task for task, _ in who])
     agent.reset(len(slots))
     obs = env.reset()
     rows: dict[str, list[AnyArray]] = {}
@@ -91,7 +91,7 @@ def record(
         if agent.entropy is not None:
             row["entropy"] = np.asarray(agent.entropy, np.float32)
         for name, array in row.items():
-            rows.setdefault(name, []).append(np.array(array))  # a copy: the environment may reuse its array
+            rows.setdefault(name, []).append(np.array(array))  # a copy: an agent may reuse its array
         agent.observe(actions, step)
         obs = step.obs
         progress(len(slots))

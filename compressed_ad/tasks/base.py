@@ -154,13 +154,13 @@ def family_specs(family: TaskFamily) -> dict[str, SpaceSpec]:
 
 
 def discrete_actions(name: str, actions: AnyArray, n: int, n_action: int) -> IntArray:
-    """``actions`` (n,) as an array; ``SpaceError``, with the family's ``name``, unless in 0..n_action - 1."""
+    """``actions`` (n,) as int64; ``SpaceError``, with the family's ``name``, unless in 0..n_action - 1."""
     actions = np.asarray(actions)
     if actions.shape != (n,) or actions.dtype.kind not in "iu":
         raise SpaceError(f"{name}: expected ({n},) integer actions, got {actions.dtype} {actions.shape}")
     if n and (actions.min() < 0 or actions.max() >= n_action):
         raise SpaceError(f"{name}: actions must lie in 0..{n_action - 1}")
-    return actions
+    return actions.astype(np.int64, copy=False)  # arithmetic in a file's uint8 would wrap around
 
 
 TASK_FAMILY: Registry[Callable[..., TaskFamily]] = Registry(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from compressed_ad.errors import users_code
 from compressed_ad.tasks.base import BatchedEnv, TaskFamily
@@ -20,13 +18,14 @@ def family_label(family: TaskFamily) -> str:
 
 
 class Slots:
-    """``family.make(tasks, seeds)``; whatever its ``reset`` and ``step`` raise becomes a ``RunError``.
+    """``family.make(tasks, seeds)``; whatever that, ``reset`` and ``step`` raise becomes a ``RunError``.
 
+    ``names`` (N,) are those of the tasks in messages.
     An environment that steps its slots one after another may have an attribute ``slot``: the one it is at.
     """
 
-    def __init__(self, family: TaskFamily, tasks: AnyArray, seeds: IntArray) -> None:
-        self._family, self._tasks, self._step = family, tasks, 0
+    def __init__(self, family: TaskFamily, tasks: AnyArray, seeds: IntArray, names: Sequence[object]) -> None:
+        self._family, self._names, self._step = family, names, 0
         self._env: BatchedEnv | None = None
         with users_code(lambda: f"{self._where()}: it cannot be made"):
             self._env = family.make(tasks, seeds)
@@ -47,11 +46,8 @@ class Slots:
         return getattr(self._env, name)
 
     def _where(self) -> str:
-        """The family, and the tasks by their indices into ``tasks()``."""
+        """The family, and the tasks that may be meant."""
         slot = getattr(self._env, "slot", None)
-        rows = np.unique(self._tasks if slot is None else self._tasks[slot : slot + 1], axis=0)
-        ids: list[int] = []
-        with suppress(Exception):  # of the family, whose own error is told
-            ids = [i for i, row in enumerate(self._family.tasks()) if (rows == row).all(1).any()]
-        shown = f"{', '.join(map(str, ids[:8]))}{', ...' if len(ids) > 8 else ''}"
-        return f"{family_label(self._family)}, task{'s' * (len(ids) != 1)} {shown or 'unknown'}"
+        names = list(dict.fromkeys(map(str, self._names if slot is None else self._names[slot : slot + 1])))
+        shown = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+        return f"{family_label(self._family)}, task{'s' * (len(names) != 1)} {shown}"

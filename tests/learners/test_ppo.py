@@ -384,7 +384,7 @@ def test_spaces_that_do_not_fit():
         learn(replace(probes.ACTION, action_space=spaces.Box(-1, 1, (2,))), SHORT)
     with pytest.raises(SpaceError, match="count_bonus needs a discrete"):
         learn(probes.ACTION, BatchedPPO(count_bonus=0.1, n_steps=8))
-    with pytest.raises(SpaceError, match="not Tuple"):
+    with pytest.raises(SpaceError, match="observation space of action: Tuple"):
         learn(replace(probes.ACTION, observation_space=spaces.Tuple([])), SHORT)
     with pytest.raises(SpaceError, match="outside its space"):
         learn(replace(probes.DISCRETE, draw=lambda g, t: 3), SHORT)
