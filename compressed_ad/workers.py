@@ -89,6 +89,7 @@ class Pool(Protocol):
     """Runs units of work in at most ``n_process`` processes; a context manager that leaves none behind."""
 
     n_process: int
+    timeout: float | None
     elsewhere: bool = False  # whether even a single unit must not run in this process
 
     def __enter__(self) -> Self:
@@ -104,6 +105,7 @@ class Pool(Protocol):
         finished: Callable[[str, Any], None] = lambda name, result: None,
         retry: bool = False,
         patience: float = 120.0,
+        timeout: float | None = None,
     ) -> dict[str, Any]:
         """Results of ``function(*arguments, report=..., should_stop=...)`` for the arguments of every unit.
 
@@ -114,11 +116,13 @@ class Pool(Protocol):
         Once ``should_stop()`` is true, units get ``patience`` seconds to save, then ``KeyboardInterrupt`` is
         raised. The first error of a unit stops the others in the same way and is raised, with its traceback
         as a note. The death of a worker is a ``RunError``; with ``retry`` its unit is first tried once more,
-        alone.
+        alone. With ``timeout``, all units run in workers of this machine, and one that tells of no progress
+        for so many seconds is ended, with a ``RunError``.
         """
         parts = Parts(silent, dict.fromkeys(units, 1)) if progress is None else progress
         results: dict[str, Any] = {}
-        if min(self.n_process, len(units)) <= 1 and not self.elsewhere:
+        self.timeout = timeout
+        if min(self.n_process, len(units)) <= 1 and not self.elsewhere and timeout is None:
             for name, arguments in units.items():
                 report = partial(parts.advance, name)
                 results[name] = function(*arguments, report=report, should_stop=should_stop)
@@ -177,13 +181,9 @@ class Pool(Protocol):
     def _ask_to_stop(self) -> None: ...
 
 
-def open_pool(ray_address: str | None, n_process: int, timeout: float | None = None) -> Pool:
-    """Workers on this machine, or on the Ray cluster at ``ray_address``, which has no ``timeout``."""
-    if ray_address is None:
-        return WorkerPool(n_process, timeout)
-    if timeout is not None:
-        raise UsageError("a timeout works on this machine only; leave out --ray or the timeout")
-    return RayPool(ray_address, n_process)
+def open_pool(ray_address: str | None, n_process: int) -> Pool:
+    """Workers on this machine, or on the Ray cluster at ``ray_address``."""
+    return WorkerPool(n_process) if ray_address is None else RayPool(ray_address, n_process)
 
 
 def _outcome(function: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
@@ -207,14 +207,10 @@ def _outcome(function: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
 
 
 class WorkerPool(Pool):
-    """Processes of this machine, with one computing thread each.
+    """Processes of this machine, with one computing thread each."""
 
-    With ``timeout``, every unit runs in a worker, and one that reports no progress for so many seconds is
-    ended with a ``RunError``.
-    """
-
-    def __init__(self, n_process: int, timeout: float | None = None) -> None:
-        self.n_process, self.timeout, self.elsewhere = n_process, timeout, timeout is not None
+    def __init__(self, n_process: int) -> None:
+        self.n_process = n_process
         self.context = multiprocessing.get_context("spawn")
         # Plain shared memory without a lock: a worker may die at any moment.
         self.stop = self.context.RawValue(ctypes.c_bool, False)
@@ -378,6 +374,8 @@ class RayPool(Pool):
         self.ray.shutdown()
 
     def _begin(self, function: Callable[..., Any], n_unit: int) -> None:
+        if self.timeout is not None:
+            raise UsageError("a timeout works on this machine only; leave out --ray or the timeout")
         try:
             self.function = self.ray.put(function)
         except (pickle.PicklingError, AttributeError, TypeError) as error:

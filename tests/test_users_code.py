@@ -220,8 +220,8 @@ def test_a_marker_keeps_its_place_when_its_message_has_lines(history):
     ],
 )
 def test_units_that_end_or_hang_are_named(unit, cause):
-    with WorkerPool(1, timeout=0.3 if unit == "hang" else 60) as pool, pytest.raises(RunError, match=cause):
-        pool.run(jobs.any_of_them, {"bad": (unit,)})
+    with WorkerPool(1) as pool, pytest.raises(RunError, match=cause):
+        pool.run(jobs.any_of_them, {"bad": (unit,)}, timeout=0.3 if unit == "hang" else 60)
 
 
 def test_what_a_worker_cannot_load_is_told(monkeypatch):

@@ -135,7 +135,7 @@ def parse(words: Sequence[str], stop: cli.Stop) -> cli.Call:
     name, problems = options.command, []
     for given in (word.partition("=")[0] for word in unknown if word.startswith("--")):
         hint = suggest(given[2:])
-        elsewhere = f" {given}?" in hint
+        elsewhere = f" {given}?" in hint or given[2:] in cli.Command.common
         problems.append(f"cad {name} does not take {given}" if elsewhere else f"unknown option {given}{hint}")
     if unknown and not problems:
         problems = [f"unexpected argument {word!r}" for word in unknown]

@@ -66,6 +66,7 @@ def collect(
     split: Split | None = None,
     checked: bool = False,
     n_process: Count = 1,
+    timeout: float | None = None,
     pool: Pool | None = None,
     block_size: Count | None = None,
     resume: bool = False,
@@ -85,7 +86,8 @@ def collect(
 
     With ``n_process > 1`` worker processes of one thread each learn blocks of ``block_size`` tasks; they are
     spawned, so a script must call this under ``if __name__ == "__main__":``. Or ``pool`` has the workers.
-    A block whose worker dies is tried once more, alone. ``progress`` is called with the environment steps
+    A block whose worker dies is tried once more, alone; one without progress for ``timeout`` seconds is ended
+    with a ``RunError``. ``progress`` is called with the environment steps
     done so far and their total, all tasks and streams together.
 
     Raises ``UsageError`` before anything is started, ``RunError`` when a worker dies twice, and whatever the
@@ -131,7 +133,7 @@ def collect(
             before=len(done),
         )
         # What a block has not stored cannot be saved, so none is waited for.
-        workers.run(job.learn, units, progress=total, retry=True, patience=0.0)
+        workers.run(job.learn, units, progress=total, retry=True, patience=0.0, timeout=timeout)
     # Tasks finished earlier may carry the masks of another marker: then all are marked again, at the end.
     writer.finish(None if done or marker is None else marking_provenance(marker, params, seed))
     if marker is not None and HistoryFile(path, verify=False).marking is None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
-from contextlib import closing, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressed_ad.errors import CheckpointError, NumericalError
+from compressed_ad.errors import CheckpointError, NumericalError, raised
 from compressed_ad.models import MODEL
 from compressed_ad.models.ad import AD
 from compressed_ad.models.settings import ModelConfig
@@ -120,7 +120,9 @@ def train(
     save(run_dir / "last_model.pt", run.weights())
     if run.best["step"] < 0:
         save(run.best_file, run.weights())
-    return Trained(run.model, int(run.best["step"]), time.perf_counter() - run.started, messages)
+    return Trained(
+        run.model, int(run.best["step"]), time.perf_counter() - run.started, [*messages, *log.notes]
+    )
 
 
 class _Run:
@@ -221,7 +223,8 @@ class MetricsLog:
         path.write_text("".join(kept))
         self.file = path.open("a")
         self.board: Any = None
-        with suppress(ImportError):
+        self.notes: list[str] = []
+        with suppress(ImportError), self._optional():
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(run_dir))
@@ -231,11 +234,21 @@ class MetricsLog:
         known = {name: value for name, value in values.items() if not math.isnan(value)}
         self.file.write(json.dumps({"step": step, **known}) + "\n")
         self.file.flush()
-        if self.board is not None:
-            for name, value in known.items():
+        with self._optional():
+            for name, value in known.items() if self.board is not None else ():
                 self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
         self.file.close()
-        if self.board is not None:
-            self.board.close()
+        with self._optional():
+            if self.board is not None:
+                self.board.close()
+
+    @contextmanager
+    def _optional(self) -> Iterator[None]:
+        """Training goes on without TensorBoard if that fails, on a full disk, say."""
+        try:
+            yield
+        except Exception as error:
+            self.notes.append(f"TensorBoard's events end early: {raised(error)}")
+            self.board = None
