@@ -116,8 +116,10 @@ def users_code(
         raise error(f"{text}: {raised(cause)}{advice}") from cause
 
 
-def raised(error: BaseException) -> str:
+def raised(error: BaseException | None) -> str:
     """The message of ``error`` in one line, with its kind and place: ``broke (ValueError in own.py:43)``."""
+    if error is None:
+        return "unknown"
     words = " ".join(str(error).split())[:500]
     kind = type(error).__name__
     if isinstance(error, SystemExit):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,7 +17,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from compressed_ad.errors import RunError
+from compressed_ad.errors import RunError, raised
 from compressed_ad.workers import Report
 
 ShowTable = Callable[[Sequence[Sequence[str]]], None]
@@ -122,7 +123,7 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def lenient_streams() -> Iterator[None]:
-    """Inside, the standard streams replace what their encoding lacks.
+    """Inside, the standard streams replace what their encoding lacks, and failing threads say one line.
 
     The numbers of closed streams are taken, so that no file gets them and what libraries print to them.
     """
@@ -135,9 +136,12 @@ def lenient_streams() -> Iterator[None]:
     before = [stream.errors for stream in streams]
     for stream in streams:
         stream.reconfigure(errors="replace")
+    hook = threading.excepthook
+    threading.excepthook = lambda failed: complain(f"note: a thread failed: {raised(failed.exc_value)}")
     try:
         yield
     finally:
+        threading.excepthook = hook
         for stream, errors in zip(streams, before, strict=True):
             with suppress(OSError, ValueError):
                 stream.reconfigure(errors=errors)

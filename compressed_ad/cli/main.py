@@ -76,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 _ADVICE = {
     errno.EMFILE: "; raise the limit of open files (ulimit -n)",
+    errno.EEXIST: "; choose another path",
+    errno.ENOTDIR: "; choose another path",
     errno.ENAMETOOLONG: "; choose shorter names",
     errno.EROFS: "; choose a folder that can be written",
     errno.EACCES: "; choose a folder that can be written",

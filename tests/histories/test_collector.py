@@ -394,3 +394,10 @@ def test_ppo(tmp_path):
     two = gather(tmp_path / "2.hdf5", learner, **options, n_process=2, block_size=1)
     assert_same(one, two)
     assert HistoryFile(one).info.learner == "PPO"
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", "x" * 300, None])
+def test_names_that_would_leave_the_folder_are_refused(name):
+    for family, learner in ((name, "PPO"), ("darkroom", name)):
+        with pytest.raises(UsageError, match="must fit a file name"):
+            history_path("datasets", family, learner, 0)
