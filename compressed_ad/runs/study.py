@@ -143,6 +143,12 @@ def load_study(
     if small or runs is not None:
         counts = dict.fromkeys(counts, SMALL_RUNS if runs is None else runs)
     first_seed, spread = (attempt(partial(_number, tree, key)) for key in ("first_seed", "spread"))
+    metric = str(tree.value("metric", "final"))
+    attempt(lambda: tree.among("metric", metric, list(MEASURES)))
+    comparisons = attempt(lambda: _comparisons(tree, baseline, known, chosen), ())
+    curves = attempt(lambda: _curves(tree, known, chosen), {})
+    if problems:  # what is wrong with settings costs more to find
+        raise ConfigError(dict.fromkeys(problems))
     bottom = layers.request_leaves(layers.Request(str(tree.value("preset", "default"))))
     top = layers.override_leaves(overrides)
     if small:
@@ -153,10 +159,6 @@ def load_study(
             args = tree, bottom, top, family, variant, small
             if (config := attempt(partial(_config, *args))) is not None:
                 configs[family, variant] = config
-    metric = str(tree.value("metric", "final"))
-    attempt(lambda: tree.among("metric", metric, list(MEASURES)))
-    comparisons = attempt(lambda: _comparisons(tree, baseline, known, chosen), ())
-    curves = attempt(lambda: _curves(tree, known, chosen), {})
     if problems:
         raise ConfigError(dict.fromkeys(problems))
     cells = [

@@ -498,7 +498,7 @@ def test_odd_paths_and_names_are_one_line(run, tmp_path, made, words, code, caus
     for name, path in names.items():
         words, cause = (re.sub(rf"\b{name}\b", str(path), text) for text in (words, cause))
     small = ["--preset", "smoke"] if words.split()[0] in ("train", "collect", "run") else []
-    found, out, lines = run(*words.split(), *small)
+    found, _, lines = run(*words.split(), *small)
     assert found == code, lines
     assert cause in errors(lines)[0]
     assert not any("internal error" in line for line in lines)
