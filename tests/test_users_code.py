@@ -2,6 +2,7 @@
 
 import re
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from compressed_ad.cli.main import main
 from compressed_ad.errors import RunError, UsageError, users_code
+from compressed_ad.histories.collector import collect
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.learners.scripted import NoiseDistillation
 from compressed_ad.marking.apply import apply_marker
@@ -127,14 +129,14 @@ def own(tmp_path, monkeypatch, capsys):
     sys.modules.pop("own", None)
 
 
-def collect(out: str) -> list[str]:
+def collecting(out: str) -> list[str]:
     return ["collect", *SMALL, "--env.family", "own:Family", "--env.kwargs", "{}", "--out", out]
 
 
 @pytest.mark.parametrize("how", WORDS)
 @pytest.mark.parametrize("here", PLACES)
 def test_it_is_one_line_with_its_place(own, tmp_path, here, how):
-    words = [*collect("out"), "--algorithm.learner", "own:Learner", "--marker", "own:marker"]
+    words = [*collecting("out"), "--algorithm.learner", "own:Learner", "--marker", "own:marker"]
     code, lines = own(here, how, *words)
     assert code == (2 if here in ("family", "tasks") else 1)
     (line,) = (line for line in lines if line.startswith("cad: error: "))
@@ -147,7 +149,7 @@ def test_it_is_one_line_with_its_place(own, tmp_path, here, how):
 
 
 def test_a_sound_family_learner_and_marker_work(own, tmp_path):
-    assert own("nowhere", "words", *collect("out"), "--algorithm.learner", "own:Learner")[0] == 0
+    assert own("nowhere", "words", *collecting("out"), "--algorithm.learner", "own:Learner")[0] == 0
     file = next((tmp_path / "out").glob("*.hdf5"))
     before = file.read_bytes()
     code, lines = own("marker", "words", "mark", file, "--marker", "own:marker")
@@ -234,3 +236,17 @@ def test_what_a_worker_cannot_load_is_told(monkeypatch):
     with WorkerPool(2) as pool, pytest.raises(UsageError, match="must be moved into a module") as caught:
         pool.run(Cell().run, {"a": (1,), "b": (2,)})
     assert "Can't get attribute 'Cell' on <module '__m" in str(caught.value)
+
+
+class Hanging(Darkroom):
+    def make(self, tasks: np.ndarray, seeds: np.ndarray) -> None:
+        time.sleep(60)
+
+
+def test_a_hanging_family_is_ended_by_a_time_out(tmp_path):
+    sizes = {"n_timesteps": 10, "n_stream": 1, "n_task": 3, "heldout": 1, "validation": 1}
+    with pytest.raises(RunError, match=r"^tasks \[0, 1, 2\]: no progress for 0\.5 seconds; was ended$"):
+        collect(
+            Hanging(3, 5), NoiseDistillation(), tmp_path / "h.hdf5", family_name="own:Hanging", **sizes,
+            marker="all", timeout=0.5,
+        )  # fmt: skip
