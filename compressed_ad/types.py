@@ -204,12 +204,12 @@ def from_spec(spec: SpaceSpec) -> gymnasium.Space[Any]:
     raise SpaceError(f"unknown space description {spec!r}")
 
 
-def cast(array: AnyArray, dtype: np.dtype[Any]) -> AnyArray | None:
+def cast(array: AnyArray, dtype: Any) -> AnyArray | None:
     """``array`` in the ``dtype`` of a space; None if it is of another kind, or values would change."""
-    kinds = {"f": "fiub", "b": "b"}.get(dtype.kind, "iub")
-    if array.dtype.kind not in kinds:
+    if array.dtype.kind not in ("b" if np.dtype(dtype).kind == "b" else "biuf"):
         return None
-    result = array.astype(dtype, copy=False)
+    with np.errstate(invalid="ignore", over="ignore"):
+        result = array.astype(dtype, copy=False)
     return result if dtype.kind == "f" or np.array_equal(result, array) else None
 
 

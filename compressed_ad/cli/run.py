@@ -48,6 +48,7 @@ def run(call: Call) -> None:
     with open_pool(call.options.ray, stages.n_process(config)) as pool, claimed(out, config):
         watch = stages.Stopwatch(out / "seconds.json")
         with display.stage("collect") as report, watch.stage("collect", report) as both:
+            stages.check_recipe(config, history)
             stages.collect_stage(config, history, report=both, pool=pool)
         with display.stage("mark") as report, watch.stage("mark", report) as both:
             statistics = stages.mark_stage(config, history, report=both)

@@ -140,7 +140,7 @@ class InContextAgent:
         """Actions (N, ...): sampled or, with ``sample=False``, the most likely."""
         if self.n_transit == 1:  # without memory: what happened before has no place
             self.latest = None
-            self._forget(np.arange(self.n_env))
+            self._forget(torch.ones(self.n_env, dtype=torch.bool))
         self._make_room()
         state = torch.as_tensor(np.asarray(obs))
         outcome = self.latest or {
@@ -166,11 +166,11 @@ class InContextAgent:
         """(N,) whether a context holds a reward; beyond a context's end, memory repeats its last token."""
         return (self.memory["reward"] > 0).any(dim=1).numpy()
 
-    def _forget(self, slots: AnyArray) -> None:
+    def _forget(self, slots: Tensor) -> None:
         """Take back the last token of ``slots``, if they have one."""
         self.length[slots] = (self.length[slots] - 1).clamp(min=0)
         if self.cache is not None:
-            self.cache.length[:] = self.length.repeat(len(self.cache.length) // self.n_env).to(self.device)
+            self.cache.length = self.length.repeat(len(self.cache.length) // self.n_env).to(self.device)
 
     def observe(self, actions: AnyArray, step: Step) -> None:
         """Keep the transition for the next token, and decide whether it is marked.
@@ -195,16 +195,14 @@ class InContextAgent:
             "end_mark": end[:, 1],
             "marked": marked,
         }
-        new, before_it = (
-            {name: torch.as_tensor(np.asarray(value)) for name, value in latest.items()},
-            self.latest,
-        )
-        self.latest = new
-        if step.played is not None and before_it is not None:
-            idle = np.flatnonzero(~step.played)
-            for name, value in new.items():
-                value[idle] = before_it[name][idle]
+        new = {name: torch.as_tensor(np.asarray(value)) for name, value in latest.items()}
+        if step.played is not None and self.latest is not None:
+            idle = torch.as_tensor(~step.played)
+            for name, value in self.latest.items():
+                new[name] = new[name].clone()
+                new[name][idle] = value[idle]
             self._forget(idle)
+        self.latest = new
 
     def _make_room(self) -> None:
         """In full contexts, drop the steps that the ``context`` rule names, and recompute the rest."""

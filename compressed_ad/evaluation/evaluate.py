@@ -84,10 +84,10 @@ def evaluate_in_context(
                 running[ended], last_end[ended] = 0, steps + 1
             steps += 1
             if episodes is not None and steps % max_steps == 0 and steps - last_end.min() >= max_steps:
-                slot = int(np.argmin(last_end))
+                late = int(np.argmin(last_end))
                 raise RunError(
-                    f"{env.name}, slot {slot}: an episode has not ended after {max_steps:,} steps;"
-                    f" {count[slot]} of {episodes} are complete; if episodes are that long, raise max_steps"
+                    f"{env.name}, slot {late}: an episode has not ended after {max_steps:,} steps;"
+                    f" {count[late]} of {episodes} are complete; if episodes are that long, raise max_steps"
                 )
             if eval_timesteps is not None:
                 progress(steps, eval_timesteps)
@@ -106,16 +106,18 @@ def _checked(model: AD | Agent, vec_env: Any) -> CheckedEnv:
     """
     env = as_batched(vec_env)
     name = env.name if isinstance(env, CheckedEnv) else type(vec_env).__name__
-    found = {kind: getattr(env, f"{kind}_space", None) for kind in ("observation", "action")}
-    unknown = {kind for kind, space in found.items() if space is None}
-    if isinstance(model, AD):
-        for kind, space in found.items():
-            expected = getattr(model.config, f"{kind}_space")
-            found[kind] = from_spec(expected) if space is None else space
-            check_same(f"{name} has another {kind} space than the model", expected, to_spec(found[kind]))
+    found: list[Any] = []
+    for kind in ("observation_space", "action_space"):
+        found.append(getattr(env, kind, None))
+        if isinstance(model, AD) and found[-1] is not None:
+            where = f"{name} has another {kind.replace('_', ' ')} than the model"
+            check_same(where, getattr(model.config, kind), to_spec(found[-1]))
     if isinstance(env, CheckedEnv):
         return env
-    return CheckedEnv(env, name, *found.values(), bounded="observation" in unknown)
+    if isinstance(model, AD) and found[0] is None:
+        specs: Any = model.config.observation_space, model.config.action_space
+        return CheckedEnv(env, name, *map(from_spec, specs), bounded=True)
+    return CheckedEnv(env, name, *found)
 
 
 def evaluate_tasks(

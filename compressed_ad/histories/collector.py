@@ -21,11 +21,13 @@ from compressed_ad import registry
 from compressed_ad.errors import ConfigError, RunError, UsageError, users_code
 from compressed_ad.histories.file import HistoryFile, HistoryInfo, HistoryWriter, marking_provenance, remark
 from compressed_ad.learners.base import Checks, SourceLearner
+from compressed_ad.learners.conformance import first_stream_problem
 from compressed_ad.marking.apply import find_marker, mark_task, marker_name
 from compressed_ad.marking.conformance import marker_faults
 from compressed_ad.marking.markers import Marker
 from compressed_ad.settings import Count
 from compressed_ad.tasks.base import TaskFamily, family_specs
+from compressed_ad.tasks.conformance import static_problems
 from compressed_ad.tasks.split import choose_tasks, split_family
 from compressed_ad.types import AnyArray, History, IntArray, Split
 from compressed_ad.workers import Parts, Pool, Report, ShouldStop, WorkerPool
@@ -102,6 +104,8 @@ def collect(
     if isinstance(learner, Checks) and not checked:
         learner.check(family, n_timesteps=n_timesteps, n_stream=n_stream)
     with users_code(f"task family {family_name!r}"):
+        if problems := list(static_problems(family)):
+            raise UsageError(f"{family.name}: {'; '.join(problems)}")
         all_tasks = family.tasks()
         if task_ids is None:
             task_ids = choose_tasks(len(all_tasks), seed, n_task)
@@ -195,6 +199,9 @@ class _Job:
             if got != shape:
                 raise RunError(f"{name}, task {index}: expected (stream, time) {shape}, got {got}")
             history.check_finite(f"{name}, task {index}")
+            problem = first_stream_problem(self.family, self.tasks[index], history)
+            if problem:
+                raise RunError(f"{name} on {self.family.name}, task {index}: {problem}")
             if marker is not None:
                 mask = mark_task(marker, history, index, seed=self.seed, **self.marker_params)
                 history = history.with_mask(mask)

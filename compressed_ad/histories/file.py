@@ -121,7 +121,15 @@ class HistoryWriter:
         """
         if task_id not in self._header.task_ids:
             raise HistoryError(f"{self.path}: task {task_id} is in no part of the split")
-        _check_history(f"{self.path}: task {task_id}", history, self._header.info)
+        where = f"{self.path}: task {task_id}"
+        _check_history(where, history, self._header.info)
+        other = next((shard for shard in self._shard_files() if shard.stem != str(task_id)), None)
+        if other is not None:
+            with opened(other, check=False) as shard:
+                shape = child(shard, other.stem, Group)["rewards"].shape
+            if history.rewards.shape != shape:
+                got = f"(streams, steps) {history.rewards.shape}, task {other.stem} has {shape}"
+                raise HistoryError(f"{where} has {got}; all tasks of a file must have the same")
 
         def fill(file: Group) -> None:
             self._header.write(file)

@@ -27,7 +27,7 @@ from compressed_ad.runs.directory import cores, environment
 from compressed_ad.runs.job import Job
 from compressed_ad.runs.settings import Config
 from compressed_ad.training.flops import training_flops
-from compressed_ad.training.transforms import departures
+from compressed_ad.training.transforms import check_episodes, departures
 from compressed_ad.workers import Parts, Pool, Report, ShouldStop, never, silent
 
 if TYPE_CHECKING:
@@ -89,6 +89,14 @@ def collect_stage(
         overwrite=overwrite,
         progress=lambda done, total: report(done, total, "environment steps"),
     )
+
+
+def check_recipe(config: Config, path: Path) -> None:
+    """``UsageError`` if the transforms of ``config`` would leave nothing of what is still to be collected."""
+    if not path.exists():
+        planned = plan(config)
+        tasks = planned.family.tasks()[planned.task_ids][planned.split.train]
+        check_episodes(transform_pairs(config.model), planned.family, tasks, config.algorithm.n_timesteps)
 
 
 def mark_stage(

@@ -22,7 +22,7 @@ from compressed_ad.report.results import Row, cell_row, load_metrics, validation
 from compressed_ad.runs.directory import run_name
 from compressed_ad.runs.job import Job
 from compressed_ad.runs.judge import evaluate_run, evaluation_settings, stored_evaluation
-from compressed_ad.runs.stages import collect_stage, default_history, expected_seconds
+from compressed_ad.runs.stages import check_recipe, collect_stage, default_history, expected_seconds
 from compressed_ad.runs.study import Cell, Study
 from compressed_ad.runs.trainer import train_run
 from compressed_ad.workers import Parts, Pool, Report, ShouldStop, silent
@@ -75,6 +75,8 @@ def _missing(study: Study, out: Path) -> list[Cell]:
 def collect_histories(study: Study, out: Path, report: Report, pool: Pool | None = None) -> None:
     """Collect the histories that are missing, unmarked."""
     missing = _missing(study, out)
+    for cell in missing:
+        check_recipe(cell.trained, history_of(cell, out))
     parts = Parts(report, {cell.data_key: 1 for cell in missing})
     for cell in missing:
         progress = partial(parts.advance, cell.data_key)

@@ -101,7 +101,8 @@ class _Options(dict[str, Any]):
         return super().__getitem__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self[key] if key in self else default
+        self.were_read = True
+        return super().get(key, default)
 
 
 class _SB3Batched:

@@ -7,7 +7,6 @@ would cast and broadcast in silence what does not fit.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -68,7 +67,8 @@ class CheckedEnv:
         self._kinds = (seen, seen, (np.dtype(np.float32), (self.num_envs,)), flags, flags)
         obs = self._converted("reset()", obs, *seen)
         self._check_values("reset()", obs)
-        self._obs, self._before = obs, obs.copy()
+        self._obs: AnyArray = obs
+        self._before: AnyArray | None = obs.copy()
         self._ended = np.zeros(self.num_envs, bool)
         return obs
 
@@ -120,14 +120,13 @@ class CheckedEnv:
             raise self._error(f"{what} must be an array {dtype} {shape}, not {got}", kind=SpaceError)
         return fitting
 
-    def _repaired(self, step: Any) -> Step:
+    def _repaired(self, step: Step | Any) -> Step:
         """``step`` in the promised dtypes, where that is the same step."""
         if not isinstance(step, Step):
             raise self._error(f"step() must return a Step, not {type(step).__name__}")
-        for name, (dtype, shape) in zip((*OBSERVATIONS, "reward", *FLAGS), self._kinds, strict=True):
-            array = self._converted(f"step().{name}", getattr(step, name), dtype, shape)
-            step = replace(step, **{name: array})
-        return step
+        kinds = zip((*OBSERVATIONS, "reward", *FLAGS), self._kinds, strict=True)
+        arrays = {name: self._converted(f"step().{name}", getattr(step, name), *kind) for name, kind in kinds}
+        return Step(**arrays, played=step.played)
 
     def _check_first(self, step: Step) -> None:
         for name in OBSERVATIONS:

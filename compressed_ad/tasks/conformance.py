@@ -13,8 +13,9 @@ from compressed_ad.errors import CompressedADError, SpaceError, UsageError, user
 from compressed_ad.tasks.base import FixedSplit, RewardFunction, TaskFamily
 from compressed_ad.types import AnyArray, Step, to_spec
 
-MAX_HORIZON = 1_000_000
-_MAX_PLAYED = 10_000  # steps
+LONGEST = 1_000_000
+"""Steps of an episode, at most."""
+_PLAYED = 10_000  # steps, at most
 
 
 def check_family(family: Any, *, n_task: int = 3, seed: int = 0) -> None:
@@ -35,14 +36,18 @@ def family_problems(family: Any, *, n_task: int = 3, seed: int = 0) -> list[str]
         return [f"{type(family).__name__} lacks {', '.join(missing)}"]
     try:
         with users_code("while it was tried out"):
-            problems = list(_all_static_problems(family)) or list(_play_problems(family, n_task, seed))
+            problems = (
+                list(static_problems(family))
+                or list(_member_problems(family))
+                or list(_play_problems(family, n_task, seed))
+            )
     except CompressedADError as error:
         return [f"{family.name}: {error}"]
     return [f"{family.name}: {problem}" for problem in problems]
 
 
 def static_problems(family: TaskFamily) -> Iterator[str]:
-    """What is wrong with the spaces, the horizon and the table of tasks: quick, as nothing is played."""
+    """What is wrong with the spaces, the horizon and the table of tasks; quick, as nothing is played."""
     for key in ("observation_space", "action_space"):
         try:
             to_spec(getattr(family, key))
@@ -50,8 +55,8 @@ def static_problems(family: TaskFamily) -> Iterator[str]:
             yield f"{key}: {error}"
     if not isinstance(family.horizon, int | np.integer) or family.horizon < 1:
         yield f"horizon must be an integer >= 1, not {family.horizon!r}"
-    elif family.horizon > MAX_HORIZON:
-        yield f"horizon must be at most {MAX_HORIZON:,} steps, not {family.horizon:,}"
+    elif family.horizon > LONGEST:
+        yield f"horizon must be at most {LONGEST:,} steps, not {family.horizon:,}"
     tasks = family.tasks()
     table = isinstance(tasks, np.ndarray) and tasks.ndim == 2 and len(tasks) > 0
     if not table or tasks.dtype.kind not in "iuf":
@@ -62,31 +67,7 @@ def static_problems(family: TaskFamily) -> Iterator[str]:
         yield "tasks() gives another array when called again; the order of the tasks must be fixed"
 
 
-def known_returns(family: TaskFamily, tasks: AnyArray) -> tuple[AnyArray | None, AnyArray]:
-    """Optimal and random return (N,) of ``tasks``; ``UsageError`` if they are no scale for results."""
-    optimal, random = family.optimal_return(tasks), family.random_return(tasks)
-    for problem in _return_problems(optimal, random, len(tasks)):
-        raise UsageError(f"{family.name}: {problem}")
-    return optimal, random
-
-
-def _return_problems(optimal: Any, random: Any, n: int) -> Iterator[str]:
-    for key, value in (("random_return", random), ("optimal_return", optimal)):
-        if key == "optimal_return" and value is None:
-            return
-        numbers = np.asarray(value)
-        if numbers.shape != (n,) or numbers.dtype.kind not in "fiu" or not np.isfinite(numbers).all():
-            yield f"{key}(tasks) must be {n} finite numbers"
-            return
-    if (np.asarray(optimal) < random - 1e-9).any():
-        i = int(np.argmax(random - optimal))
-        yield f"task {i}: optimal_return {optimal[i]:g} is below random_return {random[i]:g}"
-
-
-def _all_static_problems(family: TaskFamily) -> Iterator[str]:
-    if found := list(static_problems(family)):
-        yield from found
-        return
+def _member_problems(family: TaskFamily) -> Iterator[str]:
     tasks = family.tasks()
     if len(np.unique(tasks, axis=0)) < len(tasks):
         yield "tasks() has equal rows; a held-out task could then be a training task as well"
@@ -96,7 +77,15 @@ def _all_static_problems(family: TaskFamily) -> Iterator[str]:
             yield f"heldout_tasks() must be different numbers in 0..{len(tasks) - 1}"
         elif heldout.size >= len(tasks):
             yield "heldout_tasks() leaves no task to train on"
-    yield from _return_problems(family.optimal_return(tasks), family.random_return(tasks), len(tasks))
+    optimal, random = family.optimal_return(tasks), family.random_return(tasks)
+    returns = {"random_return": random, **({} if optimal is None else {"optimal_return": optimal})}
+    for key, value in returns.items():
+        if np.shape(value) != (len(tasks),) or not np.isfinite(value).all():
+            yield f"{key}(tasks) must be {len(tasks)} finite numbers"
+            return
+    if optimal is not None and (optimal < random - 1e-9).any():
+        i = int(np.argmax(random - optimal))
+        yield f"task {i}: optimal_return {optimal[i]:g} is below random_return {random[i]:g}"
     try:
         pickle.loads(pickle.dumps(family))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -107,7 +96,7 @@ def _play_problems(family: TaskFamily, n_task: int, seed: int) -> Iterator[str]:
     tasks = family.tasks()[:n_task]
     space = copy.deepcopy(family.action_space)
     space.seed(seed)
-    n_step = min(2 * family.horizon, _MAX_PLAYED)
+    n_step = min(2 * family.horizon, _PLAYED)
     actions = np.stack([np.stack([space.sample() for _ in tasks]) for _ in range(n_step)])
     seeds = np.arange(seed, seed + len(tasks))
     env = family.make(tasks, seeds)

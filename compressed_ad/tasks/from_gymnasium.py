@@ -25,7 +25,7 @@ from compressed_ad.seeding import rng
 from compressed_ad.settings import Count, Seed
 from compressed_ad.tasks.base import OneLineRepr, TaskFamily, family_specs
 from compressed_ad.tasks.random_play import MeasuredReturns
-from compressed_ad.types import AnyArray, FloatArray, IntArray, Step
+from compressed_ad.types import AnyArray, FloatArray, IntArray, Step, cast
 
 Env = gymnasium.Env[Any, Any]
 
@@ -301,7 +301,9 @@ class GymnasiumSlots:
         self._seeds: list[int | None] = [int(seed) for seed in seeds]
         self._dtype = family.observation_space.dtype
         discrete = isinstance(family.action_space, spaces.Discrete)
-        self._as_action: Callable[[Any], Any] = int if discrete else np.asarray
+        action = family.action_space.dtype
+        # Environments calculate with actions; the compact ones of a history file would wrap around.
+        self._as_action: Callable[[Any], Any] = int if discrete else lambda given: np.asarray(given, action)
 
     def reset(self) -> AnyArray:
         """Start an episode in every slot; only the first reset uses the slot's seed."""
@@ -310,7 +312,13 @@ class GymnasiumSlots:
             self.slot = i
             first.append(env.reset(seed=self._seeds[i])[0])
         self._seeds = [None] * self.num_envs
-        return np.array(first, self._dtype)
+        return np.stack([self._seen(obs) for obs in first])
+
+    def _seen(self, obs: Any) -> AnyArray:
+        """A copy in the dtype of the space, or in its own where that would be another observation."""
+        given = np.array(obs)
+        fitting = cast(given, self._dtype)
+        return given if fitting is None else fitting
 
     def step(self, actions: AnyArray) -> Step:
         reward, following = np.zeros(self.num_envs, np.float32), []
@@ -318,13 +326,12 @@ class GymnasiumSlots:
         for i, (env, action) in enumerate(zip(self._envs, actions, strict=True)):
             self.slot = i
             obs, reward[i], terminated[i], truncated[i] = outcome(env, self._as_action(action))
-            following.append(np.array(obs, self._dtype))
-        next_obs = np.stack(following)
-        obs = next_obs.copy()
+            following.append(self._seen(obs))
+        again = following.copy()
         for i in np.flatnonzero(terminated | truncated).tolist():
             self.slot = i
-            obs[i] = self._envs[i].reset()[0]
-        return Step(next_obs, reward, terminated, truncated & ~terminated, obs)
+            again[i] = self._seen(self._envs[i].reset()[0])
+        return Step(np.stack(following), reward, terminated, truncated & ~terminated, np.stack(again))
 
 
 def outcome(env: Env, action: Any) -> tuple[Any, float, bool, bool]:

@@ -13,12 +13,15 @@ from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import MinLen
+from gymnasium.spaces import Box
 
 from compressed_ad.errors import ConfigError, HistoryError, UsageError, users_code
 from compressed_ad.registry import Parameters, Registry, checked
 from compressed_ad.seeding import rng
 from compressed_ad.settings import Count, Fraction, Whole
 from compressed_ad.tasks.base import RewardFunction, TaskFamily
+from compressed_ad.tasks.checked_env import checked_slots
+from compressed_ad.tasks.random_play import UniformActions
 from compressed_ad.training.sequences import Episodes, Sequences
 from compressed_ad.training.stitching import prolonged, stitched
 from compressed_ad.types import AnyArray, BoolArray, IntArray
@@ -213,6 +216,34 @@ def prolong(
     marked = np.maximum.reduceat(sequences.mask, episodes.start)
     pool = np.flatnonzero(episodes.complete & (rewarded | ~(episodes.rewarded | marked)))
     return prolonged(sequences, context.random, pool, candidates, longest)
+
+
+def check_episodes(
+    transforms: Sequence[tuple[str, Mapping[str, Any]]], family: TaskFamily, tasks: AnyArray, n_timesteps: int
+) -> None:
+    """``UsageError`` if a transform keeps complete episodes, and histories are too short to hold any.
+
+    Where the horizon is longer than a history, random actions on some of ``tasks`` (N, P) show whether
+    episodes end before it.
+    """
+    needing = [name for name, _ in transforms if name in ("subsample", "thin")]
+    space = family.action_space
+    if not needing or n_timesteps >= family.horizon or (isinstance(space, Box) and not space.is_bounded()):
+        return
+    slots, random = np.resize(tasks, (32, tasks.shape[1])), rng(0, "episodes")
+    env, actions = (
+        checked_slots(family, slots, random.integers(2**31, size=len(slots))),
+        UniformActions(space),
+    )
+    env.reset()
+    for _ in range(n_timesteps):
+        step = env.step(actions.draw(random, len(slots)))
+        if (step.terminated | step.truncated).any():
+            return
+    raise UsageError(
+        f"{needing[0]} keeps complete episodes, but none of {family.name} ends within the {n_timesteps} steps"
+        f" of a history; raise n_timesteps to the horizon, {family.horizon}, or leave {needing[0]} out"
+    )
 
 
 def apply_transforms(

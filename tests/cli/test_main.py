@@ -517,6 +517,19 @@ def test_run_again_says_the_same_and_changes_nothing_that_took_time(run, smoke: 
     assert "4 of 4 finished" in run("run", "--preset", "smoke", "--out", smoke.out, "--dry-run")[1]
 
 
+def test_histories_without_an_episodes_end_are_refused_before_they_are_collected(run, tmp_path):
+    words = [
+        *SMALL,
+        "--env.kwargs",
+        "{size: 3, horizon: 500}",
+        "--model.transforms",
+        "[{name: subsample, every: 3}]",
+    ]
+    code, _, lines = run("run", *words, "--out", "r")
+    assert code == 2 and "subsample keeps complete episodes, but none of darkroom ends" in errors(lines)[0]
+    assert not list(tmp_path.glob("r/*.hdf5*"))
+
+
 def test_run_in_a_folder_of_another_configuration(run, tmp_path, smoke: SmokeRun):
     before = tree(smoke.out)
     code, out, lines = run(

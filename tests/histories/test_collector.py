@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -401,3 +402,34 @@ def test_names_that_would_leave_the_folder_are_refused(name):
     for family, learner in ((name, "PPO"), ("darkroom", name)):
         with pytest.raises(UsageError, match="must fit a file name"):
             history_path("datasets", family, learner, 0)
+
+
+class Careless(Walker):
+    """Gives the histories in another order, or the states as next_states."""
+
+    def learn(self, family, task_ids, tasks, **sizes):
+        made = super().learn(family, task_ids, tasks, **sizes)
+        return made[::-1] if self.notes is None else [replace(h, next_states=h.states) for h in made]
+
+
+@pytest.mark.parametrize(
+    ("learner", "message"),
+    [
+        (lambda tmp: Careless(), r"Walker on darkroom, task \d: rewards are not those of the task"),
+        (lambda tmp: Careless(notes=tmp), "states must go on where next_states led"),
+    ],
+)
+def test_histories_of_other_tasks_or_steps_are_told(learner, message, tmp_path):
+    with pytest.raises(RunError, match=message):
+        collect(
+            FAMILY, learner(tmp_path), tmp_path / "h.hdf5", family_name="darkroom", n_timesteps=N_STEP,
+            n_stream=N_STREAM, marker=None,
+        )  # fmt: skip
+
+
+def test_what_is_wrong_with_a_family_is_told_before_anything_is_learned(tmp_path):
+    family = Darkroom(3, 4)
+    object.__setattr__(family, "tasks", lambda: np.random.default_rng().permutation(9)[:, None])
+    with pytest.raises(UsageError, match=r"darkroom: tasks\(\) gives another array when called again"):
+        collect(family, Walker(), tmp_path / "h.hdf5", family_name="darkroom", n_timesteps=N_STEP)
+    assert not list(tmp_path.iterdir())

@@ -130,10 +130,10 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
             "truncated": done & cut,
             "update": np.full(len(cut), self._update, np.int32),
         }
+        self._last, self._after = seen["new_obs"], self._elements("observations", seen["new_obs"]).copy()
         later = ["action_probs", *["entropy"] * self._distribution.has_entropy]
         later += ["log_prob_next"] * isinstance(self._distribution, OnPolicy)
         self._steps.append(row | dict.fromkeys(later, np.full(len(cut), np.nan, np.float32)))
-        self._last, self._after = seen["new_obs"], self._elements("observations", seen["new_obs"]).copy()
         self._distribution.note(seen)
         return True
 
@@ -145,7 +145,7 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
         given = np.asarray(array)
         fitting = cast(given, dtype) if given.shape[1:] == shape else None
         if fitting is None:
-            said = f"{what} are {given.dtype} {given.shape}, expected {dtype} (environments, *{shape})"
+            said = f"{what} are {given.dtype} {given.shape[1:]}, their space has {dtype} {shape}"
             raise SpaceError(f"CompressedHistoryCallback, step {len(self._steps)}: {said}")
         return fitting
 

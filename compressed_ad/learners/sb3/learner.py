@@ -92,8 +92,7 @@ class SB3Learner:
                 + (f"; {', '.join(others)} do" if others else "")
             )
         for what, values in (("observations", family.observation_space), ("actions", space)):
-            discrete = isinstance(values, spaces.Discrete | spaces.MultiDiscrete)
-            if discrete and np.any(values.start != 0):
+            if np.any(getattr(values, "start", 0)):
                 raise SpaceError(f"{family.name}: SB3 needs Discrete {what} that start at 0, not {values}")
         if isinstance(space, spaces.Box) and space.dtype.kind != "f":
             raise SpaceError(f"{family.name}: SB3 gives Box actions as floats, which {space} does not hold")
