@@ -7,6 +7,7 @@ E episodes, R runs; ``...`` is the shape of one observation or action.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
@@ -162,6 +163,11 @@ class History:
 
 SpaceSpec = dict[str, Any]
 
+LARGEST = 10_000_000
+"""Values of a discrete space, or components of a Box, at most."""
+LONGEST = 1_000_000
+"""Steps of an episode, at most."""
+
 
 def to_spec(space: gymnasium.Space[Any]) -> SpaceSpec:
     """A Discrete, MultiDiscrete or Box space as JSON values; ``SpaceError`` for any other.
@@ -223,6 +229,20 @@ def outside(space: gymnasium.Space[Any], array: AnyArray) -> BoolArray:
     else:
         return np.zeros(len(array), bool)
     return np.asarray(((array < low) | (array > high)).reshape(len(array), -1).any(axis=1))
+
+
+def check_spec(spec: SpaceSpec) -> None:
+    """Raise ``SpaceError`` unless ``spec`` describes a space, of at most ``LARGEST`` values or components."""
+    try:
+        counts = spec["shape"] if spec["kind"] == "box" else sizes(spec)
+        total = math.prod(counts) if spec["kind"] == "box" else sum(counts)
+        whole = all(isinstance(count, int) and count >= 1 for count in counts)
+        if not whole or total > LARGEST or not isinstance(spec["kind"], str):
+            raise ValueError(f"its sizes must be whole numbers from 1 to {LARGEST:,}")
+        from_spec(spec)
+    except (LookupError, TypeError, ValueError, OverflowError, AssertionError) as error:
+        shown = reprlib.repr(spec)
+        raise SpaceError(f"{shown} describes no space ({type(error).__name__}: {error})") from error
 
 
 def shape_of(spec: SpaceSpec) -> tuple[int, ...]:

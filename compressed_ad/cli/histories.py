@@ -16,7 +16,7 @@ from compressed_ad.histories.exchange.formats import EXPORT, LAYOUT, only_tasks
 from compressed_ad.histories.exchange.importing import file_provenance, import_histories, named_split
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.marking.apply import marker_params
-from compressed_ad.registry import call_text
+from compressed_ad.registry import call_text, own_names
 from compressed_ad.runs import stages
 from compressed_ad.runs.config import build_family
 from compressed_ad.tasks.split import split_tasks
@@ -154,6 +154,7 @@ def _import(call: Call) -> None:
         )
     source: Path = options.file
     try:
+        call.leave_out(own_names(options.layout))
         tasks = LAYOUT[options.layout](source)
         env, seed, drawn = config.env, options.split_seed, None
         if seed is None and "env.split_seed" in explicit:
@@ -224,6 +225,7 @@ IMPORT = Command(
 
 def _export(call: Call) -> None:
     options = call.options
+    call.leave_out(own_names(options.to))
     writer, file = EXPORT[options.to], HistoryFile(options.file)
     tasks = f"{len(file.task_ids)} tasks"
     if options.dry_run:

@@ -58,7 +58,7 @@ def _write_output(
 def _rollouts(call: cli.Call) -> None:
     config, options, explicit = call.config(), call.options, call.explicit()
     chosen = {key.partition(".")[2] for key in explicit if key.startswith("evaluation.")}
-    job = evaluation_job(options.run, options.history, config, chosen)
+    job = evaluation_job(options.run, options.history, config, chosen, call.trust(config))
     given = {key: getattr(options, key) for key in ("episodes", "rollouts") if getattr(options, key)}
     evaluation = job.config.evaluation.model_copy(update=given)
     seed = config.seed if "seed" in explicit else job.config.seed
@@ -250,7 +250,7 @@ def _rounded(values: Any) -> AnyArray:
 
 def _attention(call: cli.Call) -> None:
     options = call.options
-    job = examination_job(options.run, options.history)
+    job = examination_job(options.run, options.history, call.trust())
     out: Path = options.out or job.path / "attention"
     _check_output(out, "attention.json")
     if options.dry_run:

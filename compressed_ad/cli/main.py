@@ -221,6 +221,8 @@ def _parser(asked: str | None, command: cli.Command | None) -> argparse.Argument
             cli.setting_option("--device", "device", "WHERE", where)(sub)
         if "dry-run" in command.common:
             cli.flag("--dry-run", "say what would be done and stop")(sub)
+            trusted = "module:attribute of code that files may name; may be repeated"
+            cli.option("--trust", "NAME", trusted, action="append", default=[])(sub)
         cli.flag("--debug", "show tracebacks")(sub)
     return parser
 

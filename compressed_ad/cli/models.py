@@ -29,9 +29,10 @@ def _train(call: Call) -> None:
         others = sorted(history.parent.glob("history_*.hdf5"))
         hint = f"there is --history {others[0]}" if others else "collect one with: cad collect"
         raise HistoryError(f"{history}: no such history file; {hint}")
+    trust = call.trust(config)
     config = _of_file(config, HistoryFile(history), call.explicit())
     model = config.model
-    job = runs.training_job(config, model.model, config.seed, history, out)
+    job = runs.training_job(config, model.model, config.seed, history, out, trust)
     if call.options.dry_run:
         state = "continue" if (job.path / CONFIG).exists() else "train"
         print_lines(f"Would {state} {job.path}: {model.steps:,} gradient steps of {model.model} on {history}")
@@ -61,7 +62,8 @@ def _of_file(config: Config, file: HistoryFile, explicit: set[str]) -> Config:
 def _evaluate(call: Call) -> None:
     config = call.config()
     chosen = {key.partition(".")[2] for key in call.explicit() if key.startswith("evaluation.")}
-    todo = [runs.evaluation_job(path, call.options.history, config, chosen) for path in call.options.runs]
+    history, trust = call.options.history, call.trust(config)
+    todo = [runs.evaluation_job(path, history, config, chosen, trust) for path in call.options.runs]
     for job in todo:
         there = stored_evaluation(job.path / EVALUATION)
         if not call.options.overwrite and there is not None and not is_evaluated(job):
@@ -108,7 +110,7 @@ def _compare(call: Call) -> None:
 
 
 def _report(call: Call) -> None:
-    todo = [runs.stored_job(path, call.options.history) for path in call.options.runs]
+    todo = [runs.stored_job(path, call.options.history, call.trust()) for path in call.options.runs]
     histories = sorted({str(job.history) for job in todo})
     if len(histories) > 1:
         raise UsageError(f"the runs were trained on different history files: {', '.join(histories)}")

@@ -33,8 +33,11 @@ def run(call: Call) -> None:
         raise ConfigError(f"model.model: cad run does not train {asked}; {instead}")
     out: Path = call.options.out or Path("runs") / call.options.preset
     history = stages.default_history(config, out)
+    trust = call.trust(config)
     todo = [
-        runs.training_job(config, model, seed, history, out) for seed in config.seeds for model in methods
+        runs.training_job(config, model, seed, history, out, trust)
+        for seed in config.seeds
+        for model in methods
     ]
     if config.env.training_tasks is not None:
         plan(config).split.check_training(np.array(config.env.training_tasks))

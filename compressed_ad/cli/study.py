@@ -28,7 +28,9 @@ def run(call: Call) -> None:
         variants=options.variants or (),
         overrides=call.request.overrides,
         small=options.small,
+        own=not options.dry_run,
     )
+    call.leave_untried(cell.trained for cell in study.cells)
     from compressed_ad.report import study_report
 
     if options.tables:

@@ -216,7 +216,7 @@ class HistoryFile:
             self.versions: dict[str, str] = hdf5.json_attribute(file, "versions")
             self.marking = head.read_marking(file)
             shape = read(child(file, str(header.task_ids[0]), Group), "rewards", "f").shape
-        if len(shape) != 2:
+        if len(shape) != 2 or 0 in shape:
             raise HistoryError(f"{self.path}: rewards: expected (stream, time), got shape {shape}")
         self.n_stream, self.n_step = shape
         self.info, self.split, self.task_ids = header.info, header.split, header.task_ids
@@ -272,7 +272,9 @@ class HistoryFile:
     def _load(self, file: Group, task: int) -> History:
         group = child(file, str(task), Group)
         arrays = {
-            name: read(group, name, "iuf" if isinstance(column, str) else np.dtype(column).kind)
+            name: read(group, name, "iuf")
+            if isinstance(column, str)
+            else read(group, name, np.dtype(column).kind).astype(column, copy=False)
             for name, column in COLUMNS.items()
             if name not in OPTIONAL or name in group
         }
@@ -379,6 +381,8 @@ def _check_history(where: str, history: History, info: HistoryInfo) -> None:
         if outside.any():
             place = np.argwhere(outside)[0]
             raise HistoryError(f"{where}: {name}{place.tolist()} is {array[tuple(place)]}, outside {spec}")
+    if (history.learner < 0).any() or (history.update < 0).any():
+        raise HistoryError(f"{where}: learner and update are numbers from 0 on")
     probs = history.action_probs
     if ((probs < 0) | (probs > 1 + 1e-5)).any():
         raise HistoryError(f"{where}: action_probs reach from {np.nanmin(probs)} to {np.nanmax(probs)}")

@@ -13,11 +13,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressed_ad.errors import HistoryError
+from compressed_ad.errors import HistoryError, SpaceError
 from compressed_ad.histories import hdf5
 from compressed_ad.histories.hdf5 import Group, attribute, json_attribute, json_text
 from compressed_ad.marking.statistics import MarkingStatistics
-from compressed_ad.types import AnyArray, FloatArray, IntArray, SpaceSpec, Split, features
+from compressed_ad.types import (
+    LONGEST,
+    AnyArray,
+    FloatArray,
+    IntArray,
+    SpaceSpec,
+    Split,
+    check_spec,
+    features,
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,19 @@ class Header:
     random_return: FloatArray  # (N,)
 
     def __post_init__(self) -> None:
-        count = len(self.tasks)
+        info, count = self.info, len(self.tasks)
+        if not 1 <= info.horizon <= LONGEST or info.seed < 0:
+            raise HistoryError(f"horizon {info.horizon} or seed {info.seed} is out of range")
+        names = (info.family, info.learner, json_text("family_kwargs", info.family_kwargs))
+        if any(len(text) > most for text, most in zip(names, (300, 300, 1 << 16), strict=True)):
+            raise HistoryError("the task family, its parameters or the learner are longer than any real ones")
+        for name, spec in info.spaces.items():
+            try:
+                check_spec(spec)
+            except SpaceError as error:
+                raise HistoryError(f"{name} space: {error}") from error
+        if self.tasks.ndim != 2 or not np.isfinite(self.tasks).all():
+            raise HistoryError(f"tasks: expected rows of finite numbers, got shape {self.tasks.shape}")
         for name in ("optimal_return", "random_return"):
             array = getattr(self, name)
             if array is not None and array.shape != (count,):

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from compressed_ad.registry import Registry
+from compressed_ad.registry import Registry, makes
 from compressed_ad.tasks.base import TaskFamily
 from compressed_ad.types import AnyArray, History, IntArray
 
@@ -70,4 +70,5 @@ LEARNER: Registry[Callable[..., SourceLearner]] = Registry(
         "ucb1": "compressed_ad.learners.scripted:UCB",
         "noise": "compressed_ad.learners.scripted:NoiseDistillation",
     },
+    makes("SourceLearner", "learn"),
 )

@@ -16,7 +16,7 @@ import scipy
 
 from compressed_ad.errors import ConfigError, SpaceError, UsageError
 from compressed_ad.learners.base import Progress, histories_of_tasks
-from compressed_ad.registry import checked, import_attribute
+from compressed_ad.registry import checked, import_attribute, takes
 from compressed_ad.seeding import SlotDraws, rng
 from compressed_ad.settings import Fraction, NonNegative
 from compressed_ad.tasks.bandit import Bandit, Generators, Rule
@@ -169,7 +169,8 @@ class NoiseDistillation(ScriptedLearner):
         final: Fraction = 0.0,
         schedule: Literal["linear", "cosine", "quadratic"] = "linear",
     ) -> None:
-        self.policy = import_attribute("policy", policy) if isinstance(policy, str) else policy
+        fits = takes("tasks", "obs", "episode_return")
+        self.policy = import_attribute("policy", policy, fits) if isinstance(policy, str) else policy
         if self.policy is not None and not callable(self.policy):
             raise ConfigError(f"noise: policy {policy!r} is a {type(self.policy).__name__}, not a function")
         self.final, self.schedule = final, schedule

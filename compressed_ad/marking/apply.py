@@ -9,18 +9,11 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import ConfigError, MarkerError, UsageError, nearest, users_code
-from compressed_ad.marking.markers import MARKER, Marker, without_nan
+from compressed_ad.marking.markers import FIELD_OF, MARKER, Marker, without_nan
 from compressed_ad.marking.settings import MarkerSettings
 from compressed_ad.registry import Parameters
 from compressed_ad.seeding import seed64
 from compressed_ad.types import AnyArray, BoolArray, History
-
-FIELD_OF = {
-    **dict.fromkeys(("probs", "action_probs", "log_prob"), "action_probs"),
-    **{name: name for name in ("log_prob_next", "entropy", "update", "rewards", "terminated", "truncated")},
-    **{name: name for name in ("episode_end", "states", "actions", "next_states", "learner")},
-}
-"""Names of arguments that a marker gets from the history, and the field of ``History`` that holds each."""
 
 REQUIRED = inspect.Parameter.empty
 """The default of a parameter that has none, in ``marker_parameters``."""

@@ -13,11 +13,13 @@ from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.summary import episode_returns
 from compressed_ad.marking.apply import mark_all, marker_params
 from compressed_ad.marking.settings import MarkerSettings
+from compressed_ad.registry import check_trust
 from compressed_ad.report.measures import area_under_curve, final_return, normalise
 from compressed_ad.runs.config import transform_pairs
+from compressed_ad.runs.directory import CONFIG
 from compressed_ad.runs.job import Job, device, playing
 from compressed_ad.seeding import seed64
-from compressed_ad.tasks.select import make_family
+from compressed_ad.tasks.select import stored_family
 from compressed_ad.training.sequences import Sequences, from_histories
 from compressed_ad.training.transforms import apply_transforms
 from compressed_ad.types import FloatArray, IntArray
@@ -47,7 +49,9 @@ class RunData:
 
     def __init__(self, job: Job) -> None:
         self.job, self.config, self.file = job, job.config, HistoryFile(job.history)
-        self.family = make_family(self.file.info.family, self.file.info.family_kwargs)
+        check_trust(job.path / CONFIG, job.code(), job.trust)
+        info = self.file.info
+        self.family = stored_family(self.file.path, info.family, info.family_kwargs, job.trust)
         self._judged: dict[tuple[int, ...], tuple[WindowSampler, Sequences]] = {}
 
     def raw(self, task_ids: IntArray) -> Sequences:

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressed_ad.errors import HistoryError, SplitError
+from compressed_ad.errors import CheckpointError, CompressedADError, HistoryError, SplitError, one_line
 from compressed_ad.files import file_digest, write_atomically
 from compressed_ad.histories.file import HistoryFile
+from compressed_ad.registry import check_trust, own_names
 from compressed_ad.report.results import REFERENCE
 from compressed_ad.runs.data import RunData
 from compressed_ad.runs.directory import stored_environment
 from compressed_ad.runs.job import WEIGHTS, Job, device, playing
-from compressed_ad.tasks.select import make_family
+from compressed_ad.tasks.select import stored_family
 from compressed_ad.training.sequences import Sequences
 from compressed_ad.types import FloatArray, IntArray, check_same
 from compressed_ad.workers import Report, ShouldStop, never, silent
@@ -32,7 +33,7 @@ EVALUATION = "evaluation.npz"
 
 @lru_cache(maxsize=1)
 def _references(
-    path: Path, digest: str, task_ids: tuple[int, ...], rollouts: int, episodes: int
+    path: Path, digest: str, task_ids: tuple[int, ...], rollouts: int, episodes: int, trust: frozenset[str]
 ) -> dict[str, FloatArray]:
     """Returns of the family's reference algorithms by name.
 
@@ -42,7 +43,7 @@ def _references(
 
     file = HistoryFile(path, verify=False)
     return evaluate_references(
-        make_family(file.info.family, file.info.family_kwargs),
+        stored_family(path, file.info.family, file.info.family_kwargs, trust),
         file.tasks[np.array(task_ids, np.int64)],
         rollouts=rollouts,
         episodes=episodes,
@@ -130,7 +131,7 @@ def evaluate_run(
         "settings": settings,
         "horizon": data.family.horizon,
     }
-    references = _references(data.file.path, data.file.digest(), tuple(ids.tolist()), *size)
+    references = _references(data.file.path, data.file.digest(), tuple(ids.tolist()), *size, job.trust)
     arrays |= {f"{REFERENCE}{name}": theirs for name, theirs in references.items()}
     if evaluation.training_tasks:
         seen = training_ids[: evaluation.training_tasks]
@@ -205,10 +206,22 @@ def load_model(path: Path, data: RunData, where: str) -> tuple[AD, int]:
     from compressed_ad.training.checkpoints import load
 
     content = load(path, where)
-    config = architecture(content["config"])
+    try:
+        config, weights, step = architecture(content["config"]), content["model_state_dict"], content["step"]
+    except (CompressedADError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: does not hold a model ({one_line(error, 200)})") from error
+    check_trust(path, own_names(config.model), data.job.trust)
     for kind in ("observation", "action"):
         what = f"{path}: {kind} space of {data.file.info.family}"
         check_same(what, getattr(config, f"{kind}_space"), data.file.info.spaces[kind])
     model = MODEL[config.model](config).to(where)
-    model.load_state_dict(content["model_state_dict"])
-    return model, int(content["step"])
+    try:
+        model.load_state_dict(weights)
+        wrong = [name for name, now in model.state_dict().items() if weights[name].dtype != now.dtype]
+    except (RuntimeError, TypeError, AttributeError, KeyError) as error:
+        cause = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path}: its weights are not those of a {config.model} ({cause})") from error
+    if wrong or not isinstance(step, int):
+        cause = f"{wrong[0]} is {weights[wrong[0]].dtype}" if wrong else f"its step is {step!r}"
+        raise CheckpointError(f"{path}: its weights are not those of a {config.model} ({cause})")
+    return model, step

@@ -44,9 +44,9 @@ class ModelFindings:
         return found
 
 
-def examination_job(path: Path, history: Path | None = None) -> Job:
+def examination_job(path: Path, history: Path | None = None, trust: frozenset[str] = frozenset()) -> Job:
     """The trained run in ``path``, with histories marked like those that it was trained on."""
-    job = trained_job(path, history)
+    job = trained_job(path, history, trust)
     trained_on = stored_environment(path)["history"]
     # Marks without a time were made while the histories were read; no file holds them.
     return replace(job, remark=trained_on.get("marker") is not None and trained_on.get("marked_at") is None)

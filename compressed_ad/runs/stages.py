@@ -26,6 +26,7 @@ from compressed_ad.runs.config import plan, transform_pairs
 from compressed_ad.runs.directory import cores, environment
 from compressed_ad.runs.job import Job
 from compressed_ad.runs.settings import Config
+from compressed_ad.tasks.select import family_code
 from compressed_ad.training.flops import training_flops
 from compressed_ad.training.transforms import check_episodes, departures
 from compressed_ad.workers import Parts, Pool, Report, ShouldStop, never, silent
@@ -171,6 +172,8 @@ def report_stage(
 
     file, config, methods = HistoryFile(history), todo[0].config, method_runs(todo)
     model, algorithm, transforms = config.model, config.algorithm, transform_pairs(config.model)
+    code = family_code(file.info.family, file.info.family_kwargs).union(*(job.code() for job in todo))
+    untrusted = sorted(code.difference(*(job.trust for job in todo)))
     budget = {
         "gradient_steps": model.steps,
         "windows_per_step": model.batch_size,
@@ -192,7 +195,8 @@ def report_stage(
         seconds=seconds,
         commands=[command],
         provenance=provenance(environment()) | {"history file": f"{file.path.name}, SHA-256 {file.digest()}"},
-        notes=departures([name for name, _ in transforms]),
+        notes=departures([name for name, _ in transforms])
+        + [f"What needs the code {name} is not drawn: it was not trusted (--trust)." for name in untrusted],
         further=_sights(todo, progress, searches=methods[0].searches),
     )
 

@@ -108,12 +108,13 @@ def load_study(
     variants: Sequence[str] = (),
     overrides: Sequence[tuple[str, str]] = (),
     small: bool = False,
+    own: bool = True,
 ) -> Study:
     """The study of ``path``; ``ConfigError`` lists every mistake with its place.
 
     ``runs``, ``families`` and ``variants`` leave out part of it; the baseline and the variants whose weights
     are played stay. ``overrides`` are (dotted key, YAML text) pairs over all cells. ``small`` shrinks
-    histories, models and evaluations to a fraction.
+    histories, models and evaluations to a fraction. Without ``own``, the user's own code is not imported.
     """
     tree = _Tree(path)
     known_families, known = tree.names("families"), tree.names("variants")
@@ -156,7 +157,7 @@ def load_study(
     configs: dict[tuple[str, str], Config] = {}
     for family in chosen_families:
         for variant in chosen:
-            args = tree, bottom, top, family, variant, small
+            args = tree, bottom, top, family, variant, small, own
             if (config := attempt(partial(_config, *args))) is not None:
                 configs[family, variant] = config
     if problems:
@@ -302,7 +303,9 @@ def _curves(tree: _Tree, known: Sequence[str], chosen: Sequence[str]) -> dict[st
     return {name: names for name, names in found.items() if names}
 
 
-def _config(tree: _Tree, bottom: Leaves, top: Leaves, family: str, variant: str, small: bool) -> Config:
+def _config(
+    tree: _Tree, bottom: Leaves, top: Leaves, family: str, variant: str, small: bool, tried: bool
+) -> Config:
     leaves, own = dict(bottom), ("variants", variant)
     for key in (("settings",), ("families", family), own, (*own, "in", family)):
         layer = tree.settings(*key)
@@ -312,7 +315,7 @@ def _config(tree: _Tree, bottom: Leaves, top: Leaves, family: str, variant: str,
         if small:
             layers.merge(leaves, {p: leaf for p, leaf in bottom.items() if p in _SIZES})
     layers.merge(leaves, top)
-    return validated_config(leaves)
+    return validated_config(leaves, own=tried)
 
 
 _SIZES = {

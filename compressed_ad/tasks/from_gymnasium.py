@@ -20,7 +20,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from compressed_ad.errors import ConfigError, SpaceError, UsageError, nearest, users_code
-from compressed_ad.registry import checked, import_attribute
+from compressed_ad.registry import checked, import_attribute, takes
 from compressed_ad.seeding import rng
 from compressed_ad.settings import Count, Seed
 from compressed_ad.tasks.base import OneLineRepr, TaskFamily, family_specs
@@ -208,6 +208,8 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
         """The registered specification; as in gymnasium.make, ``module:EnvId`` imports the module first."""
         module, _, env_id = self.env_id.rpartition(":")
         try:
+            if module and not all(part.isidentifier() for part in module.split(".")):
+                raise ImportError("not the name of a module")
             if module:
                 importlib.import_module(module)
             return gymnasium.spec(env_id)
@@ -263,7 +265,7 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
         for key, derive in DERIVED.get(type(bare).__name__, {}).items():
             setattr(bare, key, derive(bare))
         if self.setup:
-            setup = import_attribute("setup", self.setup)
+            setup = import_attribute("setup", self.setup, takes("env"))
             try:
                 setup(bare)
             except Exception as error:  # a user's function can raise anything

@@ -16,7 +16,7 @@ from annotated_types import MinLen
 from gymnasium.spaces import Box
 
 from compressed_ad.errors import ConfigError, HistoryError, UsageError, users_code
-from compressed_ad.registry import Parameters, Registry, checked
+from compressed_ad.registry import Parameters, Registry, checked, takes
 from compressed_ad.seeding import rng
 from compressed_ad.settings import Count, Fraction, Whole
 from compressed_ad.tasks.base import RewardFunction, TaskFamily
@@ -37,7 +37,7 @@ class Context:
 
 
 Transform = Callable[..., Sequences]
-TRANSFORM: Registry[Transform] = Registry("history transform")
+TRANSFORM: Registry[Transform] = Registry("history transform", fits=takes("sequences", "context"))
 DEPARTURES = {  # from pure Algorithm Distillation, in words for the report
     "stitch": "uses the training tasks' reward function: before a task's goal is first met, its context shows"
     " episodes of other training tasks' learners with rewards recomputed for the task",

@@ -5,7 +5,7 @@ The sampler has no state, so an exact resume needs only the step, and gathers by
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from compressed_ad.histories.file import HistoryFile
 from compressed_ad.marking.markers import segments
 from compressed_ad.models.tokens import Batch, shift
 from compressed_ad.seeding import rng
-from compressed_ad.tasks.select import make_family
+from compressed_ad.tasks.select import stored_family
 from compressed_ad.training.sequences import Sequences, from_histories
 from compressed_ad.training.transforms import apply_transforms
 from compressed_ad.types import BoolArray, IntArray
@@ -126,15 +126,18 @@ class CompressedADDataset(torch.utils.data.Dataset[dict[str, Any]]):
         transforms: Iterable[tuple[str, Mapping[str, Any]]] = (),
         *,
         seed: int = 0,
+        trust: str | Collection[str] = (),
     ) -> CompressedADDataset:
         """The windows of the training tasks of a history file; other tasks are not read.
 
         ``transforms`` are (name, parameters) pairs for ``apply_transforms``, which also gets ``seed``.
+        ``trust`` names code from outside this library (``module:attribute``) that the file may name.
         """
         file, chosen = HistoryFile(path), list(transforms)
         sequences = from_histories(file.load(file.split.train.tolist()))
         if chosen:
-            family = make_family(file.info.family, file.info.family_kwargs)
+            info = file.info
+            family = stored_family(path, info.family, info.family_kwargs, trust)
             sequences = apply_transforms(sequences, chosen, seed=seed, family=family, tasks=file.tasks)
         return cls(sequences, n_transit)
 

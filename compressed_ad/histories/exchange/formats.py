@@ -30,7 +30,7 @@ from compressed_ad.files import write_atomically
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.hdf5 import Group, child, foreign, read, write_array, write_file
 from compressed_ad.histories.header import short
-from compressed_ad.registry import Registry
+from compressed_ad.registry import Registry, takes
 from compressed_ad.types import AnyArray, BoolArray
 
 Progress = Callable[[int], None]
@@ -68,10 +68,14 @@ class Recorded:
 Reader = Callable[[Path], Mapping[int, Recorded]]
 Writer = Callable[[HistoryFile, str | Path, bool, Progress], Path]
 
-LAYOUT: Registry[Reader] = Registry("layout")
+LAYOUT: Registry[Reader] = Registry("layout", fits=takes("path"))
 _HERE = "compressed_ad.histories.exchange"
 _WRITERS = {"ancestor": "formats:write_ancestor", "npz": "formats:write_npz", "minari": "minari:write_minari"}
-EXPORT: Registry[Writer] = Registry("export format", {k: f"{_HERE}.{at}" for k, at in _WRITERS.items()})
+EXPORT: Registry[Writer] = Registry(
+    "export format",
+    {k: f"{_HERE}.{at}" for k, at in _WRITERS.items()},
+    takes("file", "path", "overwrite", "progress"),
+)
 
 
 class _Tasks(Mapping[int, Recorded]):
