@@ -15,8 +15,8 @@ from compressed_ad.histories.collector import collect
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.learners.scripted import NoiseDistillation
 from compressed_ad.marking.apply import apply_marker
+from compressed_ad.tasks.checked_env import Slots
 from compressed_ad.tasks.gridworld import Darkroom
-from compressed_ad.tasks.slots import Slots
 from compressed_ad.training.sequences import from_histories
 from compressed_ad.training.transforms import TRANSFORM, apply_transforms
 from compressed_ad.types import History
