@@ -16,7 +16,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, Union, cast, get_a
 from pydantic import BeforeValidator, ConfigDict, Strict, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
-from compressed_ad.errors import CompressedADError, ConfigError, UnknownNameError, UsageError, nearest
+from compressed_ad.errors import ConfigError, UnknownNameError, UsageError, nearest, users_code
 from compressed_ad.settings import LISTS, MAPPINGS, UNIONS, Problem, problems
 
 T = TypeVar("T")
@@ -74,15 +74,10 @@ class Registry(Mapping[str, T], Generic[T]):
 def import_attribute(kind: str, path: str, fits: Fits = lambda found: None) -> Any:
     """What ``module:attribute`` names; ``UsageError`` if there is no such thing, or if it does not fit."""
     module, _, attribute = path.partition(":")
-    try:
+    with users_code(f"{kind} {path!r}: cannot import {module!r}", UsageError):
         if not all(part.isidentifier() for part in module.split(".")):
             raise ValueError("not the name of a module")
         found = importlib.import_module(module)
-    except CompressedADError:
-        raise
-    except Exception as error:  # whatever a user's file raises
-        cause = error if isinstance(error, ImportError | ValueError) else _raised(error)
-        raise UsageError(f"{kind} {path!r}: cannot import {module!r} ({cause})") from error
     try:
         found = getattr(found, attribute)
     except AttributeError as error:
@@ -167,12 +162,8 @@ def make(registry: Registry[Callable[..., T]], name: str, kwargs: Mapping[str, A
     values, found = Parameters(maker).complete(kwargs)
     if found:
         raise ConfigError([problem.within(f"{registry.kind} {name!r}") for problem in found])
-    try:
+    with users_code(f"{registry.kind} {name!r} cannot be made", UsageError):
         made = maker(**values)
-    except CompressedADError:
-        raise
-    except Exception as error:  # whatever a user's class raises
-        raise UsageError(f"{registry.kind} {name!r} cannot be made ({_raised(error)})") from error
     if not hasattr(made, offers):
         raise UsageError(f"{registry.kind} {name!r} makes a {type(made).__name__}, which has no {offers!r}")
     return made
@@ -315,10 +306,6 @@ def _without_numpy(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_numpy(item) for item in value]
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _raised(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def call_text(name: str, params: Mapping[str, Any]) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
-import sys
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressed_ad.cli.display import Display, print_lines
+from compressed_ad.cli.display import Display, complain, print_lines
 from compressed_ad.errors import UsageError, nearest
 from compressed_ad.runs.layers import Request
 from compressed_ad.runs.settings import Config
@@ -55,9 +56,18 @@ class Stop:
 
     def _hear(self, number: int, frame: Any) -> None:
         first, self.signum = self.signum is None, number
-        if not (self._polite and first):
+        if self._polite and first:
+            complain("cad: saving (once more to stop at once)")
+        elif _is_finaliser(frame):  # Python drops what is raised there: try again
+            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+        else:
             raise KeyboardInterrupt
-        print("cad: saving (once more to stop at once)", file=sys.stderr)
+
+
+def _is_finaliser(frame: Any) -> bool:
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from compressed_ad.cli.call import Call, Command, flag, history_option, option, out_option
-from compressed_ad.cli.display import print_lines, results_console
+from compressed_ad.cli.display import print_lines, print_table
 from compressed_ad.errors import ConfigError, HistoryError, RunDirectoryError, RunError, UsageError
 from compressed_ad.evaluation.intervals import mean
 from compressed_ad.files import is_free, locked
@@ -117,7 +117,7 @@ def _compare(call: Call) -> None:
         if unknown:
             raise
         call.display.note(f"note: the table stands for the histories of the evaluation alone: {error}")
-    results_console().print(terminal_table(analyse(methods, source)))
+    print_table(terminal_table(analyse(methods, source)))
     print_lines(judgement_text(methods))
 
 

@@ -35,6 +35,8 @@ def run(call: Call) -> None:
     from compressed_ad.report import study_report
 
     if options.tables:
+        if not options.tables.is_file():
+            raise UsageError(f"--tables {options.tables}: no such file; name a study's {TABLE}")
         name = CURVES if options.tables.name == TABLE else options.tables.name.replace(".csv", "_curves.csv")
         beside = options.tables.with_name(name)
         rows, points = read_rows(options.tables), read_rows(beside) if beside.exists() else []

@@ -30,7 +30,7 @@ from compressed_ad.files import locked
 from compressed_ad.histories import hdf5, header as head
 from compressed_ad.histories.hdf5 import Group, child, opened, read, write_array
 from compressed_ad.histories.header import Header, HistoryInfo, short
-from compressed_ad.marking.apply import REQUIRED, apply_marker, marker_name, marker_parameters, task_seed
+from compressed_ad.marking.apply import REQUIRED, mark_task, marker_name, marker_parameters
 from compressed_ad.marking.markers import Marker
 from compressed_ad.marking.statistics import MarkingStatistics, marking_statistics
 from compressed_ad.types import AnyArray, BoolArray, History, SpaceSpec, Split, shape_of, sizes, starts
@@ -344,7 +344,7 @@ def _remark(
     masks: dict[int, BoolArray] = {}
     for task in source.task_ids.tolist():
         history = source.load([task])[task]
-        masks[task] = apply_marker(marker, history, seed=task_seed(seed, task), **params)
+        masks[task] = mark_task(marker, history, task, seed=seed, **params)
         progress(1)
     statistics = marking_statistics(masks.values())
 

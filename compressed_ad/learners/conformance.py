@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from compressed_ad.errors import CompressedADError
+from compressed_ad.errors import CompressedADError, users_code
 from compressed_ad.learners.base import SourceLearner
 from compressed_ad.tasks.base import RewardFunction, TaskFamily
 from compressed_ad.tasks.gridworld import Darkroom
@@ -77,14 +77,14 @@ class _Trial:
     def _learn(self, what: str, ids: IntArray, tasks: AnyArray, seed: int | None = None) -> list[History]:
         self.reported = 0
         try:
-            histories = self.learner.learn(
-                self.family, ids.copy(), tasks.copy(), n_timesteps=self.n_timesteps, n_learner=_N_LEARNER,
-                n_stream=_N_STREAM, seed=self.seed if seed is None else seed, progress=self._progress,
-            )  # fmt: skip
+            with users_code("learn() fails"):
+                histories = self.learner.learn(
+                    self.family, ids.copy(), tasks.copy(), n_timesteps=self.n_timesteps,
+                    n_learner=_N_LEARNER, n_stream=_N_STREAM, seed=self.seed if seed is None else seed,
+                    progress=self._progress,
+                )  # fmt: skip
         except CompressedADError as error:
             raise _Failed(f"It cannot learn {what}: {error}") from error
-        except Exception as error:  # whatever a user's method raises is the finding
-            raise _Failed(f"It raises {type(error).__name__} while it learns {what}: {error}") from error
         if not isinstance(histories, list) or not all(isinstance(h, History) for h in histories):
             kind = f"a {type(histories).__name__}"
             if isinstance(histories, list):

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from compressed_ad.errors import ConfigError, SpaceError, UnknownNameError, UsageError
+from compressed_ad.errors import ConfigError, SpaceError, UnknownNameError, UsageError, users_code
 from compressed_ad.learners.base import Checks, SourceLearner
 from compressed_ad.learners.select import learner_code, make_learner
 from compressed_ad.marking import apply
@@ -180,7 +180,8 @@ def _trial_problems(leaves: Leaves, config: Config, own: bool) -> list[str]:
         if code and not own:
             return None
         try:
-            return check()
+            with users_code(lambda: what.get(section, section), UsageError):
+                return check()
         except (UsageError, SpaceError) as error:
             if isinstance(error, UnknownNameError):
                 keys = keys[-1:]
@@ -191,6 +192,12 @@ def _trial_problems(leaves: Leaves, config: Config, own: bool) -> list[str]:
                 found.append(f"{place}: {section}: {problem}")
         return None
 
+    what = {
+        "env": f"task family {config.env.family!r}",
+        "algorithm": f"learner {config.algorithm.learner!r}",
+        "marker": f"marker {config.marker.marker!r}",
+        "model": f"model {config.model.model!r}",
+    }
     code = own_code(config)
     family = attempt("env", lambda: build_family(config), "kwargs", "family", code=code["env"])
     keys = ("learner_kwargs", "learner")

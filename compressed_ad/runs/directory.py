@@ -34,7 +34,7 @@ from compressed_ad.tasks.base import TaskFamily
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 
-ELSEWHERE = ("device", "algorithm.n_process")
+ELSEWHERE = ("device", "algorithm.n_process", "algorithm.timeout")
 """Settings that change no result: a run may be continued with others."""
 _OF_THE_FILE = ("path", "sha256", "marked_at")
 """Parts of a provenance that do not determine a history file's content."""
@@ -130,7 +130,9 @@ def stored_config(path: Path) -> Config:
 
 def _stored_values(path: Path) -> dict[str, Any]:
     if not (path / CONFIG).is_file():
-        raise RunDirectoryError(f"{path}: is not a run directory (no {CONFIG})")
+        inside = sorted(str(found.parent) for found in path.glob(f"*/{CONFIG}"))
+        more = "; runs lie in it: " + ", ".join([*inside[:4], *["..."][: len(inside) > 4]])
+        raise RunDirectoryError(f"{path}: is not a run directory (no {CONFIG}){more if inside else ''}")
     try:
         found = nested(yaml_file.read(path / CONFIG))
     except ConfigError as error:

@@ -92,6 +92,7 @@ def collect_stage(
         marker_params=marker_params(config.marker) if mark else None,
         seed=config.seed,
         n_process=n_process(config),
+        timeout=algorithm.timeout,
         pool=pool,
         resume=resume,
         overwrite=overwrite,

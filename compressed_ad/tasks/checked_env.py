@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from compressed_ad.errors import CompressedADError, NumericalError, RunError, SpaceError
+from compressed_ad.errors import CompressedADError, NumericalError, RunError, SpaceError, users_code
 from compressed_ad.tasks.base import BatchedEnv, TaskFamily
 from compressed_ad.types import AnyArray, IntArray, Step, cast, outside
 
@@ -25,7 +25,7 @@ def checked_slots(
     """``family.make`` under watch; ``ids`` (N,) name the tasks in messages, by default their parameters."""
     names = np.asarray(tasks).tolist() if ids is None else ids
     return CheckedEnv(
-        family.make(tasks, seeds), family.name, family.observation_space, family.action_space,
+        Slots(family, tasks, seeds, names), family.name, family.observation_space, family.action_space,
         label=lambda slot: f"task {names[slot]}", horizon=family.horizon,
     )  # fmt: skip
 
@@ -163,3 +163,46 @@ def _kinds(step: Any) -> Any:
         )
     except AttributeError:
         return None
+
+
+def family_label(family: TaskFamily) -> str:
+    """What messages call ``family``: its name, or ``module:class`` if it is a user's."""
+    kind = type(family)
+    own = not kind.__module__.startswith("compressed_ad.")
+    return f"task family {f'{kind.__module__}:{kind.__qualname__}' if own else family.name!r}"
+
+
+class Slots:
+    """``family.make(tasks, seeds)``; whatever that, ``reset`` and ``step`` raise becomes a ``RunError``.
+
+    ``names`` (N,) are those of the tasks in messages.
+    An environment that steps its slots one after another may have an attribute ``slot``: the one it is at.
+    """
+
+    def __init__(self, family: TaskFamily, tasks: AnyArray, seeds: IntArray, names: Sequence[object]) -> None:
+        self._family, self._names, self._step = family, names, 0
+        self._env: BatchedEnv | None = None
+        with users_code(lambda: f"{self._where()}: it cannot be made"):
+            self._env = family.make(tasks, seeds)
+            self.num_envs = self._env.num_envs
+
+    def reset(self) -> AnyArray:
+        with users_code(lambda: f"{self._where()}, reset"):
+            return self._env.reset()  # type: ignore[union-attr]
+
+    def step(self, actions: AnyArray) -> Step:
+        self._step += 1
+        with users_code(lambda: f"{self._where()}, step {self._step}"):
+            return self._env.step(actions)  # type: ignore[union-attr]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_env":
+            raise AttributeError(name)
+        return getattr(self._env, name)
+
+    def _where(self) -> str:
+        """The family, and the tasks that may be meant."""
+        slot = getattr(self._env, "slot", None)
+        names = list(dict.fromkeys(map(str, self._names if slot is None else self._names[slot : slot + 1])))
+        shown = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+        return f"{family_label(self._family)}, task{'s' * (len(names) != 1)} {shown}"

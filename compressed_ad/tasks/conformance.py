@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from compressed_ad.errors import CompressedADError, SpaceError, UsageError
+from compressed_ad.errors import CompressedADError, SpaceError, UsageError, users_code
 from compressed_ad.tasks.base import FixedSplit, RewardFunction, TaskFamily
 from compressed_ad.types import AnyArray, Step, to_spec
 
@@ -35,13 +35,14 @@ def family_problems(family: Any, *, n_task: int = 3, seed: int = 0) -> list[str]
     if missing:
         return [f"{type(family).__name__} lacks {', '.join(missing)}"]
     try:
-        problems = (
-            list(static_problems(family))
-            or list(_member_problems(family))
-            or list(_play_problems(family, n_task, seed))
-        )
-    except (CompressedADError, ValueError, TypeError, IndexError, AttributeError) as error:
-        return [f"{family.name}: {type(error).__name__} while it was tried out: {error}"]
+        with users_code("while it was tried out"):
+            problems = (
+                list(static_problems(family))
+                or list(_member_problems(family))
+                or list(_play_problems(family, n_task, seed))
+            )
+    except CompressedADError as error:
+        return [f"{family.name}: {error}"]
     return [f"{family.name}: {problem}" for problem in problems]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressed_ad.errors import CheckpointError, NumericalError, RunError
+from compressed_ad.errors import CheckpointError, NumericalError, RunError, raised
 from compressed_ad.files import chained, write_atomically
 from compressed_ad.models import MODEL
 from compressed_ad.models.ad import AD
@@ -125,7 +125,9 @@ def train(
     save(run_dir / "last_model.pt", run.weights())
     if run.best["step"] < 0:
         save(run.best_file, run.weights())
-    return Trained(run.model, int(run.best["step"]), time.perf_counter() - run.started, messages)
+    return Trained(
+        run.model, int(run.best["step"]), time.perf_counter() - run.started, [*messages, *log.notes]
+    )
 
 
 class _Run:
@@ -241,7 +243,8 @@ class MetricsLog:
         write_atomically(self.path, "".join(map(self._line, rows)).encode())
         self.file = self.path.open("a")
         self.board: Any = None
-        with suppress(ImportError):
+        self.notes: list[str] = []
+        with suppress(ImportError), self._optional():
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(run_dir))
@@ -259,15 +262,25 @@ class MetricsLog:
             self.file.flush()
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written ({error.strerror})") from error
-        if self.board is not None:
-            for name, value in known.items():
+        with self._optional():
+            for name, value in known.items() if self.board is not None else ():
                 self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
         with suppress(OSError):  # of a line that could not be written
             self.file.close()
-        if self.board is not None:
-            self.board.close()
+        with self._optional():
+            if self.board is not None:
+                self.board.close()
+
+    @contextmanager
+    def _optional(self) -> Iterator[None]:
+        """Training goes on without TensorBoard if that fails, on a full disk, say."""
+        try:
+            yield
+        except Exception as error:
+            self.notes.append(f"TensorBoard's events end early: {raised(error)}")
+            self.board = None
 
 
 def readable_rows(path: Path) -> tuple[list[Row], list[str]]:

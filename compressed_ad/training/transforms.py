@@ -15,7 +15,7 @@ import numpy as np
 from annotated_types import MinLen
 from gymnasium.spaces import Box
 
-from compressed_ad.errors import ConfigError, HistoryError, UsageError
+from compressed_ad.errors import ConfigError, HistoryError, UsageError, users_code
 from compressed_ad.registry import Parameters, Registry, checked, takes
 from compressed_ad.seeding import rng
 from compressed_ad.settings import Count, Fraction, Whole
@@ -261,7 +261,10 @@ def apply_transforms(
     ids = np.unique(sequences.task)
     known = None if tasks is None else TaskRows(ids, tasks[ids])
     for k, (name, transform, params) in enumerate(check_transforms(transforms)):
-        sequences = transform(sequences, Context(rng(seed, "transform", k), family, known), **params)
+        with users_code(f"transform {name!r}"):
+            sequences = transform(sequences, Context(rng(seed, "transform", k), family, known), **params)
+        if not isinstance(sequences, Sequences):
+            raise HistoryError(f"transform {name!r} must return Sequences, not a {type(sequences).__name__}")
         if len(sequences) == 0:
             raise HistoryError(f"the history transform {name!r} left no transition")
     return sequences

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from compressed_ad.cli.call import Command, Stop
 from compressed_ad.cli.main import COMMANDS, load_command, main
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.learners.ppo import BatchedPPO
-from compressed_ad.runs.layers import SECTIONS
+from compressed_ad.runs.layers import SECTIONS, config_folder
 from compressed_ad.types import History
 from tests.conftest import SmokeRun, cad
 
@@ -469,6 +470,45 @@ def test_damaged_checkpoints_are_named(run, tmp_path, made):
     assert not (path / "evaluation.npz").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "cause"),
+    [
+        ("train --history HISTORY --out file", 1, "file/CompressedAD-darkroom-seed0: Not a directory"),
+        ("collect --out file", 1, "file: File exists; choose another"),
+        ("collect --out LONG", 1, "File name too long; choose shorter names"),
+        ("run --out file", 1, "file: is a file; choose another output folder"),
+        ("run --model bad:M", 2, "bad:M"),
+        (
+            "run --model CompressedADv2",
+            2,
+            "model.model: cad run does not train CompressedADv2; it trains AD, Comp",
+        ),
+        ("compare RUNS --dry-run", 2, "cad compare does not take --dry-run"),
+        (
+            "compare RUNS",
+            1,
+            "RUNS: is not a run directory (no config.yaml); runs lie in it: RUNS/AD-darkroom-seed0",
+        ),
+        ("attention RUNS", 1, "runs lie in it: RUNS/AD-darkroom-seed0"),
+        ("study file --tables .", 2, "file"),
+        ("study STUDY --tables .", 2, "--tables .: no such file; name a study's table.csv"),
+        ("report RUN --out file", 1, "file: exists and is not a report"),
+    ],
+)
+def test_odd_paths_and_names_are_one_line(run, tmp_path, made, words, code, cause):
+    (tmp_path / "file").write_text("words")
+    one, study = made / "AD-darkroom-seed0", config_folder().parent / "studies" / "context.yaml"
+    names = {"HISTORY": made / NAME, "RUNS": made, "RUN": one, "LONG": "x" * 300, "STUDY": study}
+    for name, path in names.items():
+        words, cause = (re.sub(rf"\b{name}\b", str(path), text) for text in (words, cause))
+    small = ["--preset", "smoke"] if words.split()[0] in ("train", "collect", "run") else []
+    found, _, lines = run(*words.split(), *small)
+    assert found == code, lines
+    assert cause in errors(lines)[0]
+    assert not any("internal error" in line for line in lines)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
 # ---------------------------------------------------------------- the main job
 
 
@@ -531,12 +571,10 @@ def test_comparing_and_reporting_the_runs_of_a_job(run, smoke: SmokeRun):
 
 
 def test_internal_errors_are_one_line_unless_asked(run, monkeypatch):
-    def broken(call: object) -> None:
-        raise ZeroDivisionError("oops")
-
-    monkeypatch.setattr("compressed_ad.cli.listing.DOCTOR", Command(broken))
-    code, _, lines = run("doctor")
-    assert (code, lines) == (1, ["cad: error: internal error: ZeroDivisionError: oops (--debug shows more)"])
+    monkeypatch.setattr("compressed_ad.cli.listing.DOCTOR", Command(float))  # type: ignore[arg-type]
+    code, _, (line,) = run("doctor")
+    assert code == 1
+    assert line.startswith("cad: error: internal error: TypeError: float() argument must be")
     code, _, lines = run("doctor", "--debug")
     assert code == 1
     assert lines[0].startswith("Traceback")
@@ -557,10 +595,14 @@ def test_too_little_memory_is_one_line(run, monkeypatch, error):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize(("target", "cause"), [("/dev/full", "cannot be written"), ("&-", "is closed")])
-def test_an_unusable_standard_output_is_one_line(target, cause):
+@pytest.mark.parametrize(
+    ("words", "target", "cause"),
+    [("list markers", "/dev/full", "cannot be written"), ("--help", "/dev/full", "cannot be written"),
+     ("list markers", "&-", "is closed")],
+)  # fmt: skip
+def test_an_unusable_standard_output_is_one_line(words, target, cause):
     done = subprocess.run(
-        f"{sys.executable} -m compressed_ad list markers >{target}",
+        f"{sys.executable} -m compressed_ad {words} >{target}",
         shell=True, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert done.returncode == 1
@@ -593,6 +635,20 @@ def test_a_polite_stop_waits_for_the_work_and_a_second_signal_does_not():
             os.kill(os.getpid(), signal.SIGINT)
             done.append("not reached")
     assert done == ["saved"]
+
+
+def test_a_signal_during_a_finaliser_still_stops(run, monkeypatch, capsys):
+    class Dying:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def stopped(call: object) -> None:
+        Dying()
+        time.sleep(20)
+
+    monkeypatch.setattr("compressed_ad.cli.listing.DOCTOR", Command(stopped))
+    code, _, lines = run("doctor")
+    assert (code, lines) == (143, ["cad: stopped; what was finished is kept"])
 
 
 def test_a_closed_pipe_is_no_error():

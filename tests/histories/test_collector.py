@@ -415,6 +415,13 @@ def test_ppo(tmp_path):
     assert HistoryFile(one).info.learner == "PPO"
 
 
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", "x" * 300, None])
+def test_names_that_would_leave_the_folder_are_refused(name):
+    for family, learner in ((name, "PPO"), ("darkroom", name)):
+        with pytest.raises(UsageError, match="must fit a file name"):
+            history_path("datasets", family, learner, 0)
+
+
 class Careless(Walker):
     """Gives the histories in another order, or the states as next_states."""
 

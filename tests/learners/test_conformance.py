@@ -161,7 +161,7 @@ class Forgets(Walker):
 
 
 BROKEN = {
-    "raises": (Raises(), "It raises ZeroDivisionError while it learns two tasks: oops"),
+    "raises": (Raises(), "It cannot learn two tasks: learn() fails: oops (ZeroDivisionError in test_c"),
     "refuses": (Refuses(), "It cannot learn two tasks: n_steps is too large"),
     "no name": (Walker(name=""), "Its name must be a string that is not empty, not ''."),
     "forgets a task": (Forgets(), "learn() gives 1 histories of 2 tasks."),

@@ -313,3 +313,12 @@ def test_a_shipped_study_runs_small(tmp_path: Path, capsys: pytest.CaptureFixtur
         "prolong",
         "prolong_random",
     }
+
+
+def test_mistakes_of_a_study_are_told_together(tmp_path: Path) -> None:
+    text = TINY.replace("spread: 0.1", "spread: wide") + "baseline: nosuch\nstrange: 1\n"
+    with pytest.raises(ConfigError) as caught:
+        load_study(written(tmp_path, text))
+    found = "\n".join(caught.value.problems)
+    for cause in ("unknown key 'strange'", "baseline: unknown 'nosuch'", "spread must be a number above 0"):
+        assert cause in found

@@ -9,6 +9,7 @@ import textwrap
 import time
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -363,3 +364,20 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(CheckpointError, match=r"model\.pt.*No space left"):
             save(path, {"step": 2})
     assert load(path)["step"] == 1 and [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_training_goes_on_when_tensorboard_cannot_write(tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, folder: str) -> None: ...
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Full))
+    log = MetricsLog(tmp_path, 0)
+    log.write(1, {"loss": 1.0})
+    log.write(2, {"loss": 0.5})
+    log.close()
+    (note,) = log.notes
+    assert note.startswith("TensorBoard's events end early: [Errno 28] No space left on device (OSError in")
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
