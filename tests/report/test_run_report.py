@@ -272,6 +272,43 @@ def test_without_any_scale_the_verdict_says_what_is_missing() -> None:
     assert analyse(unknown).verdicts == ["B and AD cannot be compared: no final return was measured."]
 
 
+@pytest.mark.parametrize(
+    ("scaled", "words"),
+    [
+        (0, "B and AD cannot be compared: no final return was measured."),
+        (1, "Too few tasks to compare B with AD: at least 2 must count."),
+        (2, "B is better than AD."),
+    ],
+)
+def test_tasks_without_a_scale_do_not_count(scaled: int, words: str) -> None:
+    """The random policy is as good as the optimum in all tasks but the first ``scaled``, of 3."""
+    low = np.where(np.arange(3) < scaled, RANDOM[HELD], OPTIMAL[HELD])
+    analysis = analyse([replace(m, random=low) for m in (method(), method("B", 0.9, seed=1))])
+    (said,) = analysis.verdicts
+    assert said.startswith(words)
+    if scaled:
+        verb = "counts" if scaled == 1 else "count"
+        why = "the random policy does as well as the best return known, or none is known"
+        assert f"3 runs each, {scaled} of 3 held-out tasks {verb} (the others have no scale: {why})." in said
+    if scaled < 2:
+        estimate = analysis.pairs["B-AD"]["final"].estimate
+        assert np.isnan([estimate.low, estimate.high, analysis.methods["B"]["final"].low]).all()
+        assert np.isfinite(analysis.methods["B"]["accuracy"].low)  # a measure of whole runs
+    assert "nan" not in in_terminal(analysis)
+
+
+def test_no_table_shows_nan_and_each_line_counts_its_tasks(tmp_path: Path) -> None:
+    low = np.where(np.arange(3) < 2, RANDOM[HELD], OPTIMAL[HELD])
+    both = [
+        replace(m, random=low, accuracy=m.accuracy * np.nan) for m in (method(), method("B", 0.9, seed=1))
+    ]
+    written = build_report(tmp_path, both, experiment=EXPERIMENT)
+    table = (tmp_path / "table.csv").read_text()
+    assert "nan" not in table and "nan" not in Page(written.index.read_text("utf-8")).text
+    tasks = {row["metric"]: row["tasks"] for row in csv.DictReader(table.splitlines())}
+    assert (tasks["final"], tasks["found"]) == ("2", "3")
+
+
 def test_a_worse_method_is_called_worse() -> None:
     assert analyse([method(), method("B", 0.3, seed=1)]).verdicts[0].startswith("B is worse than AD.")
 
