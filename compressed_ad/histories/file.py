@@ -80,6 +80,10 @@ class HistoryWriter:
         optimal = None if optimal_return is None else np.asarray(optimal_return, dtype=np.float64)
         random = np.asarray(random_return, dtype=np.float64)
         self._header = Header(info, split, np.asarray(tasks), optimal, random)
+        if optimal is not None and not (optimal >= random - 1e-9).all():
+            i = int(np.argmin(optimal >= random - 1e-9))
+            problem = f"optimal_return of task {i} is {optimal[i]:g}, but its random_return is {random[i]:g}"
+            raise HistoryError(f"{info.family}: {problem}; no policy may earn more than the optimal one")
         self._finished = resume and self.path.exists()
         if resume:
             if self._finished:

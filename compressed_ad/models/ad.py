@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from compressed_ad.errors import ConfigError
+from compressed_ad.errors import ConfigError, NumericalError
 from compressed_ad.models.encoders import SpaceEncoder, action_stem, observation_stem
 from compressed_ad.models.heads import HEAD
 from compressed_ad.models.settings import Architecture, ModelConfig
@@ -126,7 +126,13 @@ class AD(nn.Module):
 
 @contextmanager
 def evaluating(model: AD) -> Iterator[None]:
-    """``model`` without dropout and gradients; afterwards it trains again if it did before."""
+    """``model`` without dropout and gradients; afterwards it trains again if it did before.
+
+    Raises ``NumericalError`` naming the first weight that holds NaN or infinity.
+    """
+    for name, weight in model.state_dict().items():
+        if not torch.isfinite(weight).all():
+            raise NumericalError(f"the weight {name} of {type(model).__name__} holds NaN or infinity")
     was_training = model.training
     model.eval()
     try:

@@ -34,6 +34,17 @@ REFERENCE = "reference_"
 PAYS_ALWAYS = 0.25
 """With a larger share of paying steps than this before anything is learned, no reward has to be found."""
 _SCALARS = ("accuracy", "cross_entropy", "behaviour_entropy")
+_OPTIONAL = (
+    "returns_last",
+    "returns_training",
+    "training_optimal",
+    "training_random",
+    "horizon",
+    "paying",
+    "marked",
+)
+_MAY_BE_NAN = ("optimal", "training_optimal", "accuracy", "behaviour_entropy")  # unknown
+_NPZ_ERRORS = (EOFError, zipfile.BadZipFile, zlib.error)
 
 
 # ---------------------------------------------------------------- run directories
@@ -151,12 +162,13 @@ def load_evaluation(path: Path) -> dict[str, AnyArray]:
             if not isinstance(loaded, np.lib.npyio.NpzFile):
                 raise RunDirectoryError(f"{path}: a single array, not an evaluation file")
             arrays = {key: np.asarray(loaded[key]) for key in loaded.files}
-    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, LookupError, MemoryError, RuntimeError, *_NPZ_ERRORS) as error:
         raise RunDirectoryError(f"{path}: damaged or not an evaluation file ({error})") from error
     needed = ("returns", "task_ids", "optimal", "random", *_SCALARS)
     if missing := [key for key in needed if key not in arrays]:
         raise RunDirectoryError(f"{path}: has no {', '.join(missing)}")
-    if strange := [key for key in needed if arrays[key].dtype.kind not in "fiu"]:
+    optional = [key for key in arrays if key in _OPTIONAL or key.startswith(REFERENCE)]
+    if strange := [key for key in (*needed, *optional) if arrays[key].dtype.kind not in "fiu"]:
         raise RunDirectoryError(f"{path}: {', '.join(strange)} must be numbers")
     returns = arrays["returns"]
     if returns.ndim != 3 or 0 in returns.shape:
@@ -166,11 +178,13 @@ def load_evaluation(path: Path) -> dict[str, AnyArray]:
     for key, shape in shapes.items():
         if arrays[key].shape != shape:
             raise RunDirectoryError(f"{path}: {key}: expected {shape}, got {arrays[key].shape}")
-    for key in _SCALARS:
+    for key in (*_SCALARS, *({"horizon", "paying"} & set(arrays))):
         if arrays[key].size != 1:
             raise RunDirectoryError(f"{path}: {key}: expected one number, got shape {arrays[key].shape}")
-    if not np.isfinite(returns).all():
-        raise RunDirectoryError(f"{path}: returns has NaN or infinity")
+    for key in (*needed, *optional):
+        known = arrays[key] if key not in _MAY_BE_NAN else arrays[key][~np.isnan(arrays[key])]
+        if not (np.abs(known) <= np.finfo(np.float32).max).all():
+            raise RunDirectoryError(f"{path}: {key} has NaN, infinity, or a number beyond float32")
     return arrays | {key: arrays[key].reshape(()) for key in _SCALARS}
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressed_ad.errors import HistoryError, SplitError
+from compressed_ad.errors import CheckpointError, HistoryError, SplitError
 from compressed_ad.files import file_digest, write_atomically
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.report.results import REFERENCE
@@ -209,6 +209,9 @@ def load_model(path: Path, data: RunData, where: str) -> tuple[AD, int]:
     for kind in ("observation", "action"):
         what = f"{path}: {kind} space of {data.file.info.family}"
         check_same(what, getattr(config, f"{kind}_space"), data.file.info.spaces[kind])
+    for name, weight in content["model_state_dict"].items():
+        if not weight.is_floating_point():
+            raise CheckpointError(f"{path}: {name} has dtype {weight.dtype}, which is not that of a weight")
     model = MODEL[config.model](config).to(where)
     model.load_state_dict(content["model_state_dict"])
     return model, int(content["step"])

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressed_ad.errors import CheckpointError, one_line
+from compressed_ad.errors import CheckpointError, NumericalError, one_line
 from compressed_ad.files import write_atomically
 
 
@@ -41,8 +41,19 @@ def digest(value: Any) -> str:
     return h.hexdigest()
 
 
+def check_finite(where: str, content: Mapping[str, Any]) -> None:
+    """Raise ``NumericalError`` with the first tensor of nested ``content`` that holds NaN or infinity."""
+    for key, value in content.items():
+        name = f"{where}{key}"
+        if isinstance(value, Mapping):
+            check_finite(f"{name}.", value)
+        elif isinstance(value, Tensor) and not torch.isfinite(value).all():
+            raise NumericalError(f"{name} holds NaN or infinity")
+
+
 def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Save tensors and plain data atomically, with their digest."""
+    """Save tensors and plain data atomically, with their digest; ``NumericalError`` for NaN or infinity."""
+    check_finite(f"{path} was not written: ", content)
     buffer = io.BytesIO()
     torch.save({**content, "digest": digest(content)}, buffer)
     write_atomically(path, buffer.getvalue(), error=CheckpointError)
@@ -51,7 +62,8 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Load a file of ``save``. Nothing in it is executed.
 
-    Raises ``CheckpointError`` naming file and cause if it is missing, damaged or foreign.
+    Raises ``CheckpointError`` naming file and cause if it is missing, damaged or foreign, or holds a tensor
+    with NaN or infinity.
     """
     try:
         with warnings.catch_warnings():
@@ -66,6 +78,10 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a checkpoint of this library")
     if content.pop("digest") != digest(content):
         raise CheckpointError(f"{path}: damaged (its content does not match its digest)")
+    try:
+        check_finite(f"{path}: ", content)
+    except NumericalError as error:
+        raise CheckpointError(str(error)) from None
     return move(content, device)  # type: ignore[no-any-return]
 
 

@@ -502,7 +502,23 @@ def test_load_runs_names_what_is_wrong(tmp_path: Path) -> None:
     refused("returns: expected", save_run(tmp_path / "c", 1, returns=np.zeros((3, 4))))
     refused("random: expected", save_run(tmp_path / "d", 1, random=np.zeros(2)))
     refused("accuracy: expected one number", save_run(tmp_path / "e", 1, accuracy=np.zeros(2)))
-    refused("NaN", save_run(tmp_path / "f", 1, returns=np.full((3, 4, 20), np.nan)))
+    refused("returns has NaN", save_run(tmp_path / "f", 1, returns=np.full((3, 4, 20), np.nan)))
+    for k, (key, value) in enumerate(
+        {
+            "random": np.full(3, np.nan),
+            "optimal": np.full(3, np.inf),
+            "accuracy": np.inf,
+            "cross_entropy": np.nan,
+            "paying": np.nan,
+            "returns_last": np.full((3, 4, 20), np.nan),
+            "reference_ucb": np.full((3, 4, 20), np.inf),
+            "training_random": np.full(2, np.nan),
+            "returns": np.full((3, 4, 20), 1e300),
+        }.items()
+    ):
+        refused(f"{key} has NaN, infinity", save_run(tmp_path / f"nan{k}", 1, **{key: value}))
+    refused("horizon must be numbers", save_run(tmp_path / "word", 1, horizon="twenty"))
+    refused("paying: expected one number", save_run(tmp_path / "vector", 1, paying=np.zeros(3)))
     refused("random must be numbers", save_run(tmp_path / "g", 1, random=np.array(["a", "b", "c"])))
     refused("damaged", save_run(tmp_path / "h", 1, returns=np.array([object()])))  # a pickle: never opened
     cut = save_run(tmp_path / "i", 1)
@@ -570,7 +586,7 @@ def history_file(path: Path, marked: bool, optimal: np.ndarray | None = OPTIMAL)
     }
     info = HistoryInfo("darkroom", {}, spaces, 20, "PPO", {}, 0)
     split = Split(train=np.array([1, 7]), validation=np.array([2]), heldout=np.array([4]))
-    writer = HistoryWriter(path, info, split, GRID, optimal, np.arange(16.0))
+    writer = HistoryWriter(path, info, split, GRID, optimal, np.minimum(np.arange(16.0), 9.0))
     for task in (1, 2, 4, 7):
         writer.append(task, history(3, 300, np.random.default_rng(task)))
     writer.finish()
