@@ -29,7 +29,8 @@ def _train(call: Call) -> None:
         others = sorted(history.parent.glob("history_*.hdf5"))
         hint = f"there is --history {others[0]}" if others else "collect one with: cad collect"
         raise HistoryError(f"{history}: no such history file; {hint}")
-    config = _of_file(config, HistoryFile(history), call.explicit())
+    file = HistoryFile(history)
+    config = _of_file(config, file, call.explicit())
     model = config.model
     job = runs.training_job(config, model.model, config.seed, history, out)
     if call.options.dry_run:
@@ -41,7 +42,10 @@ def _train(call: Call) -> None:
     with call.stop.politely(), call.display.stage("train") as report:
         for note in train_run(job, report=report, should_stop=call.stop):
             call.display.note(f"note: {note}")
-    print_lines(f"{job.path}: trained; judge it with: cad evaluate {job.path}")
+    judge = f"judge it with: cad evaluate {job.path}"
+    print_lines(
+        f"{job.path}: trained; {judge if len(file.split.heldout) else f'{history} holds no held-out task'}"
+    )
 
 
 def _of_file(config: Config, file: HistoryFile, explicit: set[str]) -> Config:
@@ -84,14 +88,18 @@ def _evaluate(call: Call) -> None:
 
 def _score(job: Job) -> str:
     (runs_of_one,) = stages.method_runs([job])
-    if np.isnan(runs_of_one.optimal).any():
+    scores, tasks = final_return(runs_of_one.curves)[0], f"{len(runs_of_one.task_ids)} held-out tasks"
+    n_scaled = int(np.count_nonzero(~np.isnan(scores)))
+    if np.isnan(runs_of_one.optimal).any() or not n_scaled:
         final, unit = float(final_return(runs_of_one.returns).mean()), "return"
     else:
-        final, unit = float(mean(final_return(runs_of_one.curves).ravel())), "normalised return"
+        final, unit = float(mean(scores)), "normalised return"
+        if n_scaled < len(scores):
+            tasks = f"{n_scaled} of {tasks}; random play is as good as the optimum in the others"
     accuracy = runs_of_one.accuracy[0]
     return (
         f"{job.path}: final {unit} {final:.3f},{'' if np.isnan(accuracy) else f' accuracy {accuracy:.3f},'}"
-        f" cross-entropy {runs_of_one.cross_entropy[0]:.3f} nats ({len(runs_of_one.task_ids)} held-out tasks)"
+        f" cross-entropy {runs_of_one.cross_entropy[0]:.3f} nats ({tasks})"
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compressed_ad.errors import SplitError
 from compressed_ad.evaluation.intervals import mean
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.summary import episode_returns
@@ -74,6 +75,12 @@ class RunData:
         ids = self.file.split.train if chosen is None else np.array(chosen, np.int64)
         self.file.split.check_training(ids)
         return ids
+
+    def heldout_tasks(self) -> IntArray:
+        """The held-out tasks of the file; ``SplitError`` if it has none."""
+        if not len(self.file.split.heldout):
+            raise SplitError(f"{self.file.path}: holds no held-out task, so no run can be evaluated on it")
+        return self.file.split.heldout
 
     def scale(self, task_ids: IntArray) -> tuple[FloatArray, FloatArray]:
         """Random and optimal return (N,) of ``task_ids``.
