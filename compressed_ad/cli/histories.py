@@ -6,6 +6,7 @@ import argparse
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 from compressed_ad.cli.call import OVERWRITE, RAY, Call, Command, count, flag, option, out_option
 from compressed_ad.cli.display import duration, print_lines
@@ -186,7 +187,11 @@ def _import(call: Call) -> None:
     for line in findings.lines():
         call.display.note(f"note: {line}")
     parts = ", ".join(f"{len(ids)} {name}" for name, ids in vars(split).items())
-    print_lines(f"{out}: {n_task} tasks ({parts}); mark it with: cad mark {out}")
+    if not findings.unknown_probs:
+        marker = ""
+    else:  # these need no probabilities
+        marker = f" --marker {'rollout' if options.steps_per_update else 'none'}"
+    print_lines(f"{out}: {n_task} tasks ({parts}); mark it with: cad mark {quote(str(out))}{marker}")
 
 
 _LAYOUTS = f"format of FILE: {', '.join(LAYOUT)}, or module:attribute"

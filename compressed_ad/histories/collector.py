@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from compressed_ad import registry
-from compressed_ad.errors import ConfigError, RunError
+from compressed_ad.errors import ConfigError, RunError, UsageError
 from compressed_ad.histories.file import HistoryFile, HistoryInfo, HistoryWriter, marking_provenance, remark
 from compressed_ad.learners.base import Checks, SourceLearner
 from compressed_ad.marking.apply import apply_marker, find_marker, marker_name, task_seed
@@ -35,6 +35,9 @@ MAX_BLOCK = 8
 
 def history_path(directory: str | Path, family_name: str, learner_name: str, seed: int) -> Path:
     """The path of a collection, e.g. ``datasets/history_darkroom_PPO_alg-seed0_compressed.hdf5``."""
+    for name in (family_name, learner_name):
+        if "/" in name or "\0" in name:
+            raise UsageError(f"{name!r} cannot be part of a file name")
     return Path(directory) / f"history_{family_name}_{learner_name}_alg-seed{seed}_compressed.hdf5"
 
 
