@@ -46,9 +46,9 @@ class Findings:
         found = []
         if self.repaired:
             found.append(
-                f"{sum(self.repaired.values())} next_states at the ends of episodes or of the record were not "
-                "the states that the actions led to (usually they are the states after the reset). They were "
-                f"replaced by the family's, in {_tasks(self.repaired)}"
+                f"{sum(self.repaired.values())} next_states at the ends of episodes or of the record were "
+                "not the states that the actions led to (usually they are the states after the reset). They "
+                f"were replaced by the family's, in {_tasks(self.repaired)}"
             )
         if self.without:
             found.append(
