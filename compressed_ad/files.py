@@ -7,16 +7,20 @@ import hashlib
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from compressed_ad.errors import RunDirectoryError, RunError
 
 LOCK = ".lock"
+UNREADABLE = (OSError, ValueError, LookupError, RuntimeError, MemoryError, EOFError, BadZipFile, zlib.error)
+"""What reading a damaged or foreign archive of NumPy may raise."""
 
 
 def write_atomically(path: Path, *content: bytes, error: type[RunError] = RunError) -> None:

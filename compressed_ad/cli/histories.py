@@ -13,7 +13,7 @@ from compressed_ad.cli.display import duration, print_lines
 from compressed_ad.errors import ConfigError, HistoryError, NumericalError, UsageError
 from compressed_ad.files import write_atomically
 from compressed_ad.histories.collector import history_path
-from compressed_ad.histories.exchange.formats import EXPORT, LAYOUT, only_tasks
+from compressed_ad.histories.exchange.formats import EXPORT, LAYOUT
 from compressed_ad.histories.exchange.importing import file_provenance, import_histories, named_split
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.marking.apply import marker_params
@@ -164,7 +164,6 @@ def _import(call: Call) -> None:
                 split_tasks, seed=seed, train=env.train, validation=env.validation, heldout=env.heldout
             )
         split = named_split(list(tasks), options.heldout, options.validation, drawn)
-        only_tasks(source, tasks, {name: ids.tolist() for name, ids in vars(split).items()})
         out: Path = options.out
         if out.suffix not in (".hdf5", ".h5"):
             out = history_path(out, config.env.short_name, options.source, config.seed)
@@ -187,9 +186,8 @@ def _import(call: Call) -> None:
     for line in findings.lines():
         call.display.note(f"note: {line}")
     parts = ", ".join(f"{len(ids)} {name}" for name, ids in vars(split).items())
-    if not findings.unknown_probs:
-        marker = ""
-    else:  # these need no probabilities
+    marker = ""
+    if findings.unknown_probs:  # these markers need none
         marker = f" --marker {'rollout' if options.steps_per_update else 'none'}"
     print_lines(f"{out}: {n_task} tasks ({parts}); mark it with: cad mark {quote(str(out))}{marker}")
 

@@ -7,8 +7,6 @@ import io
 import json
 import math
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +17,7 @@ import numpy as np
 
 from compressed_ad.errors import RunDirectoryError, UsageError
 from compressed_ad.evaluation.intervals import Floats, mean
-from compressed_ad.files import write_atomically
+from compressed_ad.files import UNREADABLE, write_atomically
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.summary import task_summaries, total_marking
 from compressed_ad.marking.statistics import N_PHASE, MarkingStatistics
@@ -44,7 +42,6 @@ _OPTIONAL = (
     "marked",
 )
 _MAY_BE_NAN = ("optimal", "training_optimal", "accuracy", "behaviour_entropy")  # unknown
-_NPZ_ERRORS = (EOFError, zipfile.BadZipFile, zlib.error)
 
 
 # ---------------------------------------------------------------- run directories
@@ -162,7 +159,7 @@ def load_evaluation(path: Path) -> dict[str, AnyArray]:
             if not isinstance(loaded, np.lib.npyio.NpzFile):
                 raise RunDirectoryError(f"{path}: a single array, not an evaluation file")
             arrays = {key: np.asarray(loaded[key]) for key in loaded.files}
-    except (OSError, ValueError, LookupError, MemoryError, RuntimeError, *_NPZ_ERRORS) as error:
+    except UNREADABLE as error:
         raise RunDirectoryError(f"{path}: damaged or not an evaluation file ({error})") from error
     needed = ("returns", "task_ids", "optimal", "random", *_SCALARS)
     if missing := [key for key in needed if key not in arrays]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from compressed_ad.errors import CheckpointError, NumericalError, one_line
 from compressed_ad.files import write_atomically
+from compressed_ad.models.ad import check_finite
 
 
 def digest(value: Any) -> str:
@@ -41,16 +42,6 @@ def digest(value: Any) -> str:
     return h.hexdigest()
 
 
-def check_finite(where: str, content: Mapping[str, Any]) -> None:
-    """Raise ``NumericalError`` with the first tensor of nested ``content`` that holds NaN or infinity."""
-    for key, value in content.items():
-        name = f"{where}{key}"
-        if isinstance(value, Mapping):
-            check_finite(f"{name}.", value)
-        elif isinstance(value, Tensor) and not torch.isfinite(value).all():
-            raise NumericalError(f"{name} holds NaN or infinity")
-
-
 def save(path: Path, content: Mapping[str, Any]) -> None:
     """Save tensors and plain data atomically, with their digest; ``NumericalError`` for NaN or infinity."""
     check_finite(f"{path} was not written: ", content)
@@ -62,8 +53,8 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Load a file of ``save``. Nothing in it is executed.
 
-    Raises ``CheckpointError`` naming file and cause if it is missing, damaged or foreign, or holds a tensor
-    with NaN or infinity.
+    Raises ``CheckpointError`` naming file and cause if it is missing, damaged or foreign, and
+    ``NumericalError`` if one of its tensors holds NaN or infinity.
     """
     try:
         with warnings.catch_warnings():
@@ -78,10 +69,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a checkpoint of this library")
     if content.pop("digest") != digest(content):
         raise CheckpointError(f"{path}: damaged (its content does not match its digest)")
-    try:
-        check_finite(f"{path}: ", content)
-    except NumericalError as error:
-        raise CheckpointError(str(error)) from None
+    check_finite(f"{path}: ", content)
     return move(content, device)  # type: ignore[no-any-return]
 
 
@@ -123,6 +111,6 @@ class CheckpointDirectory:
         for step in reversed(self.steps()):
             try:
                 return load(self.file(step)), damaged
-            except CheckpointError as error:
+            except (CheckpointError, NumericalError) as error:
                 damaged.append(f"{error}; skipped")
         return None, damaged

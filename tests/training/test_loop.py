@@ -195,7 +195,7 @@ def test_weights_that_are_not_finite_are_neither_stored_nor_loaded(tmp_path: Pat
     folder.save(1, {"model_state_dict": {"head.weight": torch.ones(3)}})
     monkey = {"model_state_dict": {"head.weight": torch.tensor([1.0, math.nan])}}
     torch.save({**monkey, "digest": digest(monkey)}, folder.file(2))
-    with pytest.raises(CheckpointError, match=r"step-00000002.pt: model_state_dict.head.weight holds NaN"):
+    with pytest.raises(NumericalError, match=r"step-00000002.pt: model_state_dict.head.weight holds NaN"):
         load(folder.file(2))
     found, messages = folder.latest()
     assert found is not None and len(messages) == 1 and "skipped" in messages[0]

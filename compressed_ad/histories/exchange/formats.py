@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import HistoryError
-from compressed_ad.files import write_atomically
+from compressed_ad.files import UNREADABLE, write_atomically
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.hdf5 import Group, child, foreign, read, write_array, write_file
 from compressed_ad.histories.header import short
@@ -182,7 +182,7 @@ def read_npz(path: Path) -> Mapping[int, Recorded]:
         with _npz(path) as file:
             try:
                 return {f.name: file[f"{task}/{f.name}"] for f in fields(Recorded) if f.name in names[task]}
-            except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+            except UNREADABLE as error:
                 raise HistoryError(f"{path}: task {task}: cannot be read ({error})") from error
 
     return _Tasks(path, names, read_task)
@@ -197,7 +197,7 @@ def _npz(path: Path) -> Iterator[Any]:
     with raw:
         try:
             file = np.load(raw, allow_pickle=False)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             raise HistoryError(f"{path}: is not an npz file") from error
         if not hasattr(file, "files"):
             raise HistoryError(f"{path}: holds a single array; expected an npz file")
@@ -230,16 +230,12 @@ def write_npz(file: HistoryFile, path: str | Path, overwrite: bool, progress: Pr
     return path
 
 
-def check_numbers(tasks: Iterable[Any]) -> None:
-    """Raise ``HistoryError`` unless all ``tasks`` are numbers of tasks: whole, from 0 on, below 10^9."""
-    for task in tasks:
+def check_tasks(tasks: Iterable[Any], wanted: Mapping[str, Iterable[int]]) -> None:
+    """Raise ``HistoryError`` if ``tasks`` are not whole numbers of 0..10^9, or lack one of ``wanted``."""
+    there = list(tasks)
+    for task in there:
         if isinstance(task, bool) or not isinstance(task, int | np.integer) or not 0 <= task < 10**9:
             raise HistoryError(f"{short(task)} is not the index of a task; expected 0, 1, ...")
-
-
-def only_tasks(path: Path, tasks: Mapping[int, Any], wanted: Mapping[str, list[int]]) -> None:
-    """Raise ``HistoryError`` if a part of ``wanted`` names a task that ``path`` does not have."""
     for part, ids in wanted.items():
-        unknown = sorted(set(ids) - set(tasks))
-        if unknown:
-            raise HistoryError(f"{path}: has no task {short(unknown)} ({part}); it has {short(list(tasks))}")
+        if unknown := sorted(set(map(int, ids)) - set(there)):
+            raise HistoryError(f"has no task {short(unknown)} ({part}); it has {short(there)}")

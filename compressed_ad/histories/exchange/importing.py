@@ -20,7 +20,7 @@ import numpy as np
 
 from compressed_ad.errors import CompressedADError, ConfigError, HistoryError, UsageError
 from compressed_ad.files import file_digest
-from compressed_ad.histories.exchange.formats import Progress, Recorded, check_numbers
+from compressed_ad.histories.exchange.formats import Progress, Recorded, check_tasks
 from compressed_ad.histories.file import COLUMNS, OPTIONAL, HistoryInfo, HistoryWriter
 from compressed_ad.histories.header import short
 from compressed_ad.tasks.base import TaskFamily, family_specs
@@ -108,7 +108,7 @@ def import_histories(
     are divided among ``n_learner`` learners, in order; ``steps_per_update`` steps are made with one policy
     (None: unknown, ``update`` is 0 throughout). Raises ``HistoryError`` or ``ConfigError`` naming the task.
     """
-    check_numbers(tasks)
+    check_tasks(tasks, vars(split))
     numbers = sorted(int(task) for ids in vars(split).values() for task in ids)
     place = {number: k for k, number in enumerate(numbers)}
     spaces = family_specs(family)
@@ -151,15 +151,12 @@ def file_provenance(path: Path, layout: str) -> dict[str, Any]:
 
     The hash of a folder is that of the lines ``<hash>  <relative path>`` of its files, sorted by path.
     """
-    try:
-        if path.is_dir():
-            files = sorted((p.relative_to(path).as_posix(), p) for p in path.rglob("*") if p.is_file())
-            lines = "".join(f"{file_digest(file)}  {name}\n" for name, file in files)
-            digest = hashlib.sha256(lines.encode()).hexdigest()
-        else:
-            digest = file_digest(path)
-    except OSError as error:
-        raise HistoryError(f"{path}: {error.strerror or error}") from error
+    if path.is_dir():
+        files = sorted((p.relative_to(path).as_posix(), p) for p in path.rglob("*") if p.is_file())
+        lines = "".join(f"{file_digest(file)}  {name}\n" for name, file in files)
+        digest = hashlib.sha256(lines.encode()).hexdigest()
+    else:
+        digest = file_digest(path)
     return {"imported_from": path.resolve().name, "layout": layout, "sha256": digest}
 
 
@@ -168,11 +165,12 @@ def _one_shape(tasks: Mapping[int, Recorded], numbers: Sequence[int]) -> tuple[i
     shapes: dict[tuple[int, ...], int] = {}
     seen: dict[str, int] = {}
     for number in numbers:
-        if number not in tasks:
-            raise HistoryError(f"there is no task {number}; there are {short(list(tasks))}")
         one, content = tasks[number], hashlib.sha256()
         for array in (one.states, one.actions, one.rewards):
-            content.update(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+            content.update(repr(array.shape).encode())
+            content.update(np.ascontiguousarray(array))
+        if not one.rewards.size:
+            raise HistoryError(f"task {number} has no steps")
         shapes.setdefault(one.rewards.shape, number)
         if len(shapes) > 1:
             (expected, first), (got, _) = shapes.items()
@@ -244,7 +242,7 @@ def _history(
         if after_reset.any():
             findings.kept[number] = int(after_reset.sum())
     update, learner, probs = recorded.update, recorded.learner, recorded.action_probs
-    if probs is None or np.isnan(probs).all():
+    if probs is None or np.isnan(probs).any():
         findings.unknown_probs.append(number)
     if update is None:
         steps = np.arange(shape[1])
@@ -402,7 +400,7 @@ def named_split(
 
     ``drawn`` takes the number of tasks and splits their positions. ``ConfigError`` if neither is given.
     """
-    check_numbers(tasks)
+    check_tasks(tasks, {"heldout": heldout or (), "validation": validation or ()})
     if heldout is not None:
         validation = list(validation or ())
         train = sorted(set(tasks) - set(heldout) - set(validation))
