@@ -90,12 +90,13 @@ def _score(job: Job) -> str:
     (runs_of_one,) = stages.method_runs([job])
     scores, tasks = final_return(runs_of_one.curves)[0], f"{len(runs_of_one.task_ids)} held-out tasks"
     n_scaled = int(np.count_nonzero(~np.isnan(scores)))
-    if np.isnan(runs_of_one.optimal).any() or not n_scaled:
+    if unknown := np.isnan(runs_of_one.optimal).any() or not n_scaled:
         final, unit = float(final_return(runs_of_one.returns).mean()), "return"
     else:
         final, unit = float(mean(scores)), "normalised return"
-        if n_scaled < len(scores):
-            tasks = f"{n_scaled} of {tasks}; random play is as good as the optimum in the others"
+    if n_scaled < len(scores) and np.isfinite(runs_of_one.optimal).all():
+        which = tasks if unknown else f"{n_scaled} of {tasks}"
+        tasks = f"{which}; random play is as good as the optimum in {'all' if unknown else 'the others'}"
     accuracy = runs_of_one.accuracy[0]
     return (
         f"{job.path}: final {unit} {final:.3f},{'' if np.isnan(accuracy) else f' accuracy {accuracy:.3f},'}"

@@ -195,7 +195,9 @@ class Analysis:
                 f" Mean paired difference of the {MEASURES[d.measure].label.lower()}: {d.estimate.text('+')};"
                 f" {d.n_run} run{'s' * (d.n_run != 1)} each, {self._tasks(d)}."
             )
-            said.append(f"{d.sentence()}.{figures if math.isfinite(d.estimate.value) else ''}")
+            if math.isnan(d.estimate.value):
+                figures = f" {self._tasks(d)}." if np.isfinite(self.optimal).any() else ""
+            said.append(f"{d.sentence()}.{figures}")
         return said or ["Only one method was evaluated, so there is nothing to compare."]
 
     def _tasks(self, d: Difference) -> str:

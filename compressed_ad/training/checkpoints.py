@@ -43,8 +43,7 @@ def digest(value: Any) -> str:
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Save tensors and plain data atomically, with their digest; ``NumericalError`` for NaN or infinity."""
-    check_finite(f"{path} was not written: ", content)
+    """Save tensors and plain data atomically, with their digest."""
     buffer = io.BytesIO()
     torch.save({**content, "digest": digest(content)}, buffer)
     write_atomically(path, buffer.getvalue(), error=CheckpointError)

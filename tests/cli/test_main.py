@@ -18,6 +18,7 @@ from compressed_ad.learners.ppo import BatchedPPO
 from compressed_ad.runs.layers import SECTIONS
 from compressed_ad.types import History
 from tests.conftest import SmokeRun, cad
+from tests.histories.test_file import tamper
 
 SMALL = [
     "--preset", "smoke",
@@ -390,7 +391,7 @@ def test_train_evaluate_compare_report(run, tmp_path, made):
 @pytest.mark.parametrize(
     ("scaled", "words"),
     [
-        (0, ("final return ", " held-out tasks)")),
+        (0, ("final return ", "(2 held-out tasks; random play is as good as the optimum in all)")),
         (1, ("final normalised return ", "(1 of 2 held-out tasks; random play is as good as the optimum in")),
     ],
 )
@@ -405,6 +406,18 @@ def test_tasks_without_a_scale_are_said(run, tmp_path, made, scaled, words):
     assert code == 0 and all(word in out for word in words) and "nan" not in out
     code, out, _ = run("compare", path)
     assert code == 0 and "nan" not in out
+
+
+def test_validation_tasks_without_a_scale_are_said(run, tmp_path, made):
+    shutil.copy(made / NAME, tmp_path / "h.hdf5")
+
+    def edit(file):
+        file["random_return"][...] = file["optimal_return"][...]
+
+    tamper(tmp_path / "h.hdf5", edit)
+    code, _, lines = run("train", *MODEL, "--model", "AD", "--history", "h.hdf5", "--out", "o")
+    assert code == 0 and any("cannot choose the best weights" in line for line in lines)
+    assert len(HistoryFile(tmp_path / "h.hdf5").split.validation)
 
 
 def test_nothing_held_out_is_said_instead_of_an_impossible_command(run, made):

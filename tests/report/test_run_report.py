@@ -286,7 +286,9 @@ def test_tasks_without_a_scale_do_not_count(scaled: int, words: str) -> None:
     analysis = analyse([replace(m, random=low) for m in (method(), method("B", 0.9, seed=1))])
     (said,) = analysis.verdicts
     assert said.startswith(words)
-    if scaled:
+    if scaled == 0:
+        assert "0 of 3 held-out tasks count (the others have no scale: " in said
+    else:
         verb = "counts" if scaled == 1 else "count"
         why = "the random policy does as well as the best return known, or none is known"
         assert f"3 runs each, {scaled} of 3 held-out tasks {verb} (the others have no scale: {why})." in said
