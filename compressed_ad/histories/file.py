@@ -272,6 +272,10 @@ class HistoryFile:
             for name, column in COLUMNS.items()
             if name not in OPTIONAL or name in group
         }
+        for name, array in arrays.items():
+            if not isinstance(COLUMNS[name], str) and array.dtype != COLUMNS[name]:
+                kind = np.dtype(COLUMNS[name]).name
+                raise HistoryError(f"{self.path}: task {task}: {name} of dtype {array.dtype}, not {kind}")
         history = History(**arrays, learner=read(group, "learner", "i"))
         if (history.n_stream, history.n_step) != (self.n_stream, self.n_step):
             shapes = f"{(history.n_stream, history.n_step)}, others {(self.n_stream, self.n_step)}"

@@ -509,6 +509,8 @@ def virtual(file):
         (replaced("0/rewards", data=np.zeros((3, 9), "f4")), "has .streams, steps. .3, 9., others|expected"),
         (replaced("0/rewards", data=np.zeros(3, "f4")), r"rewards: expected .stream, time., got shape .3,."),
         (replaced("0/rewards", data=np.zeros((3, 250), "i4")), "dtype int32"),
+        (replaced("0/rewards", data=np.zeros((3, 250), "f2")), "rewards of dtype float16, not float32"),
+        (replaced("0/rewards", data=np.full((3, 250), 1e300)), "rewards of dtype float64, not float32"),
         (replaced("0/states", data=np.array([["a"]], h5py.string_dtype())), "dtype object"),
         (replaced("0/actions", data=np.zeros((3, 250), [("x", "i4")])), "dtype"),
         (replaced("0/rewards", shape=(3, 250), dtype="f4", external="secret.bin"), "never use"),
