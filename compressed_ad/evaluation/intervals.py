@@ -136,7 +136,7 @@ def crossed_bootstrap(
 def counted(scores: Floats) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which runs (R,) and which tasks (N,) have any of the ``scores`` (R, N)."""
     known = ~np.isnan(scores)
-    return known.any(axis=1), known.any(axis=0)
+    return np.asarray(known.any(axis=1)), np.asarray(known.any(axis=0))
 
 
 def bootstrap_curve(curves: ArrayLike, statistic: Statistic = mean, *, n: int = 500, seed: int = 0) -> Floats:

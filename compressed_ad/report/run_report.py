@@ -431,6 +431,6 @@ def _csv(analysis: Analysis) -> str:
         kind = "iqm of differences" if kind == "difference" and not of_mean else kind
         n_task = intervals.counted(scores)[1].sum() if scores.ndim == 2 else len(analysis.optimal)
         numbers = [i.value if of_mean else "", i.low, i.high, middle, i.n, n_task]
-        shown = ["" if x != "" and math.isnan(x) else x for x in numbers]
+        shown = ["" if x == "" or math.isnan(float(x)) else x for x in numbers]
         write([kind, name, analysis.metric if key == IQM else key, *shown, i.of])
     return text.getvalue()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -43,40 +43,25 @@ class Findings:
 
     def lines(self) -> list[str]:
         """The findings as sentences for the user."""
-        found = []
-        if self.repaired:
-            found.append(
-                f"{sum(self.repaired.values())} next_states at the ends of episodes or of the record were "
-                "not the states that the actions led to (usually they are the states after the reset). They "
-                f"were replaced by the family's, in {_tasks(self.repaired)}"
-            )
-        if self.without:
-            found.append(
-                f"next_states are not recorded in {_tasks(self.without)}: they are the states of the next "
-                "steps, and at the ends of episodes the family's, where it reproduces the recording"
-            )
-        if self.disagree:
-            task, first = next(iter(self.disagree.items()))
-            found.append(
-                f"the family does not reproduce the recording of {_tasks(self.disagree)}; the arrays were "
-                f"kept, and the ends of episodes taken from the file (task {task}: {first}). If the family "
-                "is right, its tasks may have another order: --task-ids"
-            )
-        if self.kept:
-            found.append(
-                f"{sum(self.kept.values())} next_states at the ends of episodes are wrong (they are the "
-                "first state of the next episode, or the last recorded one) and could not be repaired, in "
-                f"{_tasks(self.kept)}"
-            )
-        if self.unknown_probs:
-            found.append(
-                f"action_probs are unknown in {_tasks(self.unknown_probs)}: only markers that do not need "
-                "them can mark these histories (none, all, rollout)"
-            )
-        return found
+        task, first = next(iter(self.disagree.items()), (0, ""))
+        texts = {
+            f"{sum(self.repaired.values())} next_states at the ends of episodes or of the record were not "
+            "the states that the actions led to (usually they are the states after the reset). They were "
+            "replaced by the family's, in": self.repaired,
+            "next_states are not recorded, but taken from the states of the next steps and, at the ends of "
+            "episodes, from the family where it reproduces the recording, in": self.without,
+            "the family does not reproduce the recording; the arrays were kept, and the ends of episodes "
+            f"taken from the file (task {task}: {first}). If the family is right, its tasks may have another "
+            "order: --task-ids. This concerns": self.disagree,
+            f"{sum(self.kept.values())} next_states at the ends of episodes are wrong (they are the first "
+            "state of the next episode, or the last recorded one) and could not be repaired, in": self.kept,
+            "action_probs are unknown, so that only markers that do not need them can mark these histories "
+            "(none, all, rollout), in": self.unknown_probs,
+        }
+        return [f"{text} {_tasks(tasks)}" for text, tasks in texts.items() if tasks]
 
 
-def _tasks(tasks: Mapping[int, Any] | Sequence[int]) -> str:
+def _tasks(tasks: Collection[int]) -> str:
     return f"{len(tasks)} task(s): {short(list(tasks))}"
 
 
@@ -160,30 +145,23 @@ def file_provenance(path: Path, layout: str) -> dict[str, Any]:
     return {"imported_from": path.resolve().name, "layout": layout, "sha256": digest}
 
 
-def _one_shape(tasks: Mapping[int, Recorded], numbers: Sequence[int]) -> tuple[int, int]:
+def _one_shape(tasks: Mapping[int, Recorded], numbers: Sequence[int]) -> tuple[int, ...]:
     """(streams, steps) of all tasks; ``HistoryError`` if they differ, or if two are one recording."""
-    shapes: dict[tuple[int, ...], int] = {}
-    seen: dict[str, int] = {}
+    first, seen = tasks[numbers[0]].rewards.shape, dict[str, int]()
     for number in numbers:
         one, content = tasks[number], hashlib.sha256()
-        for array in (one.states, one.actions, one.rewards):
-            content.update(repr(array.shape).encode())
-            content.update(np.ascontiguousarray(array))
         if not one.rewards.size:
             raise HistoryError(f"task {number} has no steps")
-        shapes.setdefault(one.rewards.shape, number)
-        if len(shapes) > 1:
-            (expected, first), (got, _) = shapes.items()
-            raise HistoryError(
-                f"task {number} has (streams, steps) {got}, task {first} {expected}; all must have as many"
-            )
-        same = seen.setdefault(content.hexdigest(), number)
-        if same != number:
-            raise HistoryError(
-                f"tasks {same} and {number} hold the same recording; leave one of them out of the split"
-            )
-    ((n_stream, n_step),) = shapes
-    return n_stream, n_step
+        if one.rewards.shape != first:
+            sizes = f"{one.rewards.shape}, task {numbers[0]} {first}"
+            raise HistoryError(f"task {number} has (streams, steps) {sizes}; all must have as many")
+        for array in (one.states, one.actions, one.rewards):
+            content.update(repr(array.shape).encode())
+            content.update(np.ascontiguousarray(array).data)
+        if (same := seen.setdefault(content.hexdigest(), number)) != number:
+            problem = f"tasks {same} and {number} hold the same recording"
+            raise HistoryError(f"{problem}; leave one of them out of the split")
+    return first
 
 
 # ---------------------------------------------------------------- one task
@@ -217,8 +195,8 @@ def _history(
     if next_states is None:
         findings.without.append(number)
         next_states = np.concatenate([recorded.states[:, 1:], recorded.states[:, -1:]], axis=1)
-    played, problem = _replayed(recorded, family, task, seed)
-    if played is not None:
+    played = _replayed(recorded, family, task, seed)
+    if isinstance(played, Played):
         terminated, truncated = played.terminated, played.truncated
         wrong = _outer(played.episode_end) & differ(next_states, played.next_states)
         if wrong.any():
@@ -227,13 +205,13 @@ def _history(
             next_states = next_states.copy()
             next_states[wrong] = played.next_states[wrong]
     else:
-        if _replayed(_turned(recorded), family, task, seed)[0] is not None:
+        if isinstance(_replayed(_turned(recorded), family, task, seed), Played):
             raise HistoryError(
                 f"{where}: streams and time are exchanged: what was read as {shape[0]} streams of {shape[1]} "
                 f"steps is {shape[1]} streams of {shape[0]} steps, which {family.name} reproduces. Exchange "
                 "the first two axes of all arrays"
             )
-        findings.disagree[number] = problem
+        findings.disagree[number] = played
         terminated, truncated = _ends(where, recorded, int(family.horizon), horizon)
         ended = terminated | truncated
         after_reset = np.zeros_like(ended)
@@ -298,15 +276,14 @@ def _turned(recorded: Recorded) -> Recorded:
     return Recorded(**{name: array.swapaxes(0, 1) for name, array in arrays.items()})
 
 
-def _replayed(recorded: Recorded, family: TaskFamily, task: AnyArray, seed: int) -> tuple[Played | None, str]:
-    """What ``task`` gives for the recorded actions if it reproduces the recording; else where not."""
+def _replayed(recorded: Recorded, family: TaskFamily, task: AnyArray, seed: int) -> Played | str:
+    """What ``task`` gives for the recorded actions if it reproduces the recording; else where it does not."""
     try:
         tasks = np.repeat(task[None], len(recorded.rewards), axis=0)
         played = _play(family, tasks, recorded.actions, seed)
     except HistoryError as error:
-        return None, str(error)
-    problem = _first_difference(recorded, played)
-    return (played, "") if problem is None else (None, problem)
+        return str(error)
+    return _first_difference(recorded, played) or played
 
 
 def _play(family: TaskFamily, tasks: AnyArray, actions: AnyArray, seed: int) -> Played:
