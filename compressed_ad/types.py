@@ -164,12 +164,12 @@ class History:
     def check_finite(self, where: str) -> None:
         """Raise ``NumericalError`` with the first array and index that holds NaN or infinity.
 
-        Probabilities may be NaN (unknown); markers that need them check this.
+        Probabilities and entropies may be NaN (unknown); markers that need them check this.
         """
         for name, array in self.per_step():
-            if name in ("action_probs", "entropy", "log_prob_next") or array.dtype.kind != "f":
+            if name in ("action_probs", "log_prob_next") or array.dtype.kind != "f":
                 continue
-            bad = np.argwhere(~np.isfinite(array))
+            bad = np.argwhere(np.isinf(array) if name == "entropy" else ~np.isfinite(array))
             if len(bad):
                 raise NumericalError(f"{where}: {name}{bad[0].tolist()} is {array[tuple(bad[0])]}")
 

@@ -30,8 +30,8 @@ def _train(call: Call) -> None:
         others = sorted(history.parent.glob("history_*.hdf5"))
         hint = f"there is --history {others[0]}" if others else "collect one with: cad collect"
         raise HistoryError(f"{history}: no such history file; {hint}")
-    trust = call.trust(config)
-    config = _of_file(config, HistoryFile(history), call.explicit())
+    trust, file = call.trust(config), HistoryFile(history)
+    config = _of_file(config, file, call.explicit())
     model = config.model
     job = runs.training_job(config, model.model, config.seed, history, out, trust)
     if call.options.dry_run:
@@ -43,7 +43,10 @@ def _train(call: Call) -> None:
     with call.stop.politely(), call.display.stage("train") as report:
         for note in train_run(job, report=report, should_stop=call.stop):
             call.display.note(f"note: {note}")
-    print_lines(f"{job.path}: trained; judge it with: cad evaluate {job.path}")
+    judge = f"judge it with: cad evaluate {job.path}"
+    print_lines(
+        f"{job.path}: trained; {judge if len(file.split.heldout) else f'{history} holds no held-out task'}"
+    )
 
 
 def _of_file(config: Config, file: HistoryFile, explicit: set[str]) -> Config:
@@ -89,14 +92,19 @@ def _evaluate(call: Call) -> None:
 
 def _score(job: Job) -> str:
     (runs_of_one,) = stages.method_runs([job])
-    if np.isnan(runs_of_one.optimal).any():
+    scores, tasks = final_return(runs_of_one.curves)[0], f"{len(runs_of_one.task_ids)} held-out tasks"
+    n_scaled = int(np.count_nonzero(~np.isnan(scores)))
+    if unknown := np.isnan(runs_of_one.optimal).any() or not n_scaled:
         final, unit = float(final_return(runs_of_one.returns).mean()), "return"
     else:
-        final, unit = float(mean(final_return(runs_of_one.curves).ravel())), "normalised return"
+        final, unit = float(mean(scores)), "normalised return"
+    if n_scaled < len(scores) and np.isfinite(runs_of_one.optimal).all():
+        which = tasks if unknown else f"{n_scaled} of {tasks}"
+        tasks = f"{which}; random play is as good as the optimum in {'all' if unknown else 'the others'}"
     accuracy = runs_of_one.accuracy[0]
     return (
         f"{job.path}: final {unit} {final:.3f},{'' if np.isnan(accuracy) else f' accuracy {accuracy:.3f},'}"
-        f" cross-entropy {runs_of_one.cross_entropy[0]:.3f} nats ({len(runs_of_one.task_ids)} held-out tasks)"
+        f" cross-entropy {runs_of_one.cross_entropy[0]:.3f} nats ({tasks})"
     )
 
 

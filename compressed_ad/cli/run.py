@@ -10,7 +10,7 @@ import numpy as np
 
 from compressed_ad.cli.call import RAY, Call, Command, out_option
 from compressed_ad.cli.display import duration, print_lines, print_table
-from compressed_ad.errors import ConfigError
+from compressed_ad.errors import ConfigError, SplitError
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.marking.apply import marker_params
 from compressed_ad.registry import call_text
@@ -41,6 +41,9 @@ def run(call: Call) -> None:
     ]
     if config.env.training_tasks is not None:
         plan(config).split.check_training(np.array(config.env.training_tasks))
+    if not len(plan(config).split.heldout):
+        few = "has too few tasks to hold one out, so that nothing could be judged"
+        raise SplitError(f"env: {config.env.family} {few}; only cad collect and cad train can use it")
     check(out, config)
     if call.options.dry_run:
         print_lines(_plan(config, out, history, todo))

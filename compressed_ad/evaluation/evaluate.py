@@ -171,4 +171,8 @@ def evaluate_imitation(model: AD, sampler: WindowSampler, batches: int) -> Imita
     """Cross-entropy and accuracy of the first ``batches`` batches of ``sampler``."""
     with evaluating(model):
         losses, hits = zip(*(model.loss(sampler.batch(step)) for step in range(batches)), strict=True)
+    if not torch.stack(losses).isfinite().all():
+        raise NumericalError(
+            f"the cross-entropy of {type(model).__name__} on recorded histories is not finite"
+        )
     return Imitation(float(torch.stack(hits).mean()), float(torch.stack(losses).mean()))

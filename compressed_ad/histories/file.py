@@ -83,6 +83,10 @@ class HistoryWriter:
         optimal = None if optimal_return is None else np.asarray(optimal_return, dtype=np.float64)
         random = np.asarray(random_return, dtype=np.float64)
         self._header = Header(info, split, np.asarray(tasks), optimal, random)
+        if optimal is not None and not (optimal >= random - 1e-9).all():
+            i = int(np.argmin(optimal >= random - 1e-9))
+            problem = f"optimal_return of task {i} is {optimal[i]:g}, but its random_return is {random[i]:g}"
+            raise HistoryError(f"{info.family}: {problem}; no policy may earn more than the optimal one")
         self._plain = self._header.plain()
         self._finished = resume and self.path.exists() and not self._replacing()
         if resume:
@@ -303,6 +307,10 @@ class HistoryFile:
             for name, column in COLUMNS.items()
             if name not in OPTIONAL or name in group
         }
+        for name, array in arrays.items():
+            if not isinstance(COLUMNS[name], str) and array.dtype != COLUMNS[name]:
+                kind = np.dtype(COLUMNS[name]).name
+                raise HistoryError(f"{self.path}: task {task}: {name} of dtype {array.dtype}, not {kind}")
         history = History(**arrays, learner=read(group, "learner", "i"))
         if (history.n_stream, history.n_step) != (self.n_stream, self.n_step):
             shapes = f"{(history.n_stream, history.n_step)}, others {(self.n_stream, self.n_step)}"

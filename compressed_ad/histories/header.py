@@ -69,8 +69,14 @@ class Header:
             raise HistoryError(f"tasks: expected rows of finite numbers, got shape {self.tasks.shape}")
         for name in ("optimal_return", "random_return"):
             array = getattr(self, name)
-            if array is not None and array.shape != (count,):
+            if array is None:
+                continue
+            if array.shape != (count,):
                 raise HistoryError(f"{name}: expected ({count},) as there are tasks, got {array.shape}")
+            known = ~np.isnan(array) | (name == "random_return")  # an optimum of NaN is unknown
+            wrong = np.flatnonzero(known & ~np.isfinite(array))
+            if len(wrong):
+                raise HistoryError(f"{name} of task {wrong[0]} is {array[wrong[0]]}")
         if self.task_ids[0] < 0 or self.task_ids[-1] >= count:
             raise HistoryError(f"the split names task {self.task_ids[-1]}, but there are only {count} tasks")
         if problem := self.split.shared_task(self.tasks):
@@ -180,6 +186,14 @@ class Scales:
     observation_mean: NDArray[np.float64] | None  # (D,) by component, (C,) by channel; None: not a Box
     observation_std: NDArray[np.float64] | None
     reward: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.reward) and self.reward > 0):
+            raise HistoryError(f"scales/reward is {self.reward}; it must be a number above 0")
+        for name in ("observation_mean", "observation_std"):
+            values = getattr(self, name)
+            if values is not None and not np.isfinite(values).all():
+                raise HistoryError(f"scales/{name} holds NaN or infinity")
 
 
 def measure_scales(tasks: Iterable[Group], observation: SpaceSpec) -> Scales:

@@ -34,6 +34,16 @@ REFERENCE = "reference_"
 PAYS_ALWAYS = 0.25
 """With a larger share of paying steps than this before anything is learned, no reward has to be found."""
 _SCALARS = ("accuracy", "cross_entropy", "behaviour_entropy")
+_OPTIONAL = (
+    "returns_last",
+    "returns_training",
+    "training_optimal",
+    "training_random",
+    "horizon",
+    "paying",
+    "marked",
+)
+_MAY_BE_NAN = ("optimal", "training_optimal", "accuracy", "behaviour_entropy")  # unknown
 
 
 # ---------------------------------------------------------------- run directories
@@ -202,7 +212,8 @@ def load_evaluation(path: Path) -> dict[str, AnyArray]:
     needed = ("returns", "task_ids", "optimal", "random", *_SCALARS)
     if missing := [key for key in needed if key not in arrays]:
         raise RunDirectoryError(f"{path}: has no {', '.join(missing)}")
-    if strange := [key for key in needed if arrays[key].dtype.kind not in "fiu"]:
+    optional = [key for key in arrays if key in _OPTIONAL or key.startswith(REFERENCE)]
+    if strange := [key for key in (*needed, *optional) if arrays[key].dtype.kind not in "fiu"]:
         raise RunDirectoryError(f"{path}: {', '.join(strange)} must be numbers")
     returns = arrays["returns"]
     if returns.ndim != 3 or 0 in returns.shape:
@@ -215,8 +226,10 @@ def load_evaluation(path: Path) -> dict[str, AnyArray]:
     for key in (*_SCALARS, *{"horizon", "paying", "step_last"} & set(arrays)):
         if arrays[key].size != 1 or arrays[key].dtype.kind not in "fiu":
             raise RunDirectoryError(f"{path}: {key}: expected one number, got shape {arrays[key].shape}")
-    if not np.isfinite(returns).all():
-        raise RunDirectoryError(f"{path}: returns has NaN or infinity")
+    for key in (*needed, *optional):
+        known = arrays[key] if key not in _MAY_BE_NAN else arrays[key][~np.isnan(arrays[key])]
+        if not (np.abs(known) <= np.finfo(np.float32).max).all():
+            raise RunDirectoryError(f"{path}: {key} has NaN, infinity, or a number beyond float32")
     return arrays | {key: arrays[key].reshape(()) for key in _SCALARS}
 
 

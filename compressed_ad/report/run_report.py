@@ -429,6 +429,8 @@ def _csv(analysis: Analysis) -> str:
         # The interquartile mean of paired differences stands only where the line says what it is.
         middle = "" if kind == "difference" and of_mean else float(intervals.iqm(scores.ravel()))
         kind = "iqm of differences" if kind == "difference" and not of_mean else kind
-        numbers = [i.value if of_mean else "", i.low, i.high, middle, i.n, len(analysis.optimal)]
-        write([kind, text_cell(name), analysis.metric if key == IQM else key, *numbers, i.of])
+        n_task = intervals.counted(scores)[1].sum() if scores.ndim == 2 else len(analysis.optimal)
+        numbers = [i.value if of_mean else "", i.low, i.high, middle, i.n, n_task]
+        shown = ["" if x == "" or math.isnan(float(x)) else x for x in numbers]
+        write([kind, text_cell(name), analysis.metric if key == IQM else key, *shown, i.of])
     return text.getvalue()

@@ -53,6 +53,13 @@ def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = ne
                 f"{job.name}: the longest history has {longest} steps after its transforms, fewer than"
                 f" n_transit {config.n_transit}: the model never sees a full context during training"
             )
+        validating = bool(len(file.split.validation) and config.validations)
+        random, optimal = data.scale(file.split.validation)
+        if validating and not (optimal > random).any():
+            notes.append(
+                f"{job.name}: random play is as good as the best known return in every validation task, so"
+                " they cannot choose the best weights: best_model.pt has the last ones"
+            )
         judged: dict[str, float] = {}
 
         def progress(step: int, metrics: Mapping[str, float]) -> None:
@@ -65,7 +72,7 @@ def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = ne
             sampler,
             job.path,
             seed=job.config.seed,
-            validate=data.validate if len(file.split.validation) and config.validations else None,
+            validate=data.validate if validating else None,
             device=where,
             progress=progress,
             should_stop=should_stop,

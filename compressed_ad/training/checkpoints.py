@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressed_ad.errors import CheckpointError, one_line
+from compressed_ad.errors import CheckpointError, NumericalError, one_line
 from compressed_ad.files import write_atomically
+from compressed_ad.models.ad import check_finite
 
 
 def digest(value: Any) -> str:
@@ -50,7 +51,8 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Load a file of ``save``. Nothing in it is executed.
 
-    Raises ``CheckpointError`` naming file and cause if it is missing, damaged or foreign.
+    Raises ``CheckpointError`` naming file and cause if it is missing, damaged or foreign, and
+    ``NumericalError`` if one of its tensors holds NaN or infinity.
     """
     try:
         with warnings.catch_warnings():
@@ -67,6 +69,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a checkpoint of this library")
     if not sound:
         raise CheckpointError(f"{path}: damaged (its content does not match its digest)")
+    check_finite(f"{path}: ", content)
     return move(content, device)  # type: ignore[no-any-return]
 
 
@@ -107,6 +110,6 @@ class CheckpointDirectory:
         for step in reversed(self.steps()):
             try:
                 return load(self.file(step)), damaged
-            except CheckpointError as error:
+            except (CheckpointError, NumericalError) as error:
                 damaged.append(f"{error}; skipped")
         return None, damaged

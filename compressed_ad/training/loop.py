@@ -17,7 +17,7 @@ from torch import nn
 from compressed_ad.errors import CheckpointError, NumericalError, RunError, raised
 from compressed_ad.files import chained, write_atomically
 from compressed_ad.models import MODEL
-from compressed_ad.models.ad import AD
+from compressed_ad.models.ad import AD, check_finite
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.models.tokens import Batch
 from compressed_ad.seeding import seed64
@@ -193,9 +193,11 @@ class _Run:
         return {"loss": loss, "accuracy": accuracy}
 
     def weights(self) -> dict[str, Any]:
-        """Content of a model file."""
+        """Content of a model file; ``NumericalError`` if a weight is NaN or infinity."""
+        weights = self.model.state_dict()
+        check_finite(f"{self.run_dir}: after gradient step {self.step} the weight ", weights)
         return {
-            "model_state_dict": self.model.state_dict(),
+            "model_state_dict": weights,
             "config": self.config.model_dump(mode="json"),
             "step": self.step,
             "seed": self.seed,

@@ -20,6 +20,7 @@ from compressed_ad.learners.ppo import BatchedPPO
 from compressed_ad.runs.layers import SECTIONS, config_folder
 from compressed_ad.types import History
 from tests.conftest import SmokeRun, cad
+from tests.histories.test_file import tamper
 
 SMALL = [
     "--preset", "smoke",
@@ -390,6 +391,54 @@ def test_train_evaluate_compare_report(run, tmp_path, made):
     (tmp_path / "report" / "index.html").unlink()
     code, _, lines = run("report", one)
     assert (code, errors(lines)) == (1, ["report: exists and is not a report; choose another --out"])
+
+
+@pytest.mark.parametrize(
+    ("scaled", "words"),
+    [
+        (0, ("final return ", "(2 held-out tasks; random play is as good as the optimum in all)")),
+        (1, ("final normalised return ", "(1 of 2 held-out tasks; random play is as good as the optimum in")),
+    ],
+)
+def test_tasks_without_a_scale_are_said(run, tmp_path, made, scaled, words):
+    path = tmp_path / "AD-darkroom-seed0"
+    shutil.copytree(made / path.name, path)
+    with np.load(path / "evaluation.npz") as file:
+        arrays = dict(file)
+    arrays["random"] = np.where(np.arange(2) < scaled, arrays["random"], arrays["optimal"])
+    np.savez(path / "evaluation.npz", **arrays)
+    code, out, _ = run("evaluate", path)
+    assert code == 0 and all(word in out for word in words) and "nan" not in out
+    code, out, _ = run("compare", path)
+    assert code == 0 and "nan" not in out
+
+
+def test_validation_tasks_without_a_scale_are_said(run, tmp_path, made):
+    shutil.copy(made / NAME, tmp_path / "h.hdf5")
+
+    def edit(file):
+        file["random_return"][...] = file["optimal_return"][...]
+
+    tamper(tmp_path / "h.hdf5", edit)
+    code, _, lines = run("train", *MODEL, "--model", "AD", "--history", "h.hdf5", "--out", "o")
+    assert code == 0 and any("cannot choose the best weights" in line for line in lines)
+    assert len(HistoryFile(tmp_path / "h.hdf5").split.validation)
+
+
+def test_nothing_held_out_is_said_instead_of_an_impossible_command(run, made):
+    assert run("export", made / NAME, "--to", "npz", "--out", "all.npz")[0] == 0
+    kwargs = json.dumps(HistoryFile(made / NAME).info.family_kwargs)
+    words = ["--layout", "npz", "--family", "darkroom", "--env.kwargs", kwargs]
+    assert run("import", "all.npz", *words, "--heldout", "", "--out", "none.hdf5")[0] == 0
+    code, out, _ = run("train", *MODEL, "--history", "none.hdf5", "--model", "AD", "--out", "o")
+    assert (code, out) == (0, "o/AD-darkroom-seed0: trained; none.hdf5 holds no held-out task\n")
+    code, _, lines = run("evaluate", "o/AD-darkroom-seed0")
+    (line,) = errors(lines)
+    assert code == 2 and "none.hdf5: holds no held-out task" in line
+    sizes = [f"--env.{key}" for key in ("heldout", "validation", "train")]
+    two = [word for size in sizes for word in (size, "null")]
+    code, _, lines = run("run", *SMALL, "--env.n_task", "2", *two, "--out", "two", "--dry-run")
+    assert code == 2 and "too few tasks to hold one out" in errors(lines)[0]
 
 
 def test_train_refuses_what_is_there(run, tmp_path, made):

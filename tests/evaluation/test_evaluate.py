@@ -4,7 +4,7 @@ import pytest
 import torch
 from gymnasium.vector import SyncVectorEnv
 
-from compressed_ad.errors import RunError, SpaceError, UsageError
+from compressed_ad.errors import NumericalError, RunError, SpaceError, UsageError
 from compressed_ad.evaluation.agents import InContextAgent, OptimalAgent, RandomAgent
 from compressed_ad.evaluation.evaluate import evaluate_in_context, evaluate_tasks
 from compressed_ad.evaluation.rollouts import record_rollouts
@@ -199,6 +199,14 @@ def test_same_seed_same_returns_and_training_mode_is_restored() -> None:
 
     np.testing.assert_array_equal(play(0), play(0))
     assert not np.array_equal(play(0), play(1)) and player.training
+
+
+def test_a_model_with_nan_weights_does_not_play() -> None:
+    player, family = model(), Darkroom()
+    with torch.no_grad():
+        player.head.weight[0, 0] = np.nan
+    with pytest.raises(NumericalError, match=r"^CompressedAD: the weight head.weight holds NaN or infinity"):
+        evaluate_tasks(player, family, family.tasks()[:1], rollouts=1, episodes=1)
 
 
 def test_greedy_and_temperature() -> None:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from compressed_ad.errors import (
+    CompressedADError,
     ConfigError,
     HistoryError,
     MissingExtraError,
@@ -386,6 +387,22 @@ def test_wrong_use_is_found_before_anything_starts(tmp_path):
             gather(path, **{key: 0})
     with pytest.raises(SplitError):
         gather(path, train=3)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("optimal", "words"),
+    [
+        (-1.0, r"optimal_return of task \d+ is -1, but its random_return is"),
+        (np.nan, r"optimal_return of task \d+ is nan"),
+        (np.inf, r"optimal_return of task \d+ is inf"),
+    ],
+)
+def test_an_optimum_that_cannot_be_stops_before_anything_is_learned(tmp_path, monkeypatch, optimal, words):
+    wrong = lambda self, tasks: np.where(np.arange(len(tasks)) == 2, optimal, 5.0)  # noqa: E731
+    monkeypatch.setattr(type(FAMILY), "optimal_return", wrong)
+    with pytest.raises(CompressedADError, match=words):
+        gather(tmp_path / "h.hdf5")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -561,6 +561,8 @@ def virtual(file):
         (replaced("0/rewards", data=np.zeros((3, 9), "f4")), "has .streams, steps. .3, 9., others|expected"),
         (replaced("0/rewards", data=np.zeros(3, "f4")), r"rewards: expected .stream, time., got shape .3,."),
         (replaced("0/rewards", data=np.zeros((3, 250), "i4")), "dtype int32"),
+        (replaced("0/rewards", data=np.zeros((3, 250), "f2")), "rewards of dtype float16, not float32"),
+        (replaced("0/rewards", data=np.full((3, 250), 1e300)), "rewards of dtype float64, not float32"),
         (replaced("0/states", data=np.array([["a"]], h5py.string_dtype())), "dtype object"),
         (replaced("0/actions", data=np.zeros((3, 250), [("x", "i4")])), "dtype"),
         (replaced("0/rewards", shape=(3, 250), dtype="f4", external="secret.bin"), "never use"),
@@ -588,12 +590,40 @@ def test_hostile_content_is_refused(path, edit, message):
         HistoryFile(path).load()
 
 
-@pytest.mark.parametrize("name", ["rewards"])
-def test_nan_in_a_file_is_named(path, name):
-    tamper(path, value(f"3/{name}", (1, 5), np.nan))
-    with pytest.raises(NumericalError, match=rf"task 3: {name}\[1, 5\] is nan"):
+@pytest.mark.parametrize(("name", "wrong"), [("rewards", np.nan), ("rewards", np.inf), ("entropy", np.inf)])
+def test_nan_in_a_file_is_named(path, name, wrong):
+    tamper(path, value(f"3/{name}", (1, 5), wrong))
+    with pytest.raises(NumericalError, match=rf"task 3: {name}\[1, 5\] is {wrong}"):
         HistoryFile(path).load()
     assert HistoryFile(path).load([0])
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("random_return", np.nan),
+        ("random_return", np.inf),
+        ("optimal_return", np.inf),
+        ("optimal_return", -np.inf),
+    ],
+)
+def test_returns_that_are_no_numbers_stop_at_opening(path, name, number):
+    tamper(path, value(name, (2,), number))
+    with pytest.raises(HistoryError, match=rf"^{path}: {name} of task 2 is {number}$"):
+        HistoryFile(path)
+
+
+@pytest.mark.parametrize("number", [np.nan, -1e9], ids=["unknown", "no scale"])
+def test_an_optimum_that_gives_no_scale_does_not_stop(path, number):
+    tamper(path, value("optimal_return", (2,), number))
+    assert HistoryFile(path).optimal_return[2] == pytest.approx(number, nan_ok=True)
+
+
+@pytest.mark.parametrize("reward", [np.nan, np.inf, 0.0, -1.0])
+def test_scales_that_are_no_scales_are_named(path, reward):
+    tamper(path, replaced("scales/reward", data=reward))
+    with pytest.raises(HistoryError, match=rf"^{path}: scales/reward is {reward}; it must be"):
+        HistoryFile(path).training_scales()
 
 
 def test_an_unknown_task_is_refused(path):

@@ -274,6 +274,45 @@ def test_without_any_scale_the_verdict_says_what_is_missing() -> None:
     assert analyse(unknown).verdicts == ["B and AD cannot be compared: no final return was measured."]
 
 
+@pytest.mark.parametrize(
+    ("scaled", "words"),
+    [
+        (0, "B and AD cannot be compared: no final return was measured."),
+        (1, "Too few tasks to compare B with AD: at least 2 must count."),
+        (2, "B is better than AD."),
+    ],
+)
+def test_tasks_without_a_scale_do_not_count(scaled: int, words: str) -> None:
+    """The random policy is as good as the optimum in all tasks but the first ``scaled``, of 3."""
+    low = np.where(np.arange(3) < scaled, RANDOM[HELD], OPTIMAL[HELD])
+    analysis = analyse([replace(m, random=low) for m in (method(), method("B", 0.9, seed=1))])
+    (said,) = analysis.verdicts
+    assert said.startswith(words)
+    if scaled == 0:
+        assert "0 of 3 held-out tasks count (the others have no scale: " in said
+    else:
+        verb = "counts" if scaled == 1 else "count"
+        why = "the random policy does as well as the best return known, or none is known"
+        assert f"3 runs each, {scaled} of 3 held-out tasks {verb} (the others have no scale: {why})." in said
+    if scaled < 2:
+        estimate = analysis.pairs["B-AD"]["final"].estimate
+        assert np.isnan([estimate.low, estimate.high, analysis.methods["B"]["final"].low]).all()
+        assert np.isfinite(analysis.methods["B"]["accuracy"].low)  # a measure of whole runs
+    assert "nan" not in in_terminal(analysis)
+
+
+def test_no_table_shows_nan_and_each_line_counts_its_tasks(tmp_path: Path) -> None:
+    low = np.where(np.arange(3) < 2, RANDOM[HELD], OPTIMAL[HELD])
+    both = [
+        replace(m, random=low, accuracy=m.accuracy * np.nan) for m in (method(), method("B", 0.9, seed=1))
+    ]
+    written = build_report(tmp_path, both, experiment=EXPERIMENT)
+    table = (tmp_path / "table.csv").read_text()
+    assert "nan" not in table and "nan" not in Page(written.index.read_text("utf-8")).text
+    tasks = {row["metric"]: row["tasks"] for row in csv.DictReader(table.splitlines())}
+    assert (tasks["final"], tasks["found"]) == ("2", "3")
+
+
 def test_a_worse_method_is_called_worse() -> None:
     assert analyse([method(), method("B", 0.3, seed=1)]).verdicts[0].startswith("B is worse than AD.")
 
@@ -497,9 +536,23 @@ def test_load_runs_names_what_is_wrong(tmp_path: Path) -> None:
     refused("returns: expected", save_run(tmp_path / "c", 1, returns=np.zeros((3, 4))))
     refused("random: expected", save_run(tmp_path / "d", 1, random=np.zeros(2)))
     refused("accuracy: expected one number", save_run(tmp_path / "e", 1, accuracy=np.zeros(2)))
-    refused("NaN", save_run(tmp_path / "f", 1, returns=np.full((3, 4, 20), np.nan)))
-    refused("horizon: expected one number", save_run(tmp_path / "k", 1, horizon="long"))
-    refused("paying: expected one number", save_run(tmp_path / "l", 1, paying=np.zeros(2)))
+    refused("returns has NaN", save_run(tmp_path / "f", 1, returns=np.full((3, 4, 20), np.nan)))
+    for k, (key, value) in enumerate(
+        {
+            "random": np.full(3, np.nan),
+            "optimal": np.full(3, np.inf),
+            "accuracy": np.inf,
+            "cross_entropy": np.nan,
+            "paying": np.nan,
+            "returns_last": np.full((3, 4, 20), np.nan),
+            "reference_ucb": np.full((3, 4, 20), np.inf),
+            "training_random": np.full(2, np.nan),
+            "returns": np.full((3, 4, 20), 1e300),
+        }.items()
+    ):
+        refused(f"{key} has NaN, infinity", save_run(tmp_path / f"nan{k}", 1, **{key: value}))
+    refused("horizon: expected one number", save_run(tmp_path / "word", 1, horizon="twenty"))
+    refused("paying: expected one number", save_run(tmp_path / "vector", 1, paying=np.zeros(3)))
     refused("random must be numbers", save_run(tmp_path / "g", 1, random=np.array(["a", "b", "c"])))
     refused("damaged", save_run(tmp_path / "h", 1, returns=np.array([object()])))  # a pickle: never opened
     cut = save_run(tmp_path / "i", 1)
@@ -567,7 +620,7 @@ def history_file(path: Path, marked: bool, optimal: np.ndarray | None = OPTIMAL)
     }
     info = HistoryInfo("darkroom", {}, spaces, 20, "PPO", {}, 0)
     split = Split(train=np.array([1, 7]), validation=np.array([2]), heldout=np.array([4]))
-    writer = HistoryWriter(path, info, split, GRID, optimal, np.arange(16.0))
+    writer = HistoryWriter(path, info, split, GRID, optimal, np.minimum(np.arange(16.0), 9.0))
     for task in (1, 2, 4, 7):
         writer.append(task, history(3, 300, np.random.default_rng(task)))
     writer.finish()

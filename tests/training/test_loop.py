@@ -186,6 +186,21 @@ def test_a_loss_that_is_not_finite_stops_with_the_place_named(tmp_path: Path) ->
         train(c, sampler(c), tmp_path)
 
 
+def test_weights_that_are_not_finite_are_neither_stored_nor_loaded(tmp_path: Path) -> None:
+    """The last update can break the weights after the last finite loss."""
+    c = config(steps=1, validations=1, lr=1e38, grad_clip=1e30, dropout=0.0, weight_decay=1e30)
+    with pytest.raises(NumericalError, match=r"run: after gradient step 1 the weight \S+ holds NaN"):
+        train(c, sampler(c), tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*.pt"))
+    folder = CheckpointDirectory(tmp_path / "folder", keep=3)
+    folder.save(1, {"model_state_dict": {"head.weight": torch.ones(3)}})
+    save(folder.file(2), {"model_state_dict": {"head.weight": torch.tensor([1.0, math.nan])}})
+    with pytest.raises(NumericalError, match=r"step-00000002.pt: model_state_dict.head.weight holds NaN"):
+        load(folder.file(2))
+    found, messages = folder.latest()
+    assert found is not None and len(messages) == 1 and "skipped" in messages[0]
+
+
 def test_another_configuration_is_refused(tmp_path: Path) -> None:
     c = config()
     train(c, sampler(c), tmp_path)
