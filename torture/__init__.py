@@ -1,1 +1,1 @@
-"""Torture: faults injected into every stage, file and input, and what comes of them (``python -m torture``)."""
+"""Injects faults into every stage, file and input, and says what comes of them: ``python -m torture``."""

@@ -13,10 +13,6 @@ import tempfile
 import time
 from pathlib import Path
 
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-    os.environ[name] = "1"
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
-
 import torch
 
 from compressed_ad.cli.main import COMMANDS, load_command
@@ -25,6 +21,7 @@ from torture import damage, hostile, kills, leaks, limits, races, soak, table, u
 from torture.stages import Base
 from torture.trials import Verdict, run
 
+ROOT = Path(__file__).parents[1]
 PARTS = {
     "hostile": hostile.trials,
     "users": users.trials,
@@ -45,10 +42,8 @@ def warm() -> None:
     torch.set_num_threads(1)
     for command in COMMANDS:
         load_command(command)
-    for room in LAZY.split():
-        importlib.import_module(f"compressed_ad.{room}")
-    import matplotlib.pyplot
-    import scipy.stats  # noqa: F401
+    for module in (*(f"compressed_ad.{room}" for room in LAZY.split()), "matplotlib.pyplot", "scipy.stats"):
+        importlib.import_module(module)
 
 
 class Ledger:
@@ -88,6 +83,9 @@ def main() -> int:
         parser.error(f"unknown part {sorted(unknown)[0]}; one of {', '.join(PARTS)}")
     began, folder = time.monotonic(), (options.keep or Path(tempfile.mkdtemp(prefix="torture-"))).resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ[threads] = "1"
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     warm()
     about = {"revision": revision(), "long": options.long, "seed": options.seed}
     base, ledger, rows = (

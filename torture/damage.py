@@ -1,4 +1,4 @@
-"""Cuts every kind of file and flips its bits: a command names the damage, repairs it, or gives what it gave."""
+"""Cuts files and flips their bits: a command names the damage, repairs it, or gives what it gave."""
 
 from __future__ import annotations
 
@@ -93,7 +93,9 @@ KINDS = {
     "study's curves.csv": Kind(
         "studied", "study/torture/curves.csv", lambda base, d: [_tables(base, d)], 300
     ),
-    "study's evaluation": Kind("studied", "study/runs/*/evaluation*.npz", _again(STAGES["study"]), 24, restored=True),
+    "study's evaluation": Kind(
+        "studied", "study/runs/*/evaluation*.npz", _again(STAGES["study"]), 24, restored=True
+    ),
     "study's metrics": Kind("studied", "study/runs/*/metrics.jsonl", _again(STAGES["study"]), 24),
     "config.yaml of cad run": Kind(
         "ran", "run/config.yaml", lambda base, d: [[*STAGES["run"].words(base, d), "--dry-run"]], 200
@@ -215,7 +217,7 @@ def _without(file: str, found: same.Contents) -> same.Contents:
 
 
 def _first_difference(a: str, b: str) -> str:
-    pairs = zip(a.splitlines() + [""], b.splitlines() + [""], strict=False)
+    pairs = zip([*a.splitlines(), ""], [*b.splitlines(), ""], strict=False)
     return next((f"{x!r} became {y!r}" for x, y in pairs if x != y), "more lines")
 
 

@@ -1,4 +1,4 @@
-"""Faults at chosen calls of the operating system, injected inside a process of ``cad`` and into its workers."""
+"""Faults at chosen calls of the operating system, inside a process of ``cad`` and its workers."""
 
 from __future__ import annotations
 

@@ -371,7 +371,8 @@ model("a folder", lambda d: ((d / AD / "best_model.pt").unlink(), (d / AD / "bes
 def config(name: str, old: str, new: str, fine: str = "") -> None:
     def make(d: Path) -> None:
         (d / AD / "payload.py").write_text(
-            f"open({str(d / CANARY)!r}, 'w')\ndef f(s, c): return s\nclass F: pass\ndef m(rewards): return rewards\n"
+            f"open({str(d / CANARY)!r}, 'w')\n"
+            "def f(s, c): return s\nclass F: pass\ndef m(rewards): return rewards\n"
         )
         text = (d / AD / "config.yaml").read_text()
         assert old in text, text

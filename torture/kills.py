@@ -55,7 +55,7 @@ def _group(number: int, times: int = 1) -> Callable[[Command, Draw], None]:
 
 @dataclass(frozen=True)
 class How:
-    """A way to disturb a stage, and the exit codes that are right after it (it may have been done already)."""
+    """A way to disturb a stage, and the exit codes that are right after it; 0 always is."""
 
     send: Callable[[Command, Draw], None]
     codes: tuple[int, ...]

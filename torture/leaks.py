@@ -38,7 +38,7 @@ def path(function: Path_) -> Path_:
 
 
 def trial(base: Base, name: str) -> Trial:
-    """A folder with a run that was trained and evaluated there, and its history file; then one of ``PATHS``."""
+    """One of ``PATHS``, from a history file and a run that was trained and evaluated on it."""
 
     def run(folder: Path) -> list[Verdict]:
         base.copy("collected", folder)
@@ -92,7 +92,7 @@ def overlapping(d: Path, out: str, *words: object) -> Path:
     """A collection with another split, some of whose held-out tasks the run was trained on."""
     seen = tasks_of(d / HISTORY, "train", "validation")
     for seed in range(1, 30):
-        done(*ONE, "--algorithm.n_timesteps", "40", "--env.split_seed", seed, *words, "--out", out, cwd=d)
+        done(*ONE, "--env.split_seed", seed, *words, "--out", out, cwd=d)
         (file,) = (d / out).glob("*.hdf5")
         if tasks_of(file, "heldout") & seen:
             return file
@@ -156,7 +156,8 @@ def held_out_tasks_asked_for_in_training(d: Path) -> Ended:
 def a_family_with_equal_tasks(d: Path) -> Ended:
     (d / "twins.py").write_text(
         "import numpy as np\nfrom compressed_ad.tasks.gridworld import Darkroom\n\n\n"
-        "class Twins(Darkroom):\n    def tasks(self):\n        return np.repeat(super().tasks()[:5], 2, axis=0)\n"
+        "class Twins(Darkroom):\n    def tasks(self):\n"
+        "        return np.repeat(super().tasks()[:5], 2, axis=0)\n"
     )
     family = ["--env.family", "twins:Twins", "--env.kwargs", "{size: 9, horizon: 20}"]
     return cad(*ONE, *family, "--out", "twins", cwd=d)

@@ -84,38 +84,41 @@ READ_ONLY: dict[str, tuple[Callable[[Base], Words], bool]] = {
 """Commands on a read-only folder WORK, and whether they need not write there."""
 
 
-def full(base: Base, stage: str, size: str) -> Run:
-    """A stage on a disk that is too small, and again once there is room."""
+def full(base: Base, stage: str, room: int) -> Run:
+    """A stage on a disk with so many kB of room, and again with more."""
     expected = base.contents(STAGES[stage].result)
 
     def run(folder: Path) -> list[Verdict]:
         own_mounts()
         disk = folder / "disk"
         disk.mkdir()
-        mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk)
-        if STAGES[stage].start:
-            base.copy(STAGES[stage].start, disk)
+        mount("-t", "tmpfs", "-o", "size=200m", "tmpfs", disk)
+        base.copy(STAGES[stage].start, disk)
+        system = os.statvfs(disk)
+        used = (system.f_blocks - system.f_bfree) * system.f_frsize
+        mount("-o", f"remount,size={used + room * 1024}", disk)
         words = STAGES[stage].words(base, disk)
-        first = settled(words, folder, size, fine=True)
+        first = settled(words, folder, f"{room} kB:", fine=True)
         mount("-o", "remount,size=200m", disk)
         again = cad(*words, *STAGES[stage].again, cwd=folder)
         wrong = differences(expected, contents(disk))
         if again.code != 0 or wrong:
-            return [first, Verdict("lost", f"{size}, with room: {again.error()} {'; '.join(wrong[:3])}")]
+            return [first, Verdict("lost", f"after {room} kB: {again.error()} {'; '.join(wrong[:3])}")]
         return [first, Verdict("recovered")]
 
     return run
 
 
 FULL = {
-    "collect": ("20k", "120k", "300k", "500k"),
-    "train": ("40k", "120k", "200k", "400k", "700k"),
-    "mark": ("500k",),
-    "evaluate": ("320k",),
-    "report": ("400k", "900k"),
-    "run": ("300k", "900k", "1500k"),
+    "collect": (20, 120, 300, 500),
+    "train": (20, 60, 120, 200, 400),
+    "mark": (20, 200),
+    "evaluate": (2, 8),
+    "report": (4, 40, 200, 400),
+    "study": (100, 500, 700),
+    "run": (100, 500, 900, 1400),
 }
-"""Sizes of disks that are too small, by stage."""
+"""Kilobytes of room that are too little, or nearly, by stage."""
 
 
 # ---------------------------------------------------------------- limits of a process
@@ -208,12 +211,12 @@ def trials(base: Base, long: bool, seed: int) -> Iterator[Trial]:
     if may_mount():
         for name in READ_ONLY if long else list(READ_ONLY)[seed % 2 :: 2]:
             yield Trial("read-only file system", f"{name}, read-only", read_only(base, name))
-        for stage, sizes in FULL.items() if long else {"collect": FULL["collect"][1:2]}.items():
-            for size in sizes:
-                yield Trial("full disk", f"{stage} on {size}", full(base, stage, size))
+        for stage, rooms in FULL.items() if long else {"collect": FULL["collect"][1:2]}.items():
+            for room in rooms:
+                yield Trial("full disk", f"{stage} with {room} kB", full(base, stage, room))
     train: Words = ["train", *QUICK, "--history", base.history, "--out", "runs"]
     collect: Words = ["collect", *COLLECT, "--algorithm.n_process", "2", "--out", "out"]
-    commands = {"collect": collect, "train": train, "report": reports(base("evaluated"))[:-1] + ["report"]}
+    commands = {"collect": collect, "train": train, "report": [*reports(base("evaluated"))[:-1], "report"]}
     for name, words in commands.items() if long else {"train": train}.items():
         for number in (64, 20, 12, 8):
             run = limited(base, resource.RLIMIT_NOFILE, number, words)

@@ -90,7 +90,7 @@ TASKS: dict[str, Callable[[Any], Any]] = {
     "tasks NaN": lambda tasks: tasks * np.nan,
     "tasks equal": lambda tasks: np.repeat(tasks[:5], 5, axis=0),
     "tasks objects": lambda tasks: np.array([object()] * 9)[:, None],
-    "tasks at random": lambda tasks: np.random.permutation(tasks),
+    "tasks at random": lambda tasks: np.random.default_rng().permutation(tasks),
     "tasks raise": lambda tasks: fail(RuntimeError("no tasks")),
 }
 RETURNS: dict[str, Callable[[Any], Any]] = {
@@ -217,7 +217,7 @@ MASK: dict[str, Callable[[Any], Any]] = {
     "floats": lambda m: m * 0.5,
     "none": lambda m: None,
     "a list": lambda m: m.tolist(),
-    "at random": lambda m: np.random.random(m.shape) > 0.5,
+    "at random": lambda m: np.random.default_rng().random(m.shape) > 0.5,
     "masked array": lambda m: np.ma.masked_array(m),
     "one number": lambda m: True,
 }

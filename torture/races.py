@@ -1,4 +1,4 @@
-"""Two at once on one folder: what ends with 0 has done its own work, whole, or the second is refused by name."""
+"""Two at once on one folder: what ends with 0 has done its own work; the other is refused by name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIMIT = 120.0
 
 
 def both(folder: Path, first: Words, second: Words, gap: float) -> tuple[list[int | None], list[Verdict]]:
-    """Exit codes of two commands, the second a moment after the first; faults, unless one is refused by name."""
+    """Exit codes of two commands, the second a moment after the first, and what is wrong with their ends."""
     commands = [Command(first, folder)]
     time.sleep(gap)
     commands.append(Command(second, folder))

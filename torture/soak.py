@@ -20,10 +20,10 @@ def used() -> dict[str, float]:
     status = Path("/proc/self/status").read_text()
     return {
         "memory, MB": int(status.split("VmRSS:")[1].split()[0]) / 1024,
-        "open files": len(os.listdir("/proc/self/fd")),
+        "open files": len(list(Path("/proc/self/fd").iterdir())),
         "threads": threading.active_count(),
         "processes": len(session(os.getsid(0))),
-        "shared memory": len(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else 0,
+        "shared memory": len(list(Path("/dev/shm").glob("*"))),
     }
 
 
@@ -61,7 +61,9 @@ def again(base: Base, folder: Path, times: int, small: bool) -> list[Verdict]:
         codes = [main([str(word) for word in job]) for job in jobs]
         if any(codes):
             return [*verdicts, Verdict("lost", f"time {k}: exit codes {codes}")]
-        left = [path.name for path in Path("out").rglob("*.partial")] + os.listdir(temporary)
+        left = [path.name for path in Path("out").rglob("*.partial")] + [
+            path.name for path in temporary.iterdir()
+        ]
         shutil.rmtree("out")
         now = used()
         if k == 2:

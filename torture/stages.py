@@ -1,4 +1,4 @@
-"""The stages under torture, with tiny settings, and sound results of each to start from and to compare with."""
+"""The stages under torture, with tiny settings, and what each leaves when nothing disturbs it."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Piece:
-    """``words`` turn a copy of the piece ``start`` into this one; each ends with ``code``, after ``before``."""
+    """``words`` turn a copy of ``start`` into this piece; each ends with ``code``, after ``before``."""
 
     start: str
     words: Callable[[Base, Path], list[Words]]

@@ -21,8 +21,8 @@ from typing import Any
 from torture import faults
 
 GOOD = ("same", "named", "fine", "recovered")
-"""Kinds of verdicts that are no fault. "same": nothing changed. "named": refused with a sentence. "recovered":
-lost work was done again, with the same result. "fine": accepted, for the reason that the case states."""
+"""Kinds of verdicts that are no fault. "same": nothing changed. "named": refused with a sentence.
+"recovered": lost work was done again, with the same result. "fine": accepted, for the reason in the case."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Families, learners and markers of users that misbehave: named with their place, or the work is what it was."""
+"""Users' families, learners and markers that misbehave: named, or the work is what it was."""
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from torture import misbehaving
 from torture.same import Contents, contents, differences
 from torture.stages import ENV, HISTORY, Base, Words
-from torture.trials import Command, Trial, Verdict, cad, done
+from torture.trials import Command, Trial, Verdict, done
 
 SMALL = [
     *ENV[:4],
@@ -36,6 +37,9 @@ PARTS: dict[str, tuple[list[str], Words, str]] = {
 }
 """The modes of each part, the command that uses it, and its name."""
 
+DIES = ("segfault", "kill", "os._exit")
+"""Modes that end their process: a worker, which is noticed, or in ``cad mark`` the command itself."""
+
 FINE = {
     "family reward 3e38": "finite rewards are a family's own affair",
     "family always ends": "episodes of one step are episodes",
@@ -47,13 +51,15 @@ FINE = {
     "learner rewards of others": "rewards are the learner's record; cad check learner finds it",
     "marker at random": "a marker may draw",
     "marker later at random": "a marker may draw",
-    "marker narrow": "",
 }
 """What may give other work with exit code 0, and why."""
 
 
 def trial(base: Base, part: str, mode: str) -> Trial:
     words, own = PARTS[part][1], part == "marker"
+    dies = mode.removeprefix("later ") in DIES
+    if dies and not own:
+        words = [*words, "--algorithm.n_process", "2"]
     expected = _undisturbed(base, part)
     hangs = mode.endswith("hang")
 
@@ -62,11 +68,13 @@ def trial(base: Base, part: str, mode: str) -> Trial:
             base.copy("collected", folder)
         before = contents(folder)
         command = Command(words, folder, env={"MODE": mode})
-        ended = command.ended(4 if hangs else 30) if not hangs else _hanging(command)
         if hangs:
-            return [ended]
+            return [_hanging(command)]
+        ended = command.ended(30)
         verdict = ended.verdict()
-        if verdict.kind == "accepted":
+        if own and dies and contents(folder) == before:
+            verdict = Verdict("fine", "it ends the process of the command; the file is what it was")
+        elif verdict.kind == "accepted":
             wrong = differences(expected, contents(folder))
             reason = FINE.get(f"{part} {mode}", "")
             other = Verdict("fine", reason) if reason else Verdict("silent", "; ".join(wrong[:3]))
@@ -75,7 +83,7 @@ def trial(base: Base, part: str, mode: str) -> Trial:
             verdict = Verdict("lost", "refused, but the history file is not what it was")
         elif mode == "interrupt" and ended.code == 130:
             verdict = Verdict("fine", "an interrupt is Ctrl-C")
-        return [Verdict(verdict.kind, verdict.detail)]
+        return [verdict]
 
     return Trial(f"own {part}", f"{part} {mode}", run, limit=120)
 
@@ -84,8 +92,6 @@ def _hanging(command: Command) -> Verdict:
     """A part that hangs: SIGTERM must end it."""
     if command.wait(3) is not None:
         return Verdict("named" if command.code in (1, 2) else "silent", command.ended().error())
-    import os
-
     os.kill(command.pid, signal.SIGTERM)
     ended = command.ended(10)
     if ended.code in (143, -15):
@@ -115,7 +121,9 @@ def checked(base: Base, mode: str) -> Trial:
             return [_hanging(command)]
         ended = command.ended(30)
         verdict = ended.verdict()
-        if verdict.kind == "accepted" or (ended.code == 1 and re.search(r": \d+ found|found", ended.text)):
+        if mode in DIES:
+            verdict = Verdict("fine", "it ends the process of the command")
+        elif verdict.kind == "accepted" or (ended.code == 1 and re.search(r": \d+ found|found", ended.text)):
             verdict = Verdict("same" if verdict.kind == "accepted" else "named", ended.last())
         elif mode == "interrupt" and ended.code == 130:
             verdict = Verdict("fine", "an interrupt is Ctrl-C")
@@ -133,6 +141,3 @@ def trials(base: Base, long: bool, seed: int) -> Iterator[Trial]:
                 yield trial(base, part, mode)
     for mode in misbehaving.FAMILY if long else misbehaving.FAMILY[seed % 12 :: 12]:
         yield checked(base, mode)
-
-
-__all__ = ["cad", "trials"]
