@@ -259,7 +259,7 @@ SHORT += ("evaluation.npz", "evaluation.npz, evaluated again", "study's table.cs
 def trials(base: Base, long: bool, seed: int) -> Iterator[Trial]:
     jobs: list[tuple[str, Kind, Callable[..., Trial], Any, int]] = []
     for name in KINDS if long else SHORT:
-        jobs.append((name, KINDS[name], _damaged, KINDS[name], KINDS[name].flips if long else 6))
+        jobs.append((name, KINDS[name], _damaged, KINDS[name], KINDS[name].flips if long else 5))
     for name, loader in LOADERS.items():
         if long or loader.kind in SHORT:
             jobs.append((name, KINDS[loader.kind], _loaded, loader, loader.flips if long else 24))

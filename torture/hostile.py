@@ -427,7 +427,8 @@ for name in ("<script>alert(1)</script>", "$\\frac{$", "[red]"):
         "shown as it is",
     )
 for key in ("returns", "random", "accuracy", "cross_entropy"):
-    evaluated(f"{key} NaN", lambda a, d, key=key: a.update({key: a[key] * np.nan}))
+    unknown = "" if key in ("returns", "random") else "NaN means undefined"
+    evaluated(f"{key} NaN", lambda a, d, key=key: a.update({key: a[key] * np.nan}), unknown)
     evaluated(f"{key} infinite", lambda a, d, key=key: a.update({key: a[key] + np.inf}))
 evaluated("optimal is random", lambda a, d: a.update(optimal=a["random"]))
 evaluated("optimal below random", lambda a, d: a.update(optimal=a["random"] - 1))
@@ -475,18 +476,17 @@ def yaml(name: str, text: str | bytes, *more: str, fine: str = "", **files: str)
 
 
 NOTHING = ("--print-config", "--dry-run")
+UNTRIED = "nothing is imported, and the command says so"
 yaml("a python tag", "seed: !!python/object/apply:os.system ['touch PWNED']\n", *NOTHING)
-yaml("marker os:system", "marker: {marker: 'os:system', params: {command: 'touch PWNED'}}\n", *NOTHING)
-yaml(
-    "family subprocess:run", "env: {family: 'subprocess:run', kwargs: {args: [touch, PWNED]}}\n", "--dry-run"
-)
-yaml("family os:system", "env: {family: 'os:system', kwargs: {command: touch PWNED}}\n", "--dry-run")
-yaml(
-    "learner os:system",
-    "algorithm: {learner: 'os:system', learner_kwargs: {command: touch PWNED}}\n",
-    "--dry-run",
-)
-yaml("marker builtins:print", "marker: {marker: 'builtins:print'}\n", *NOTHING)
+for name, text in {
+    "marker os:system": "marker: {marker: 'os:system', params: {command: 'touch PWNED'}}\n",
+    "marker builtins:print": "marker: {marker: 'builtins:print'}\n",
+    "family subprocess:run": "env: {family: 'subprocess:run', kwargs: {args: [touch, PWNED]}}\n",
+    "family os:system": "env: {family: 'os:system', kwargs: {command: touch PWNED}}\n",
+    "learner os:system": "algorithm: {learner: 'os:system', learner_kwargs: {command: touch PWNED}}\n",
+}.items():
+    yaml(f"{name}, shown", text, *NOTHING, fine=UNTRIED)
+    yaml(f"{name}, run", text, "--out=out")
 yaml("anchors", "a: &a [x,x]\nb: &b [*a,*a]\nc: [*b,*b]\n")
 yaml("3,000 mappings deep", "env: {kwargs: " + "{a: " * 3000 + "1" + "}" * 3001 + "\n")
 yaml("30,000 lists deep", "env: {kwargs: {a: " + "[" * 30000 + "]" * 30000 + "}}\n")
@@ -652,8 +652,11 @@ for word in ("os:system", "subprocess:run", "builtins:exec", "json:dumps"):
     }
     for option, command in given.items():
         words = [*command, option, word]
-        CASES.append(Case("names given by hand", f"{option} {word}", bool, commands=lambda d, w=words: [w]))
-for word in ("../../escape", "x" * 300, "a/b", "", "\n"):
+        fine = UNTRIED if "--dry-run" in words else ""
+        CASES.append(
+            Case("names given by hand", f"{option} {word}", bool, commands=lambda d, w=words: [w], fine=fine)
+        )
+for word in ("../../escape", "x" * 300, "a/b"):
     words = ["collect", *QUICK[:10], "--env.name", word, "--dry-run"]
     CASES.append(
         Case("names given by hand", f"--env.name {word[:20]!r}", bool, commands=lambda d, w=words: [w])
@@ -664,5 +667,5 @@ def trials(base: Base, long: bool, seed: int) -> Iterator[Trial]:
     base("evaluated")
     for number, case in enumerate(CASES):
         readers = case.readers if long else tuple(r for r in case.readers if r not in ("report", "train"))
-        if long or (number % 5 == seed % 5) or "os:system" in case.name:
+        if long or (number % 8 == seed % 8) or "os:system" in case.name:
             yield trial(base, Case(case.kind, case.name, case.make, readers, case.commands, case.fine))
