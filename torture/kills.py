@@ -163,7 +163,7 @@ def judged(
 
 
 SHORT = {"collect": 1, "mark": 1, "train": 1, "evaluate": 1, "report": 1, "study": 0, "run": 0}
-LONG = {"collect": 18, "mark": 18, "train": 20, "evaluate": 18, "report": 12, "study": 14, "run": 10}
+LONG = {"collect": 24, "mark": 24, "train": 24, "evaluate": 24, "report": 14, "study": 16, "run": 10}
 """Trials of three SIGKILLs each, by stage."""
 
 

@@ -81,7 +81,7 @@ def trial(base: Base, part: str, mode: str) -> Trial:
             verdict = other if wrong else Verdict("same")
         elif own and verdict.good and contents(folder) != before:
             verdict = Verdict("lost", "refused, but the history file is not what it was")
-        elif mode == "interrupt" and ended.code == 130:
+        elif mode.endswith("interrupt") and ended.code == 130:
             verdict = Verdict("fine", "an interrupt is Ctrl-C")
         return [verdict]
 
@@ -125,7 +125,7 @@ def checked(base: Base, mode: str) -> Trial:
             verdict = Verdict("fine", "it ends the process of the command")
         elif verdict.kind == "accepted" or (ended.code == 1 and re.search(r": \d+ found|found", ended.text)):
             verdict = Verdict("same" if verdict.kind == "accepted" else "named", ended.last())
-        elif mode == "interrupt" and ended.code == 130:
+        elif mode.endswith("interrupt") and ended.code == 130:
             verdict = Verdict("fine", "an interrupt is Ctrl-C")
         return [verdict]
 
