@@ -25,7 +25,8 @@ from tests.test_layering import ROOMS
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-GUIDES = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
+GUIDES = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+GUIDES += [ROOT / "benchmarks" / "README.md", ROOT / "torture" / "README.md"]
 NAME = "history_darkroom_PPO_alg-seed0_compressed.hdf5"
 
 
