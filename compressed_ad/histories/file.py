@@ -301,9 +301,7 @@ class HistoryFile:
     def _load(self, file: Group, task: int) -> History:
         group = child(file, str(task), Group)
         arrays = {
-            name: read(group, name, "iuf")
-            if isinstance(column, str)
-            else read(group, name, np.dtype(column).kind).astype(column, copy=False)
+            name: read(group, name, "iuf" if isinstance(column, str) else np.dtype(column).kind)
             for name, column in COLUMNS.items()
             if name not in OPTIONAL or name in group
         }

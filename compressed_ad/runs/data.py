@@ -50,9 +50,9 @@ def _sequences(path: Path, digest: str, task_ids: tuple[int, ...], marking: str 
 @lru_cache(maxsize=8)
 def _scales(path: Path, digest: str) -> Scales:
     """The scales stored in a history file, if its training tasks give the same."""
-    file = HistoryFile(path, verify=False)
+    file = HistoryFile(path, verify=False, digest=digest)
     stored = file.training_scales()
-    with hdf5.opened(path, check=False) as content:
+    with file.opened() as content:
         training = (hdf5.child(content, str(task), hdf5.Group) for task in file.split.train.tolist())
         measured = measure_scales(training, file.info.spaces["observation"])
     for name, value in vars(measured).items():
