@@ -578,7 +578,7 @@ def virtual(file):
         (attribute("config", "[1]"), "not a JSON object"),
         (attribute("seed", "0"), "'seed' is missing or not of type int"),
         (attribute("spaces", '{"observation": {}}'), "does not describe"),
-        (attribute("spaces", '{"observation": {}, "action": {}}'), "cannot be read"),
+        (attribute("spaces", '{"observation": {}, "action": {}}'), "describes no space"),
         (replaced("split/heldout", data=np.array([0])), "more than one part"),
         (replaced("split/heldout", data=np.array([99])), "only 6 tasks"),
         (replaced("random_return", data=np.zeros(3)), "random_return: expected"),
