@@ -509,7 +509,7 @@ def test_ancestor_to_ours_to_ancestor(tmp_path_factory, one):
         dones=one.episode_end, action_probs=one.action_probs,
     )  # fmt: skip
     old = write_ancestor(folder / "old.hdf5", {0: record, 1: record})
-    family, split = Darkroom(9, 25), Split(*map(np.array, ([0], [], [1])))
+    family, split = Darkroom(9, 25), Split(*map(np.array, ([0, 1], [], [])))
     file, _ = imported(dict(LAYOUT["ancestor"](old)), folder / "h.hdf5", family=family, split=split)
     for history in file.load().values():
         assert_equal(history.episode_end, one.episode_end)
