@@ -160,11 +160,14 @@ def test_history_files_take_their_path_as_a_string(
     windows = CompressedADDataset.from_file("own.hdf5", 10)
     assert len(windows) > 0
 
-    history = file.load([0])[0]
-    recorded = Recorded(history.states, history.actions, history.rewards, history.next_states)
+    history, other = file.load([0, 1]).values()
+    recorded = {
+        task: Recorded(one.states, one.actions, one.rewards, one.next_states)
+        for task, one in enumerate((history, other))
+    }
     split = Split(train=np.array([0]), validation=np.array([], int), heldout=np.array([1]))
     import_histories(
-        {0: recorded, 1: recorded}, "imported.hdf5",
+        recorded, "imported.hdf5",
         family=make_family(file.info.family, file.info.family_kwargs), family_name="darkroom",
         split=split, horizon=20,
     )  # fmt: skip
