@@ -647,7 +647,8 @@ def test_ancestor_to_ours_to_ancestor(tmp_path_factory, one):
         one.states, one.actions, np.round(one.rewards).astype(np.int64), one.next_states,
         dones=one.episode_end, action_probs=one.action_probs,
     )  # fmt: skip
-    old = write_ancestor(folder / "old.hdf5", {0: record, 1: record})
+    other = Recorded(**{**vars(record), "actions": (one.actions + 1) % 5})
+    old = write_ancestor(folder / "old.hdf5", {0: record, 1: other})
     family, split = Darkroom(9, 25), Split(*map(np.array, ([0, 1], [], [])))
     file, _ = imported(dict(LAYOUT["ancestor"](old)), folder / "h.hdf5", family=family, split=split)
     for history in file.load().values():
