@@ -242,6 +242,7 @@ class HistoryFile:
         )
 
     def opened(self, *, check: bool = False) -> AbstractContextManager[Group]:
+        """The open HDF5 file, if it is still the one that was opened first."""
         return opened(self.path, check=check, digest=self._digest)
 
     def load(self, task_ids: Iterable[int] | None = None) -> dict[int, History]:
