@@ -117,6 +117,8 @@ class Command:
             os.environ.update(self.env)
             from compressed_ad.cli.main import main
 
+            # Spawned workers import the main module, which is that of the torture here.
+            vars(sys.modules["__main__"]).update(__spec__=None, __file__=None)
             self.before()
             faults.arm(self.fault)
             code = main([str(word) for word in self.words])
