@@ -172,8 +172,11 @@ def trials(base: Base, long: bool, seed: int) -> Iterator[Trial]:
         for k in range(count):
             yield at_random(base, STAGES[stage], "SIGKILL", f"{seed} {stage} SIGKILL {k}")
     for how in HOW:
-        for stage in ("collect", "train") if long else ("train",):
-            for k in range(4 if long else 1) if how != "SIGKILL" else ():
+        stages = (
+            ("collect",) if how == "SIGKILL of a worker" else ("collect", "train") if long else ("train",)
+        )
+        for stage in stages if how != "SIGKILL" else ():
+            for k in range(4 if long else 1):
                 yield at_random(base, STAGES[stage], how, f"{seed} {stage} {how} {k}", 1)
     for stage in STAGES if long else ("collect --overwrite", "mark", "train", "report"):
         few = stage in ("study", "run", "report")

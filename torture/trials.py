@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,8 @@ class Command:
             os.environ.update(self.env)
             from compressed_ad.cli.main import main
 
+            # Spawned workers import the main module: that of the library, not that of the torture.
+            sys.modules["__main__"].__spec__ = find_spec("compressed_ad.__main__")
             self.before()
             faults.arm(self.fault)
             code = main([str(word) for word in self.words])

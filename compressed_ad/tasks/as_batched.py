@@ -53,7 +53,8 @@ class _GymnasiumBatched:
         self.observation_space = _supported(env.single_observation_space)
         self.action_space = env.single_action_space
         self.mode = AutoresetMode(env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
-        if self.mode is AutoresetMode.NEXT_STEP and isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv):
+        self._by_mask = isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv)
+        if self.mode is AutoresetMode.NEXT_STEP and self._by_mask:
             self.mode = AutoresetMode.DISABLED  # a partial reset comes before their own
         self._pending = np.zeros(self.num_envs, bool)  # slots that the next call resets
 
@@ -74,10 +75,10 @@ class _GymnasiumBatched:
             next_obs = obs.copy()
             next_obs[ended] = np.stack(list(infos["final_obs"][ended]))
         elif ended.any() and self.mode is AutoresetMode.DISABLED:
-            options = _Options(reset_mask=ended.copy())
+            options = {"reset_mask": ended.copy()}
             obs = next_obs.copy()
             obs[ended] = np.array(self.env.reset(options=options)[0])[ended]
-            if not options.were_read:
+            if self._by_mask and "reset_mask" in options:  # gymnasium's vectors take it out
                 raise SpaceError(
                     f"{self.env} ignores reset(options={{'reset_mask': ...}}), which it would need for its "
                     "autoreset mode; pass the options on, or use autoreset_mode=AutoresetMode.SAME_STEP"
@@ -85,24 +86,6 @@ class _GymnasiumBatched:
         self._pending = ended if self.mode is AutoresetMode.NEXT_STEP else self._pending
         reward = np.where(played, np.asarray(reward, np.float32), np.float32(0))
         return Step(next_obs, reward, terminated, truncated, obs, None if played.all() else played)
-
-
-class _Options(dict[str, Any]):
-    """Options of a reset that know whether they were read."""
-
-    were_read = False
-
-    def __contains__(self, key: object) -> bool:
-        self.were_read = True
-        return super().__contains__(key)
-
-    def __getitem__(self, key: str) -> Any:
-        self.were_read = True
-        return super().__getitem__(key)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        self.were_read = True
-        return super().get(key, default)
 
 
 class _SB3Batched:

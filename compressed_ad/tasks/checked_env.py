@@ -77,8 +77,8 @@ class CheckedEnv:
             actions = np.asarray(actions)
             if (actions.dtype, actions.shape) != self._action:
                 actions = self._converted("the action", actions, *self._action)
-            if self._count == 1 and not isinstance(self.action_space, gymnasium.spaces.Box):
-                self._check_range("the action", actions, self.action_space)
+            if self._count == 1:
+                self._check_values("the action", actions, self.action_space)
         step = self.env.step(actions)
         if _kinds(step) != self._kinds:
             step = self._repaired(step)
@@ -134,19 +134,13 @@ class CheckedEnv:
         if not np.array_equal(step.obs[inner], step.next_obs[inner]):
             raise self._error("obs differs from next_obs in a slot whose episode goes on")
 
-    def _check_values(self, what: str, array: AnyArray) -> None:
-        space = self.observation_space
-        if array.dtype.kind == "f":
-            fine = np.isfinite(array).reshape(len(array), -1).all(1)
-            if not fine.all():
-                problem = f"{what}: an observation is not finite"
-                raise self._error(problem, int(np.argmin(fine)), NumericalError)
-        if self._bounded or not isinstance(space, gymnasium.spaces.Box):
-            self._check_range(what, array, space)
-
-    def _check_range(self, what: str, array: AnyArray, space: gymnasium.Space[Any] | None) -> None:
-        wrong = np.zeros(len(array), bool) if space is None else outside(space, array)
-        if wrong.any():
+    def _check_values(self, what: str, array: AnyArray, space: gymnasium.Space[Any] | None = None) -> None:
+        space = space or self.observation_space
+        if array.dtype.kind == "f" and not (fine := np.isfinite(array).reshape(len(array), -1).all(1)).all():
+            raise self._error(f"{what} is not finite", int(np.argmin(fine)), NumericalError)
+        if space is None or (isinstance(space, gymnasium.spaces.Box) and not self._bounded):
+            return
+        if (wrong := outside(space, array)).any():
             slot = int(np.argmax(wrong))
             raise self._error(f"{what}: {array[slot]} lies outside {space}", slot, SpaceError)
 
@@ -154,13 +148,8 @@ class CheckedEnv:
 def _kinds(step: Any) -> Any:
     """Dtypes and shapes of the arrays of ``step``; None if it has others."""
     try:
-        return (
-            (step.next_obs.dtype, step.next_obs.shape),
-            (step.obs.dtype, step.obs.shape),
-            (step.reward.dtype, step.reward.shape),
-            (step.terminated.dtype, step.terminated.shape),
-            (step.truncated.dtype, step.truncated.shape),
-        )
+        arrays = step.next_obs, step.obs, step.reward, step.terminated, step.truncated
+        return tuple([(array.dtype, array.shape) for array in arrays])
     except AttributeError:
         return None
 

@@ -388,7 +388,9 @@ def test_train_evaluate_compare_report(run, tmp_path, made):
     assert code == 0
     assert "Report: report/index.html" in out
     assert json.loads((tmp_path / "report" / "summary.json").read_text())["protocol"]["episodes"] == 3
-    (tmp_path / "report" / "index.html").unlink()
+    (tmp_path / "report" / "index.html").unlink()  # as if killed before the page
+    assert run("report", one, "--dry-run")[0] == 0
+    (tmp_path / "report" / "letter.txt").touch()
     code, _, lines = run("report", one)
     assert (code, errors(lines)) == (1, ["report: exists and is not a report; choose another --out"])
 

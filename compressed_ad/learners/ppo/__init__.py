@@ -65,6 +65,7 @@ class BatchedPPO:
         self.config = validated(PPOConfig, config, "ppo")
 
     def check(self, family: TaskFamily, *, n_timesteps: int, n_stream: int) -> None:
+        """As ``Checks.check``."""
         if n_timesteps < self.config.n_steps:
             raise ConfigError(
                 f"ppo: n_steps {self.config.n_steps} exceeds the {n_timesteps} steps of a stream; "
