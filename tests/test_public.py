@@ -160,17 +160,10 @@ def test_history_files_take_their_path_as_a_string(
     windows = CompressedADDataset.from_file("own.hdf5", 10)
     assert len(windows) > 0
 
-<<<<<<< HEAD
     histories = file.load([0, 1])
     recorded = {
         task: Recorded(history.states, history.actions, history.rewards, history.next_states)
         for task, history in histories.items()
-=======
-    history, other = file.load([0, 1]).values()
-    recorded = {
-        task: Recorded(one.states, one.actions, one.rewards, one.next_states)
-        for task, one in enumerate((history, other))
->>>>>>> h-numbers
     }
     split = Split(train=np.array([0]), validation=np.array([], int), heldout=np.array([1]))
     import_histories(

@@ -11,7 +11,7 @@ from shlex import quote
 from compressed_ad.cli.call import OVERWRITE, RAY, Call, Command, count, flag, option, out_option
 from compressed_ad.cli.display import duration, print_lines
 from compressed_ad.errors import ConfigError, HistoryError, NumericalError, UsageError
-from compressed_ad.files import locked, write_atomically
+from compressed_ad.files import write_atomically
 from compressed_ad.histories.collector import history_path
 from compressed_ad.histories.exchange.formats import EXPORT, LAYOUT
 from compressed_ad.histories.exchange.importing import file_provenance, import_histories, named_split
@@ -172,7 +172,7 @@ def _import(call: Call) -> None:
         if options.dry_run:
             print_lines(f"Would import {n_task} tasks of {source} ({options.layout}) into {out}")
             return
-        with call.display.stage("import") as report, locked(out, file=True, error=HistoryError):
+        with call.display.stage("import") as report:
             findings = import_histories(
                 tasks, out,
                 family=build_family(config), family_name=config.env.family, family_kwargs=config.env.kwargs,

@@ -11,10 +11,8 @@ import numpy as np
 
 from compressed_ad.errors import CompressedADError, SpaceError, UsageError, users_code
 from compressed_ad.tasks.base import FixedSplit, RewardFunction, TaskFamily
-from compressed_ad.types import AnyArray, Step, to_spec
+from compressed_ad.types import LONGEST, AnyArray, Step, to_spec
 
-LONGEST = 1_000_000
-"""Steps of an episode, at most."""
 _PLAYED = 10_000  # steps, at most
 
 

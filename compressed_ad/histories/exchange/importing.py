@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import CompressedADError, ConfigError, HistoryError, UsageError
-from compressed_ad.files import file_digest
+from compressed_ad.files import file_digest, locked
 from compressed_ad.histories.exchange.formats import Progress, Recorded, check_tasks
 from compressed_ad.histories.file import COLUMNS, OPTIONAL, HistoryInfo, HistoryWriter
 from compressed_ad.histories.header import same_steps, short
@@ -110,43 +110,43 @@ def import_histories(
     first = _one_shape(tasks, numbers)
     ids = _task_ids(tasks, numbers, family, task_ids, seed)
     facts = {"n_timesteps": first[1], "n_learner": n_learner, "n_stream": first[0] // n_learner}
-    writer = HistoryWriter(
-        path,
-        HistoryInfo(
-            family_name, dict(family_kwargs or {}), spaces, int(family.horizon), learner,
-            {**(config or {}), **facts, "task_ids": ids}, seed,
-        ),
-        Split(*(np.array([place[int(i)] for i in part], np.int64) for part in vars(split).values())),
-        rows[ids], family.optimal_return(rows[ids]), family.random_return(rows[ids]), overwrite=overwrite,
-    )  # fmt: skip
-    findings, seen = Findings(), dict[bytes, int]()
-    part = {int(number): name for name, of in vars(split).items() for number in of}
-    try:
-        for number, task_id in zip(numbers, ids, strict=True):
-            recorded = _fitted(f"task {number}", tasks[number], spaces)
-            history = _history(
-                number, recorded, family, rows[task_id], horizon, n_learner, steps_per_update, seed, findings
-            )
-            writer.append(place[number], history)
-            key = same_steps(recorded.actions, recorded.rewards, recorded.states)
-            others = [] if key is None else [seen.setdefault(key, number)]
-            if number in findings.disagree:
-                with suppress(HistoryError):  # they cannot be played at all
-                    others += [numbers[k] for k in _playing(recorded, family, rows[ids], seed)]
-            elif not recorded.rewards.any():
-                findings.untold.append(number)
-            for other in others:
-                if part[other] != part[number]:
-                    raise HistoryError(
-                        f"task {number} ({part[number]}) holds the histories of task {other} ({part[other]});"
-                        " give each task its own, or the right --task-ids"
-                    )
-            progress(1)
-    except BaseException:
-        shutil.rmtree(writer.shards, ignore_errors=True)  # an import is repeated, not resumed
-        raise
-    writer.finish()
-    return findings
+    with locked(Path(path), file=True, error=HistoryError):
+        writer = HistoryWriter(
+            path,
+            HistoryInfo(
+                family_name, dict(family_kwargs or {}), spaces, int(family.horizon), learner,
+                {**(config or {}), **facts, "task_ids": ids}, seed,
+            ),
+            Split(*(np.array([place[int(i)] for i in part], np.int64) for part in vars(split).values())),
+            rows[ids], family.optimal_return(rows[ids]), family.random_return(rows[ids]), overwrite=overwrite,
+        )  # fmt: skip
+        findings, seen = Findings(), dict[bytes, int]()
+        part = {int(number): name for name, of in vars(split).items() for number in of}
+        try:
+            for number, task_id in zip(numbers, ids, strict=True):
+                recorded = _fitted(f"task {number}", tasks[number], spaces)
+                row, sizes = rows[task_id], (horizon, n_learner, steps_per_update)
+                history = _history(number, recorded, family, row, *sizes, seed, findings)
+                writer.append(place[number], history)
+                key = same_steps(recorded.actions, recorded.rewards, recorded.states)
+                others = [] if key is None else [seen.setdefault(key, number)]
+                if number in findings.disagree:
+                    with suppress(HistoryError):  # they cannot be played at all
+                        others += [numbers[k] for k in _playing(recorded, family, rows[ids], seed)]
+                elif not recorded.rewards.any():
+                    findings.untold.append(number)
+                for other in others:
+                    if part[other] != part[number]:
+                        raise HistoryError(
+                            f"task {number} ({part[number]}) holds the histories of task {other}"
+                            f" ({part[other]}); give each task its own, or the right --task-ids"
+                        )
+                progress(1)
+        except BaseException:
+            shutil.rmtree(writer.shards, ignore_errors=True)  # an import is repeated, not resumed
+            raise
+        writer.finish()
+        return findings
 
 
 def file_provenance(path: Path, layout: str) -> dict[str, Any]:
