@@ -60,7 +60,7 @@ def summary(path: Path) -> dict[str, Any]:
 
 def table(path: Path) -> dict[str, Any]:
     head, *lines = [line.split(",") for line in path.read_text().splitlines() if not line.startswith("#")]
-    kept = [place for place, name in enumerate(head) if name not in ("seconds", "parameters")]
+    kept = [place for place, name in enumerate(head) if name not in ("seconds", "parameters", "check")]
     return {f"line {number}": [line[k] for k in kept] for number, line in enumerate([head, *lines])}
 
 
