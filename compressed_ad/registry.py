@@ -70,6 +70,10 @@ class Registry(Mapping[str, T], Generic[T]):
     def __contains__(self, name: object) -> bool:
         return name in self._homes or name in self._items
 
+    def has(self, name: str) -> bool:
+        """Whether ``name`` is registered, or is the ``module:attribute`` of what is registered."""
+        return name in self or name in self._homes.values()
+
 
 def import_attribute(kind: str, path: str, fits: Fits = lambda found: None) -> Any:
     """What ``module:attribute`` names; ``UsageError`` if there is no such thing, or if it does not fit."""

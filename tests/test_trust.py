@@ -119,8 +119,16 @@ def test_a_history_file_names_a_family_and_nothing_runs(run, folder, name, kwarg
 
 
 def test_a_report_leaves_out_what_would_need_the_code(run, folder):
-    name_family("payload:Family")
-    status, _, _ = run("report", RUN, "--out", "report")
+    trusted = ["--trust", "payload:Family"]
+    assert run("collect", *SMALL, "--family", "payload:Family", "--out", "own")[0] == 0
+    (history,) = Path("own").glob("*.hdf5")
+    words = ["--history", history, "--out", "own", "--model.validations", "0", *trusted]
+    assert run("train", *MODEL, "--model", "AD", *words)[0] == 0
+    (own,) = Path("own").glob("AD-*")
+    assert run("evaluate", own, *trusted)[0] == 0
+    sys.modules.pop("payload")
+    Path("PWNED").unlink()
+    status, _, _ = run("report", own, "--out", "report")
     assert status == 0
     assert "What needs the code payload:Family is not drawn" in Path("report/index.html").read_text()
     assert not Path("PWNED").exists()
@@ -171,6 +179,9 @@ def test_a_run_directory_names_code(run, folder, old, new):
     assert old in text
     (RUN / "evaluation.npz").unlink()
     config.write_text(text.replace(old, new, 1))
+    facts = json.loads((RUN / "environment.json").read_text())
+    del facts["config"]  # the copy that would show the change
+    (RUN / "environment.json").write_text(json.dumps(facts))
     for words in (["evaluate", RUN, "--overwrite"], ["rollouts", RUN], ["attention", RUN]):
         status, _, lines = run(*words)
         assert (status, len(errors(lines))) == (2, 1)
@@ -188,7 +199,7 @@ def _int8(content: dict[str, Any]) -> None:
     [
         (lambda c: c["config"].update(model="payload:Model"), 2, "names 'payload:Model'"),
         (lambda c: c["config"].update(model="os:system"), 2, "names 'os:system'"),
-        (lambda c: c["config"].update(tf_n_embd=32), 1, "its weights are not those of a AD"),
+        (lambda c: c["config"].update(tf_n_embd=32), 1, "is not of the run that config.yaml and"),
         (lambda c: c["config"].update(tf_n_embd="many"), 1, "does not hold a model"),
         (lambda c: c.pop("config"), 1, "does not hold a model"),
         (lambda c: c.pop("model_state_dict"), 1, "does not hold a model"),
@@ -215,8 +226,7 @@ CALLS = {
     "env": "{family: NAME, kwargs: {command: touch PWNED, args: [touch, PWNED]}}",
     "algorithm": "{learner: NAME, learner_kwargs: {command: touch PWNED}}",
     "marker": "{marker: NAME, params: {command: touch PWNED}}",
-    "model": "{model: NAME}",
-    "model ": "{transforms: [{name: NAME, command: touch PWNED}]}",
+    "model": "{transforms: [{name: NAME, command: touch PWNED}]}",
     "comparison": "{methods: [AD, NAME]}",
 }
 
@@ -225,7 +235,7 @@ CALLS = {
 @pytest.mark.parametrize("name", ["os:system", "subprocess:run", "payload:nothing"])
 def test_a_configuration_is_checked_before_anything_in_it_is_called(run, folder, section, name):
     text = CALLS[section].replace("NAME", f"'{name}'")
-    Path("evil.yaml").write_text(f"{section.strip()}: {text}\n")
+    Path("evil.yaml").write_text(f"{section}: {text}\n")
     for option in ("--print-config", "--dry-run"):
         code, out, lines = run("run", "--config", "evil.yaml", option)
         assert (code, errors(lines), name in out) == (0, [], True)

@@ -26,5 +26,5 @@ def make_learner(name: str, config: Mapping[str, Any]) -> SourceLearner:
 
 def learner_code(name: str, config: Mapping[str, Any]) -> frozenset[str]:
     """The names of code from outside this library that a learner would import when it is made."""
-    known = name in LEARNER or name.startswith("sb3:")
+    known = LEARNER.has(name) or name.startswith("sb3:")
     return own_names([config, "" if known else name])

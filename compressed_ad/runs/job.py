@@ -56,7 +56,7 @@ class Job:
 
 
 def training_job(
-    config: Config, model: str, seed: int, history: Path, out: Path, trust: frozenset[str]
+    config: Config, model: str, seed: int, history: Path, out: Path, trust: frozenset[str] = frozenset()
 ) -> Job:
     """The run of one model with one seed, in a directory of ``out``."""
     update = {"model": config.model.model_copy(update={"model": model}), "seed": seed}

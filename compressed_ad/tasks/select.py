@@ -54,5 +54,5 @@ def stored_family(
 def family_code(name: str, kwargs: Mapping[str, Any]) -> frozenset[str]:
     """The names of code from outside this library that a family would import when it is made."""
     prefix, _, what = name.partition(":")
-    known = name in TASK_FAMILY or (prefix in ADAPTER and ":" not in what)
+    known = TASK_FAMILY.has(name) or (prefix in ADAPTER and ":" not in what)
     return own_names([kwargs, "" if known else name])

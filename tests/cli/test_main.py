@@ -524,9 +524,9 @@ def test_damaged_checkpoints_are_named(run, tmp_path, made):
 @pytest.mark.parametrize(
     ("words", "code", "cause"),
     [
-        ("train --history HISTORY --out file", 1, "file/CompressedAD-darkroom-seed0: Not a directory"),
-        ("collect --out file", 1, "file: File exists; choose another"),
-        ("collect --out LONG", 1, "File name too long; choose shorter names"),
+        ("train --history HISTORY --out file", 1, "file/CompressedAD-darkroom-seed0: cannot be written to (Not a directory)"),
+        ("collect --out file", 1, "_compressed.hdf5: cannot be written to (File exists)"),
+        ("collect --out LONG", 1, "_compressed.hdf5: cannot be written to (File name too long)"),
         ("run --out file", 1, "file: is a file; choose another output folder"),
         ("run --model bad:M", 2, "bad:M"),
         (

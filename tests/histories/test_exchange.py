@@ -541,7 +541,7 @@ def test_a_source_that_is_no_name_cannot_leave_the_folder(run, tmp_path, nine):
     code, _, lines = run(
         "import", "old.hdf5", *FAMILY_WORDS, *ENDS_WORDS, "--source", "../../x", "--out", "d"
     )
-    assert (code, errors(lines)) == (2, ["'../../x' cannot be part of a file name"])
+    assert (code, errors(lines)) == (2, ["the learner's name must fit a file name (1 to 100 letters, no /), not '../../x'"])
     assert tree(tmp_path) == before
 
 

@@ -322,7 +322,7 @@ def test_learners_by_name():
     with pytest.raises(ConfigError, match=r"unknown key 'n_step' .did you mean 'n_steps'"):
         make_learner("sb3:PPO", {"n_step": 3})
     with pytest.raises(ConfigError, match="unknown parameter 'colour'"):
-        make_learner("tests.probes:Probe", {"colour": 1})
+        make_learner("noise", {"colour": 1})
     with pytest.raises(UsageError, match="makes a Probe, which has no 'learn'"):
         make_learner("tests.probes:Probe", {"name": "x", "draw": None, "pay": None})
 

@@ -551,7 +551,7 @@ def test_load_runs_names_what_is_wrong(tmp_path: Path) -> None:
         }.items()
     ):
         refused(f"{key} has NaN, infinity", save_run(tmp_path / f"nan{k}", 1, **{key: value}))
-    refused("horizon: expected one number", save_run(tmp_path / "word", 1, horizon="twenty"))
+    refused("horizon must be numbers", save_run(tmp_path / "word", 1, horizon="twenty"))
     refused("paying: expected one number", save_run(tmp_path / "vector", 1, paying=np.zeros(3)))
     refused("random must be numbers", save_run(tmp_path / "g", 1, random=np.array(["a", "b", "c"])))
     refused("damaged", save_run(tmp_path / "h", 1, returns=np.array([object()])))  # a pickle: never opened

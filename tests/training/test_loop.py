@@ -389,7 +389,7 @@ def test_training_goes_on_when_tensorboard_cannot_write(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Full))
-    log = MetricsLog(tmp_path, 0)
+    log = MetricsLog(tmp_path, [])
     log.write(1, {"loss": 1.0})
     log.write(2, {"loss": 0.5})
     log.close()
