@@ -524,7 +524,7 @@ def test_damaged_checkpoints_are_named(run, tmp_path, made):
 @pytest.mark.parametrize(
     ("words", "code", "cause"),
     [
-        ("train --history HISTORY --out file", 1, "file/CompressedAD-darkroom-seed0: cannot be written to (Not a directory)"),
+        ("train --history HISTORY --out file", 1, "-seed0: cannot be written to (Not a directory)"),
         ("collect --out file", 1, "_compressed.hdf5: cannot be written to (File exists)"),
         ("collect --out LONG", 1, "_compressed.hdf5: cannot be written to (File name too long)"),
         ("run --out file", 1, "file: is a file; choose another output folder"),

@@ -304,10 +304,11 @@ BROKEN = {
     "huge": (replace("9" * 20 + "/states", np.zeros(3)), "is not the index of a task"),
     "hard link": (
         damage(lambda file: (file.pop("3"), file.update({"3": file["2"]}))),
-        "tasks 2 and 3 hold the same recording",
+        "task 3 (heldout) holds the histories of task 2",
     ),
     "copy": (
-        damage(lambda file: (file.pop("3"), file.copy("2", "3"))), "tasks 2 and 3 hold the same recording"
+        damage(lambda file: (file.pop("3"), file.copy("2", "3"))),
+        "task 3 (heldout) holds the histories of task 2",
     ),
     "another length": (
         damage(lambda file: [file.update({f"3/{n}": file.pop(f"3/{n}")[:20]}) for n in list(file["3"])]),
@@ -541,7 +542,10 @@ def test_a_source_that_is_no_name_cannot_leave_the_folder(run, tmp_path, nine):
     code, _, lines = run(
         "import", "old.hdf5", *FAMILY_WORDS, *ENDS_WORDS, "--source", "../../x", "--out", "d"
     )
-    assert (code, errors(lines)) == (2, ["the learner's name must fit a file name (1 to 100 letters, no /), not '../../x'"])
+    assert (code, errors(lines)) == (
+        2,
+        ["the learner's name must fit a file name (1 to 100 letters, no /), not '../../x'"],
+    )
     assert tree(tmp_path) == before
 
 
