@@ -64,8 +64,10 @@ class Split:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            ids = np.unique(np.asarray(getattr(self, field.name), dtype=np.int64))
-            object.__setattr__(self, field.name, ids)
+            ids = np.asarray(getattr(self, field.name), dtype=np.int64)
+            if ids.ndim != 1:
+                raise SplitError(f"{field.name} must list task indices (N,), not have shape {ids.shape}")
+            object.__setattr__(self, field.name, np.unique(ids))
         tasks, counts = np.unique(np.concatenate(list(vars(self).values())), return_counts=True)
         if (counts > 1).any():
             raise SplitError(f"tasks {tasks[counts > 1].tolist()} are in more than one part of the split")

@@ -430,7 +430,9 @@ for key in ("returns", "random", "accuracy", "cross_entropy"):
     unknown = "" if key in ("returns", "random") else "NaN means undefined"
     evaluated(f"{key} NaN", lambda a, d, key=key: a.update({key: a[key] * np.nan}), unknown)
     evaluated(f"{key} infinite", lambda a, d, key=key: a.update({key: a[key] + np.inf}))
-evaluated("optimal is random", lambda a, d: a.update(optimal=a["random"]))
+evaluated(
+    "optimal is random", lambda a, d: a.update(optimal=a["random"]), "tasks without a scale do not count"
+)
 evaluated("optimal below random", lambda a, d: a.update(optimal=a["random"] - 1))
 evaluated("returns 1e300", lambda a, d: a.update(returns=a["returns"].astype(float) + 1e300))
 evaluated("settings not JSON", lambda a, d: a.update(settings="{"))

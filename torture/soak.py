@@ -62,7 +62,9 @@ def again(base: Base, folder: Path, times: int, small: bool) -> list[Verdict]:
         if any(codes):
             return [*verdicts, Verdict("lost", f"time {k}: exit codes {codes}")]
         left = [path.name for path in Path("out").rglob("*.partial")] + [
-            path.name for path in temporary.iterdir()
+            path.name
+            for path in temporary.iterdir()
+            if not path.name.startswith("torchinductor_")  # PyTorch's cache of compiled code
         ]
         shutil.rmtree("out")
         now = used()
