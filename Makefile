@@ -1,6 +1,7 @@
 # make run    the main job: everything from collecting histories to the report
 # make test   the whole test suite
 # make test-extras   the tests of MiniGrid, Meta-World and XLand-MiniGrid, which it installs (800 MB)
+# make torture    faults of every kind, a sample of each (minutes); make torture-long: all of them (half an hour)
 # make lint | bench | docs | install | clean
 # Works from any directory: make -C path/to/this run
 
@@ -11,10 +12,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-extras lint bench docs clean
+.PHONY: help install run test test-extras torture torture-long lint bench docs clean
 
 help:
-	@sed -n '1,5p' $(ROOT)Makefile
+	@sed -n '1,6p' $(ROOT)Makefile
 
 install: $(READY)
 
@@ -37,6 +38,12 @@ test-extras: install
 	@cd $(ROOT) && $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[minigrid,metaworld,xland]'
 	@cd $(ROOT) && $(BIN)/python -m pytest tests/tasks/test_minigrid.py tests/tasks/test_metaworld.py tests/tasks/test_xland.py tests/tasks/test_optional_environments.py
 
+torture: install
+	@cd $(ROOT) && $(BIN)/python -m torture
+
+torture-long: install
+	@cd $(ROOT) && $(BIN)/python -m torture --long --keep runs/torture --markdown runs/torture/table.md
+
 lint: install
 	@cd $(ROOT) && $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
@@ -48,4 +55,4 @@ docs: install
 
 clean:
 	rm -rf $(VENV) $(ROOT)build $(ROOT)dist $(ROOT).mypy_cache $(ROOT).ruff_cache $(ROOT).pytest_cache $(ROOT).hypothesis
-	find $(ROOT)compressed_ad $(ROOT)tests $(ROOT)benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(ROOT)compressed_ad $(ROOT)tests $(ROOT)benchmarks $(ROOT)torture -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 
@@ -89,3 +93,54 @@ def one_line(error: BaseException, limit: int | None = None) -> str:
     """The first line of the message of ``error``, at most ``limit`` characters; its type if it has none."""
     lines = str(error).strip().splitlines()
     return lines[0][:limit] if lines else type(error).__name__
+
+
+# ---------------------------------------------------------------- code of users
+
+
+@contextmanager
+def users_code(
+    what: str | Callable[[], str], error: type[CompressedADError] = RunError, *, advice: str = ""
+) -> Iterator[None]:
+    """Turn whatever the code of a user raises inside into an ``error`` of one line.
+
+    The line begins with ``what`` was done (called only if it is needed) and ends with the user's file and
+    line. Errors of this library and ``KeyboardInterrupt`` pass.
+    """
+    try:
+        yield
+    except (CompressedADError, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as cause:
+        text = what if isinstance(what, str) else what()
+        raise error(f"{text}: {raised(cause)}{advice}") from cause
+
+
+def raised(error: BaseException | None) -> str:
+    """The message of ``error`` in one line, with its kind and place: ``broke (ValueError in own.py:43)``."""
+    if error is None:
+        return "unknown"
+    words = " ".join(str(error).split())[:500]
+    kind = type(error).__name__
+    if isinstance(error, SystemExit):
+        words, kind = f"it calls sys.exit({error.code!r})", ""
+    elif isinstance(error, MemoryError):
+        words = words or "not enough memory"
+    place = users_line(error) or _line(error, (_OURS,))
+    where = " ".join(filter(None, (kind, place and f"in {place}")))
+    return f"{words} ({where})" if words and where else words or where
+
+
+def users_line(error: BaseException) -> str | None:
+    """``file:line`` of the user's code in the traceback of ``error``, innermost; None if there is none."""
+    installed = [sysconfig.get_path(key) for key in ("stdlib", "purelib", "platlib")]
+    return _line(error, (_OURS, *installed, "<frozen", "<__array"))
+
+
+_OURS = str(Path(__file__).parent)
+
+
+def _line(error: BaseException, without: tuple[str, ...]) -> str | None:
+    found = traceback.extract_tb(error.__traceback__)
+    places = [p for p in found if p.filename[:1] in "/<" and not p.filename.startswith(without)]
+    return f"{Path(places[-1].filename).name}:{places[-1].lineno}" if places else None

@@ -7,38 +7,106 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+import secrets
+import stat
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from compressed_ad.errors import RunDirectoryError, RunError
 
 LOCK = ".lock"
+_LEFTOVER = re.compile(r"\..+\.(\d{1,9})-[0-9a-f]{8}\.partial")
+UNREADABLE = (OSError, ValueError, LookupError, RuntimeError, MemoryError, EOFError, BadZipFile, zlib.error)
+"""What reading a damaged or foreign archive of NumPy may raise."""
 
 
 def write_atomically(path: Path, *content: bytes, error: type[RunError] = RunError) -> None:
-    """Replace ``path`` by ``content`` in one step that survives a crash; ``error`` if that fails."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Replace ``path`` by ``content`` in one step that survives a crash; ``error`` if that fails.
+
+    A link stays, and what it points to is replaced. Group and permissions of the old file are kept.
+    """
+    target = Path(os.path.realpath(path))
+    aside = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    state = "what was there is untouched"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _clean(target.parent)
+        with aside.open("xb") as file:
+            _try_lock(file)  # tells others that its writer lives
             for part in content:
                 file.write(part)
             file.flush()
+            with suppress(FileNotFoundError, PermissionError):  # some file systems have one mode for all
+                old = target.stat()
+                os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
+                os.fchown(file.fileno(), -1, old.st_gid)
             os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError as cause:
-        aside.unlink(missing_ok=True)
-        reason = cause.strerror or str(cause)
-        raise error(f"{path}: cannot be written ({reason}); what was there is untouched") from cause
-    descriptor = os.open(path.parent, os.O_RDONLY)
+        aside.replace(target)
+        state = "it is written, but may not survive a power failure"
+        descriptor = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except BaseException as cause:
+        with suppress(OSError):
+            aside.unlink()
+        if isinstance(cause, OSError):
+            raise error(f"{path}: cannot be written ({cause.strerror or cause}); {state}") from cause
+        raise
+
+
+def _clean(folder: Path) -> None:
+    """Remove what killed writers left in ``folder``: files whose process is gone and that nobody holds."""
+    for path in folder.iterdir():
+        if (found := _LEFTOVER.fullmatch(path.name)) and not lives(int(found[1])):
+            with suppress(OSError), path.open("r+b") as file:
+                if _try_lock(file):
+                    path.unlink()
+
+
+def lives(process: int) -> bool:
+    """Whether there is a process of this number on this machine."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+def _try_lock(file: IO[Any]) -> bool:
+    """Whether the lock of ``file`` is ours now; False if it is another's, or files cannot be locked here."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def is_free(folder: Path, file: str, parts: Sequence[str] = ()) -> bool:
+    """Whether output may go to ``folder``: it is not there, it has ``file``, or it is begun output.
+
+    Begun output, of a process that was killed, has hidden files, ``parts`` in the order in which they are
+    written, and nothing else.
+    """
+    if not folder.exists() or (folder / file).exists():
+        return True
+    names = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else {""}
+    return names == set(parts[: len(names)])
+
+
+def chained(row: Mapping[str, Any], before: str) -> str:
+    """A digest of ``row`` and of the one ``before`` it: no line of a log can change or go unnoticed."""
+    return hashlib.sha256(f"{before}{json.dumps(row)}".encode()).hexdigest()[:12]
 
 
 def write_json(path: Path, value: Any, *, error: type[RunError] = RunError) -> None:
@@ -68,23 +136,44 @@ def file_digest(path: Path, start: int = 0) -> str:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of the directory ``path``; ``RunDirectoryError`` if another process holds it.
+def locked(path: Path, *, file: bool = False, error: type[RunError] = RunDirectoryError) -> Iterator[None]:
+    """Hold the lock of the folder ``path``, which is made if missing; ``error`` if another process does.
 
-    The operating system drops the lock when the process ends, however it ends.
+    With ``file``, ``path`` is a file, there or not. The operating system drops the lock when the process
+    ends, however it ends.
     """
-    try:
-        file = (path / LOCK).open("a+")
-    except OSError as error:
-        raise RunDirectoryError(f"{path}: cannot be written to ({error.strerror})") from error
-    with file:
+    target = Path(os.path.realpath(path))
+    lock = target.with_name(f".{target.name}{LOCK}") if file else target / LOCK
+    while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read(20).strip() or "unknown"
-            raise RunDirectoryError(f"{path}: another process works here (process {holder})") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            opened = lock.open("a+b", buffering=0)
+        except OSError as cause:
+            raise error(f"{path}: cannot be written to ({cause.strerror})") from cause
+        with opened:
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                opened.seek(0)
+                holder = opened.read(20).strip().decode(errors="replace") or "unknown"
+                raise error(f"{path}: another process works here (process {holder})") from None
+            except OSError as cause:
+                raise error(f"{path}: cannot be locked ({cause.strerror})") from cause
+            if not _is_at(opened, lock):  # its holder has removed it since it was opened
+                continue
+            try:
+                with suppress(OSError):  # on a full disk the lock holds, too
+                    opened.truncate(0)
+                    opened.write(str(os.getpid()).encode())
+                yield
+            finally:
+                with suppress(OSError):
+                    lock.unlink()
+            return
+
+
+def _is_at(file: IO[Any], path: Path) -> bool:
+    """Whether ``path`` is still the open ``file``."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False

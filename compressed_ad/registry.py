@@ -5,31 +5,38 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import re
 import reprlib
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import is_dataclass
+from types import FunctionType, MethodType
 from typing import Annotated, Any, Generic, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import BeforeValidator, ConfigDict, Strict, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
-from compressed_ad.errors import CompressedADError, ConfigError, UnknownNameError, UsageError, nearest
+from compressed_ad.errors import ConfigError, UnknownNameError, UsageError, nearest, users_code
 from compressed_ad.settings import LISTS, MAPPINGS, UNIONS, Problem, problems
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
+Fits = Callable[[Any], str | None]
+"""Says in words why an object does not follow a protocol; None if it does. It calls nothing."""
 
 
 class Registry(Mapping[str, T], Generic[T]):
     """A read-only mapping of names to objects whose lookups also accept ``module:attribute``.
 
     ``kind`` is the word used in error messages ("marker", "task family", ...). ``homes`` are names with the
-    ``module:attribute`` of each: what is heavy is imported when it is first asked for.
+    ``module:attribute`` of each: what is heavy is imported when it is first asked for. ``fits`` is the
+    protocol that other ``module:attribute`` must follow.
     """
 
-    def __init__(self, kind: str, homes: Mapping[str, str] | None = None) -> None:
-        self.kind = kind
+    def __init__(
+        self, kind: str, homes: Mapping[str, str] | None = None, fits: Fits = lambda found: None
+    ) -> None:
+        self.kind, self._fits = kind, fits
         self._homes = dict(homes or {})
         self._items: dict[str, T] = {}
 
@@ -48,9 +55,10 @@ class Registry(Mapping[str, T], Generic[T]):
     def __getitem__(self, name: str) -> T:
         if name in self._items:
             return self._items[name]
-        path = self._homes.get(name, name)
-        if ":" in path:
-            return import_attribute(self.kind, path)  # type: ignore[no-any-return]
+        if name in self._homes:
+            return import_attribute(self.kind, self._homes[name])  # type: ignore[no-any-return]
+        if ":" in name:
+            return import_attribute(self.kind, name, self._fits)  # type: ignore[no-any-return]
         raise UnknownNameError(self.kind, name, self)
 
     def __iter__(self) -> Iterator[str]:
@@ -62,21 +70,91 @@ class Registry(Mapping[str, T], Generic[T]):
     def __contains__(self, name: object) -> bool:
         return name in self._homes or name in self._items
 
+    def has(self, name: str) -> bool:
+        """Whether ``name`` is registered, or is the ``module:attribute`` of what is registered."""
+        return name in self or name in self._homes.values()
 
-def import_attribute(kind: str, path: str) -> Any:
-    """What ``module:attribute`` names; ``UsageError`` if there is no such thing."""
+
+def import_attribute(kind: str, path: str, fits: Fits = lambda found: None) -> Any:
+    """What ``module:attribute`` names; ``UsageError`` if there is no such thing, or if it does not fit."""
     module, _, attribute = path.partition(":")
-    try:
+    with users_code(f"{kind} {path!r}: cannot import {module!r}", UsageError):
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise ValueError("not the name of a module")
         found = importlib.import_module(module)
-    except CompressedADError:
-        raise
-    except Exception as error:  # whatever a user's file raises
-        cause = error if isinstance(error, ImportError | ValueError) else _raised(error)
-        raise UsageError(f"{kind} {path!r}: cannot import {module!r} ({cause})") from error
     try:
-        return getattr(found, attribute)
+        found = getattr(found, attribute)
     except AttributeError as error:
         raise UsageError(f"{kind} {path!r}: {module!r} has no attribute {attribute!r}") from error
+    if wrong := fits(found):
+        raise UsageError(f"{kind} {path!r} {wrong}")
+    return found
+
+
+def makes(protocol: str, *methods: str, functions: bool = True) -> Fits:
+    """The protocol of a class with ``methods``, or of a function annotated to return such an object."""
+
+    def fits(found: Any) -> str | None:
+        made = found
+        if not isinstance(found, type):
+            if not functions or not _is_function(found):
+                return f"is a {type(found).__name__}, not a class{' or function' * functions}"
+            made = _evaluated(inspect.signature(found).return_annotation, found)
+            if made in (None, inspect.Signature.empty):
+                return f"does not say what it makes: annotate what the function returns, -> {protocol}"
+        lacking = next((name for name in methods if not hasattr(made, name)), None)
+        return lacking and f"makes a {getattr(made, '__name__', made)}, which has no {lacking!r}"
+
+    return fits
+
+
+def takes(*names: str, some: bool = False) -> Fits:
+    """The protocol of a function with as many arguments as ``names``; all others must be keyword-only.
+
+    With ``some``, of a function that is handed by name what it asks for: at least one of ``names``.
+    """
+
+    def fits(found: Any) -> str | None:
+        if not _is_function(found):
+            return f"is a {type(found).__name__}, not a function"
+        parameters = inspect.signature(found).parameters
+        given = [p for p in parameters.values() if p.kind < p.KEYWORD_ONLY]
+        fixed = all(p.default is p.empty and p.kind < p.VAR_POSITIONAL for p in given)
+        if some:
+            return None if parameters.keys() & set(names) else f"takes none of {', '.join(names)}"
+        wanted = f"must take ({', '.join(names)}), and parameters of its own after a *"
+        return None if fixed and len(given) == len(names) else wanted
+
+    return fits
+
+
+def _is_function(found: Any) -> bool:
+    """Whether ``found`` is written in Python, as a function or with a method ``__call__``."""
+    inner = inspect.unwrap(found) if callable(found) else found
+    call = inspect.getattr_static(type(inner), "__call__", None)
+    return isinstance(inner, FunctionType | MethodType) or isinstance(call, FunctionType)
+
+
+def own_names(value: Any) -> frozenset[str]:
+    """The texts in plain nested data that may stand for code, as ``module:attribute`` does."""
+    if isinstance(value, str):
+        number = re.match(r"[-+.\d]+(e[-+]?\d+)?:", value)  # of a range
+        return frozenset([value] if ":" in value and not number else [])
+    if isinstance(value, Mapping):
+        value = value.values()
+    inner = value if isinstance(value, Collection) and not isinstance(value, bytes) else ()
+    return frozenset().union(*map(own_names, inner))
+
+
+def check_trust(where: object, names: Collection[str], trust: str | Collection[str]) -> None:
+    """Raise ``UsageError`` if the file ``where`` names code that is not among those named in ``trust``."""
+    strange = sorted(set(names) - set([trust] if isinstance(trust, str) else trust))
+    if strange:
+        shown = reprlib.repr(strange[0]) if len(strange[0]) > 200 else repr(strange[0])
+        raise UsageError(
+            f"{where}: names {shown}, code from outside this library, which no file may run by itself;"
+            f" if you trust it: --trust {shown} (trust=... in Python)"
+        )
 
 
 def make(registry: Registry[Callable[..., T]], name: str, kwargs: Mapping[str, Any], offers: str) -> T:
@@ -85,17 +163,11 @@ def make(registry: Registry[Callable[..., T]], name: str, kwargs: Mapping[str, A
     ``ConfigError`` lists wrong, unknown and missing arguments.
     """
     maker = registry[name]
-    if not callable(maker):
-        raise UsageError(f"{registry.kind} {name!r} is a {type(maker).__name__}, not a class or function")
     values, found = Parameters(maker).complete(kwargs)
     if found:
         raise ConfigError([problem.within(f"{registry.kind} {name!r}") for problem in found])
-    try:
+    with users_code(f"{registry.kind} {name!r} cannot be made", UsageError):
         made = maker(**values)
-    except CompressedADError:
-        raise
-    except Exception as error:  # whatever a user's class raises
-        raise UsageError(f"{registry.kind} {name!r} cannot be made ({_raised(error)})") from error
     if not hasattr(made, offers):
         raise UsageError(f"{registry.kind} {name!r} makes a {type(made).__name__}, which has no {offers!r}")
     return made
@@ -197,15 +269,20 @@ def _refuse_text(value: Any) -> Any:
 
 def _annotation(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
     """The type that a parameter is annotated with; None if the annotation cannot be evaluated."""
-    if not isinstance(parameter.annotation, str):
-        return parameter.annotation
     written_in = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
-    namespace = getattr(inspect.unwrap(written_in), "__globals__", {})
     if isinstance(function, type) and is_dataclass(function):  # fields may be inherited from another module
         owners = (owner for owner in function.__mro__ if parameter.name in inspect.get_annotations(owner))
-        namespace = vars(sys.modules[next(owners, function).__module__])
+        written_in = sys.modules[next(owners, function).__module__]
+    return _evaluated(parameter.annotation, written_in)
+
+
+def _evaluated(annotation: Any, written_in: Any) -> Any:
+    """What an annotation in a function or module stands for; None if it cannot be evaluated."""
+    if not isinstance(annotation, str):
+        return annotation
+    inner = inspect.unwrap(written_in)
     try:
-        return eval(parameter.annotation, namespace)
+        return eval(annotation, getattr(inner, "__globals__", None) or vars(inner))
     except Exception:  # a name that is imported for type checkers only
         return None
 
@@ -233,10 +310,6 @@ def _without_numpy(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_numpy(item) for item in value]
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _raised(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def call_text(name: str, params: Mapping[str, Any]) -> str:

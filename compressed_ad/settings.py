@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError
 from compressed_ad.errors import ConfigError, nearest
 
 Count = Annotated[int, Ge(1), Le(2**31 - 1)]
+TaskCount = Annotated[int, Ge(1), Le(1_000_000)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 BelowOne = Annotated[float, Ge(0), Lt(1)]
 Positive = Annotated[float, Gt(0)]

@@ -7,6 +7,7 @@ E episodes, R runs; ``...`` is the shape of one observation or action.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
@@ -37,6 +38,7 @@ class Step:
     terminated: BoolArray  # (N,) the MDP ended: no value beyond this step
     truncated: BoolArray  # (N,) the time limit ended the episode: there is value beyond this step
     obs: AnyArray  # (N, ...)
+    played: BoolArray | None = None  # (N,) False where the slot was only reset: no transition; None: all True
 
 
 class Agent(Protocol):
@@ -62,8 +64,10 @@ class Split:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            ids = np.unique(np.asarray(getattr(self, field.name), dtype=np.int64))
-            object.__setattr__(self, field.name, ids)
+            ids = np.asarray(getattr(self, field.name), dtype=np.int64)
+            if ids.ndim != 1:
+                raise SplitError(f"{field.name} must list task indices (N,), not have shape {ids.shape}")
+            object.__setattr__(self, field.name, np.unique(ids))
         tasks, counts = np.unique(np.concatenate(list(vars(self).values())), return_counts=True)
         if (counts > 1).any():
             raise SplitError(f"tasks {tasks[counts > 1].tolist()} are in more than one part of the split")
@@ -81,6 +85,21 @@ class Split:
             parts = {name: np.intersect1d(others, ids).tolist() for name, ids in vars(self).items()}
             named = ", ".join(f"{name} tasks {ids}" for name, ids in parts.items() if ids)
             raise SplitError(f"only training tasks may be trained on; asked for {named or others.tolist()}")
+
+    def shared_task(self, tasks: AnyArray) -> str | None:
+        """In words, two tasks of different parts with equal rows of ``tasks`` (N, P); None if all differ."""
+        ids = np.concatenate(list(vars(self).values()))
+        part = np.repeat(list(vars(self)), [len(some) for some in vars(self).values()])
+        _, row = np.unique(tasks[ids].reshape(len(ids), -1), axis=0, return_inverse=True)
+        order = np.argsort(row.ravel(), kind="stable")
+        row, part, ids = row.ravel()[order], part[order], ids[order]
+        twice = np.flatnonzero((row[1:] == row[:-1]) & (part[1:] != part[:-1]))
+        if not len(twice):
+            return None
+        one, other = (f"{ids[k]} ({part[k]})" for k in (twice[0], twice[0] + 1))
+        return (
+            f"tasks {one} and {other} have equal parameters, so one task would be in two parts of the split"
+        )
 
 
 @dataclass(frozen=True)
@@ -147,12 +166,12 @@ class History:
     def check_finite(self, where: str) -> None:
         """Raise ``NumericalError`` with the first array and index that holds NaN or infinity.
 
-        Probabilities may be NaN (unknown); markers that need them check this.
+        Probabilities and entropies may be NaN (unknown); markers that need them check this.
         """
         for name, array in self.per_step():
-            if name in ("action_probs", "entropy", "log_prob_next") or array.dtype.kind != "f":
+            if name in ("action_probs", "log_prob_next") or array.dtype.kind != "f":
                 continue
-            bad = np.argwhere(~np.isfinite(array))
+            bad = np.argwhere(np.isinf(array) if name == "entropy" else ~np.isfinite(array))
             if len(bad):
                 raise NumericalError(f"{where}: {name}{bad[0].tolist()} is {array[tuple(bad[0])]}")
 
@@ -160,6 +179,11 @@ class History:
 # ---------------------------------------------------------------- spaces as plain data
 
 SpaceSpec = dict[str, Any]
+
+LARGEST = 10_000_000
+"""Values of a discrete space, or components of a Box, at most."""
+LONGEST = 1_000_000
+"""Steps of an episode, at most."""
 
 
 def to_spec(space: gymnasium.Space[Any]) -> SpaceSpec:
@@ -175,6 +199,10 @@ def to_spec(space: gymnasium.Space[Any]) -> SpaceSpec:
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
         start = {"start": space.start.tolist()} if space.start.any() else {}
         return {"kind": "multidiscrete", "nvec": space.nvec.tolist(), **start}
+    if isinstance(space, spaces.Box) and space.dtype == np.bool_:
+        raise SpaceError(
+            f"Box of dtype bool {space.shape} is not supported; make it Box(0, 1, dtype=np.uint8)"
+        )
     if isinstance(space, spaces.Box):
         spec: SpaceSpec = {"kind": "box", "shape": list(space.shape), "dtype": str(space.dtype)}
         for name, values in (("low", space.low), ("high", space.high)):
@@ -197,6 +225,41 @@ def from_spec(spec: SpaceSpec) -> gymnasium.Space[Any]:
         low, high = (limit.reshape(shape).astype(dtype) for limit in bounds(spec))
         return spaces.Box(low, high, shape, dtype.type)
     raise SpaceError(f"unknown space description {spec!r}")
+
+
+def cast(array: AnyArray, dtype: Any) -> AnyArray | None:
+    """``array`` in the ``dtype`` of a space; None if it is of another kind, or values would change."""
+    if array.dtype.kind not in ("b" if np.dtype(dtype).kind == "b" else "biuf"):
+        return None
+    with np.errstate(invalid="ignore", over="ignore"):
+        result = array.astype(dtype, copy=False)
+    return result if dtype.kind == "f" or np.array_equal(result, array) else None
+
+
+def outside(space: gymnasium.Space[Any], array: AnyArray) -> BoolArray:
+    """(N,) whether elements (N, ...) lie beyond the limits of a Discrete, MultiDiscrete or Box space."""
+    if isinstance(space, spaces.Box):
+        low, high = space.low, space.high
+    elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        sizes = space.n if isinstance(space, spaces.Discrete) else space.nvec
+        low, high = np.asarray(space.start), np.asarray(space.start + sizes - 1)
+    else:
+        return np.zeros(len(array), bool)
+    return np.asarray(((array < low) | (array > high)).reshape(len(array), -1).any(axis=1))
+
+
+def check_spec(spec: SpaceSpec) -> None:
+    """Raise ``SpaceError`` unless ``spec`` describes a space, of at most ``LARGEST`` values or components."""
+    try:
+        counts = spec["shape"] if spec["kind"] == "box" else sizes(spec)
+        total = math.prod(counts) if spec["kind"] == "box" else sum(counts)
+        whole = all(isinstance(count, int) and count >= 1 for count in counts)
+        if not whole or total > LARGEST or not isinstance(spec["kind"], str):
+            raise ValueError(f"its sizes must be whole numbers from 1 to {LARGEST:,}")
+        from_spec(spec)
+    except (LookupError, TypeError, ValueError, OverflowError, AssertionError) as error:
+        shown = reprlib.repr(spec)
+        raise SpaceError(f"{shown} describes no space ({type(error).__name__}: {error})") from error
 
 
 def shape_of(spec: SpaceSpec) -> tuple[int, ...]:

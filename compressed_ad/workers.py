@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from compressed_ad.errors import RunError, UsageError, one_line
+from compressed_ad.errors import RunError, UsageError, one_line, raised, users_code
 
 Report = Callable[[int, int, str], None]
 """Called with units done, units expected, and a short text."""
@@ -35,6 +35,10 @@ Event = tuple[str, str, Any]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 _RAY_POLL_S = 0.5
+_MOVE = (
+    "; classes and functions of a notebook or of __main__ must be moved into a module, a file that"
+    " can be imported, or use n_process=1"
+)
 
 
 def silent(done: int, total: int, text: str) -> None:
@@ -85,6 +89,7 @@ class Pool(Protocol):
     """Runs units of work in at most ``n_process`` processes; a context manager that leaves none behind."""
 
     n_process: int
+    timeout: float | None
     elsewhere: bool = False  # whether even a single unit must not run in this process
 
     def __enter__(self) -> Self:
@@ -100,6 +105,7 @@ class Pool(Protocol):
         finished: Callable[[str, Any], None] = lambda name, result: None,
         retry: bool = False,
         patience: float = 120.0,
+        timeout: float | None = None,
     ) -> dict[str, Any]:
         """Results of ``function(*arguments, report=..., should_stop=...)`` for the arguments of every unit.
 
@@ -110,11 +116,13 @@ class Pool(Protocol):
         Once ``should_stop()`` is true, units get ``patience`` seconds to save, then ``KeyboardInterrupt`` is
         raised. The first error of a unit stops the others in the same way and is raised, with its traceback
         as a note. The death of a worker is a ``RunError``; with ``retry`` its unit is first tried once more,
-        alone.
+        alone. With ``timeout``, all units run in workers of this machine, and one that tells of no progress
+        for so many seconds is ended, with a ``RunError``.
         """
         parts = Parts(silent, dict.fromkeys(units, 1)) if progress is None else progress
         results: dict[str, Any] = {}
-        if min(self.n_process, len(units)) <= 1 and not self.elsewhere:
+        self.timeout = timeout
+        if min(self.n_process, len(units)) <= 1 and not self.elsewhere and timeout is None:
             for name, arguments in units.items():
                 report = partial(parts.advance, name)
                 results[name] = function(*arguments, report=report, should_stop=should_stop)
@@ -186,9 +194,11 @@ def _outcome(function: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
         return "error", KeyboardInterrupt()
     except BaseException as error:
         try:
+            if isinstance(error, SystemExit):  # it would end the parent
+                raise ValueError
             copy: BaseException = pickle.loads(pickle.dumps(error))
         except Exception:  # whatever a foreign exception does when it is pickled
-            copy = RuntimeError(f"{type(error).__name__}: {error}")
+            copy = RunError(raised(error))
         copy.add_note("".join(traceback.format_exception(error)))
         return "error", copy
 
@@ -236,6 +246,10 @@ class WorkerPool(Pool):
                 if kind == "died":
                     self.workers.remove(worker)
                 yield name, kind, content
+            elif self.timeout is not None and time.monotonic() - worker.heard > self.timeout:
+                worker.end()
+                self.workers.remove(worker)
+                yield name, "error", RunError(f"{name}: no progress for {self.timeout:g} seconds; was ended")
 
     def _ask_to_stop(self) -> None:
         self.stop.value = True
@@ -255,10 +269,11 @@ class _Worker:
         theirs.close()
         self.ends = (self.pipe, self.process.sentinel)
         self.unit: str | None = None
+        self.heard = 0.0  # when its unit was started or told of progress
         self.function = b""  # the one that it has
 
     def start(self, name: str, function: bytes, arguments: Sequence[Any]) -> None:
-        self.unit = name
+        self.unit, self.heard = name, time.monotonic()
         new = None if function is self.function else function
         self.function = function
         with suppress(ConnectionError):  # it has died, which the next event tells
@@ -268,6 +283,7 @@ class _Worker:
         """("progress" | "result" | "error" | "died", content)."""
         with suppress(EOFError, OSError):  # it may have died in the middle of a message
             if self.pipe.poll():
+                self.heard = time.monotonic()
                 kind, content = self.pipe.recv()
                 if kind != "progress":
                     self.unit = None
@@ -276,6 +292,8 @@ class _Worker:
         code = self.process.exitcode or 0
         if code < 0:
             return "died", f"signal {-code}, {signal.Signals(-code).name}: killed? out of memory?"
+        if code == 0:
+            return "died", "exit code 0 without an error: does its code call os._exit?"
         return "died", f"exit code {code}; a script must start work under if __name__ == '__main__'"
 
     def end(self) -> None:
@@ -306,7 +324,10 @@ def _work(pipe: Connection, stop: Any) -> None:
             last = now
             pipe.send(("progress", (done, total, text)))
 
-    load = lru_cache(maxsize=1)(pickle.loads)
+    @lru_cache(maxsize=1)
+    def load(function: bytes) -> Any:
+        with users_code("a worker process cannot load the work", UsageError, advice=_MOVE):
+            return pickle.loads(function)
 
     def run(function: bytes, arguments: Sequence[Any]) -> Any:
         return load(function)(*arguments, report=report, should_stop=lambda: bool(stop.value))
@@ -353,6 +374,8 @@ class RayPool(Pool):
         self.ray.shutdown()
 
     def _begin(self, function: Callable[..., Any], n_unit: int) -> None:
+        if self.timeout is not None:
+            raise UsageError("a timeout works on this machine only; leave out --ray or the timeout")
         try:
             self.function = self.ray.put(function)
         except (pickle.PicklingError, AttributeError, TypeError) as error:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -60,3 +61,16 @@ class Shared:
     def where(self, k: int, *, report, should_stop) -> int:
         time.sleep(0.05)
         return os.getpid()
+
+
+def leave(*, report, should_stop) -> None:
+    os._exit(0)
+
+
+def exit(*, report, should_stop) -> None:
+    sys.exit(3)
+
+
+def hang(*, report, should_stop) -> None:
+    report(1, 2, "half")
+    time.sleep(60)

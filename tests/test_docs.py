@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import gymnasium
@@ -25,7 +26,8 @@ from tests.test_layering import ROOMS
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-GUIDES = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
+GUIDES = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+GUIDES += [ROOT / "benchmarks" / "README.md", ROOT / "torture" / "README.md"]
 NAME = "history_darkroom_PPO_alg-seed0_compressed.hdf5"
 
 
@@ -114,7 +116,8 @@ def test_commands_are_understood(page: Path, words: list[str], folder: Path) -> 
         assert not error.code
         return
     if "print_config" in call.options:  # a command with settings
-        call.config()
+        with suppress(SystemExit):  # where a dry run would need code of one's own
+            call.config()
     if page.parent.name != "docs":
         return
     quick = call.name in ("list", "inspect", "compare", "doctor", "check")

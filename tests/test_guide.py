@@ -128,7 +128,7 @@ def test_the_training_data_is_large_and_has_marks(folder: Path) -> None:
     file = HistoryFile(f"datasets/{NAME}")
     # 400 steps are 20 episodes of 20; windows of three episodes start at the first 18.
     assert len(train_dataset) == len(file.split.train) * file.n_stream * 18
-    assert any(len(train_dataset[i]["segments"]) for i in range(len(train_dataset)))
+    assert any(train_dataset[i]["n_segments"] for i in range(len(train_dataset)))
     expected = CompressedADDataset(from_histories(file.load(file.split.train)), 60)
     for i in (0, len(expected) - 1):
         torch.testing.assert_close(train_dataset[i]["states"], expected[i]["states"])

@@ -160,11 +160,14 @@ def test_history_files_take_their_path_as_a_string(
     windows = CompressedADDataset.from_file("own.hdf5", 10)
     assert len(windows) > 0
 
-    history = file.load([0])[0]
-    recorded = Recorded(history.states, history.actions, history.rewards, history.next_states)
+    histories = file.load([0, 1])
+    recorded = {
+        task: Recorded(history.states, history.actions, history.rewards, history.next_states)
+        for task, history in histories.items()
+    }
     split = Split(train=np.array([0]), validation=np.array([], int), heldout=np.array([1]))
     import_histories(
-        {0: recorded, 1: recorded}, "imported.hdf5",
+        recorded, "imported.hdf5",
         family=make_family(file.info.family, file.info.family_kwargs), family_name="darkroom",
         split=split, horizon=20,
     )  # fmt: skip
@@ -173,7 +176,7 @@ def test_history_files_take_their_path_as_a_string(
     writer = HistoryWriter("written.hdf5", file.info, split, file.tasks[:2], None, np.zeros(2))
     assert repr(writer) == "<HistoryWriter written.hdf5: 0 of 2 tasks of darkroom stored>"
     for task in (0, 1):
-        writer.append(task, history)
+        writer.append(task, histories[task])
     writer.finish()
     assert HistoryFile("written.hdf5").task_ids.tolist() == [0, 1]
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 from compressed_ad.errors import ConfigError, SpaceError, UsageError
 from compressed_ad.evaluation.agents import RandomAgent
 from compressed_ad.models.encoders import ImageStem, SpaceEncoder, action_stem, observation_stem
-from compressed_ad.types import channels_first, features, from_spec, is_image, shape_of, to_spec
+from compressed_ad.types import cast, channels_first, features, from_spec, is_image, shape_of, to_spec
 
 
 def boxes() -> st.SearchStrategy[spaces.Box]:
@@ -149,3 +149,28 @@ def test_images_of_both_orders_are_one_to_the_stem(shape: tuple[int, ...]) -> No
     unit = observation_stem(to_spec(spaces.Box(0.0, 1.0, shape, np.float32)))
     torch.manual_seed(0)
     torch.testing.assert_close(unit(image.float() / 255), observation_stem(spec)(image), rtol=1e-4, atol=1e-5)
+
+
+def test_boxes_of_truth_values_are_refused_with_what_to_do():
+    with pytest.raises(SpaceError, match=r"Box of dtype bool \(3,\) is not supported; make it Box\(0, 1"):
+        to_spec(spaces.Box(0, 1, (3,), bool))
+
+
+@given(
+    st.sampled_from(["u1", "i1", "i2", "i8", "f4", "f8", "?"]),
+    st.sampled_from(["u1", "i8", "f4", "?"]),
+    st.data(),
+)
+def test_a_cast_changes_nothing_or_is_refused(given_dtype, wanted, data):
+    values = data.draw(
+        st.lists(st.sampled_from([0, 1, 0.5, 3, -1, 255, 300, np.nan]), min_size=1, max_size=4)
+    )
+    with np.errstate(invalid="ignore"):
+        array = np.array(values).astype(given_dtype)
+    result = cast(array, np.dtype(wanted))
+    with np.errstate(invalid="ignore"):
+        exact = wanted == "f4" or np.array_equal(array.astype(float), array.astype(wanted).astype(float))
+    assert (result is not None) == (exact and (given_dtype == "?" or wanted != "?"))
+    if result is not None:
+        assert result.dtype == wanted
+        np.testing.assert_array_equal(result.astype(float), array.astype("f4").astype(float))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressed_ad.cli.display import Display, print_lines
+from compressed_ad.cli.display import Display, complain, print_lines
 from compressed_ad.errors import UsageError, nearest
 from compressed_ad.runs.layers import Request
 from compressed_ad.runs.settings import Config
@@ -55,9 +56,18 @@ class Stop:
 
     def _hear(self, number: int, frame: Any) -> None:
         first, self.signum = self.signum is None, number
-        if not (self._polite and first):
+        if self._polite and first:
+            complain("cad: saving (once more to stop at once)")
+        elif _is_finaliser(frame):  # Python drops what is raised there: try again
+            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+        else:
             raise KeyboardInterrupt
-        print("cad: saving (once more to stop at once)", file=sys.stderr)
+
+
+def _is_finaliser(frame: Any) -> bool:
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
 
 
 @dataclass(frozen=True)
@@ -75,11 +85,34 @@ class Call:
         """The validated configuration asked for; ``--print-config`` prints it and ends the command."""
         from compressed_ad.runs.config import load_config
 
-        config = load_config(self.request)
+        config = load_config(self.request, own=not (self.options.print_config or self.options.dry_run))
         if self.options.print_config:
             print_lines(dump(config))
             raise SystemExit
+        self.leave_untried([config])
         return config
+
+    def leave_untried(self, configs: Iterable[Config]) -> None:
+        """In a dry run, name the user's own code, which is not tried; end it where it would be needed."""
+        from compressed_ad.runs.config import own_code
+
+        found = [own_code(config) for config in configs] if self.options.dry_run else []
+        needed = any(code[section] for code in found for section in ("env", "algorithm", "marker"))
+        self.leave_out(frozenset().union(*(part for code in found for part in code.values())), needed)
+
+    def leave_out(self, names: Collection[str], needed: bool = True) -> None:
+        """In a dry run, name the user's own code ``names``; the run ends here if it is ``needed``."""
+        if names and self.options.dry_run:
+            print_lines(f"Not tried, because a dry run imports no code of yours: {', '.join(sorted(names))}")
+            if needed:
+                raise SystemExit
+
+    def trust(self, *configs: Config) -> frozenset[str]:
+        """The names of code that the user has given: with ``--trust``, or in the configuration."""
+        from compressed_ad.runs.config import own_code
+
+        named = (part for config in configs for part in own_code(config).values())
+        return frozenset(self.options.trust).union(*named)
 
     def explicit(self) -> set[str]:
         """Dotted keys that the user set."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import IO, Any, cast
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from compressed_ad.errors import RunError
+from compressed_ad.errors import RunError, raised
 from compressed_ad.workers import Report
 
 ShowTable = Callable[[Sequence[Sequence[str]]], None]
@@ -24,7 +28,7 @@ class Display:
     """Shows one stage after another, each with the time that it still needs."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or Console(file=cast(IO[str], _Progress()), highlight=False)
 
     def note(self, text: str) -> None:
         """A line for the user, above the progress."""
@@ -114,10 +118,75 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def results_console() -> Console:
-    """The standard output, for tables: 100 columns wide unless it is a terminal."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=100)
+# ---------------------------------------------------------------- streams
+
+
+@contextmanager
+def lenient_streams() -> Iterator[None]:
+    """Inside, the standard streams replace what their encoding lacks, and failing threads say one line.
+
+    The numbers of closed streams are taken, so that no file gets them and what libraries print to them.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+    streams = [s for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="replace")
+    hook = threading.excepthook
+    threading.excepthook = lambda failed: complain(f"note: a thread failed: {raised(failed.exc_value)}")
+    try:
+        yield
+    finally:
+        threading.excepthook = hook
+        for stream, errors in zip(streams, before, strict=True):
+            with suppress(OSError, ValueError):
+                stream.reconfigure(errors=errors)
+
+
+def drop(stream: Any) -> None:
+    """Send what a broken ``stream`` still holds, and all that follows, to nowhere."""
+    with suppress(OSError, ValueError, AttributeError):  # it may have no file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def complain(text: str) -> None:
+    """A line on the standard error stream, if that can be written."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        drop(sys.stderr)
+
+
+class _Progress(io.TextIOBase):
+    """The standard error stream; no work ends because its progress cannot be shown."""
+
+    def write(self, text: str) -> int:
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except (OSError, ValueError, AttributeError):
+            drop(sys.stderr)
+        return len(text)
+
+    def isatty(self) -> bool:
+        return sys.stderr is not None and sys.stderr.isatty()
+
+    def fileno(self) -> int:
+        return sys.stderr.fileno()
+
+
+def print_table(table: RenderableType) -> None:
+    """Write a table to the standard output: 100 columns wide unless that is a terminal."""
+    shown, text = Console(), io.StringIO()
+    width = shown.width if shown.is_terminal else 100
+    Console(file=text, force_terminal=shown.is_terminal, width=width, highlight=False).print(table)
+    print_lines(text.getvalue())
 
 
 def print_lines(text: str) -> None:
@@ -130,4 +199,5 @@ def print_lines(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
+        drop(sys.stdout)
         raise RunError(f"the standard output cannot be written ({error.strerror})") from error

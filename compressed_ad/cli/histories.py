@@ -6,17 +6,18 @@ import argparse
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 from compressed_ad.cli.call import OVERWRITE, RAY, Call, Command, count, flag, option, out_option
 from compressed_ad.cli.display import duration, print_lines
 from compressed_ad.errors import ConfigError, HistoryError, NumericalError, UsageError
 from compressed_ad.files import write_atomically
 from compressed_ad.histories.collector import history_path
-from compressed_ad.histories.exchange.formats import EXPORT, LAYOUT, only_tasks
+from compressed_ad.histories.exchange.formats import EXPORT, LAYOUT
 from compressed_ad.histories.exchange.importing import file_provenance, import_histories, named_split
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.marking.apply import marker_params
-from compressed_ad.registry import call_text
+from compressed_ad.registry import call_text, own_names
 from compressed_ad.runs import stages
 from compressed_ad.runs.config import build_family
 from compressed_ad.tasks.split import split_tasks
@@ -154,6 +155,7 @@ def _import(call: Call) -> None:
         )
     source: Path = options.file
     try:
+        call.leave_out(own_names(options.layout))
         tasks = LAYOUT[options.layout](source)
         env, seed, drawn = config.env, options.split_seed, None
         if seed is None and "env.split_seed" in explicit:
@@ -163,7 +165,6 @@ def _import(call: Call) -> None:
                 split_tasks, seed=seed, train=env.train, validation=env.validation, heldout=env.heldout
             )
         split = named_split(list(tasks), options.heldout, options.validation, drawn)
-        only_tasks(source, tasks, {name: ids.tolist() for name, ids in vars(split).items()})
         out: Path = options.out
         if out.suffix not in (".hdf5", ".h5"):
             out = history_path(out, config.env.short_name, options.source, config.seed)
@@ -186,7 +187,10 @@ def _import(call: Call) -> None:
     for line in findings.lines():
         call.display.note(f"note: {line}")
     parts = ", ".join(f"{len(ids)} {name}" for name, ids in vars(split).items())
-    print_lines(f"{out}: {n_task} tasks ({parts}); mark it with: cad mark {out}")
+    marker = ""
+    if findings.unknown_probs:  # these markers need none
+        marker = f" --marker {'rollout' if options.steps_per_update else 'none'}"
+    print_lines(f"{out}: {n_task} tasks ({parts}); mark it with: cad mark {quote(str(out))}{marker}")
 
 
 _LAYOUTS = f"format of FILE: {', '.join(LAYOUT)}, or module:attribute"
@@ -224,6 +228,7 @@ IMPORT = Command(
 
 def _export(call: Call) -> None:
     options = call.options
+    call.leave_out(own_names(options.to))
     writer, file = EXPORT[options.to], HistoryFile(options.file)
     tasks = f"{len(file.task_ids)} tasks"
     if options.dry_run:

@@ -13,7 +13,7 @@ import numpy as np
 from compressed_ad.cli import call as cli
 from compressed_ad.cli.display import print_lines
 from compressed_ad.errors import RunDirectoryError, UsageError
-from compressed_ad.files import locked, write_atomically, write_json
+from compressed_ad.files import is_free, locked, write_atomically, write_json
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.runs.data import PARTS
 from compressed_ad.runs.explore import FIGURES, Exploration, Explorer, figures, play, task_label
@@ -27,27 +27,26 @@ if TYPE_CHECKING:
 
 def _check_output(out: Path, file: str) -> None:
     """Raise ``RunDirectoryError`` unless the folder ``out`` is new, empty, or holds ``file`` from before."""
-    if out.exists() and not (out / file).exists() and (not out.is_dir() or any(out.iterdir())):
+    if not is_free(out, file):
         raise RunDirectoryError(f"{out}: exists and has no {file}; choose another --out")
 
 
 def _write_output(
     out: Path, file: str, content: Mapping[str, Any], figures: Mapping[str, Figure | None]
 ) -> str:
-    """Write PNG files, then ``content`` as JSON to ``file``; return the folder and the names as a line.
+    """Write ``content`` as JSON to ``file``, then PNG files; return the folder and the names as a line.
 
     The figures go by their names without ``.png``; files of those that are None are removed.
     """
     from compressed_ad.report.figures.style import figure_to_png
 
-    out.mkdir(parents=True, exist_ok=True)
     with locked(out):
+        write_json(out / file, content)
         for name, figure in figures.items():
             if figure is None:
                 (out / f"{name}.png").unlink(missing_ok=True)
             else:
                 write_atomically(out / f"{name}.png", figure_to_png(figure))
-        write_json(out / file, content)
     drawn = [f"{name}.png" for name, figure in figures.items() if figure is not None]
     return f"{out}: {', '.join([file, *drawn])}"
 
@@ -58,7 +57,7 @@ def _write_output(
 def _rollouts(call: cli.Call) -> None:
     config, options, explicit = call.config(), call.options, call.explicit()
     chosen = {key.partition(".")[2] for key in explicit if key.startswith("evaluation.")}
-    job = evaluation_job(options.run, options.history, config, chosen)
+    job = evaluation_job(options.run, options.history, config, chosen, call.trust(config))
     given = {key: getattr(options, key) for key in ("episodes", "rollouts") if getattr(options, key)}
     evaluation = job.config.evaluation.model_copy(update=given)
     seed = config.seed if "seed" in explicit else job.config.seed
@@ -250,7 +249,7 @@ def _rounded(values: Any) -> AnyArray:
 
 def _attention(call: cli.Call) -> None:
     options = call.options
-    job = examination_job(options.run, options.history)
+    job = examination_job(options.run, options.history, call.trust())
     out: Path = options.out or job.path / "attention"
     _check_output(out, "attention.json")
     if options.dry_run:

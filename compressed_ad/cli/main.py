@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
-import os
 import re
 import signal
 import sys
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from compressed_ad.cli import call as cli
-from compressed_ad.cli.display import Display
-from compressed_ad.errors import CompressedADError, ConfigError, UsageError, one_line
+from compressed_ad.cli.display import Display, complain, drop, lenient_streams, print_lines
+from compressed_ad.errors import CompressedADError, ConfigError, UsageError, one_line, raised, users_line
 from compressed_ad.registry import import_attribute
 from compressed_ad.runs.layers import PRESETS, SECTIONS, Request, describe, suggest
 
@@ -48,32 +48,57 @@ _OVERRIDE = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``cad`` and return its exit code: 0, 1 run-time error, 2 usage, 130 Ctrl-C, 143 SIGTERM."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    stop = cli.Stop()
-    try:
-        with stop.listening(), _current_folder():
-            call = parse(words, stop)
-            load_command(call.name).run(call)
-    except SystemExit as error:  # argparse, after --help
-        return int(error.code or 0)
-    except BrokenPipeError:  # the reader of our output has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (Exception, KeyboardInterrupt) as error:
-        if "--debug" in words:
-            traceback.print_exc()
-        if isinstance(error, KeyboardInterrupt):
-            print("cad: stopped; what was finished is kept", file=sys.stderr)
-            return 128 + (stop.signum or signal.SIGINT)
-        text, what = str(error), one_line(error)
-        if not isinstance(error, CompressedADError):
-            text = f"internal error: {type(error).__name__}: {what} (--debug shows more)"
-            # PyTorch raises its own errors: RuntimeError on the CPU, OutOfMemoryError on a GPU.
-            if isinstance(error, MemoryError) or re.search(r"allocate memory|out of memory", what):
-                text = f"not enough memory, choose something smaller: {what} (--debug shows more)"
-        for line in text.splitlines():
-            print(f"cad: error: {line}", file=sys.stderr)
-        return getattr(error, "exit_code", 1)
-    return 0
+    stop, code = cli.Stop(), 0
+    with lenient_streams():
+        try:
+            with stop.listening(), _current_folder():
+                try:
+                    call = parse(words, stop)
+                    load_command(call.name).run(call)
+                except SystemExit as error:  # argparse, after --help
+                    if users_line(error):
+                        raise
+                    code = int(error.code or 0)
+        except BrokenPipeError:  # the reader of our output has closed it
+            drop(sys.stdout)
+            return 1
+        except BaseException as error:
+            if "--debug" in words:
+                complain(traceback.format_exc())
+            if isinstance(error, KeyboardInterrupt):
+                complain("cad: stopped; what was finished is kept")
+                return 128 + (stop.signum or signal.SIGINT)
+            for line in _explanation(error).splitlines():
+                complain(f"cad: error: {line}")
+            return getattr(error, "exit_code", 1)
+    return code
+
+
+_ADVICE = {
+    errno.EMFILE: "; raise the limit of open files (ulimit -n)",
+    errno.EEXIST: "; choose another path",
+    errno.ENOTDIR: "; choose another path",
+    errno.ENAMETOOLONG: "; choose shorter names",
+    errno.EROFS: "; choose a folder that can be written",
+    errno.EACCES: "; choose a folder that can be written",
+    errno.ENOSPC: "; make room and give the same command again",
+}
+
+
+def _explanation(error: BaseException) -> str:
+    """What went wrong, for the user."""
+    what = one_line(error)
+    if isinstance(error, CompressedADError):
+        return str(error)
+    # PyTorch raises its own errors: RuntimeError on the CPU, OutOfMemoryError on a GPU.
+    if isinstance(error, MemoryError) or re.search(r"allocate memory|out of memory", what):
+        return f"not enough memory, choose something smaller: {what} (--debug shows more)"
+    if users_line(error):
+        return f"{raised(error)}; --debug shows more"
+    if isinstance(error, OSError) and error.errno is not None:
+        where = "" if error.filename is None else f"{error.filename}: "
+        return f"{where}{error.strerror}{_ADVICE.get(error.errno, '')} (--debug shows more)"
+    return f"internal error: {type(error).__name__}: {what} (--debug shows more)"
 
 
 @contextlib.contextmanager
@@ -112,7 +137,7 @@ def parse(words: Sequence[str], stop: cli.Stop) -> cli.Call:
     name, problems = options.command, []
     for given in (word.partition("=")[0] for word in unknown if word.startswith("--")):
         hint = suggest(given[2:])
-        elsewhere = f" {given}?" in hint
+        elsewhere = f" {given}?" in hint or given[2:] in cli.Command.common
         problems.append(f"cad {name} does not take {given}" if elsewhere else f"unknown option {given}{hint}")
     if unknown and not problems:
         problems = [f"unexpected argument {word!r}" for word in unknown]
@@ -152,6 +177,9 @@ def _split_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str, s
 
 
 class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: object = None) -> None:
+        print_lines(message)  # argparse itself drops what cannot be written
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
 
@@ -193,6 +221,8 @@ def _parser(asked: str | None, command: cli.Command | None) -> argparse.Argument
             cli.setting_option("--device", "device", "WHERE", where)(sub)
         if "dry-run" in command.common:
             cli.flag("--dry-run", "say what would be done and stop")(sub)
+            trusted = "module:attribute of code that files may name; may be repeated"
+            cli.option("--trust", "NAME", trusted, action="append", default=[])(sub)
         cli.flag("--debug", "show tracebacks")(sub)
     return parser
 

@@ -7,16 +7,17 @@ from pathlib import Path
 import numpy as np
 
 from compressed_ad.cli.call import Call, Command, flag, history_option, option, out_option
-from compressed_ad.cli.display import print_lines, results_console
-from compressed_ad.errors import ConfigError, HistoryError, RunDirectoryError, UsageError
+from compressed_ad.cli.display import print_lines, print_table
+from compressed_ad.errors import ConfigError, HistoryError, RunDirectoryError, RunError, UsageError
 from compressed_ad.evaluation.intervals import mean
-from compressed_ad.files import locked
+from compressed_ad.files import is_free, locked
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.report.measures import final_return
 from compressed_ad.runs import job as runs, stages
+from compressed_ad.runs.data import RunData
 from compressed_ad.runs.directory import CONFIG
 from compressed_ad.runs.job import Job
-from compressed_ad.runs.judge import EVALUATION, evaluate_run, is_evaluated, stored_evaluation
+from compressed_ad.runs.judge import EVALUATION, check_unseen, evaluate_run, is_evaluated, stored_evaluation
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.trainer import train_run
 from compressed_ad.workers import WorkerPool
@@ -29,9 +30,10 @@ def _train(call: Call) -> None:
         others = sorted(history.parent.glob("history_*.hdf5"))
         hint = f"there is --history {others[0]}" if others else "collect one with: cad collect"
         raise HistoryError(f"{history}: no such history file; {hint}")
-    config = _of_file(config, HistoryFile(history), call.explicit())
+    trust, file = call.trust(config), HistoryFile(history)
+    config = _of_file(config, file, call.explicit())
     model = config.model
-    job = runs.training_job(config, model.model, config.seed, history, out)
+    job = runs.training_job(config, model.model, config.seed, history, out, trust)
     if call.options.dry_run:
         state = "continue" if (job.path / CONFIG).exists() else "train"
         print_lines(f"Would {state} {job.path}: {model.steps:,} gradient steps of {model.model} on {history}")
@@ -41,7 +43,10 @@ def _train(call: Call) -> None:
     with call.stop.politely(), call.display.stage("train") as report:
         for note in train_run(job, report=report, should_stop=call.stop):
             call.display.note(f"note: {note}")
-    print_lines(f"{job.path}: trained; judge it with: cad evaluate {job.path}")
+    judge = f"judge it with: cad evaluate {job.path}"
+    print_lines(
+        f"{job.path}: trained; {judge if len(file.split.heldout) else f'{history} holds no held-out task'}"
+    )
 
 
 def _of_file(config: Config, file: HistoryFile, explicit: set[str]) -> Config:
@@ -61,7 +66,8 @@ def _of_file(config: Config, file: HistoryFile, explicit: set[str]) -> Config:
 def _evaluate(call: Call) -> None:
     config = call.config()
     chosen = {key.partition(".")[2] for key in call.explicit() if key.startswith("evaluation.")}
-    todo = [runs.evaluation_job(path, call.options.history, config, chosen) for path in call.options.runs]
+    history, trust = call.options.history, call.trust(config)
+    todo = [runs.evaluation_job(path, history, config, chosen, trust) for path in call.options.runs]
     for job in todo:
         there = stored_evaluation(job.path / EVALUATION)
         if not call.options.overwrite and there is not None and not is_evaluated(job):
@@ -75,6 +81,8 @@ def _evaluate(call: Call) -> None:
             size = f"{evaluation.episodes} episodes x {evaluation.rollouts} rollouts"
             print_lines(f"{job.path}: {state}, {size}")
         return
+    for note in dict.fromkeys(note for job in todo for note in check_unseen(RunData(job))):
+        call.display.note(f"note: {note}")
     workers = stages.n_process(config)
     with call.stop.politely(), WorkerPool(workers) as pool, call.display.stage("evaluate") as report:
         stages.run_jobs(evaluate_run, todo, pool, report=report, should_stop=call.stop)
@@ -84,14 +92,19 @@ def _evaluate(call: Call) -> None:
 
 def _score(job: Job) -> str:
     (runs_of_one,) = stages.method_runs([job])
-    if np.isnan(runs_of_one.optimal).any():
+    scores, tasks = final_return(runs_of_one.curves)[0], f"{len(runs_of_one.task_ids)} held-out tasks"
+    n_scaled = int(np.count_nonzero(~np.isnan(scores)))
+    if unknown := np.isnan(runs_of_one.optimal).any() or not n_scaled:
         final, unit = float(final_return(runs_of_one.returns).mean()), "return"
     else:
-        final, unit = float(mean(final_return(runs_of_one.curves).ravel())), "normalised return"
+        final, unit = float(mean(scores)), "normalised return"
+    if n_scaled < len(scores) and np.isfinite(runs_of_one.optimal).all():
+        which = tasks if unknown else f"{n_scaled} of {tasks}"
+        tasks = f"{which}; random play is as good as the optimum in {'all' if unknown else 'the others'}"
     accuracy = runs_of_one.accuracy[0]
     return (
         f"{job.path}: final {unit} {final:.3f},{'' if np.isnan(accuracy) else f' accuracy {accuracy:.3f},'}"
-        f" cross-entropy {runs_of_one.cross_entropy[0]:.3f} nats ({len(runs_of_one.task_ids)} held-out tasks)"
+        f" cross-entropy {runs_of_one.cross_entropy[0]:.3f} nats ({tasks})"
     )
 
 
@@ -99,26 +112,34 @@ def _compare(call: Call) -> None:
     todo = [runs.stored_job(path) for path in call.options.runs]
     methods = stages.method_runs(todo)
     from compressed_ad.report.comparison import analyse
-    from compressed_ad.report.results import summarise_source
+    from compressed_ad.report.results import judgement_text, summarise_source
     from compressed_ad.report.run_report import terminal_table
 
     unknown = any(np.isnan(method.optimal).any() for method in methods)
-    source = summarise_source(HistoryFile(todo[0].history)) if unknown else None
-    results_console().print(terminal_table(analyse(methods, source)))
+    source = None
+    try:
+        file = HistoryFile(todo[0].history, verify=unknown)
+        stages.require_judged_on(file, methods)
+        source = summarise_source(file) if unknown else None
+    except RunError as error:
+        if unknown:
+            raise
+        call.display.note(f"note: the table stands for the histories of the evaluation alone: {error}")
+    print_table(terminal_table(analyse(methods, source)))
+    print_lines(judgement_text(methods))
 
 
 def _report(call: Call) -> None:
-    todo = [runs.stored_job(path, call.options.history) for path in call.options.runs]
+    todo = [runs.stored_job(path, call.options.history, call.trust()) for path in call.options.runs]
     histories = sorted({str(job.history) for job in todo})
     if len(histories) > 1:
         raise UsageError(f"the runs were trained on different history files: {', '.join(histories)}")
     out: Path = call.options.out or Path("report")
-    if out.exists() and not (out / "index.html").exists() and (not out.is_dir() or any(out.iterdir())):
+    if not is_free(out, "index.html", parts=("figures", "table.csv", "summary.json")):
         raise RunDirectoryError(f"{out}: exists and is not a report; choose another --out")
     if call.options.dry_run:
         print_lines(f"Would write {out / 'index.html'} from {len(todo)} run(s)")
         return
-    out.mkdir(parents=True, exist_ok=True)
     with locked(out), call.display.stage("report") as show:
         written = stages.report_stage(todo, todo[0].history, out, command=call.typed, progress=show)
     print_lines(f"{' '.join(written.analysis.verdicts)}\nReport: {written.index}")

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.cli.call import RAY, Call, Command, out_option
-from compressed_ad.cli.display import duration, print_lines, results_console
+from compressed_ad.cli.display import duration, print_lines, print_table
+from compressed_ad.errors import ConfigError, SplitError
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.marking.apply import marker_params
 from compressed_ad.registry import call_text
@@ -26,15 +27,23 @@ from compressed_ad.workers import Pool, open_pool
 
 def run(call: Call) -> None:
     config = call.config()
+    methods, asked = config.comparison.methods, config.model.model
+    if "model.model" in call.explicit() and asked not in methods:
+        instead = f"it trains {', '.join(methods)}; choose with --comparison.methods '[{asked}, ...]'"
+        raise ConfigError(f"model.model: cad run does not train {asked}; {instead}")
     out: Path = call.options.out or Path("runs") / call.options.preset
     history = stages.default_history(config, out)
+    trust = call.trust(config)
     todo = [
-        runs.training_job(config, model, seed, history, out)
+        runs.training_job(config, model, seed, history, out, trust)
         for seed in config.seeds
-        for model in config.comparison.methods
+        for model in methods
     ]
     if config.env.training_tasks is not None:
         plan(config).split.check_training(np.array(config.env.training_tasks))
+    if not len(plan(config).split.heldout):
+        few = "has too few tasks to hold one out, so that nothing could be judged"
+        raise SplitError(f"env: {config.env.family} {few}; only cad collect and cad train can use it")
     check(out, config)
     if call.options.dry_run:
         print_lines(_plan(config, out, history, todo))
@@ -45,6 +54,7 @@ def run(call: Call) -> None:
     with open_pool(call.options.ray, stages.n_process(config)) as pool, claimed(out, config):
         watch = stages.Stopwatch(out / "seconds.json")
         with display.stage("collect") as report, watch.stage("collect", report) as both:
+            stages.check_recipe(config, history)
             stages.collect_stage(config, history, report=both, pool=pool)
         with display.stage("mark") as report, watch.stage("mark", report) as both:
             statistics = stages.mark_stage(config, history, report=both)
@@ -56,7 +66,7 @@ def run(call: Call) -> None:
     from compressed_ad.report.run_report import terminal_table
 
     print_lines(statistics.text() + "\n")
-    results_console().print(terminal_table(written.analysis))
+    print_table(terminal_table(written.analysis))
     print_lines(f"\nReport: {written.index}")
 
 

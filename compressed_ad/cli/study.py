@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from compressed_ad.cli.call import RAY, Call, Command, count, flag, option
 from compressed_ad.cli.display import duration, print_lines
-from compressed_ad.errors import RunError, UsageError
+from compressed_ad.errors import RunError, UsageError, nearest
 from compressed_ad.files import locked, write_atomically
-from compressed_ad.report.results import POINT_COLUMNS, read_rows, result_columns, write_rows
+from compressed_ad.report.results import POINT_COLUMNS, Row, read_rows, result_columns, write_rows
 from compressed_ad.runs import study_run
 from compressed_ad.runs.directory import environment
 from compressed_ad.runs.stages import n_process
@@ -28,15 +29,22 @@ def run(call: Call) -> None:
         variants=options.variants or (),
         overrides=call.request.overrides,
         small=options.small,
+        own=not options.dry_run,
     )
+    call.leave_untried(cell.trained for cell in study.cells)
     from compressed_ad.report import study_report
 
     if options.tables:
+        if not options.tables.is_file():
+            raise UsageError(f"--tables {options.tables}: no such file; name a study's {TABLE}")
         name = CURVES if options.tables.name == TABLE else options.tables.name.replace(".csv", "_curves.csv")
         beside = options.tables.with_name(name)
         rows, points = read_rows(options.tables), read_rows(beside) if beside.exists() else []
         if any("step" in row.values for row in rows):
             raise UsageError(f"{options.tables}: holds a study's curves; name its table")
+        whole = load_study(options.file, runs=options.runs)
+        check_names(options.tables, whole, rows)
+        check_names(beside, whole, points)
         print_lines(study_report.text(study, rows, points, as_markdown=options.markdown))
         return
     out: Path = options.out
@@ -45,7 +53,6 @@ def run(call: Call) -> None:
         print_lines(_plan(study, out, processes))
         return
     folder = out / study.name
-    folder.mkdir(parents=True, exist_ok=True)
     with open_pool(options.ray, processes) as pool, locked(folder):
         failures = _work(call, study, out, pool)
         finished = [group for group in study_run.groups(study, out) if group.finished]
@@ -68,6 +75,18 @@ def run(call: Call) -> None:
     print_lines(f"\nPage: {page}")
     if failures:
         raise RunError("\n".join(f"{name}: {problem}" for name, problem in failures.items()))
+
+
+def check_names(path: Path, study: Study, rows: Sequence[Row]) -> None:
+    """Raise ``UsageError`` if a row is of a family, variant or run that the study does not have."""
+    for row in rows:
+        for what, known in (("family", study.families), ("variant", study.variants)):
+            if (name := getattr(row, what)) not in known:
+                hint = f"{nearest(name, known)}; it has {', '.join(known)}"
+                raise UsageError(f"{path}: {study.path} has no {what} {name!r}{hint}")
+        if not 0 <= row.run < study.runs[row.family]:
+            runs = f"{study.runs[row.family]} runs of {row.family}; say --runs if there are more"
+            raise UsageError(f"{path}: run {row.run}: {study.path} has {runs}")
 
 
 def _work(call: Call, study: Study, out: Path, pool: Pool) -> dict[str, str]:

@@ -138,6 +138,9 @@ class InContextAgent:
     @torch.inference_mode()
     def act(self, obs: AnyArray) -> AnyArray:
         """Actions (N, ...): sampled or, with ``sample=False``, the most likely."""
+        if self.n_transit == 1:  # without memory: what happened before has no place
+            self.latest = None
+            self._forget(torch.ones(self.n_env, dtype=torch.bool))
         self._make_room()
         state = torch.as_tensor(np.asarray(obs))
         outcome = self.latest or {
@@ -163,12 +166,22 @@ class InContextAgent:
         """(N,) whether a context holds a reward; beyond a context's end, memory repeats its last token."""
         return (self.memory["reward"] > 0).any(dim=1).numpy()
 
+    def _forget(self, slots: Tensor) -> None:
+        """Take back the last token of ``slots``, if they have one."""
+        self.length[slots] = (self.length[slots] - 1).clamp(min=0)
+        if self.cache is not None:
+            self.cache.length = self.length.repeat(len(self.cache.length) // self.n_env).to(self.device)
+
     def observe(self, actions: AnyArray, step: Step) -> None:
-        """Keep the transition for the next token, and decide whether it is marked."""
+        """Keep the transition for the next token, and decide whether it is marked.
+
+        A slot that was not played is as if ``act`` had not seen it.
+        """
         before = self.memory["marked"][torch.arange(self.n_env), self.length - 1].numpy()
         marked = np.full(self.n_env, self.marks == "prompt")
         if self.marks == "self":
-            self.run = np.where(self.probability >= self.on_policy_threshold, self.run + 1, 0)
+            run = np.where(self.probability >= self.on_policy_threshold, self.run + 1, 0)
+            self.run = run if step.played is None else np.where(step.played, run, self.run)
             marked = self.run >= self.compression_window
         elif self.marks == "prompt_rewarded":
             marked = before | (np.asarray(step.reward) > 0) | self._rewarded()
@@ -182,7 +195,14 @@ class InContextAgent:
             "end_mark": end[:, 1],
             "marked": marked,
         }
-        self.latest = {name: torch.as_tensor(np.asarray(value)) for name, value in latest.items()}
+        new = {name: torch.as_tensor(np.asarray(value)) for name, value in latest.items()}
+        if step.played is not None and self.latest is not None:
+            idle = torch.as_tensor(~step.played)
+            for name, value in self.latest.items():
+                new[name] = new[name].clone()
+                new[name][idle] = value[idle]
+            self._forget(idle)
+        self.latest = new
 
     def _make_room(self) -> None:
         """In full contexts, drop the steps that the ``context`` rule names, and recompute the rest."""

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from compressed_ad.errors import NumericalError, UsageError
+from compressed_ad.errors import NumericalError, RunError, UsageError
 from compressed_ad.evaluation.agents import InContextAgent
 from compressed_ad.models.ad import AD, evaluating
 from compressed_ad.seeding import seed64
 from compressed_ad.tasks.as_batched import as_batched
 from compressed_ad.tasks.base import ReferencePolicies, TaskFamily
+from compressed_ad.tasks.checked_env import CheckedEnv, checked_slots
 from compressed_ad.training.windows import WindowSampler
-from compressed_ad.types import Agent, AnyArray, FloatArray
+from compressed_ad.types import Agent, AnyArray, FloatArray, check_same, from_spec, to_spec
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ def evaluate_in_context(
     eval_timesteps: int | None = None,
     episodes: int | None = None,
     *,
+    max_steps: int = 100_000,
     progress: Callable[[int, int], None] = lambda done, total: None,
     watch: Callable[[Agent], Agent] = lambda agent: agent,
     **options: Any,
@@ -50,15 +52,18 @@ def evaluate_in_context(
     ``progress`` is called with (steps done, steps expected). ``watch`` may wrap the agent, to record what it
     does, say. The result has (E, N) returns: with ``episodes``, exactly E of them; with ``eval_timesteps``,
     as many as the fastest slot completed, NaN where a slot completed fewer.
+
+    Raises ``SpaceError`` if the model was trained for other spaces, and ``RunError`` if one of ``episodes``
+    has not ended after ``max_steps`` steps.
     """
     if (eval_timesteps is None) == (episodes is None):
         raise UsageError("evaluate_in_context needs either eval_timesteps or episodes")
     if (eval_timesteps or episodes or 0) < 1:
         raise UsageError("eval_timesteps and episodes must be at least 1")
-    env = as_batched(vec_env)
+    env = _checked(model, vec_env)
     agent = watch(InContextAgent(model, **options) if isinstance(model, AD) else model)
     running = np.zeros(env.num_envs, np.float64)
-    count = np.zeros(env.num_envs, np.int64)
+    count, last_end = np.zeros((2, env.num_envs), np.int64)
     returns: list[tuple[AnyArray, AnyArray, AnyArray]] = []
     steps = 0
     with evaluating(model) if isinstance(model, AD) else nullcontext():
@@ -76,8 +81,14 @@ def evaluate_in_context(
             if len(ended):
                 returns.append((count[ended], ended, running[ended]))
                 count[ended] += 1
-                running[ended] = 0
+                running[ended], last_end[ended] = 0, steps + 1
             steps += 1
+            if episodes is not None and steps % max_steps == 0 and steps - last_end.min() >= max_steps:
+                late = int(np.argmin(last_end))
+                raise RunError(
+                    f"{env.name}, slot {late}: an episode has not ended after {max_steps:,} steps;"
+                    f" {count[late]} of {episodes} are complete; if episodes are that long, raise max_steps"
+                )
             if eval_timesteps is not None:
                 progress(steps, eval_timesteps)
             elif len(ended):
@@ -86,6 +97,27 @@ def evaluate_in_context(
     for row, slot, value in returns:
         table[row, slot] = value
     return InContextResult(table if episodes is None else table[:episodes], steps)
+
+
+def _checked(model: AD | Agent, vec_env: Any) -> CheckedEnv:
+    """``vec_env`` under watch; ``SpaceError`` unless ``model`` was trained for its spaces.
+
+    An environment that does not tell its spaces must show what the model's spaces contain.
+    """
+    env = as_batched(vec_env)
+    name = env.name if isinstance(env, CheckedEnv) else type(vec_env).__name__
+    found: list[Any] = []
+    for kind in ("observation_space", "action_space"):
+        found.append(getattr(env, kind, None))
+        if isinstance(model, AD) and found[-1] is not None:
+            where = f"{name} has another {kind.replace('_', ' ')} than the model"
+            check_same(where, getattr(model.config, kind), to_spec(found[-1]))
+    if isinstance(env, CheckedEnv):
+        return env
+    if isinstance(model, AD) and found[0] is None:
+        specs: Any = model.config.observation_space, model.config.action_space
+        return CheckedEnv(env, name, *map(from_spec, specs), bounded=True)
+    return CheckedEnv(env, name, *found)
 
 
 def evaluate_tasks(
@@ -107,7 +139,7 @@ def evaluate_tasks(
     seeds = np.array([seed64(seed, "evaluation environment", k) >> 1 for k in range(len(slots))], np.int64)
     if isinstance(model, AD):
         options["seed"] = seed
-    env = family.make(slots, seeds)
+    env = checked_slots(family, slots, seeds)
     result = evaluate_in_context(model, env, episodes=episodes, progress=progress, **options)
     return result.reward_episode.T.reshape(len(tasks), rollouts, episodes)
 
@@ -139,4 +171,8 @@ def evaluate_imitation(model: AD, sampler: WindowSampler, batches: int) -> Imita
     """Cross-entropy and accuracy of the first ``batches`` batches of ``sampler``."""
     with evaluating(model):
         losses, hits = zip(*(model.loss(sampler.batch(step)) for step in range(batches)), strict=True)
+    if not torch.stack(losses).isfinite().all():
+        raise NumericalError(
+            f"the cross-entropy of {type(model).__name__} on recorded histories is not finite"
+        )
     return Imitation(float(torch.stack(hits).mean()), float(torch.stack(losses).mean()))

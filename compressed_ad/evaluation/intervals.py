@@ -34,7 +34,7 @@ _TAIL = (1 + CONFIDENCE) / 2
 
 @dataclass(frozen=True)
 class Interval:
-    """An aggregate of n runs and its 95 % interval; ``low`` and ``high`` are NaN where nothing varies."""
+    """An aggregate of n runs and its 95 % interval; ``low`` and ``high`` are NaN where there can be none."""
 
     value: float
     low: float
@@ -112,20 +112,31 @@ def crossed_bootstrap(
     bootstrap variances (runs only, tasks only, both), times Student's t over the normal quantile with
     Satterthwaite's degrees of freedom. The shape (skewness) stays that of the percentiles.
 
-    With R = 1 the interval speaks of tasks only, with N = 1 of runs only; with both 1 it is NaN. ``n`` is the
-    number of resamples, drawn with ``seed``. The interval is cut to ``limits``, the range that the true value
-    can have. Paired differences of two methods are scores as well.
+    Runs and tasks without any score do not count. One task says nothing of other tasks, so it gives no
+    interval (NaN). With R = 1 the interval speaks of tasks only. Scores (R,) of whole runs are resampled by
+    run alone. ``n`` is the number of resamples, drawn with ``seed``. The interval is cut to ``limits``, the
+    range that the true value can have. Paired differences of two methods are scores as well.
     """
-    values = np.asarray(scores, dtype=np.float64)
-    if values.ndim != 2:
-        raise ValueError(f"scores: expected (runs, tasks), got shape {values.shape}")
+    given = np.asarray(scores, dtype=np.float64)
+    if given.ndim not in (1, 2):
+        raise ValueError(f"scores: expected (runs, tasks) or (runs,), got shape {given.shape}")
+    by_task = given.reshape(len(given), -1)
+    values = by_task[np.ix_(*counted(by_task))]
 
     def resampled(runs: Indices, tasks: Indices) -> Floats:
         picked = values[runs[:, :, None], tasks[:, None, :]]
         return np.asarray(statistic(picked.reshape(len(runs), -1), axis=-1))
 
-    found = _crossed(resampled, values.shape, n, seed, limits)
+    if values.size == 0:
+        return Interval(math.nan, math.nan, math.nan, len(given), of=statistic.__name__)
+    found = _crossed(resampled, values.shape, n, seed, limits, by_task=given.ndim == 2)
     return replace(found, of=statistic.__name__)
+
+
+def counted(scores: Floats) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which runs (R,) and which tasks (N,) have any of the ``scores`` (R, N)."""
+    known = ~np.isnan(scores)
+    return np.asarray(known.any(axis=1)), np.asarray(known.any(axis=0))
 
 
 def bootstrap_curve(curves: ArrayLike, statistic: Statistic = mean, *, n: int = 500, seed: int = 0) -> Floats:
@@ -145,6 +156,10 @@ def probability_of_improvement(a: ArrayLike, b: ArrayLike, *, n: int = 1000, see
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape:
         raise ValueError(f"paired scores need one shape, got {first.shape} and {second.shape}")
+    runs, tasks = counted(second - first)
+    first, second = (scores[np.ix_(runs, tasks)] for scores in (first, second))
+    if first.size == 0:
+        return Interval(math.nan, math.nan, math.nan, len(runs))
     gap = second[:, None, :] - first[None, :, :]
     wins = np.where(np.isnan(gap), np.nan, (gap > 0) + 0.5 * (gap == 0))
 
@@ -168,6 +183,7 @@ def _crossed(
     n: int,
     seed: int,
     limits: tuple[float, float],
+    by_task: bool = True,
 ) -> Interval:
     """The interval of ``crossed_bootstrap``; ``resampled`` maps indices (n, R), (n, N) to (n,)."""
     n_run, n_task = shape
@@ -175,16 +191,16 @@ def _crossed(
     runs, tasks = generator.integers(n_run, size=(n, n_run)), generator.integers(n_task, size=(n, n_task))
     all_runs, all_tasks = np.arange(n_run)[None], np.arange(n_task)[None]
     estimate = float(resampled(all_runs, all_tasks)[0])
-    if not np.isfinite(estimate) or n_run * n_task == 1:
+    if not np.isfinite(estimate) or (n_task if by_task else n_run) == 1:
         return Interval(estimate, math.nan, math.nan, n_run)
 
     both = resampled(runs, tasks)
-    by_run = resampled(runs, np.repeat(all_tasks, n, axis=0)) if n_run > 1 else np.full(n, estimate)
-    by_task = resampled(np.repeat(all_runs, n, axis=0), tasks) if n_task > 1 else np.full(n, estimate)
+    of_runs = resampled(runs, np.repeat(all_tasks, n, axis=0)) if n_run > 1 else np.full(n, estimate)
+    of_tasks = resampled(np.repeat(all_runs, n, axis=0), tasks) if n_task > 1 else np.full(n, estimate)
     total = float(np.nanvar(both))
     if total <= 0.0:
         return Interval(estimate, estimate, estimate, n_run)
-    run, task = float(np.nanvar(by_run)) / total, float(np.nanvar(by_task)) / total
+    run, task = float(np.nanvar(of_runs)) / total, float(np.nanvar(of_tasks)) / total
 
     # Unbiased parts of a two-way layout: run = A + E, task = B + E, interaction = E, wanted = A + B + E;
     # all as shares of the variance of the crossed resamples.

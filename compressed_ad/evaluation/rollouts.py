@@ -6,6 +6,7 @@ Letters used in shapes: N tasks, M rollouts of each, T steps, E in-context episo
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +86,7 @@ class _Recorder:
 
     def observe(self, actions: AnyArray, step: Step) -> None:
         self.actions.append(np.array(actions))
-        self.steps.append(Step(**{name: np.array(value) for name, value in vars(step).items()}))
+        self.steps.append(copy.deepcopy(step))
         self.agent.observe(actions, step)
 
 

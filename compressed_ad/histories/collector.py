@@ -8,6 +8,7 @@ the process that learns it. Finished tasks are on disk at once: whatever ends a 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,16 +18,19 @@ from typing import Any
 import numpy as np
 
 from compressed_ad import registry
-from compressed_ad.errors import ConfigError, RunError
+from compressed_ad.errors import ConfigError, HistoryError, RunError, UsageError, users_code
+from compressed_ad.files import locked
 from compressed_ad.histories.file import HistoryFile, HistoryInfo, HistoryWriter, marking_provenance, remark
 from compressed_ad.learners.base import Blocks, Checks, SourceLearner, Told
-from compressed_ad.marking.apply import apply_marker, find_marker, marker_name, task_seed
+from compressed_ad.learners.conformance import first_stream_problem
+from compressed_ad.marking.apply import find_marker, mark_task, marker_name
 from compressed_ad.marking.conformance import marker_faults
 from compressed_ad.marking.markers import Marker
 from compressed_ad.settings import Count
 from compressed_ad.tasks.base import TaskFamily, family_specs
+from compressed_ad.tasks.conformance import static_problems
 from compressed_ad.tasks.split import choose_tasks, split_family
-from compressed_ad.types import AnyArray, IntArray, Split
+from compressed_ad.types import AnyArray, History, IntArray, Split
 from compressed_ad.workers import Parts, Pool, Report, ShouldStop, WorkerPool
 
 MAX_BLOCK = 8
@@ -35,6 +39,9 @@ MAX_BLOCK = 8
 
 def history_path(directory: str | Path, family_name: str, learner_name: str, seed: int) -> Path:
     """The path of a collection, e.g. ``datasets/history_darkroom_PPO_alg-seed0_compressed.hdf5``."""
+    for kind, name in (("task family", family_name), ("learner", learner_name)):
+        if not isinstance(name, str) or not re.fullmatch(r"[^/\\\0]{1,100}", name):
+            raise UsageError(f"the {kind}'s name must fit a file name (1 to 100 letters, no /), not {name!r}")
     return Path(directory) / f"history_{family_name}_{learner_name}_alg-seed{seed}_compressed.hdf5"
 
 
@@ -62,6 +69,7 @@ def collect(
     split: Split | None = None,
     checked: bool = False,
     n_process: Count = 1,
+    timeout: float | None = None,
     pool: Pool | None = None,
     block_size: Count | None = None,
     resume: bool = False,
@@ -77,11 +85,13 @@ def collect(
     instead, and ``checked`` if learner and marker are known to fit. ``family_name``, ``family_kwargs`` and
     ``learner_config`` are stored so that family and learner can be built again.
     A file that exists at ``path`` is continued with ``resume`` (a finished one is left as it is, marks
-    included), replaced with ``overwrite``, else refused with ``HistoryError``.
+    included), replaced with ``overwrite``, else refused with ``HistoryError``; so is a second collection into
+    ``path`` while one is at work.
 
     With ``n_process > 1`` worker processes of one thread each learn blocks of ``block_size`` tasks; they are
     spawned, so a script must call this under ``if __name__ == "__main__":``. Or ``pool`` has the workers.
-    A block whose worker dies is tried once more, alone. ``progress`` is called with the environment steps
+    A block whose worker dies is tried once more, alone; one without progress for ``timeout`` seconds is ended
+    with a ``RunError``. ``progress`` is called with the environment steps
     done so far and their total, all tasks and streams together.
 
     Raises ``UsageError`` before anything is started, ``RunError`` when a worker dies twice, and whatever the
@@ -95,34 +105,38 @@ def collect(
             raise ConfigError(f"marker {marker_name(marker)!r}: {problem}" for problem in problems)
     if isinstance(learner, Checks) and not checked:
         learner.check(family, n_timesteps=n_timesteps, n_stream=n_stream)
-    all_tasks = family.tasks()
-    if task_ids is None:
-        task_ids = choose_tasks(len(all_tasks), seed, n_task)
-    if split is None:
-        parts = {"train": train, "validation": validation, "heldout": heldout}
-        split = split_family(family, task_ids, seed if split_seed is None else split_seed, **parts)
-    tasks = all_tasks[task_ids]
+    with users_code(f"task family {family_name!r}"):
+        if problems := list(static_problems(family)):
+            raise UsageError(f"{family.name}: {'; '.join(problems)}")
+        all_tasks = family.tasks()
+        if task_ids is None:
+            task_ids = choose_tasks(len(all_tasks), seed, n_task)
+        if split is None:
+            parts = {"train": train, "validation": validation, "heldout": heldout}
+            split = split_family(family, task_ids, seed if split_seed is None else split_seed, **parts)
+        tasks = all_tasks[task_ids]
+        returns = family.optimal_return(tasks), family.random_return(tasks)
+        spaces, horizon = family_specs(family), family.horizon
     told = {"told": learner.told} if isinstance(learner, Told) else {}
+    most = max(1, learner.block_size(family, **sizes)) if isinstance(learner, Blocks) else MAX_BLOCK
     info = HistoryInfo(
         family=family_name,
         family_kwargs=dict(family_kwargs or {}),
-        spaces=family_specs(family),
-        horizon=family.horizon,
+        spaces=spaces,
+        horizon=horizon,
         learner=learner.name,
         config={**(learner_config or {}), **sizes, "task_ids": task_ids.tolist(), **told},
         seed=seed,
     )
-    writer = HistoryWriter(
-        path, info, split, tasks, family.optimal_return(tasks), family.random_return(tasks),
-        resume=resume, overwrite=overwrite,
-    )  # fmt: skip
-    most = max(1, learner.block_size(family, **sizes)) if isinstance(learner, Blocks) else MAX_BLOCK
-    job = _Job(family, learner, writer, tasks, task_ids, sizes, seed, marker, params)
-    done = writer.done_tasks()
-    with WorkerPool(n_process) if pool is None else nullcontext(pool) as workers:
-        blocks = _blocks(
-            np.setdiff1d(np.arange(len(tasks)), sorted(done)), workers.n_process, block_size, most
-        )
+    with (
+        locked(Path(path), file=True, error=HistoryError),
+        WorkerPool(n_process) if pool is None else nullcontext(pool) as workers,
+    ):
+        writer = HistoryWriter(path, info, split, tasks, *returns, resume=resume, overwrite=overwrite)
+        job = _Job(family, learner, writer, tasks, task_ids, sizes, seed, marker, params)
+        done = writer.done_tasks()
+        left = np.setdiff1d(np.arange(len(tasks)), sorted(done))
+        blocks = _blocks(left, workers.n_process, block_size, most)
         units = {f"tasks {block.tolist()}": (block,) for block in blocks}
         total = Parts(
             lambda done, total, text: progress(done, total),
@@ -131,9 +145,9 @@ def collect(
             before=len(done),
         )
         # What a block has not stored cannot be saved, so none is waited for.
-        workers.run(job.learn, units, progress=total, retry=True, patience=0.0)
-    # Tasks finished earlier may carry the masks of another marker: then all are marked again, at the end.
-    writer.finish(None if done or marker is None else marking_provenance(marker, params, seed))
+        workers.run(job.learn, units, progress=total, retry=True, patience=0.0, timeout=timeout)
+        # Tasks finished earlier may carry the masks of another marker: then all are marked again, at the end.
+        writer.finish(None if done or marker is None else marking_provenance(marker, params, seed))
     if marker is not None and HistoryFile(path, verify=False).marking is None:
         remark(path, marker, params, seed=seed)
     return Path(path)
@@ -178,10 +192,13 @@ class _Job:
             if should_stop():
                 raise KeyboardInterrupt  # what a block has not stored cannot be saved
 
-        histories = self.learner.learn(
-            self.family, self.task_ids[todo], self.tasks[todo],
-            **self.sizes, seed=self.seed, progress=progress,
-        )  # fmt: skip
+        with users_code(f"learner {name!r}, tasks {todo.tolist()}"):
+            histories = self.learner.learn(
+                self.family, self.task_ids[todo], self.tasks[todo],
+                **self.sizes, seed=self.seed, progress=progress,
+            )  # fmt: skip
+            if not isinstance(histories, list) or not all(isinstance(h, History) for h in histories):
+                raise TypeError("learn() must return a list of History")
         if len(histories) != len(todo):
             raise RunError(f"{name} gave {len(histories)} histories of {len(todo)} tasks")
         shape = (self.sizes["n_learner"] * self.sizes["n_stream"], self.sizes["n_timesteps"])
@@ -190,7 +207,10 @@ class _Job:
             if got != shape:
                 raise RunError(f"{name}, task {index}: expected (stream, time) {shape}, got {got}")
             history.check_finite(f"{name}, task {index}")
+            problem = first_stream_problem(self.family, self.tasks[index], history)
+            if problem:
+                raise RunError(f"{name} on {self.family.name}, task {index}: {problem}")
             if marker is not None:
-                seed = task_seed(self.seed, index)
-                history = history.with_mask(apply_marker(marker, history, seed=seed, **self.marker_params))
+                mask = mark_task(marker, history, index, seed=self.seed, **self.marker_params)
+                history = history.with_mask(mask)
             self.writer.append(index, history)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,10 +26,11 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import HistoryError
+from compressed_ad.files import locked
 from compressed_ad.histories import hdf5, header as head
 from compressed_ad.histories.hdf5 import Group, child, opened, read, write_array
 from compressed_ad.histories.header import Header, HistoryInfo, short
-from compressed_ad.marking.apply import REQUIRED, apply_marker, marker_name, marker_parameters, task_seed
+from compressed_ad.marking.apply import REQUIRED, mark_task, marker_name, marker_parameters
 from compressed_ad.marking.markers import Marker
 from compressed_ad.marking.statistics import MarkingStatistics, marking_statistics
 from compressed_ad.types import AnyArray, BoolArray, History, SpaceSpec, Split, shape_of, sizes, starts
@@ -58,8 +60,9 @@ class HistoryWriter:
     ``split``, ``tasks`` (N, P), ``optimal_return`` (N,) or None and ``random_return`` (N,) describe all tasks
     of the family; histories are expected for the tasks of the split. A collection that exists at ``path``,
     finished or not, is continued with ``resume`` and replaced with ``overwrite``; otherwise it is refused
-    with ``HistoryError``. ``resume`` also refuses a collection of another configuration. It drops damaged
-    shards and lists them in ``dropped``.
+    with ``HistoryError``. The old file stays until the new one is whole, and ``resume`` continues an
+    ``overwrite`` that was interrupted. ``resume`` also refuses a collection of another configuration. It
+    drops damaged shards and lists them in ``dropped``.
     """
 
     def __init__(
@@ -77,21 +80,29 @@ class HistoryWriter:
         self.path = Path(path)
         self.shards = self.path.with_name(self.path.name + ".shards")
         self.dropped: list[str] = []
+        self._shape: tuple[int, int] | None = None  # (streams, steps) of the tasks on disk
         optimal = None if optimal_return is None else np.asarray(optimal_return, dtype=np.float64)
         random = np.asarray(random_return, dtype=np.float64)
         self._header = Header(info, split, np.asarray(tasks), optimal, random)
-        self._finished = resume and self.path.exists()
+        if optimal is not None and not (optimal >= random - 1e-9).all():
+            i = int(np.argmin(optimal >= random - 1e-9))
+            problem = f"optimal_return of task {i} is {optimal[i]:g}, but its random_return is {random[i]:g}"
+            raise HistoryError(f"{info.family}: {problem}; no policy may earn more than the optimal one")
+        self._plain = self._header.plain()
+        self._finished = resume and self.path.exists() and not self._replacing()
         if resume:
             if self._finished:
-                self._require_same_header(self.path)
+                with opened(self.path) as file:
+                    self._require_same_header(self.path, file)
             damaged = []
             for shard in self._shard_files():
                 try:
-                    hdf5.verify(shard)
+                    with opened(shard) as file:
+                        self._require_same_header(shard, file)
+                except _OtherHeaderError:
+                    raise
                 except HistoryError as error:
                     damaged.append((shard, str(error)))
-                else:
-                    self._require_same_header(shard)
             for shard, cause in damaged:
                 self.dropped.append(f"{cause}: dropped, task {shard.stem} is collected again")
                 logging.getLogger(__name__).warning(self.dropped[-1])
@@ -121,7 +132,16 @@ class HistoryWriter:
         """
         if task_id not in self._header.task_ids:
             raise HistoryError(f"{self.path}: task {task_id} is in no part of the split")
-        _check_history(f"{self.path}: task {task_id}", history, self._header.info)
+        where = f"{self.path}: task {task_id}"
+        _check_history(where, history, self._header.info)
+        other = next((shard for shard in self._shard_files() if shard.stem != str(task_id)), None)
+        if other is not None:
+            if self._shape is None:
+                with opened(other, check=False) as shard:
+                    self._shape = child(shard, other.stem, Group)["rewards"].shape
+            if history.rewards.shape != self._shape:
+                got = f"(streams, steps) {history.rewards.shape}, task {other.stem} has {self._shape}"
+                raise HistoryError(f"{where} has {got}; all tasks of a file must have the same")
 
         def fill(file: Group) -> None:
             self._header.write(file)
@@ -134,7 +154,6 @@ class HistoryWriter:
             for name, array in history.per_step():
                 write_array(group, name, array.astype(_dtype(name, self._header.info), copy=False))
 
-        self.shards.mkdir(parents=True, exist_ok=True)
         hdf5.write_file(self.shards / f"{task_id}.h5", fill)
 
     def finish(self, marking: Mapping[str, Any] | None = None) -> None:
@@ -159,7 +178,9 @@ class HistoryWriter:
         shapes: dict[tuple[int, ...], int] = {}
         masks = []
         for task in tasks:
-            with opened(self.shards / f"{task}.h5") as shard:
+            path = self.shards / f"{task}.h5"
+            with opened(path) as shard:
+                self._require_same_header(path, shard)
                 shard.copy(str(task), file)
             group = file[str(task)]
             shapes.setdefault(group["rewards"].shape, task)
@@ -182,33 +203,47 @@ class HistoryWriter:
     def _shard_files(self) -> Iterator[Path]:
         return (shard for shard in self.shards.glob("*.h5") if shard.stem.isdecimal())
 
-    def _require_same_header(self, path: Path) -> None:
-        with opened(path) as file:
-            differing = head.differences(Header.read(file).plain(), self._header.plain())
+    def _replacing(self) -> bool:
+        """Whether the finished file is to be replaced by shards that were begun after it."""
+        newest = max((shard.stat().st_mtime_ns for shard in self._shard_files()), default=0)
+        return newest > self.path.stat().st_mtime_ns
+
+    def _require_same_header(self, path: Path, file: Group) -> None:
+        differing = head.differences(Header.read(file).plain(), self._plain)
         if differing:
-            raise HistoryError(
+            raise _OtherHeaderError(
                 f"{path} was collected with another configuration and is left alone ({'; '.join(differing)})"
             )
+
+
+class _OtherHeaderError(HistoryError):
+    """A file of another configuration."""
 
 
 class HistoryFile:
     """A finished history file, for reading.
 
+    What it reads belongs together: once the file has changed, every later read is a ``HistoryError``.
+
     Opening it verifies its checksum. ``verify=False`` skips that; use it only for a file that was just
-    written or verified, because HDF5 itself may crash on damaged metadata.
+    written or verified, because HDF5 itself may crash on damaged metadata. ``digest`` is that of an earlier
+    opening, if the file must not have changed since.
 
     Raises ``HistoryError``, naming file and cause, for a file that is missing, empty, truncated, changed,
     foreign, of another format version, or of a shape that its size rules out. Nothing in it is executed.
     """
 
-    def __init__(self, path: str | Path, *, verify: bool = True) -> None:
+    def __init__(self, path: str | Path, *, verify: bool = True, digest: str | None = None) -> None:
         self.path = Path(path)
-        with opened(self.path, check=verify) as file:
+        self._digest = hdf5.stored_digest(self.path) if digest is None else digest
+        with self.opened(check=verify) as file:
             header = Header.read(file)
+            if verify:
+                head.refuse_copies(file, header.split)
             self.versions: dict[str, str] = hdf5.json_attribute(file, "versions")
             self.marking = head.read_marking(file)
             shape = read(child(file, str(header.task_ids[0]), Group), "rewards", "f").shape
-        if len(shape) != 2:
+        if len(shape) != 2 or 0 in shape:
             raise HistoryError(f"{self.path}: rewards: expected (stream, time), got shape {shape}")
         self.n_stream, self.n_step = shape
         self.info, self.split, self.task_ids = header.info, header.split, header.task_ids
@@ -222,6 +257,10 @@ class HistoryFile:
             f" {self.n_stream} streams x {self.n_step} steps of {self.info.learner}, {marked}>"
         )
 
+    def opened(self, *, check: bool = False) -> AbstractContextManager[Group]:
+        """The open HDF5 file, if it is still the one that was opened first."""
+        return opened(self.path, check=check, digest=self._digest)
+
     def load(self, task_ids: Iterable[int] | None = None) -> dict[int, History]:
         """Histories by task index; all tasks if ``task_ids`` is None.
 
@@ -233,13 +272,13 @@ class HistoryFile:
         if unknown:
             has = f"it has {len(self.task_ids)} tasks"
             raise HistoryError(f"{self.path}: has no task {short(unknown)}; {has}")
-        with opened(self.path, check=False) as file:
+        with self.opened() as file:
             return {task: self._load(file, task) for task in chosen}
 
     def statistics(self) -> MarkingStatistics:
         """Marked steps in all and by tenth of training; ``HistoryError`` if the file is not marked."""
         masks = []
-        with opened(self.path, check=False) as file:
+        with self.opened() as file:
             for task in self.task_ids.tolist():
                 group = child(file, str(task), Group)
                 if "compression_mask" not in group:
@@ -249,7 +288,7 @@ class HistoryFile:
 
     def training_scales(self) -> head.Scales:
         """The scales that models standardise by; if the file lacks them, its training tasks are read."""
-        with opened(self.path, check=False) as file:
+        with self.opened() as file:
             if head.SCALES in file:
                 group, names = child(file, head.SCALES, Group), ("observation_mean", "observation_std")
                 mean, std = (read(group, name, "f") if name in group else None for name in names)
@@ -259,7 +298,8 @@ class HistoryFile:
 
     def digest(self) -> str:
         """SHA-256 of the file's content (hex), for the provenance of results."""
-        return hdf5.stored_digest(self.path)
+        with self.opened():
+            return self._digest
 
     def _load(self, file: Group, task: int) -> History:
         group = child(file, str(task), Group)
@@ -268,6 +308,10 @@ class HistoryFile:
             for name, column in COLUMNS.items()
             if name not in OPTIONAL or name in group
         }
+        for name, array in arrays.items():
+            if not isinstance(COLUMNS[name], str) and array.dtype != COLUMNS[name]:
+                kind = np.dtype(COLUMNS[name]).name
+                raise HistoryError(f"{self.path}: task {task}: {name} of dtype {array.dtype}, not {kind}")
         history = History(**arrays, learner=read(group, "learner", "i"))
         if (history.n_stream, history.n_step) != (self.n_stream, self.n_step):
             shapes = f"{(history.n_stream, history.n_step)}, others {(self.n_stream, self.n_step)}"
@@ -290,19 +334,31 @@ def remark(
     The file is replaced atomically once all tasks are marked: after kill -9 the old one is whole.
     ``progress`` is called with the number of tasks done since its last call.
     """
-    source, params = HistoryFile(path), dict(params or {})
-    if output is not None and Path(output).exists():
-        raise HistoryError(f"{output} exists; choose another path")
+    source, target = HistoryFile(path), Path(path if output is None else output)
+    with locked(target, file=True, error=HistoryError):
+        if output is not None and target.exists():
+            raise HistoryError(f"{output} exists; choose another path")
+        return _remark(source, target, marker, dict(params or {}), seed, progress)
+
+
+def _remark(
+    source: HistoryFile,
+    target: Path,
+    marker: str | Marker,
+    params: dict[str, Any],
+    seed: int,
+    progress: Callable[[int], None],
+) -> MarkingStatistics:
     marking = marking_provenance(marker, params, seed)
     masks: dict[int, BoolArray] = {}
     for task in source.task_ids.tolist():
         history = source.load([task])[task]
-        masks[task] = apply_marker(marker, history, seed=task_seed(seed, task), **params)
+        masks[task] = mark_task(marker, history, task, seed=seed, **params)
         progress(1)
     statistics = marking_statistics(masks.values())
 
     def fill(file: Group) -> None:
-        with opened(source.path, check=False) as old:
+        with source.opened() as old:
             for name, value in old.attrs.items():
                 if name not in head.MARKING_ATTRIBUTES:
                     file.attrs[name] = value
@@ -319,7 +375,7 @@ def remark(
                 write_array(group, "compression_mask", mask)
         head.write_marking(file, statistics, marking)
 
-    hdf5.write_file(source.path if output is None else Path(output), fill)
+    hdf5.write_file(target, fill)
     return statistics
 
 
@@ -371,6 +427,8 @@ def _check_history(where: str, history: History, info: HistoryInfo) -> None:
         if outside.any():
             place = np.argwhere(outside)[0]
             raise HistoryError(f"{where}: {name}{place.tolist()} is {array[tuple(place)]}, outside {spec}")
+    if (history.learner < 0).any() or (history.update < 0).any():
+        raise HistoryError(f"{where}: learner and update are numbers from 0 on")
     probs = history.action_probs
     if ((probs < 0) | (probs > 1 + 1e-5)).any():
         raise HistoryError(f"{where}: action_probs reach from {np.nanmin(probs)} to {np.nanmax(probs)}")

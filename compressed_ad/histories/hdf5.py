@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,12 +19,13 @@ import h5py
 import numpy as np
 
 from compressed_ad.errors import CompressedADError, ConfigError, HistoryError
-from compressed_ad.files import file_digest, write_atomically
+from compressed_ad.files import write_atomically
 from compressed_ad.types import AnyArray
 
 FORMAT_VERSION = 1
 
 Group: TypeAlias = h5py.Group
+Dataset: TypeAlias = h5py.Dataset
 
 _BLOCK = 512
 _MAGIC = b"compressed_ad history"
@@ -75,29 +77,45 @@ def read(parent: Group, name: str, kinds: str) -> AnyArray:
 
 
 @contextmanager
-def opened(path: Path, *, check: bool = True) -> Iterator[h5py.File]:
+def opened(path: Path, *, check: bool = True, digest: str | None = None) -> Iterator[h5py.File]:
     """An open history file; every error inside becomes a ``HistoryError`` that names ``path``.
 
-    ``check`` verifies the checksum first, which reads the whole file.
+    ``check`` verifies the checksum first, which reads the whole file. ``digest`` is the one that the file had
+    when it was first opened, and must still have.
     """
-    (verify if check else stored_digest)(path)
-    # No lock: files are never written in place, and some network file systems cannot lock.
-    with _named(path, "a history file"), h5py.File(path, "r", locking=False) as file:
-        version = attribute(file, "format_version", int)
-        if version != FORMAT_VERSION:
-            raise HistoryError(f"format version {version}; this version reads {FORMAT_VERSION}")
-        yield file
+    source = _source(path)
+    # HDF5 reads the open file, not the path: so it locks nothing, another handle of this process does not
+    # matter, and what is read is what was verified, even if the file is replaced meanwhile.
+    with source, _named(path, "a history file"):
+        stated = _digest_in(path, source)
+        if digest is not None and stated != digest:
+            raise HistoryError(f"{path}: has changed since it was opened; open it again")
+        source.seek(_BLOCK)
+        if check and hashlib.file_digest(source, "sha256").hexdigest() != stated:
+            raise HistoryError(f"{path}: is damaged, or was changed by another program (checksum differs)")
+        with h5py.File(source, "r") as file:
+            _require_version(file)
+            yield file
+
+
+def _require_version(file: Group) -> None:
+    version = attribute(file, "format_version", int)
+    if version != FORMAT_VERSION:
+        raise HistoryError(f"format version {version}; this version reads {FORMAT_VERSION}")
 
 
 @contextmanager
 def foreign(path: Path) -> Iterator[h5py.File]:
     """An open HDF5 file of another program; every error inside becomes a ``HistoryError``."""
-    if _first_block(path).startswith(_MAGIC):
-        raise HistoryError(f"{path}: is a history file of compressed_ad already")
-    if not h5py.is_hdf5(path):
-        raise HistoryError(f"{path}: is not an HDF5 file")
-    with _named(path, "an HDF5 file"), h5py.File(path, "r", locking=False) as file:
-        yield file
+    source = _source(path)
+    with source, _named(path, "an HDF5 file"):
+        block = _first_block(path, source)
+        if block.startswith(_MAGIC):
+            raise HistoryError(f"{path}: is a history file of compressed_ad already")
+        if not h5py.is_hdf5(path):
+            raise HistoryError(f"{path}: is not an HDF5 file")
+        with h5py.File(source, "r") as file:
+            yield file
 
 
 @contextmanager
@@ -105,8 +123,9 @@ def _named(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except HistoryError as error:
-        text = str(error)
-        raise HistoryError(text if text.startswith(str(path)) else f"{path}: {text}") from error
+        if str(error).startswith(str(path)):
+            raise
+        raise HistoryError(f"{path}: {error}") from error
     except CompressedADError:
         raise
     except MemoryError as error:
@@ -118,7 +137,13 @@ def _named(path: Path, kind: str) -> Iterator[None]:
 
 def stored_digest(path: Path) -> str:
     """The digest in the user block of a history file, once the block has proved sound."""
-    block = _first_block(path)
+    source = _source(path)
+    with source, _named(path, "a history file"):
+        return _digest_in(path, source)
+
+
+def _digest_in(path: Path, source: BufferedReader) -> str:
+    block = _first_block(path, source)
     if not block.startswith(_MAGIC):
         if block.startswith(b"\x89HDF\r\n\x1a\n"):
             raise HistoryError(f"{path}: is an HDF5 file, but not one of compressed_ad; try: cad import")
@@ -133,22 +158,17 @@ def stored_digest(path: Path) -> str:
     return digest
 
 
-def _first_block(path: Path) -> bytes:
+def _first_block(path: Path, source: BufferedReader) -> bytes:
+    if block := source.read(_BLOCK):
+        return block
+    raise HistoryError(f"{path}: is empty")
+
+
+def _source(path: Path) -> BufferedReader:
     try:
-        with path.open("rb") as file:
-            block = file.read(_BLOCK)
+        return path.open("rb")
     except OSError as error:
         raise HistoryError(f"{path}: {error.strerror or error}") from error
-    if not block:
-        raise HistoryError(f"{path}: is empty")
-    return block
-
-
-def verify(path: Path) -> None:
-    """Raise ``HistoryError`` unless the content of ``path`` has the stored digest."""
-    stated = stored_digest(path)
-    if file_digest(path, _BLOCK) != stated:
-        raise HistoryError(f"{path}: is damaged, or was changed by another program (checksum differs)")
 
 
 def _block(digest: str) -> bytes:

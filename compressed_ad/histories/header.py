@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -14,11 +15,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressed_ad.errors import HistoryError
+from compressed_ad.errors import HistoryError, SpaceError
 from compressed_ad.histories import hdf5
-from compressed_ad.histories.hdf5 import Group, attribute, json_attribute, json_text
+from compressed_ad.histories.hdf5 import Dataset, Group, attribute, json_attribute, json_text
 from compressed_ad.marking.statistics import MarkingStatistics
-from compressed_ad.types import AnyArray, FloatArray, IntArray, SpaceSpec, Split, features
+from compressed_ad.types import (
+    LONGEST,
+    AnyArray,
+    FloatArray,
+    IntArray,
+    SpaceSpec,
+    Split,
+    check_spec,
+    features,
+)
 
 
 @dataclass(frozen=True)
@@ -45,13 +55,33 @@ class Header:
     random_return: FloatArray  # (N,)
 
     def __post_init__(self) -> None:
-        count = len(self.tasks)
+        info, count = self.info, len(self.tasks)
+        if not 1 <= info.horizon <= LONGEST or info.seed < 0:
+            raise HistoryError(f"horizon {info.horizon} or seed {info.seed} is out of range")
+        names = (info.family, info.learner, json_text("family_kwargs", info.family_kwargs))
+        if any(len(text) > most for text, most in zip(names, (300, 300, 1 << 16), strict=True)):
+            raise HistoryError("the task family, its parameters or the learner are longer than any real ones")
+        for name, spec in info.spaces.items():
+            try:
+                check_spec(spec)
+            except SpaceError as error:
+                raise HistoryError(f"{name} space: {error}") from error
+        if self.tasks.ndim != 2 or not np.isfinite(self.tasks).all():
+            raise HistoryError(f"tasks: expected rows of finite numbers, got shape {self.tasks.shape}")
         for name in ("optimal_return", "random_return"):
             array = getattr(self, name)
-            if array is not None and array.shape != (count,):
+            if array is None:
+                continue
+            if array.shape != (count,):
                 raise HistoryError(f"{name}: expected ({count},) as there are tasks, got {array.shape}")
+            known = ~np.isnan(array) | (name == "random_return")  # an optimum of NaN is unknown
+            wrong = np.flatnonzero(known & ~np.isfinite(array))
+            if len(wrong):
+                raise HistoryError(f"{name} of task {wrong[0]} is {array[wrong[0]]}")
         if self.task_ids[0] < 0 or self.task_ids[-1] >= count:
             raise HistoryError(f"the split names task {self.task_ids[-1]}, but there are only {count} tasks")
+        if problem := self.split.shared_task(self.tasks):
+            raise HistoryError(problem)
 
     @property
     def task_ids(self) -> IntArray:
@@ -101,6 +131,45 @@ class Header:
         return cls(info, split, tasks, optimal, random)
 
 
+_TOLD_BY = ("actions", "rewards", "states")
+"""The arrays that tell whether two histories are one."""
+FEW_STEPS = 64
+"""Fewer steps than these may agree by chance."""
+
+
+def refuse_copies(file: Group, split: Split) -> None:
+    """Raise ``HistoryError`` if tasks of different parts of ``split`` have the same recorded steps.
+
+    Hard links are one object. Copies are equal in content, which is only read where as many bytes are stored.
+    """
+    stored: dict[tuple[int, ...], list[tuple[str, int, list[Any]]]] = {}
+    seen: dict[Any, tuple[str, int]] = {}
+
+    def meet(key: Any, part: str, task: int) -> None:
+        of, other = seen.setdefault(key, (part, task))
+        if of != part:
+            raise HistoryError(f"task {task} ({part}) has the histories of task {other} ({of})")
+
+    for part, ids in vars(split).items():
+        for task in ids.tolist():
+            group = hdf5.child(file, str(task), Group)
+            data = [hdf5.child(group, name, Dataset) for name in _TOLD_BY]
+            for one in data:
+                meet(one, part, task)
+            stored.setdefault(tuple(one.id.get_storage_size() for one in data), []).append((part, task, data))
+    for alike in stored.values():
+        for part, task, data in alike if len({part for part, _, _ in alike}) > 1 else ():
+            meet(same_steps(*(one[()] for one in data)) or task, part, task)
+
+
+def same_steps(actions: AnyArray, *arrays: AnyArray) -> bytes | None:
+    """A digest that only copies share; None where steps may agree by chance: of few steps or one action."""
+    if actions.size < FEW_STEPS or (actions == actions.flat[0]).all():
+        return None
+    parts = [np.ascontiguousarray(array).tobytes() for array in (actions, *arrays)]
+    return hashlib.sha256(b"".join(parts)).digest()
+
+
 SCALES = "scales"
 """The group of the scales in a file."""
 
@@ -118,6 +187,14 @@ class Scales:
     observation_mean: NDArray[np.float64] | None  # (D,) by component, (C,) by channel; None: not a Box
     observation_std: NDArray[np.float64] | None
     reward: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.reward) and self.reward > 0):
+            raise HistoryError(f"scales/reward is {self.reward}; it must be a number above 0")
+        for name in ("observation_mean", "observation_std"):
+            values = getattr(self, name)
+            if values is not None and not np.isfinite(values).all():
+                raise HistoryError(f"scales/{name} holds NaN or infinity")
 
 
 def measure_scales(tasks: Iterable[Group], observation: SpaceSpec) -> Scales:

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from compressed_ad.registry import Registry
+from compressed_ad.registry import Registry, makes
 from compressed_ad.tasks.base import TaskFamily
 from compressed_ad.types import AnyArray, History, IntArray
 
@@ -87,4 +87,5 @@ LEARNER: Registry[Callable[..., SourceLearner]] = Registry(
         "tabular": "compressed_ad.learners.tabular:TabularQ",
         "rmax": "compressed_ad.learners.rmax:RMax",
     },
+    makes("SourceLearner", "learn"),
 )

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from compressed_ad.errors import CompressedADError
+from compressed_ad.errors import CompressedADError, users_code
 from compressed_ad.learners.base import SourceLearner
-from compressed_ad.tasks.base import TaskFamily
+from compressed_ad.tasks.base import RewardFunction, TaskFamily
 from compressed_ad.tasks.gridworld import Darkroom
 from compressed_ad.tasks.replay import differ, episode_step, play
 from compressed_ad.types import AnyArray, History, IntArray
@@ -77,14 +77,14 @@ class _Trial:
     def _learn(self, what: str, ids: IntArray, tasks: AnyArray, seed: int | None = None) -> list[History]:
         self.reported = 0
         try:
-            histories = self.learner.learn(
-                self.family, ids.copy(), tasks.copy(), n_timesteps=self.n_timesteps, n_learner=_N_LEARNER,
-                n_stream=_N_STREAM, seed=self.seed if seed is None else seed, progress=self._progress,
-            )  # fmt: skip
+            with users_code("learn() fails"):
+                histories = self.learner.learn(
+                    self.family, ids.copy(), tasks.copy(), n_timesteps=self.n_timesteps,
+                    n_learner=_N_LEARNER, n_stream=_N_STREAM, seed=self.seed if seed is None else seed,
+                    progress=self._progress,
+                )  # fmt: skip
         except CompressedADError as error:
             raise _Failed(f"It cannot learn {what}: {error}") from error
-        except Exception as error:  # whatever a user's method raises is the finding
-            raise _Failed(f"It raises {type(error).__name__} while it learns {what}: {error}") from error
         if not isinstance(histories, list) or not all(isinstance(h, History) for h in histories):
             kind = f"a {type(histories).__name__}"
             if isinstance(histories, list):
@@ -99,7 +99,9 @@ class _Trial:
 
     def _history_problems(self, history: History, task: AnyArray) -> list[str]:
         found = list(self._shape_problems(history)) or list(self._value_problems(history))
-        return found or list(self._order_problems(history)) or list(self._replay_problems(history, task))
+        return (
+            found or list(_order_problems(self.family, history)) or list(self._replay_problems(history, task))
+        )
 
     def _shape_problems(self, history: History) -> Iterator[str]:
         shape = (_N_LEARNER * _N_STREAM, self.n_timesteps)
@@ -146,19 +148,6 @@ class _Trial:
             got = history.learner.tolist()
             yield f"learner must be {expected.tolist()}, the learner of each stream, not {got}."
 
-    def _order_problems(self, history: History) -> Iterator[str]:
-        """Wrong transitions from one step to the next."""
-        inner = ~history.episode_end[:, :-1]
-        broken = np.argwhere(inner & differ(history.next_states[:, :-1], history.states[:, 1:]))
-        for stream, step in broken[:1]:
-            where = f"stream {stream} does not after step {step}"
-            yield f"Within an episode states must go on where next_states led; {where}."
-        if (episode_step(history.episode_end) > self.family.horizon).any():
-            yield (
-                f"An episode is longer than the horizon of {self.family.horizon} steps; is its end neither "
-                "terminated nor truncated?"
-            )
-
     def _replay_problems(self, history: History, task: AnyArray) -> Iterator[str]:
         """Differences from a replay of the actions, if the family is deterministic."""
         slots = np.repeat(task[None], history.n_stream, axis=0)
@@ -203,6 +192,37 @@ class _Trial:
             if np.array_equal(one, other):
                 yield "Its two learners of a task do the same; each must draw numbers of its own."
                 break
+
+
+def first_stream_problem(family: TaskFamily, task: AnyArray, history: History) -> str | None:
+    """What the first stream of ``history`` shows that it cannot be a record of ``task`` (P,), if anything."""
+    arrays = {name: array[:1] for name, array in history.per_step()}
+    one = History(learner=history.learner[:1], **arrays)
+    for problem in _order_problems(family, one):
+        return problem
+    if isinstance(family, RewardFunction):
+        start = np.concatenate([[True], one.episode_end[0, :-1]])
+        expected = family.reward(task, one.states[0], one.actions[0], one.next_states[0], start)
+        wrong = differ(one.rewards, np.reshape(expected, one.rewards.shape))
+        if wrong.any():
+            return (
+                f"rewards are not those of the task, first in {_place(wrong)}; are histories in task order?"
+            )
+    return None
+
+
+def _order_problems(family: TaskFamily, history: History) -> Iterator[str]:
+    """Wrong transitions from one step to the next."""
+    inner = ~history.episode_end[:, :-1]
+    broken = np.argwhere(inner & differ(history.next_states[:, :-1], history.states[:, 1:]))
+    for stream, step in broken[:1]:
+        where = f"stream {stream} does not after step {step}"
+        yield f"Within an episode states must go on where next_states led; {where}."
+    if (episode_step(history.episode_end) > family.horizon).any():
+        yield (
+            f"An episode is longer than the horizon of {family.horizon} steps; is its end neither "
+            "terminated nor truncated?"
+        )
 
 
 def _place(wrong: AnyArray) -> str:

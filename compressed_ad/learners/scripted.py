@@ -16,11 +16,12 @@ import scipy
 
 from compressed_ad.errors import ConfigError, SpaceError, UsageError
 from compressed_ad.learners.base import Progress, histories_of_tasks
-from compressed_ad.registry import checked, import_attribute
+from compressed_ad.registry import checked, import_attribute, takes
 from compressed_ad.seeding import SlotDraws, rng
 from compressed_ad.settings import Fraction, NonNegative
 from compressed_ad.tasks.bandit import Bandit, Generators, Rule
 from compressed_ad.tasks.base import TASK_FAMILY, OptimalPolicy, TaskFamily
+from compressed_ad.tasks.checked_env import checked_slots
 from compressed_ad.tasks.random_play import UniformActions
 from compressed_ad.types import Agent, AnyArray, FloatArray, History, IntArray, Step
 
@@ -77,7 +78,7 @@ def record(
     who = [(int(task), stream) for task in task_ids for stream in range(n_stream)]
     agent = make_agent(slots, lambda n: [rng(seed, source, *w) for w in who])
     env_seeds = [int(rng(seed, f"{source} environment", *w).integers(2**63 - 1)) for w in who]
-    env = family.make(slots, np.array(env_seeds, np.int64))
+    env = checked_slots(family, slots, np.array(env_seeds, np.int64), [task for task, _ in who])
     agent.reset(len(slots))
     obs = env.reset()
     rows: dict[str, list[AnyArray]] = {}
@@ -90,7 +91,7 @@ def record(
         if agent.entropy is not None:
             row["entropy"] = np.asarray(agent.entropy, np.float32)
         for name, array in row.items():
-            rows.setdefault(name, []).append(np.array(array))  # a copy: the environment may reuse its array
+            rows.setdefault(name, []).append(np.array(array))  # a copy: an agent may reuse its array
         agent.observe(actions, step)
         obs = step.obs
         progress(len(slots))
@@ -168,7 +169,8 @@ class NoiseDistillation(ScriptedLearner):
         final: Fraction = 0.0,
         schedule: Literal["linear", "cosine", "quadratic"] = "linear",
     ) -> None:
-        self.policy = import_attribute("policy", policy) if isinstance(policy, str) else policy
+        fits = takes("tasks", "obs", "episode_return")
+        self.policy = import_attribute("policy", policy, fits) if isinstance(policy, str) else policy
         if self.policy is not None and not callable(self.policy):
             raise ConfigError(f"noise: policy {policy!r} is a {type(self.policy).__name__}, not a function")
         self.final, self.schedule = final, schedule

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressed_ad.learners.base import LEARNER, SourceLearner
-from compressed_ad.registry import make
+from compressed_ad.registry import make, own_names
 
 
 def make_learner(name: str, config: Mapping[str, Any]) -> SourceLearner:
@@ -22,3 +22,9 @@ def make_learner(name: str, config: Mapping[str, Any]) -> SourceLearner:
 
         return SB3Learner(algorithm, **config)
     return make(LEARNER, name, config, offers="learn")
+
+
+def learner_code(name: str, config: Mapping[str, Any]) -> frozenset[str]:
+    """The names of code from outside this library that a learner would import when it is made."""
+    known = LEARNER.has(name) or name.startswith("sb3:")
+    return own_names([config, "" if known else name])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from compressed_ad.settings import Count, FreeParameters, Settings
+from compressed_ad.settings import Count, FreeParameters, Positive, Settings
 
 
 class AlgorithmSettings(Settings):
@@ -18,3 +18,6 @@ class AlgorithmSettings(Settings):
         default_factory=dict, description="hyper-parameters of the learner (cad list learners)"
     )
     n_process: Count | None = Field(None, description="parallel processes; default: the number of cores")
+    timeout: Positive | None = Field(
+        None, description="seconds without progress after which a worker process is ended; default: never"
+    )

@@ -8,19 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from compressed_ad.errors import ConfigError, MarkerError, UsageError, nearest
-from compressed_ad.marking.markers import MARKER, Marker, without_nan
+from compressed_ad.errors import ConfigError, MarkerError, UsageError, nearest, users_code
+from compressed_ad.marking.markers import FIELD_OF, MARKER, Marker, without_nan
 from compressed_ad.marking.settings import MarkerSettings
 from compressed_ad.registry import Parameters
 from compressed_ad.seeding import seed64
 from compressed_ad.types import AnyArray, BoolArray, History
-
-FIELD_OF = {
-    **dict.fromkeys(("probs", "action_probs", "log_prob"), "action_probs"),
-    **{name: name for name in ("log_prob_next", "entropy", "update", "rewards", "terminated", "truncated")},
-    **{name: name for name in ("episode_end", "states", "actions", "next_states", "learner")},
-}
-"""Names of arguments that a marker gets from the history, and the field of ``History`` that holds each."""
 
 REQUIRED = inspect.Parameter.empty
 """The default of a parameter that has none, in ``marker_parameters``."""
@@ -91,9 +84,11 @@ def apply_marker(marker: str | Marker, history: History, *, seed: int = 0, **par
                 named[name] = seed
             if parameter.kind is parameter.POSITIONAL_ONLY and name in named:
                 positional.append(named.pop(name))
-        mask = function(*positional, **named)
+        with users_code(label, MarkerError):
+            mask = function(*positional, **named)
     except MarkerError as error:
-        raise MarkerError(f"{label}: {error}") from error
+        text = str(error).removeprefix(f"{label}: ")
+        raise MarkerError(f"{label}: {text}") from error
     except ConfigError as error:
         raise ConfigError(f"{label}: {problem}" for problem in error.problems) from error
     wanted = f"{label}: must return a bool array {history.rewards.shape} as rewards have"
@@ -111,9 +106,17 @@ def mark_all(
 ) -> dict[int, History]:
     """``histories`` by task index with new masks; the mask of a task does not depend on other tasks."""
     return {
-        task: history.with_mask(apply_marker(marker, history, seed=task_seed(seed, task), **params))
+        task: history.with_mask(mark_task(marker, history, task, seed=seed, **params))
         for task, history in histories.items()
     }
+
+
+def mark_task(marker: str | Marker, history: History, task: int, *, seed: int, **params: Any) -> BoolArray:
+    """``apply_marker`` for the history of ``task``, which errors name."""
+    try:
+        return apply_marker(marker, history, seed=task_seed(seed, task), **params)
+    except MarkerError as error:
+        raise MarkerError(f"task {task}: {error}") from error
 
 
 def task_seed(seed: int, task: int) -> int:

@@ -21,14 +21,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from compressed_ad.errors import ConfigError, MarkerError
-from compressed_ad.registry import Registry, checked
+from compressed_ad.registry import Registry, checked, takes
 from compressed_ad.seeding import rng
 from compressed_ad.settings import Count, Fraction, NonNegative, Positive
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray
 
 Marker = Callable[..., BoolArray]
 
-MARKER: Registry[Marker] = Registry("marker")
+FIELD_OF = {
+    **dict.fromkeys(("probs", "action_probs", "log_prob"), "action_probs"),
+    **{name: name for name in ("log_prob_next", "entropy", "update", "rewards", "terminated", "truncated")},
+    **{name: name for name in ("episode_end", "states", "actions", "next_states", "learner")},
+}
+"""Names of arguments that a marker gets from the history, and the field of ``History`` that holds each."""
+
+MARKER: Registry[Marker] = Registry("marker", fits=takes(*FIELD_OF, some=True))
 
 
 def segments(mask: ArrayLike) -> tuple[IntArray, IntArray, IntArray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from compressed_ad.registry import Registry
+from compressed_ad.registry import Registry, makes
 
 if TYPE_CHECKING:
     from compressed_ad.models.ad import AD
@@ -17,4 +17,5 @@ MODEL: Registry[type[AD]] = Registry(
         "CompressedADv2": "compressed_ad.models.compressed_ad:CompressedAD",
         "MarkedAttentionAD": "compressed_ad.models.compressed_ad:MarkedAttentionAD",
     },
+    makes("AD", "embed", "loss", "prefill", "load_state_dict", functions=False),
 )

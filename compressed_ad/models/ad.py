@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from compressed_ad.errors import ConfigError
+from compressed_ad.errors import ConfigError, NumericalError
 from compressed_ad.models.encoders import SpaceEncoder, action_stem, observation_stem
 from compressed_ad.models.heads import HEAD
 from compressed_ad.models.settings import Architecture, ModelConfig
@@ -124,9 +124,22 @@ class AD(nn.Module):
         return evaluate_in_context(self, vec_env, **options)
 
 
+def check_finite(where: str, content: Mapping[str, Any]) -> None:
+    """Raise ``NumericalError`` with the first tensor of nested ``content`` that holds NaN or infinity."""
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            check_finite(f"{where}{key}.", value)
+        elif isinstance(value, Tensor) and not torch.isfinite(value).all():
+            raise NumericalError(f"{where}{key} holds NaN or infinity")
+
+
 @contextmanager
 def evaluating(model: AD) -> Iterator[None]:
-    """``model`` without dropout and gradients; afterwards it trains again if it did before."""
+    """``model`` without dropout and gradients; afterwards it trains again if it did before.
+
+    Raises ``NumericalError`` naming the first weight that holds NaN or infinity.
+    """
+    check_finite(f"{type(model).__name__}: the weight ", model.state_dict())
     was_training = model.training
     model.eval()
     try:

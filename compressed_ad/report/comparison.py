@@ -32,7 +32,7 @@ OPTIMUM = "the optimal return"
 
 @dataclass(frozen=True)
 class Design:
-    """How the runs of an experiment came about; ``interval`` takes the scores (R, N) of R runs, N tasks."""
+    """How the runs of an experiment came about; ``interval`` takes scores (R, N) or (R,): runs, tasks."""
 
     about: str
     interval: Callable[[Floats], Interval]
@@ -66,7 +66,7 @@ class Difference:
     n_run: int  # of a comparison over several families: in the family with the fewest
     p: float = math.nan  # two-sided t-test; NaN for runs that share their data
     p_holm: float = math.nan  # adjusted for all comparisons on this measure
-    gaps: Floats | None = field(default=None, compare=False, repr=False)  # (R, N) what was estimated from
+    gaps: Floats | None = field(default=None, compare=False, repr=False)  # (R, N) or (R,): estimated from
 
     @property
     def label(self) -> str:
@@ -89,6 +89,8 @@ class Difference:
             return "not measured"
         if self.n_run < MIN_RUNS:
             return "too few runs"
+        if math.isnan(self.estimate.low):
+            return "too few tasks"
         if not self.decided:
             return "no difference found"
         better, higher = MEASURES[self.measure].better, self.estimate.low > 0
@@ -105,6 +107,8 @@ class Difference:
         if verdict == "too few runs":
             needed = f"at least {MIN_RUNS} of each are needed"
             return f"Too few runs to compare {other} with {one}{where}: {needed}"
+        if verdict == "too few tasks":
+            return f"Too few tasks to compare {other} with {one}{where}: at least 2 must count"
         if verdict == "no difference found":
             return f"No difference found between {other} and {one}{where}"
         said, _, adjustment = verdict.partition(" ")
@@ -128,7 +132,7 @@ def compare(
         for family in dict.fromkeys(family for family, _ in scores):
             a, b = scores.get((family, one), {}), scores.get((family, other), {})
             gaps = np.array([np.subtract(b[run], a[run]) for run in sorted(a) if run in b], np.float64)
-            if len(gaps) and (estimate := design.interval(gaps.reshape(len(gaps), -1))).n:
+            if len(gaps) and (estimate := design.interval(gaps)).n:
                 p = intervals.p_value(estimate)
                 parts.append(Difference(family, one, other, measure, estimate, estimate.n, p, gaps=gaps))
         found += parts
@@ -172,7 +176,7 @@ class Analysis:
     methods: dict[str, dict[str, Interval]]
     pairs: dict[str, dict[str, Difference]]  # by "B-A"
     improvement: dict[str, Interval]  # by "B-A": probability that a run of B beats one of A on a random task
-    scores: dict[str, dict[str, Floats]]  # (R, N), or (R, 1) for measures of whole runs
+    scores: dict[str, dict[str, Floats]]  # (R, N), or (R,) for measures of whole runs
     curves: dict[str, Floats]  # (R, N, E) normalised, mean over rollouts
     seeds: dict[str, tuple[int, ...]]
     scale: str  # what a normalised return of 1 stands for
@@ -186,14 +190,26 @@ class Analysis:
         """What is said of each compared method, and the figures that it rests on."""
         said = []
         for row in self.pairs.values():
-            d, n_task = row[self.metric], len(self.optimal)
-            label, runs, tasks = MEASURES[d.measure].label.lower(), "s" * (d.n_run != 1), "s" * (n_task != 1)
+            d = row[self.metric]
             figures = (
-                f" Mean paired difference of the {label}: {d.estimate.text('+')};"
-                f" {d.n_run} run{runs} each, {n_task} held-out task{tasks}."
+                f" Mean paired difference of the {MEASURES[d.measure].label.lower()}: {d.estimate.text('+')};"
+                f" {d.n_run} run{'s' * (d.n_run != 1)} each, {self._tasks(d)}."
             )
-            said.append(f"{d.sentence()}.{figures if math.isfinite(d.estimate.value) else ''}")
+            if math.isnan(d.estimate.value):
+                figures = f" {self._tasks(d)}." if np.isfinite(self.optimal).any() else ""
+            said.append(f"{d.sentence()}.{figures}")
         return said or ["Only one method was evaluated, so there is nothing to compare."]
+
+    def _tasks(self, d: Difference) -> str:
+        """How many tasks ``d`` rests on, and why the others do not count."""
+        n_task = n_counted = len(self.optimal)
+        if d.gaps is not None and d.gaps.ndim == 2:
+            n_counted = int(intervals.counted(d.gaps)[1].sum())
+        if n_counted == n_task:
+            return f"{n_task} held-out task{'s' * (n_task != 1)}"
+        verb = "counts" if n_counted == 1 else "count"
+        why = "the random policy does as well as the best return known, or none is known"
+        return f"{n_counted} of {n_task} held-out tasks {verb} (the others have no scale: {why})"
 
     @property
     def shown(self) -> list[str]:
@@ -234,7 +250,7 @@ def analyse(
         estimate = partial(intervals.crossed_bootstrap, statistic=statistic, seed=seed)
         for name, m in scaled.items():
             # Runs that share their data cannot differ in what is a property of the data.
-            nothing = np.full((len(m.seeds), 1), np.nan)
+            nothing = np.full(len(m.seeds), np.nan)
             scores[name][key] = nothing if measure.needs == "own data" else measure.scores(m)
             found[name][key] = estimate(scores[name][key], limits=limits)
         by_run = {("", m.name): dict(zip(m.seeds, scores[m.name][key], strict=True)) for m in methods}

@@ -40,10 +40,10 @@ class Measure:
     listed: bool = True  # False: in the files, but not in tables
 
     def scores(self, runs: MethodRuns) -> Floats:
-        """(R, N), or (R, 1) if the measure is of whole runs; NaN where it has no meaning."""
-        unknown = np.full((len(runs.seeds), 1), np.nan)
+        """(R, N), or (R,) if the measure is of whole runs; NaN where it has no meaning."""
+        unknown = np.full(len(runs.seeds), np.nan)
         values = unknown if self.needs == "search" and not runs.searches else self.function(runs)
-        return unknown if values is None else np.asarray(values, np.float64).reshape(len(runs.seeds), -1)
+        return unknown if values is None else np.asarray(values, np.float64)
 
 
 NEEDS = {

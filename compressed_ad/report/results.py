@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressed_ad.errors import RunDirectoryError, UsageError
+from compressed_ad.errors import RunDirectoryError, UsageError, one_line
 from compressed_ad.evaluation.intervals import Floats, mean
-from compressed_ad.files import write_atomically
+from compressed_ad.files import chained, file_digest, write_atomically
 from compressed_ad.histories.file import HistoryFile
+from compressed_ad.histories.header import short
 from compressed_ad.histories.summary import task_summaries, total_marking
 from compressed_ad.marking.statistics import N_PHASE, MarkingStatistics
 from compressed_ad.report.measures import MEASURES, VALIDATED, final_return, normalise, series
@@ -34,6 +34,16 @@ REFERENCE = "reference_"
 PAYS_ALWAYS = 0.25
 """With a larger share of paying steps than this before anything is learned, no reward has to be found."""
 _SCALARS = ("accuracy", "cross_entropy", "behaviour_entropy")
+_OPTIONAL = (
+    "returns_last",
+    "returns_training",
+    "training_optimal",
+    "training_random",
+    "horizon",
+    "paying",
+    "marked",
+)
+_MAY_BE_NAN = ("optimal", "training_optimal", "accuracy", "behaviour_entropy")  # unknown
 
 
 # ---------------------------------------------------------------- run directories
@@ -59,6 +69,7 @@ class MethodRuns:
     final_last: FloatArray | None = None  # (R, N) normalised final return of the last weights
     training_final: FloatArray | None = None  # (R, N') normalised final return on N' training tasks
     marked: FloatArray | None = None  # (R, 10) share of marked steps by tenth of the training histories
+    judged: Mapping[str, Any] = field(default_factory=dict)  # ``judgement``, the same for all runs
 
     @property
     def searches(self) -> bool:
@@ -86,7 +97,8 @@ def load_runs(run_dirs: Sequence[str | Path], name: str | None = None) -> Method
     directories are up to the first "-"; the seed is the number after the last "seed" in a directory's name.
 
     Raises ``RunDirectoryError`` naming the file, and the key, that is missing, damaged, or that does not
-    fit the other runs.
+    fit the other runs: only those judged on the same histories with the same settings, and with the weights
+    that they have now, can be put together.
     """
     if not run_dirs:
         raise UsageError("no run directory given")
@@ -105,8 +117,16 @@ def load_runs(run_dirs: Sequence[str | Path], name: str | None = None) -> Method
                     f"{path / 'evaluation.npz'}: {key} differs from {paths[0] / 'evaluation.npz'}; "
                     "only runs evaluated on the same tasks in the same way can be put together"
                 )
-    metrics = [load_metrics(path / "metrics.jsonl") for path in paths]
-    return _method(paths[0].name.split("-")[0] if name is None else name, seeds, runs, metrics)
+    files = [path / "evaluation.npz" for path in paths]
+    known = {str(file): judgement(file, run) for file, run in zip(files, runs, strict=True)}
+    check_same_judgement(known)
+    metrics = [
+        load_metrics(path / "metrics.jsonl", run.get("step_last"))
+        for path, run in zip(paths, runs, strict=True)
+    ]
+    return _method(
+        paths[0].name.split("-")[0] if name is None else name, seeds, runs, metrics, known[str(files[0])]
+    )
 
 
 def _method(
@@ -114,6 +134,7 @@ def _method(
     seeds: tuple[int, ...],
     runs: Sequence[dict[str, AnyArray]],
     metrics: Sequence[Sequence[Mapping[str, Any]]],
+    judged: Mapping[str, Any] | None = None,
 ) -> MethodRuns:
     first, known = runs[0], set.intersection(*(set(run) for run in runs))
 
@@ -137,26 +158,62 @@ def _method(
         final_last=final("returns_last", "random", "optimal"),
         training_final=final("returns_training", "training_random", "training_optimal"),
         marked=np.stack([run["marked"] for run in runs]) if "marked" in known else None,
+        judged=judged or {},
         **{key: np.array([float(run[key]) for run in runs]) for key in _SCALARS},
     )
 
 
+def judgement(path: Path, arrays: Mapping[str, AnyArray]) -> dict[str, Any]:
+    """What the evaluation in ``path`` was made with and on; empty in a file that does not say.
+
+    ``RunDirectoryError`` if the weights beside it are others by now.
+    """
+    found: dict[str, Any] = {}
+    for key in [key for key in ("judged", "settings") if key in arrays]:
+        try:
+            found |= json.loads(str(arrays[key]))
+        except (ValueError, TypeError) as error:
+            raise RunDirectoryError(f"{path}: {key} is not a JSON object ({error})") from error
+    for name in [key for key in found if key.endswith(".pt")]:
+        weights, digest = path.with_name(name), found.pop(name)
+        if weights.is_file() and file_digest(weights) != digest:
+            raise RunDirectoryError(
+                f"{path}: was made with other weights than {name} has now; replace it with:"
+                f" cad evaluate --overwrite {path.parent}"
+            )
+    return found
+
+
+def check_same_judgement(judgements: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ``RunDirectoryError`` naming two of ``judgements`` that differ where both are known."""
+    (first, ours), *others = judgements.items()
+    for name, theirs in others:
+        shared = [key for key in ours if key in theirs and ours[key] != theirs[key]]
+        if differing := [f"{key}: {short(theirs[key])}, not {short(ours[key])}" for key in shared]:
+            raise RunDirectoryError(
+                f"{name}: was judged otherwise than {first} ({'; '.join(differing[:4])}); only runs evaluated"
+                " on the same histories with the same settings can be put together"
+            )
+
+
+def judgement_text(methods: Sequence[MethodRuns]) -> str:
+    """On what and with which settings ``methods`` were judged, in one line."""
+    found = methods[0].judged
+    split = ", ".join(f"{len(ids)} {part}" for part, ids in found.get("split", {}).items()) or None
+    about = {**found, "split": split, "history": f"SHA-256 {str(found.get('history'))[:12]}", "rows": None}
+    known = ", ".join(f"{key} {value}" for key, value in about.items() if value is not None)
+    tasks = short(methods[0].task_ids.tolist())
+    return f"Judged on held-out tasks {tasks}: {known if found else 'on which histories is unknown'}"
+
+
 def load_evaluation(path: Path) -> dict[str, AnyArray]:
     """The arrays of one ``evaluation.npz``; those that every report needs are checked."""
-    if not path.is_file():
-        raise RunDirectoryError(f"{path}: not found; evaluate this run first")
-    try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if not isinstance(loaded, np.lib.npyio.NpzFile):
-                raise RunDirectoryError(f"{path}: a single array, not an evaluation file")
-            arrays = {key: np.asarray(loaded[key]) for key in loaded.files}
-    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise RunDirectoryError(f"{path}: damaged or not an evaluation file ({error})") from error
+    arrays = stored_arrays(path)
     needed = ("returns", "task_ids", "optimal", "random", *_SCALARS)
     if missing := [key for key in needed if key not in arrays]:
         raise RunDirectoryError(f"{path}: has no {', '.join(missing)}")
-    if strange := [key for key in needed if arrays[key].dtype.kind not in "fiu"]:
+    optional = [key for key in arrays if key in _OPTIONAL or key.startswith(REFERENCE)]
+    if strange := [key for key in (*needed, *optional) if arrays[key].dtype.kind not in "fiu"]:
         raise RunDirectoryError(f"{path}: {', '.join(strange)} must be numbers")
     returns = arrays["returns"]
     if returns.ndim != 3 or 0 in returns.shape:
@@ -166,16 +223,37 @@ def load_evaluation(path: Path) -> dict[str, AnyArray]:
     for key, shape in shapes.items():
         if arrays[key].shape != shape:
             raise RunDirectoryError(f"{path}: {key}: expected {shape}, got {arrays[key].shape}")
-    for key in _SCALARS:
-        if arrays[key].size != 1:
+    for key in (*_SCALARS, *{"horizon", "paying", "step_last"} & set(arrays)):
+        if arrays[key].size != 1 or arrays[key].dtype.kind not in "fiu":
             raise RunDirectoryError(f"{path}: {key}: expected one number, got shape {arrays[key].shape}")
-    if not np.isfinite(returns).all():
-        raise RunDirectoryError(f"{path}: returns has NaN or infinity")
+    for key in (*needed, *optional):
+        known = arrays[key] if key not in _MAY_BE_NAN else arrays[key][~np.isnan(arrays[key])]
+        if not (np.abs(known) <= np.finfo(np.float32).max).all():
+            raise RunDirectoryError(f"{path}: {key} has NaN, infinity, or a number beyond float32")
     return arrays | {key: arrays[key].reshape(()) for key in _SCALARS}
 
 
-def load_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of one ``metrics.jsonl``, without a last line that was never completed (no newline)."""
+def stored_arrays(path: Path) -> dict[str, AnyArray]:
+    """The arrays of an npz file, unchecked; ``RunDirectoryError`` if it is missing or damaged."""
+    if not path.is_file():
+        raise RunDirectoryError(f"{path}: not found; evaluate this run first")
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.lib.npyio.NpzFile):
+                return {key: np.asarray(loaded[key]) for key in loaded.files}
+    except Exception as error:  # a changed byte can make zipfile and NumPy raise anything
+        raise RunDirectoryError(f"{path}: damaged or not an evaluation file ({one_line(error)})") from error
+    raise RunDirectoryError(f"{path}: a single array, not an evaluation file")
+
+
+def load_metrics(path: Path, end: AnyArray | None = None) -> list[dict[str, Any]]:
+    """The rows of one ``metrics.jsonl``, without a last line that was never completed (no newline).
+
+    Rows of earlier versions have no ``check``; where there is one, it is verified and left out. ``end``: the
+    step of the last weights that were evaluated, with which the rows must end.
+    """
+    restore = "remove last_model.pt beside it and run cad train --resume to write it again"
     try:
         lines = path.read_text("utf-8").split("\n")[:-1]
     except FileNotFoundError as error:
@@ -191,6 +269,15 @@ def load_metrics(path: Path) -> list[dict[str, Any]]:
         if not isinstance(row, dict):
             raise RunDirectoryError(f"{path}: line {number} is not a JSON object")
         rows.append(row)
+    before = ""
+    for number, row in enumerate(rows if any("check" in row for row in rows) else (), start=1):
+        check = row.pop("check", None)
+        before = chained(row, before)
+        if check != before:
+            raise RunDirectoryError(f"{path}: line {number} was changed after it was written; {restore}")
+    last = rows[-1].get("step") if rows else "none"
+    if end is not None and end != last:
+        raise RunDirectoryError(f"{path}: ends at step {last}, but the run was trained to {end}; {restore}")
     return rows
 
 
@@ -301,7 +388,8 @@ def result_columns() -> list[str]:
 
 def cell_row(cell: Cell, run_dir: Path, evaluation: Path) -> Row:
     """What ``cell`` left behind; ``RunDirectoryError`` names the file that is missing or damaged."""
-    found, metrics = load_evaluation(evaluation), load_metrics(run_dir / "metrics.jsonl")
+    found = load_evaluation(evaluation)
+    metrics = load_metrics(run_dir / "metrics.jsonl", found.get("step_last"))
     runs = _method(cell.variant, (cell.run,), [found], [metrics])
     if np.isnan(runs.optimal).any():
         raise RunDirectoryError(f"{evaluation}: a study needs families whose optimal return is known")
@@ -332,25 +420,51 @@ def write_rows(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
 
     def text(row: Row, column: str) -> str:
         if column == "parameters":
-            return row.parameters
+            return text_cell(row.parameters)
         value = row[column]
         return str(value) if isinstance(value, int) else "" if math.isnan(value) else f"{value:.6g}"
 
-    lines = [[row.family, row.variant, row.run, *(text(row, column) for column in columns)] for row in rows]
+    table = [[*_CELL, *columns]]
+    for row in rows:
+        names = (text_cell(row.family), text_cell(row.variant), str(row.run))
+        table.append([*names, *(text(row, column) for column in columns)])
+    if rows:  # a head with a check and no rows was cut
+        whole = _check(table)
+        table = [[*line, whole if k else CHECK] for k, line in enumerate(table)]
     content = io.StringIO(newline="")
-    csv.writer(content, lineterminator="\n").writerows([[*_CELL, *columns], *lines])
+    csv.writer(content, lineterminator="\n").writerows(table)
     write_atomically(path, content.getvalue().encode())
+
+
+CHECK = "check"
+"""The last column of a study's files: a digest of all others, the same in each line."""
+
+
+def _check(table: Sequence[Sequence[str]]) -> str:
+    return hashlib.sha256(json.dumps(table).encode()).hexdigest()[:12]
+
+
+def text_cell(text: str) -> str:
+    """``text`` for a CSV file: with an apostrophe before what a spreadsheet would take for a formula."""
+    return f"'{text}" if re.match(r"'*[=+@\t\r-]", text) else text
+
+
+def _cell_text(cell: str) -> str:
+    return cell[1:] if re.match(r"'+[=+@\t\r-]", cell) else cell
 
 
 def read_rows(path: Path) -> list[Row]:
     """Rows written by ``write_rows``, of any version: unknown columns are ignored, missing ones are NaN.
 
-    ``UsageError`` names the file and the line that is not a row.
+    ``UsageError`` names the file and the line that is not a row, or says that the file was changed.
     """
     try:
-        head, *lines = list(csv.reader(io.StringIO(path.read_text("utf-8")))) or [[]]
+        text = io.StringIO(path.read_bytes().decode(), newline="")
+        head, *lines = list(csv.reader(text)) or [[]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path}: cannot be read ({error})") from None
+    if not text.getvalue().endswith("\n"):
+        raise UsageError(f"{path}: its last line is cut off")
     if not set(_CELL) <= set(head):
         raise UsageError(f"{path}: not such a table; its first line must name {', '.join(_CELL)}")
     numbers = {*_CELL[2:], *result_columns(), *POINT_COLUMNS} - {"parameters"}
@@ -368,7 +482,16 @@ def read_rows(path: Path) -> list[Row]:
         run = known.pop("run")
         if not run.is_integer():
             raise UsageError(f"{path}:{place}: run: not a whole number: {line['run']!r}")
-        row = Row(line["family"], line["variant"], int(run), known, line.get("parameters", ""))
+        family, variant, more = (_cell_text(line.get(k, "")) for k in (*_CELL[:2], "parameters"))
+        row = Row(family, variant, int(run), known, more)
         if found.setdefault((row.family, row.variant, run, known.get("step")), row) is not row:
             raise UsageError(f"{path}:{place}: two lines of one cell")
+    if CHECK in head:  # earlier versions wrote none
+        place = head.index(CHECK)
+        whole = _check([[*line[:place], *line[place + 1 :]] for line in (head, *lines)])
+        if not lines or any(line[place] != whole for line in lines):
+            raise UsageError(
+                f"{path}: was changed after it was written; have cad study write it again,"
+                f" or delete its column {CHECK} to use it as it is"
+            )
     return list(found.values())

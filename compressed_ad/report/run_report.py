@@ -31,7 +31,7 @@ from compressed_ad.report.figures import histories, returns
 from compressed_ad.report.figures.comparison import forest
 from compressed_ad.report.measures import MEASURES, NEEDS, final_episodes, final_return, in_blocks, normalise
 from compressed_ad.report.pages import Drawn, keep_figures, write_page
-from compressed_ad.report.results import MethodRuns, SourceSummary, validations
+from compressed_ad.report.results import MethodRuns, SourceSummary, text_cell, validations
 
 
 @dataclass(frozen=True)
@@ -429,6 +429,8 @@ def _csv(analysis: Analysis) -> str:
         # The interquartile mean of paired differences stands only where the line says what it is.
         middle = "" if kind == "difference" and of_mean else float(intervals.iqm(scores.ravel()))
         kind = "iqm of differences" if kind == "difference" and not of_mean else kind
-        numbers = [i.value if of_mean else "", i.low, i.high, middle, i.n, len(analysis.optimal)]
-        write([kind, name, analysis.metric if key == IQM else key, *numbers, i.of])
+        n_task = intervals.counted(scores)[1].sum() if scores.ndim == 2 else len(analysis.optimal)
+        numbers = [i.value if of_mean else "", i.low, i.high, middle, i.n, n_task]
+        shown = ["" if x == "" or math.isnan(float(x)) else x for x in numbers]
+        write([kind, text_cell(name), analysis.metric if key == IQM else key, *shown, i.of])
     return text.getvalue()

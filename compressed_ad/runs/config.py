@@ -6,28 +6,29 @@ together, each with the place where it was written. Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from compressed_ad.errors import ConfigError, SpaceError, UnknownNameError, UsageError
+from compressed_ad.errors import ConfigError, SpaceError, UnknownNameError, UsageError, users_code
 from compressed_ad.learners.base import Checks, SourceLearner
-from compressed_ad.learners.select import make_learner
+from compressed_ad.learners.select import learner_code, make_learner
 from compressed_ad.marking import apply
 from compressed_ad.marking.conformance import marker_faults
 from compressed_ad.marking.markers import MARKER
 from compressed_ad.marking.settings import MarkerSettings
 from compressed_ad.models import MODEL
 from compressed_ad.models.settings import ModelConfig
+from compressed_ad.registry import own_names
 from compressed_ad.runs.layers import Request, nested, request_leaves
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.yaml_file import Leaves
 from compressed_ad.settings import Problem, problems
 from compressed_ad.tasks.base import TaskFamily, family_specs
-from compressed_ad.tasks.select import make_family
+from compressed_ad.tasks.select import family_code, make_family
 from compressed_ad.tasks.split import choose_tasks, split_family
 from compressed_ad.training.transforms import check_transforms
 from compressed_ad.types import IntArray, Split
@@ -36,9 +37,24 @@ T = TypeVar("T")
 NOWHERE = "configuration"
 
 
-def load_config(request: Request) -> Config:
-    """The validated configuration; ``ConfigError`` lists every mistake with its place."""
-    return validated_config(request_leaves(request))
+def load_config(request: Request, *, own: bool = True) -> Config:
+    """The validated configuration; ``ConfigError`` lists every mistake with its place.
+
+    Names are tried, but without ``own`` not those of the user's own code, which is then not imported.
+    """
+    return validated_config(request_leaves(request), own=own)
+
+
+def own_code(config: Config) -> dict[str, frozenset[str]]:
+    """By section: the names of code from outside this library in ``config``."""
+    model = config.model.model_dump(include={"model", "transforms"})
+    return {
+        "env": family_code(config.env.family, config.env.kwargs),
+        "algorithm": learner_code(config.algorithm.learner, config.algorithm.learner_kwargs),
+        "marker": own_names(config.marker.marker),
+        "model": own_names(model),
+        "comparison": own_names(config.comparison.methods),
+    }
 
 
 def explicit_keys(request: Request) -> set[str]:
@@ -47,16 +63,18 @@ def explicit_keys(request: Request) -> set[str]:
     return {".".join(path) for path, leaf in request_leaves(request).items() if bare.get(path) != leaf}
 
 
-def validated_config(leaves: Leaves) -> Config:
+def validated_config(leaves: Leaves, *, own: bool = True) -> Config:
     """The configuration that ``leaves`` make, with the marker's defaults; ``ConfigError`` as ``load_config``.
 
     The valid settings are tried even if others are invalid, so that all mistakes are reported together.
     """
     config, invalid = _valid_part(nested(leaves))
     found = [f"{_origin(leaves, problem.paths)}: {problem}" for problem in invalid]
-    found += _trial_problems(leaves, config)
+    found += _trial_problems(leaves, config, own)
     if found:
         raise ConfigError(dict.fromkeys(found))
+    if own_code(config)["marker"] and not own:
+        return config
     return config.model_copy(update={"marker": apply.with_marker_defaults(config.marker)})
 
 
@@ -150,14 +168,20 @@ def _choose_and_split(config: Config, family: TaskFamily) -> tuple[IntArray, Spl
     return task_ids, split_family(family, task_ids, config.split_seed, **sizes)
 
 
-def _trial_problems(leaves: Leaves, config: Config) -> list[str]:
-    """Problems that types cannot show: unknown names, parameters that do not fit, impossible splits."""
+def _trial_problems(leaves: Leaves, config: Config, own: bool) -> list[str]:
+    """Problems that types cannot show: unknown names, parameters that do not fit, impossible splits.
+
+    Without ``own``, what needs the user's own code is not tried.
+    """
     found: list[str] = []
 
-    def attempt(section: str, check: Callable[[], T], *keys: str) -> T | None:
+    def attempt(section: str, check: Callable[[], T], *keys: str, code: Collection[str] = ()) -> T | None:
         """The result of ``check``, or None if it fails. Its parameters stand in the first of ``keys``."""
+        if code and not own:
+            return None
         try:
-            return check()
+            with users_code(lambda: what.get(section, section), UsageError):
+                return check()
         except (UsageError, SpaceError) as error:
             if isinstance(error, UnknownNameError):
                 keys = keys[-1:]
@@ -168,8 +192,16 @@ def _trial_problems(leaves: Leaves, config: Config) -> list[str]:
                 found.append(f"{place}: {section}: {problem}")
         return None
 
-    family = attempt("env", lambda: build_family(config), "kwargs", "family")
-    learner = attempt("algorithm", lambda: _build_learner(config), "learner_kwargs", "learner")
+    what = {
+        "env": f"task family {config.env.family!r}",
+        "algorithm": f"learner {config.algorithm.learner!r}",
+        "marker": f"marker {config.marker.marker!r}",
+        "model": f"model {config.model.model!r}",
+    }
+    code = own_code(config)
+    family = attempt("env", lambda: build_family(config), "kwargs", "family", code=code["env"])
+    keys = ("learner_kwargs", "learner")
+    learner = attempt("algorithm", lambda: _build_learner(config), *keys, code=code["algorithm"])
     if family is not None:
         sizes = ("n_task", "heldout", "validation", "train", "family")
         chosen = attempt("env", lambda: _choose_and_split(config, family), *sizes)
@@ -178,7 +210,7 @@ def _trial_problems(leaves: Leaves, config: Config) -> list[str]:
             attempt("algorithm", partial(learner.check, family, **steps), "learner", *steps, "learner_kwargs")
         if learner is not None and chosen is not None:
             _keep_plan(config, Plan(family, learner, *chosen))
-    attempt("marker", lambda: _check_marker(config.marker), "params", "marker")
+    attempt("marker", lambda: _check_marker(config.marker), "params", "marker", code=code["marker"])
     # The command line must not set what the marker lacks; a preset may, for the marker that it names.
     marker = config.marker.marker
     has = apply.marker_parameters(marker) if marker in MARKER else dict.fromkeys(apply.GUIDE_SETTINGS)
@@ -187,11 +219,12 @@ def _trial_problems(leaves: Leaves, config: Config) -> list[str]:
         if key not in has and value is not None and where.startswith("--"):
             listed = ", ".join(has) or "none"
             found.append(f"{where}: marker: marker {marker!r} has no {key}; it has {listed}")
-    attempt("model", lambda: _check_model_name(config.model.model), "model")
+    name = config.model.model
+    attempt("model", lambda: _check_model_name(name), "model", code=own_names(name))
     for pair in transform_pairs(config.model):
-        attempt("model", partial(check_transforms, [pair]), "transforms")
+        attempt("model", partial(check_transforms, [pair]), "transforms", code=own_names(pair))
     for name in config.comparison.methods:
-        attempt("comparison", partial(_check_model_name, name), "methods")
+        attempt("comparison", partial(_check_model_name, name), "methods", code=own_names(name))
     return found
 
 
@@ -204,8 +237,8 @@ def _check_marker(settings: MarkerSettings) -> None:
 
 
 def _check_model_name(name: str) -> None:
-    if name not in MODEL and not isinstance(MODEL[name], type):
-        raise UsageError(f"model {name!r} is not a class")
+    if name not in MODEL:
+        MODEL[name]  # raises
 
 
 def transform_pairs(model: ModelConfig) -> list[tuple[str, dict[str, Any]]]:

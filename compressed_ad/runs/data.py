@@ -8,16 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compressed_ad.errors import HistoryError, SplitError
 from compressed_ad.evaluation.intervals import mean
+from compressed_ad.histories import hdf5
 from compressed_ad.histories.file import HistoryFile
+from compressed_ad.histories.header import Scales, measure_scales, short
 from compressed_ad.histories.summary import episode_returns
 from compressed_ad.marking.apply import mark_all, marker_params
 from compressed_ad.marking.settings import MarkerSettings
+from compressed_ad.registry import check_trust
 from compressed_ad.report.measures import area_under_curve, final_return, normalise
 from compressed_ad.runs.config import transform_pairs
+from compressed_ad.runs.directory import CONFIG
 from compressed_ad.runs.job import Job, device, playing
 from compressed_ad.seeding import seed64
-from compressed_ad.tasks.select import make_family
+from compressed_ad.tasks.select import stored_family
 from compressed_ad.training.sequences import Sequences, from_histories
 from compressed_ad.training.transforms import apply_transforms
 from compressed_ad.types import FloatArray, IntArray
@@ -34,7 +39,7 @@ PARTS = {"heldout": "held-out", "validation": "validation", "train": "training"}
 @lru_cache(maxsize=2)
 def _sequences(path: Path, digest: str, task_ids: tuple[int, ...], marking: str | None) -> Sequences:
     """Raw sequences of some tasks, shared by the runs of one process. The digest tells files apart."""
-    file = HistoryFile(path, verify=False)
+    file = HistoryFile(path, verify=False, digest=digest)
     histories = file.load(task_ids)
     if marking is not None:
         settings = MarkerSettings.model_validate_json(marking)
@@ -42,18 +47,39 @@ def _sequences(path: Path, digest: str, task_ids: tuple[int, ...], marking: str 
     return from_histories(histories)
 
 
+@lru_cache(maxsize=8)
+def _scales(path: Path, digest: str) -> Scales:
+    """The scales stored in a history file, if its training tasks give the same."""
+    file = HistoryFile(path, verify=False, digest=digest)
+    stored = file.training_scales()
+    with file.opened() as content:
+        training = (hdf5.child(content, str(task), hdf5.Group) for task in file.split.train.tolist())
+        measured = measure_scales(training, file.info.spaces["observation"])
+    for name, value in vars(measured).items():
+        found = getattr(stored, name)
+        same = np.shape(found) == np.shape(value) and (value is None or np.allclose(found, value, rtol=1e-5))
+        if not same:
+            raise HistoryError(
+                f"{path}: scales/{name}: {short(found)} is stored, but the training tasks give"
+                f" {short(value)}; the file was changed: collect or import it again"
+            )
+    return stored
+
+
 class RunData:
     """The history file of a run, and its task family."""
 
     def __init__(self, job: Job) -> None:
         self.job, self.config, self.file = job, job.config, HistoryFile(job.history)
-        self.family = make_family(self.file.info.family, self.file.info.family_kwargs)
+        check_trust(job.path / CONFIG, job.code(), job.trust)
+        self.digest, info = self.file.digest(), self.file.info  # what is read later must be of the same file
+        self.family = stored_family(self.file.path, info.family, info.family_kwargs, job.trust)
         self._judged: dict[tuple[int, ...], tuple[WindowSampler, Sequences]] = {}
 
     def raw(self, task_ids: IntArray) -> Sequences:
         """The histories of ``task_ids`` as sequences, marked, before any transform."""
         marking = self.config.marker.model_dump_json() if self.job.remark else None
-        return _sequences(self.file.path, self.file.digest(), tuple(int(i) for i in task_ids), marking)
+        return _sequences(self.file.path, self.digest, tuple(int(i) for i in task_ids), marking)
 
     def sampler(
         self, task_ids: IntArray, seed: int, batch_size: int, **options: Any
@@ -74,6 +100,16 @@ class RunData:
         ids = self.file.split.train if chosen is None else np.array(chosen, np.int64)
         self.file.split.check_training(ids)
         return ids
+
+    def scales(self) -> Scales:
+        """What models standardise by: see ``Scales``."""
+        return _scales(self.file.path, self.digest)
+
+    def heldout_tasks(self) -> IntArray:
+        """The held-out tasks of the file; ``SplitError`` if it has none."""
+        if not len(self.file.split.heldout):
+            raise SplitError(f"{self.file.path}: holds no held-out task, so no run can be evaluated on it")
+        return self.file.split.heldout
 
     def scale(self, task_ids: IntArray) -> tuple[FloatArray, FloatArray]:
         """Random and optimal return (N,) of ``task_ids``.

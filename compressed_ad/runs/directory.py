@@ -1,13 +1,14 @@
 """Run directories: which configuration they belong to, which process uses them, and where their data is from.
 
-A directory holds ``config.yaml`` (every value spelled out) and ``environment.json`` (versions, hardware, the
-history file). A process that works in it holds an exclusive lock; the operating system releases it when the
-process ends, however it ends. Imports no torch.
+A directory holds ``config.yaml`` (every value spelled out) and ``environment.json`` (a copy of these values,
+versions, hardware, the history file). A process that works in it holds an exclusive lock; the operating
+system releases it when the process ends, however it ends. Imports no torch.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import os
 import platform
@@ -29,11 +30,14 @@ from compressed_ad.runs import yaml_file
 from compressed_ad.runs.layers import nested
 from compressed_ad.runs.settings import Config
 from compressed_ad.settings import validated
+from compressed_ad.tasks.base import TaskFamily
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 
-ELSEWHERE = ("device", "algorithm.n_process")
+ELSEWHERE = ("device", "algorithm.n_process", "algorithm.timeout")
 """Settings that change no result: a run may be continued with others."""
+_OF_THE_FILE = ("path", "sha256", "marked_at")
+"""Parts of a provenance that do not determine a history file's content."""
 
 
 def run_name(model: str, env: str, seed: int) -> str:
@@ -50,11 +54,11 @@ def claimed(
     overwritten.
     """
     check(path, config, keys=keys, history=history)
-    path.mkdir(parents=True, exist_ok=True)
     with locked(path):
         check(path, config, keys=keys, history=history)
         if not (path / CONFIG).exists():
-            facts = {**environment(), **({} if history is None else {"history": history})}
+            facts = {**environment(), "config": config.model_dump(mode="json")}
+            facts |= {} if history is None else {"history": history}
             write_json(path / ENVIRONMENT, facts, error=RunDirectoryError)
             write_atomically(path / CONFIG, yaml_file.dump(config).encode(), error=RunDirectoryError)
         yield
@@ -83,15 +87,24 @@ def check(
     stored, wanted = _stored_values(path), config.model_dump(mode="json")
     differing = differences(_compared(stored, keys), _compared(wanted, keys))
     if history is not None:
-        known = stored_environment(path).get("history", {})
-        # These do not determine a history file's content.
-        known, given = ({**one, "path": 0, "sha256": 0, "marked_at": 0} for one in (known, history))
-        differing += differences(known, given, "history")
+        differing += other_data(stored_environment(path).get("history") or {}, history)
     if differing:
         raise RunDirectoryError(
             f"{path}: belongs to another configuration and is left alone ({'; '.join(differing)});"
             " choose another output folder"
         )
+
+
+def content_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a provenance that determines what the histories are, wherever the file lies."""
+    return {key: value for key, value in provenance.items() if key not in _OF_THE_FILE}
+
+
+def other_data(known: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """Where two provenances name other data, as far as an earlier version stored it."""
+    wanted = {key: value for key, value in content_of(given).items() if key in known or not known}
+    wanted.pop("meaning", None)  # follows from family and kwargs, which are there
+    return differences({key: known.get(key) for key in wanted}, wanted, "history")
 
 
 def _compared(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
@@ -117,11 +130,20 @@ def stored_config(path: Path) -> Config:
 
 def _stored_values(path: Path) -> dict[str, Any]:
     if not (path / CONFIG).is_file():
-        raise RunDirectoryError(f"{path}: is not a run directory (no {CONFIG})")
+        inside = sorted(str(found.parent) for found in path.glob(f"*/{CONFIG}"))
+        more = "; runs lie in it: " + ", ".join([*inside[:4], *["..."][: len(inside) > 4]])
+        raise RunDirectoryError(f"{path}: is not a run directory (no {CONFIG}){more if inside else ''}")
     try:
-        return nested(yaml_file.read(path / CONFIG))
+        found = nested(yaml_file.read(path / CONFIG))
     except ConfigError as error:
         raise RunDirectoryError(str(error)) from error
+    copy = stored_environment(path).get("config") if (path / ENVIRONMENT).exists() else None
+    if isinstance(copy, dict) and (differing := differences(_compared(copy, ()), _compared(found, ()))):
+        raise RunDirectoryError(
+            f"{path / CONFIG}: was changed since the run was made ({'; '.join(differing[:3])}); undo that,"
+            " and give other settings on the command line"
+        )
+    return found
 
 
 def stored_environment(path: Path) -> dict[str, Any]:
@@ -135,10 +157,14 @@ def stored_environment(path: Path) -> dict[str, Any]:
     return found
 
 
-def history_provenance(file: HistoryFile, marks: MarkerSettings | None = None) -> dict[str, Any]:
+def history_provenance(
+    file: HistoryFile, marks: MarkerSettings | None = None, family: TaskFamily | None = None
+) -> dict[str, Any]:
     """How the histories that a run is trained on were collected, split and marked.
 
-    The run sees the marks of the file, or those that ``marks`` make when the histories are read.
+    ``rows`` are the tasks themselves, as rows of parameters by part of the split. ``family``, the task family
+    of ``file``, tells what it is however it is spelled. The run sees the marks of the file, or those that
+    ``marks`` make when the histories are read.
     """
     info, marking = file.info, file.marking or {}
     if marks is not None:
@@ -153,11 +179,29 @@ def history_provenance(file: HistoryFile, marks: MarkerSettings | None = None) -
         "config": info.config,
         "seed": info.seed,
         "split": {name: ids.tolist() for name, ids in vars(file.split).items()},
+        "rows": {name: file.tasks[ids].tolist() for name, ids in vars(file.split).items()},
         "marker": marking.get("marker"),
         "marker_parameters": marking.get("parameters"),
         "marker_seed": marking.get("seed"),
     }
+    found |= {} if family is None else {"meaning": family_meaning(family, info.family_kwargs)}
     return cast(dict[str, Any], json.loads(json.dumps(found)))  # as it is stored, without tuples
+
+
+def family_meaning(family: TaskFamily, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Class and parameters of ``family`` with its defaults, so that two spellings of one family are equal.
+
+    Left out are ``n_task``, as how many tasks a family draws does not change what a task is, and the module.
+    """
+    kind = type(family)
+    declared = inspect.signature(kind).parameters
+    values = {name: p.default for name, p in declared.items() if p.default is not p.empty} | dict(kwargs)
+    values |= {name: getattr(family, name) for name in declared if hasattr(family, name)}
+    plain: dict[str, Any] = {"class": kind.__qualname__}
+    for name in values.keys() - {"n_task"}:
+        with suppress(TypeError, ValueError):  # what is not plain data has another text in every process
+            plain[name] = json.loads(json.dumps(values[name]))
+    return plain
 
 
 # ---------------------------------------------------------------- environment

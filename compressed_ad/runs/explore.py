@@ -113,7 +113,7 @@ def play(job: Job, ids: IntArray, report: Report = silent) -> Exploration:
         exact=exact is not None,
         n_place=places,
         distance=distance,
-        notes=[note for note, holds in notes.items() if holds],
+        notes=[*player.notes, *(note for note, holds in notes.items() if holds)],
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from compressed_ad.errors import RunDirectoryError, UsageError
 from compressed_ad.marking.apply import GUIDE_SETTINGS
+from compressed_ad.runs.config import own_code
 from compressed_ad.runs.directory import run_name, stored_config, stored_environment
 from compressed_ad.runs.settings import Config
 
@@ -30,6 +31,8 @@ class Job:
     path: Path
     remark: bool = False
     """Replace the marks of the file by those of ``config.marker`` when the histories are read."""
+    trust: frozenset[str] = frozenset()
+    """Names of code from outside this library that the files of the run may name."""
 
     @property
     def name(self) -> str:
@@ -39,6 +42,11 @@ class Job:
     def trained(self) -> bool:
         return all((self.path / file).exists() for file in WEIGHTS.values())
 
+    def code(self) -> frozenset[str]:
+        """The names of code from outside this library in the configuration, as far as it is used."""
+        code = own_code(self.config)
+        return code["model"] | (code["marker"] if self.remark else frozenset())
+
     def check_trained(self) -> None:
         """Raise ``RunDirectoryError`` unless training is finished."""
         if not self.trained:
@@ -47,14 +55,16 @@ class Job:
             )
 
 
-def training_job(config: Config, model: str, seed: int, history: Path, out: Path) -> Job:
+def training_job(
+    config: Config, model: str, seed: int, history: Path, out: Path, trust: frozenset[str] = frozenset()
+) -> Job:
     """The run of one model with one seed, in a directory of ``out``."""
     update = {"model": config.model.model_copy(update={"model": model}), "seed": seed}
     path = out / run_name(model, config.env.short_name, seed)
-    return Job(config.model_copy(update=update), history, path)
+    return Job(config.model_copy(update=update), history, path, trust=trust)
 
 
-def stored_job(path: Path, history: Path | None = None) -> Job:
+def stored_job(path: Path, history: Path | None = None, trust: frozenset[str] = frozenset()) -> Job:
     """The run in the directory ``path``, with the history file that it was trained on or another one."""
     config = stored_config(path)
     if history is None:
@@ -63,22 +73,24 @@ def stored_job(path: Path, history: Path | None = None) -> Job:
             raise RunDirectoryError(f"{path}: does not say which history file it was trained on; give one")
         beside = path.parent / Path(known).name  # where it is if run and histories were moved together
         history = beside if beside.exists() and not Path(known).exists() else Path(known)
-    return Job(config, history, path)
+    return Job(config, history, path, trust=trust)
 
 
-def trained_job(path: Path, history: Path | None = None) -> Job:
+def trained_job(path: Path, history: Path | None = None, trust: frozenset[str] = frozenset()) -> Job:
     """As ``stored_job``, of a run whose training is finished."""
-    job = stored_job(path, history)
+    job = stored_job(path, history, trust)
     job.check_trained()
     return job
 
 
-def evaluation_job(path: Path, history: Path | None, config: Config, chosen: Iterable[str]) -> Job:
+def evaluation_job(
+    path: Path, history: Path | None, config: Config, chosen: Iterable[str], trust: frozenset[str]
+) -> Job:
     """The trained run in ``path``, to be evaluated on the device of ``config``.
 
     Its evaluation settings are its own, but those named in ``chosen`` are taken from ``config``.
     """
-    job = trained_job(path, history)
+    job = trained_job(path, history, trust)
     evaluation = {key: getattr(config.evaluation, key) for key in chosen}
     update = {"evaluation": job.config.evaluation.model_copy(update=evaluation), "device": config.device}
     return replace(job, config=job.config.model_copy(update=update))

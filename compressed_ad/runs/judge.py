@@ -4,22 +4,40 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from compressed_ad.errors import HistoryError, SplitError
+from compressed_ad.errors import (
+    CheckpointError,
+    CompressedADError,
+    HistoryError,
+    RunDirectoryError,
+    SplitError,
+    one_line,
+)
 from compressed_ad.files import file_digest, write_atomically
 from compressed_ad.histories.file import HistoryFile
-from compressed_ad.report.results import REFERENCE
+from compressed_ad.histories.header import differences
+from compressed_ad.models.settings import FROM_HISTORY
+from compressed_ad.registry import call_text, check_trust, own_names
+from compressed_ad.report.results import REFERENCE, stored_arrays
 from compressed_ad.runs.data import RunData
-from compressed_ad.runs.directory import stored_environment
+from compressed_ad.runs.directory import (
+    CONFIG,
+    ENVIRONMENT,
+    content_of,
+    history_provenance,
+    other_data,
+    stored_config,
+    stored_environment,
+)
 from compressed_ad.runs.job import WEIGHTS, Job, device, playing
-from compressed_ad.tasks.select import make_family
+from compressed_ad.tasks.select import stored_family
 from compressed_ad.training.sequences import Sequences
 from compressed_ad.types import FloatArray, IntArray, check_same
 from compressed_ad.workers import Report, ShouldStop, never, silent
@@ -32,7 +50,7 @@ EVALUATION = "evaluation.npz"
 
 @lru_cache(maxsize=1)
 def _references(
-    path: Path, digest: str, task_ids: tuple[int, ...], rollouts: int, episodes: int
+    path: Path, digest: str, task_ids: tuple[int, ...], rollouts: int, episodes: int, trust: frozenset[str]
 ) -> dict[str, FloatArray]:
     """Returns of the family's reference algorithms by name.
 
@@ -40,9 +58,9 @@ def _references(
     """
     from compressed_ad.evaluation.evaluate import evaluate_references
 
-    file = HistoryFile(path, verify=False)
+    file = HistoryFile(path, verify=False, digest=digest)
     return evaluate_references(
-        make_family(file.info.family, file.info.family_kwargs),
+        stored_family(path, file.info.family, file.info.family_kwargs, trust),
         file.tasks[np.array(task_ids, np.int64)],
         rollouts=rollouts,
         episodes=episodes,
@@ -71,9 +89,8 @@ def _digest(history: Path, mtime_ns: int, size: int) -> str:
 def stored_evaluation(path: Path) -> str | None:
     """The settings of the evaluation in ``path``; None if there is no readable evaluation."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return str({name: file[name] for name in file.files}["settings"])  # damage shows on reading
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return str(stored_arrays(path)["settings"])  # all are read, so that damage shows
+    except (RunDirectoryError, KeyError):
         return None
 
 
@@ -90,7 +107,8 @@ def evaluate_run(
     Its arrays: ``returns`` (N, M, E), ``returns_last`` (the same with the last weights), ``task_ids``,
     ``optimal``, ``random`` (N,), ``accuracy``, ``cross_entropy``, ``behaviour_entropy``, ``step``,
     ``step_last``; ``marked`` (10,), the share of marked steps by tenth of the training histories; ``paying``,
-    the share of rewarded steps in their first episodes; ``settings`` (JSON); ``horizon`` of the family; and
+    the share of rewarded steps in their first episodes; ``settings`` (JSON); ``judged`` (JSON), the family,
+    the source, the split and the rows of the held-out tasks; ``horizon`` of the family; and
     ``reference_<name>`` (N, M, E) for each of its reference algorithms. If ``evaluation.training_tasks`` is
     N' > 0, also ``returns_training`` (N', M, E), ``training_ids``, ``training_optimal`` and
     ``training_random`` (N',), of the first N' training tasks of the split.
@@ -102,7 +120,7 @@ def evaluate_run(
         return path
     player, evaluation = make_player(job), job.config.evaluation
     data, model, step = player.data, player.model, player.step
-    ids, training_ids = data.file.split.heldout, data.training_tasks()
+    ids, training_ids = data.heldout_tasks(), data.training_tasks()
     last, step_last = load_model(job.path / WEIGHTS["last"], data, device(job.config))
     size = (evaluation.rollouts, evaluation.episodes)
     parts = 1 + (step_last != step) + (evaluation.training_tasks > 0)
@@ -128,9 +146,10 @@ def evaluate_run(
         "marked": _marked_by_tenth(histories),
         "paying": _paying(histories),
         "settings": settings,
+        "judged": json.dumps(_judged(data.file)),
         "horizon": data.family.horizon,
     }
-    references = _references(data.file.path, data.file.digest(), tuple(ids.tolist()), *size)
+    references = _references(data.file.path, data.file.digest(), tuple(ids.tolist()), *size, job.trust)
     arrays |= {f"{REFERENCE}{name}": theirs for name, theirs in references.items()}
     if evaluation.training_tasks:
         seen = training_ids[: evaluation.training_tasks]
@@ -143,6 +162,13 @@ def evaluate_run(
     return path
 
 
+def _judged(file: HistoryFile) -> dict[str, Any]:
+    """What an evaluation on ``file`` is about, for those who read it later."""
+    found = history_provenance(file)
+    family = call_text(file.info.family, file.info.family_kwargs)
+    return {"family": family, "rows": found["rows"]["heldout"], **{k: found[k] for k in ("learner", "split")}}
+
+
 @dataclass(frozen=True)
 class Player:
     """A trained run, ready to play as in its evaluation."""
@@ -151,15 +177,16 @@ class Player:
     step: int  # gradient steps of its weights
     data: RunData
     options: dict[str, Any]  # of ``InContextAgent``
+    notes: list[str]  # of ``check_unseen``
 
 
 def make_player(job: Job) -> Player:
     """The model that ``evaluate_run`` plays with; ``SplitError`` if the run was trained on held-out tasks."""
     job.check_trained()
     data, where = RunData(job), device(job.config)
-    check_unseen(job, data, data.file.split.heldout)
+    notes = check_unseen(data)
     model, step = load_model(job.path / WEIGHTS[job.config.evaluation.checkpoint], data, where)
-    return Player(model, step, data, playing(job.config))
+    return Player(model, step, data, playing(job.config), notes)
 
 
 def _marked_by_tenth(sequences: Sequences) -> FloatArray:
@@ -177,25 +204,71 @@ def _paying(sequences: Sequences) -> float:
     return float(paid[first].sum() / episodes.length[first].sum())
 
 
-def check_unseen(job: Job, data: RunData, ids: IntArray) -> None:
-    """Raise ``SplitError`` if the run was trained on any of ``ids``, whatever file these tasks are from."""
+def check_unseen(data: RunData, part: str = "heldout") -> list[str]:
+    """Raise ``SplitError`` if the run has seen a held-out task of ``data``, its own file or another one.
+
+    The run has seen its training tasks, and its validation tasks chose the checkpoint. Tasks are compared by
+    their rows of parameters, however files number them and whatever they call the family. Equal rows of a
+    family that is shown to be another one, by its class or its parameters, may be other tasks: then a note
+    says so. Another note tells that the histories are not those that the run was trained on; for another
+    ``part`` than the held-out tasks it is the only one.
+    """
+    job, ours, notes = data.job, data.file, list[str]()
     trained = stored_environment(job.path).get("history") or {}
-    ours = data.file
-    if trained.get("split") == {name: part.tolist() for name, part in vars(ours.split).items()}:
-        return
-    path = Path(trained.get("path", ""))
-    if not path.is_file():
-        raise HistoryError(
-            f"{ours.path} has another split than the history file that the run {job.path} was trained on,"
-            f" and that file, {path}, is gone: it is unknown whether these held-out tasks are new to the run"
+    here = history_provenance(ours, job.config.marker if job.remark else None, data.family)
+    if trained.get("sha256") != here["sha256"]:
+        changed = "; ".join(other_data(trained, here)[:3]) or "only its marks, or when it was written"
+        notes.append(f"{job.path} was not trained on {ours.path} as it is now ({changed})")
+    rows = trained.get("rows") or _rows_of_old_run(job, trained, ours)
+    seen = {tuple(row) for name in ("train", "validation") for row in rows[name]}
+    known = [i for i in ours.split.heldout.tolist() if tuple(ours.tasks[i].tolist()) in seen]
+    if not known or part != "heldout":
+        return notes
+    meaning = trained.get("meaning", {})
+    shared = {key: value for key, value in here["meaning"].items() if key in meaning}
+    differing = "; ".join(differences({key: meaning[key] for key in shared}, shared, "family"))
+    if not differing:
+        raise SplitError(
+            f"{job.path} was trained on held-out tasks {known} of {ours.path}, or they chose its checkpoint;"
+            " judge it on a file whose held-out tasks it has not seen"
         )
-    source = HistoryFile(path)
-    if (source.info.family, source.info.family_kwargs) != (ours.info.family, ours.info.family_kwargs):
-        return
-    seen = source.tasks[np.concatenate([source.split.train, source.split.validation])]
-    known = [int(i) for i in ids if (seen == ours.tasks[i]).all(axis=1).any()]
-    if known:
-        raise SplitError(f"{job.path} was trained on held-out tasks {known} of {ours.path}")
+    return [
+        *notes,
+        f"tasks {known} of {ours.path} have the parameters of tasks that {job.path} was trained on, in"
+        f" another family ({differing}): they count as new",
+    ]
+
+
+def _rows_of_old_run(job: Job, trained: Mapping[str, Any], ours: HistoryFile) -> dict[str, Any]:
+    """The rows by part of the split of a run that did not store them: of its file, or of one like it."""
+    path = Path(trained.get("path", ""))
+    known = {key: value for key, value in trained.items() if not key.startswith("marker")}
+    for file in (ours, HistoryFile(path)) if path.is_file() else (ours,):
+        found = history_provenance(file)
+        if not other_data(known, found):
+            return cast(dict[str, Any], found["rows"])
+    raise HistoryError(
+        f"{job.path} does not store the tasks that it was trained on, and {path}, which had them, is gone"
+        f" or has changed: it is unknown whether the held-out tasks of {ours.path} are new to the run"
+    )
+
+
+def _check_origin(path: Path, content: Mapping[str, Any], job: Job) -> None:
+    """Raise ``RunDirectoryError`` unless the weights in ``path`` are of the run that its directory describes.
+
+    ``config.yaml`` and ``environment.json`` are held against the copies in the weights' file.
+    """
+    stored, history = stored_config(job.path), stored_environment(job.path).get("history") or {}
+    asked = stored.model.model_dump(mode="json", exclude=set(FROM_HISTORY))
+    known = {key: content["config"].get(key, value) for key, value in asked.items()}
+    differing = differences(known, asked, "model")
+    differing += differences(content.get("seed", stored.seed), stored.seed, "seed")
+    if "trained_on" in content:
+        differing += differences(content["trained_on"], content_of(history), "history")
+    if differing:
+        raise RunDirectoryError(
+            f"{path}: is not of the run that {CONFIG} and {ENVIRONMENT} describe ({'; '.join(differing[:3])})"
+        )
 
 
 def load_model(path: Path, data: RunData, where: str) -> tuple[AD, int]:
@@ -205,10 +278,23 @@ def load_model(path: Path, data: RunData, where: str) -> tuple[AD, int]:
     from compressed_ad.training.checkpoints import load
 
     content = load(path, where)
-    config = architecture(content["config"])
+    try:
+        config, weights, step = architecture(content["config"]), content["model_state_dict"], content["step"]
+    except (CompressedADError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: does not hold a model ({one_line(error, 200)})") from error
+    check_trust(path, own_names(config.model), data.job.trust)
+    _check_origin(path, content, data.job)
     for kind in ("observation", "action"):
         what = f"{path}: {kind} space of {data.file.info.family}"
         check_same(what, getattr(config, f"{kind}_space"), data.file.info.spaces[kind])
     model = MODEL[config.model](config).to(where)
-    model.load_state_dict(content["model_state_dict"])
-    return model, int(content["step"])
+    try:
+        model.load_state_dict(weights)
+        wrong = [name for name, now in model.state_dict().items() if weights[name].dtype != now.dtype]
+    except (RuntimeError, TypeError, AttributeError, KeyError) as error:
+        cause = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path}: its weights are not those of a {config.model} ({cause})") from error
+    if wrong or not isinstance(step, int):
+        cause = f"{wrong[0]} is {weights[wrong[0]].dtype}" if wrong else f"its step is {step!r}"
+        raise CheckpointError(f"{path}: its weights are not those of a {config.model} ({cause})")
+    return model, step

@@ -31,6 +31,8 @@ SECTIONS = {
 }
 """Section -> (the key that names its object, the key of that object's free parameters)."""
 
+_FILES = 30
+YAML = (".yaml", ".yml")
 PRESETS = ("smoke", "default", "full", "study")
 
 
@@ -118,11 +120,11 @@ def merge(leaves: Leaves, layer: Leaves) -> None:
 
 
 def _put(leaves: Leaves, layer: Leaves) -> None:
-    for path, leaf in layer.items():
-        _drop(leaves, path)
-        for n in range(1, len(path)):
-            leaves.pop(path[:n], None)
-        leaves[path] = leaf
+    above = {path[:n] for path in layer for n in range(1, len(path))}
+    for known in list(leaves):
+        if known in above or any(known[:n] in layer for n in range(1, len(known) + 1)):
+            del leaves[known]
+    leaves.update(layer)
 
 
 def _drop(leaves: Leaves, path: tuple[str, ...]) -> None:
@@ -143,11 +145,22 @@ def read_file(path: Path) -> Leaves:
     return leaves
 
 
-def _merge_file(leaves: Leaves, path: Path, including: tuple[Path, ...] = ()) -> set[str]:
-    """Merge a file into ``leaves``, or nothing if it is wrong; return the sections that it replaces."""
+def _merge_file(
+    leaves: Leaves, path: Path, including: tuple[Path, ...] = (), opened: list[Path] | None = None
+) -> set[str]:
+    """Merge a file into ``leaves``, or nothing if it is wrong; return the sections that it replaces.
+
+    ``including`` are the files that led here, and ``opened`` all that were read before.
+    """
+    opened = [] if opened is None else opened
     if path.resolve() in including:
         raise ConfigError(f"{path}: includes itself")
     file = yaml_file.read(path)
+    opened.append(path)
+    if len(opened) > _FILES or sum(one.stat().st_size for one in opened) > yaml_file.MAX_BYTES:
+        raise ConfigError(
+            f"{opened[0]}: includes more than {_FILES} files, or {yaml_file.MAX_BYTES >> 10} KiB of them"
+        )
     keys = {p[0] for p in file}
     if keys and not keys & {*Config.model_fields, "include"}:
         for section, kind in section_kinds().items():
@@ -165,7 +178,7 @@ def _merge_file(leaves: Leaves, path: Path, including: tuple[Path, ...] = ()) ->
         elif len(key) == 1 and isinstance(value, str | list) and value:
             for name in [value] if isinstance(value, str) else value:
                 whole = _find(path.parent, str(name), where)
-                replaced |= _merge_file(layer, whole, (*including, path.resolve()))
+                replaced |= _merge_file(layer, whole, (*including, path.resolve()), opened)
         else:
             raise ConfigError(
                 f"{where}: include must be a file, a list of files, or a file for each of "
@@ -180,6 +193,8 @@ def _merge_file(leaves: Leaves, path: Path, including: tuple[Path, ...] = ()) ->
 
 def _find(beside: Path, name: str, where: str, shipped: Path | None = None) -> Path:
     folders = (beside, shipped or config_folder())
+    if not name.endswith(YAML):  # messages about a file may quote it
+        raise ConfigError(f"{where}: a configuration file ends with {' or '.join(YAML)}, not so {name}")
     for file in (folder / name for folder in folders):
         if file.is_file():
             return file
@@ -189,7 +204,7 @@ def _find(beside: Path, name: str, where: str, shipped: Path | None = None) -> P
 def _section_layer(leaves: Leaves, section: str, name: str) -> Leaves:
     """The layer that ``--SECTION NAME`` means; a file replaces the whole section in ``leaves``."""
     where, shipped = f"--{section}", config_folder() / section
-    is_file = name.endswith((".yaml", ".yml"))
+    is_file = name.endswith(YAML)
     file = _find(Path(), name, where, shipped) if is_file else shipped / f"{name}.yaml"
     if file.is_file():
         _drop(leaves, (section,))

@@ -44,9 +44,9 @@ class ModelFindings:
         return found
 
 
-def examination_job(path: Path, history: Path | None = None) -> Job:
+def examination_job(path: Path, history: Path | None = None, trust: frozenset[str] = frozenset()) -> Job:
     """The trained run in ``path``, with histories marked like those that it was trained on."""
-    job = trained_job(path, history)
+    job = trained_job(path, history, trust)
     trained_on = stored_environment(path)["history"]
     # Marks without a time were made while the histories were read; no file holds them.
     return replace(job, remark=trained_on.get("marker") is not None and trained_on.get("marked_at") is None)
@@ -77,8 +77,7 @@ def examine_model(
     ids: IntArray = data.training_tasks() if part == "train" else getattr(data.file.split, part)
     if len(ids) == 0:
         raise UsageError(f"{data.file.path} has no {PARTS[part]} tasks; choose another part")
-    if part == "heldout":
-        check_unseen(job, data, ids)
+    seen = check_unseen(data, part)
     model, step = load_model(job.path / WEIGHTS[job.config.evaluation.checkpoint], data, where)
     model.eval()
     sampler, sequences = data.sampler(ids, data.file.info.seed, windows)
@@ -116,7 +115,7 @@ def examine_model(
             rewarded=row(one.tokens.reward > 0),
             episode_start=row(one.tokens.ended | ~one.tokens.has_previous),
         ),
-        notes=tuple(notes),
+        notes=(*seen, *notes),
     )
 
 

@@ -13,21 +13,31 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from compressed_ad.errors import CompressedADError, RunDirectoryError
 from compressed_ad.files import write_json
 from compressed_ad.histories.collector import collect, history_path
 from compressed_ad.histories.file import HistoryFile, remark
+from compressed_ad.histories.header import differences, short
 from compressed_ad.learners.ppo import PPOConfig
 from compressed_ad.marking.apply import marker_params
 from compressed_ad.marking.statistics import MarkingStatistics
 from compressed_ad.registry import call_text
-from compressed_ad.report.results import MethodRuns, load_runs, summarise_source
+from compressed_ad.report.results import (
+    MethodRuns,
+    check_same_judgement,
+    judgement_text,
+    load_runs,
+    summarise_source,
+)
 from compressed_ad.runs.config import plan, transform_pairs
 from compressed_ad.runs.directory import cores, environment
 from compressed_ad.runs.job import Job
 from compressed_ad.runs.settings import Config
+from compressed_ad.tasks.select import family_code
 from compressed_ad.training.flops import training_flops
-from compressed_ad.training.transforms import departures
+from compressed_ad.training.transforms import check_episodes, departures
 from compressed_ad.workers import Parts, Pool, Report, ShouldStop, never, silent
 
 if TYPE_CHECKING:
@@ -65,7 +75,6 @@ def collect_stage(
 ) -> Path:
     """Collect the histories of ``config`` into ``path``, marked unless ``mark`` is False."""
     env, algorithm, planned = config.env, config.algorithm, plan(config)
-    path.parent.mkdir(parents=True, exist_ok=True)
     return collect(
         planned.family,
         planned.learner,
@@ -83,11 +92,20 @@ def collect_stage(
         marker_params=marker_params(config.marker) if mark else None,
         seed=config.seed,
         n_process=n_process(config),
+        timeout=algorithm.timeout,
         pool=pool,
         resume=resume,
         overwrite=overwrite,
         progress=lambda done, total: report(done, total, "environment steps"),
     )
+
+
+def check_recipe(config: Config, path: Path) -> None:
+    """``UsageError`` if the transforms of ``config`` would leave nothing of what is still to be collected."""
+    if not path.exists():
+        planned = plan(config)
+        tasks = planned.family.tasks()[planned.task_ids][planned.split.train]
+        check_episodes(transform_pairs(config.model), planned.family, tasks, config.algorithm.n_timesteps)
 
 
 def mark_stage(
@@ -140,11 +158,37 @@ def run_jobs(
 
 
 def method_runs(todo: Sequence[Job]) -> list[MethodRuns]:
-    """The evaluated runs of each model, in the order in which the models first appear."""
+    """The evaluated runs of each model, in the order in which the models first appear, all judged alike."""
     grouped: dict[str, list[Path]] = {}
     for single in todo:
         grouped.setdefault(single.config.model.model, []).append(single.path)
-    return [load_runs(paths, name=name) for name, paths in grouped.items()]
+    methods = {name: load_runs(paths, name=name) for name, paths in grouped.items()}
+    check_same_judgement({str(grouped[name][0]): runs.judged for name, runs in methods.items()})
+    return list(methods.values())
+
+
+def require_judged_on(file: HistoryFile, methods: Sequence[MethodRuns]) -> None:
+    """Raise ``RunDirectoryError`` unless ``methods`` were judged on ``file`` as it is now, if they tell."""
+    digest, ids = methods[0].judged.get("history", file.digest()), methods[0].task_ids
+    if digest != file.digest() or not np.array_equal(ids, file.split.heldout):
+        raise RunDirectoryError(
+            f"{file.path}: holds other histories, marks or another split than the runs were judged on (tasks"
+            f" {short(ids.tolist())}); evaluate them again with --overwrite, or give the file with --history"
+        )
+
+
+def _training(job: Job, file: HistoryFile) -> dict[str, Any]:
+    """What the training of ``job`` on ``file`` spent, for the report."""
+    model = job.config.model
+    return {
+        "gradient_steps": model.steps,
+        "windows_per_step": model.batch_size,
+        "context": model.n_transit,
+        "supervised_actions": model.steps * model.batch_size * model.n_transit,
+        "source_steps_per_task": file.n_stream * file.n_step,
+        "model": f"d {model.tf_n_embd}, {model.tf_n_layer} layers, {model.tf_n_head} heads",
+        **({"source_was_told": file.info.config["told"]} if "told" in file.info.config else {}),
+    }
 
 
 def report_stage(
@@ -160,18 +204,18 @@ def report_stage(
     from compressed_ad.report.pages import provenance
     from compressed_ad.report.run_report import Experiment, build_report
 
-    file, config, methods = HistoryFile(history), todo[0].config, method_runs(todo)
-    model, algorithm, transforms = config.model, config.algorithm, transform_pairs(config.model)
-    budget = {
-        "gradient_steps": model.steps,
-        "windows_per_step": model.batch_size,
-        "context": model.n_transit,
-        "supervised_actions": model.steps * model.batch_size * model.n_transit,
-        "source_steps_per_task": algorithm.n_learner * algorithm.n_stream * algorithm.n_timesteps,
-        "model": f"d {model.tf_n_embd}, {model.tf_n_layer} layers, {model.tf_n_head} heads",
-    }
-    if "told" in file.info.config:
-        budget["source_was_told"] = file.info.config["told"]
+    file, methods = HistoryFile(history), method_runs(todo)
+    require_judged_on(file, methods)
+    code = family_code(file.info.family, file.info.family_kwargs).union(*(job.code() for job in todo))
+    untrusted = sorted(code.difference(*(job.trust for job in todo)))
+    budget, transforms = _training(todo[0], file), transform_pairs(todo[0].config.model)
+    for job in todo[1:]:
+        differing = differences(budget, _training(job, file))
+        if differing or transform_pairs(job.config.model) != transforms:
+            raise RunDirectoryError(
+                f"{job.path}: was trained otherwise than {todo[0].path} ("
+                f"{'; '.join(differing) or 'transforms'}); a report has one budget; use cad compare"
+            )
     return build_report(
         out,
         methods,
@@ -184,8 +228,10 @@ def report_stage(
         source=summarise_source(file),
         seconds=seconds,
         commands=[command],
-        provenance=provenance(environment()) | {"history file": f"{file.path.name}, SHA-256 {file.digest()}"},
-        notes=departures([name for name, _ in transforms]),
+        provenance=provenance(environment())
+        | {"history file": f"{file.path.name}, SHA-256 {file.digest()}", "judged": judgement_text(methods)},
+        notes=departures([name for name, _ in transforms])
+        + [f"What needs the code {name} is not drawn: it was not trusted (--trust)." for name in untrusted],
         further=_sights(todo, progress, searches=methods[0].searches),
     )
 

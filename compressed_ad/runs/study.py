@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,9 @@ class Cell:
     def data_key(self) -> str:
         """Names the histories: the same for cells that share them."""
         content = self.data.model_dump(mode="json", include={"env", "algorithm", "seed"})
-        for section, key in (("env", "training_tasks"), ("env", "name"), ("algorithm", "n_process")):
-            content[section].pop(key)
+        for section, keys in (("env", ("training_tasks", "name")), ("algorithm", ("n_process", "timeout"))):
+            for key in keys:
+                content[section].pop(key)
         return _digest({**content, "split_seed": self.data.split_seed})
 
     @property
@@ -106,68 +108,78 @@ def load_study(
     variants: Sequence[str] = (),
     overrides: Sequence[tuple[str, str]] = (),
     small: bool = False,
+    own: bool = True,
 ) -> Study:
     """The study of ``path``; ``ConfigError`` lists every mistake with its place.
 
     ``runs``, ``families`` and ``variants`` leave out part of it; the baseline and the variants whose weights
     are played stay. ``overrides`` are (dotted key, YAML text) pairs over all cells. ``small`` shrinks
-    histories, models and evaluations to a fraction.
+    histories, models and evaluations to a fraction. Without ``own``, the user's own code is not imported.
     """
     tree = _Tree(path)
     known_families, known = tree.names("families"), tree.names("variants")
     baseline = tree.value("baseline", known[0])
-    tree.among("baseline", baseline, known)
-    weights = {name: _weights(tree, name, known) for name in known}
+    problems: list[str] = []
+
+    def attempt(read: Callable[[], Any], otherwise: Any = None) -> Any:
+        """What ``read`` gives; ``otherwise`` if it finds mistakes, which are told together."""
+        try:
+            return read()
+        except ConfigError as error:
+            problems.extend(error.problems)
+            return otherwise
+
+    attempt(tree.check_keys)
+    attempt(lambda: tree.among("baseline", baseline, known))
+    weights = {name: attempt(partial(_weights, tree, name, known), name) for name in known}
     for name in families:
-        _among("--families", name, known_families)
+        attempt(partial(_among, "--families", name, known_families))
     for name in variants:
-        _among("--variants", name, known)
+        attempt(partial(_among, "--variants", name, known))
     chosen_families = [name for name in known_families if name in (families or known_families)]
     wanted = {*(variants or known), baseline}
-    wanted |= {weights[name] for name in wanted}
+    wanted |= {weights[name] for name in wanted if name in weights}
     chosen = [name for name in known if name in wanted]
-    counts = _runs(tree, known_families)
+    counts = attempt(lambda: _runs(tree, known_families), {})
     if small or runs is not None:
         counts = dict.fromkeys(counts, SMALL_RUNS if runs is None else runs)
-    first_seed, spread = tree.value("first_seed", 0), tree.value("spread", None)
-    if not _at_least(0, first_seed, int):
-        raise tree.mistake("first_seed", f"first_seed must be a whole number: {first_seed!r}")
-    if spread is not None and not (_at_least(0, spread, int | float) and spread > 0):
-        raise tree.mistake("spread", f"spread must be a number above 0, got {spread!r}")
+    first_seed, spread = (attempt(partial(_number, tree, key)) for key in ("first_seed", "spread"))
+    metric = str(tree.value("metric", "final"))
+    attempt(lambda: tree.among("metric", metric, list(MEASURES)))
+    comparisons = attempt(lambda: _comparisons(tree, baseline, known, chosen), ())
+    curves = attempt(lambda: _curves(tree, known, chosen), {})
+    if problems:  # what is wrong with settings costs more to find
+        raise ConfigError(dict.fromkeys(problems))
     bottom = layers.request_leaves(layers.Request(str(tree.value("preset", "default"))))
     top = layers.override_leaves(overrides)
     if small:
         layers.merge(bottom, layers.read_file(layers.config_folder() / "study_small.yaml"))
     configs: dict[tuple[str, str], Config] = {}
-    problems: list[str] = []
     for family in chosen_families:
         for variant in chosen:
-            try:
-                configs[family, variant] = _config(tree, bottom, top, family, variant, small)
-            except ConfigError as error:
-                problems += error.problems
+            args = tree, bottom, top, family, variant, small, own
+            if (config := attempt(partial(_config, *args))) is not None:
+                configs[family, variant] = config
     if problems:
         raise ConfigError(dict.fromkeys(problems))
     cells = [
-        _cell(configs, family, variant, weights[variant], run, first_seed + run)
+        _cell(configs, family, variant, weights[variant], run, int(first_seed or 0) + run)
         for run in range(max(counts[family] for family in chosen_families))
         for family in chosen_families
         if run < counts[family]
         for variant in chosen
     ]
-    metric = str(tree.value("metric", "final"))
-    tree.among("metric", metric, list(MEASURES))
     return Study(
         name=path.stem,
         path=path,
         question=str(tree.value("question", "")).strip(),
         baseline=baseline,
-        comparisons=_comparisons(tree, baseline, known, chosen),
+        comparisons=comparisons,
         metric=metric,
-        spread=None if spread is None else float(spread),
+        spread=spread,
         families=tuple(chosen_families),
         variants=tuple(chosen),
-        curves=_curves(tree, known, chosen),
+        curves=curves,
         runs={family: counts[family] for family in chosen_families},
         cells=tuple(cells),
         small=small,
@@ -184,12 +196,13 @@ class _Tree:
 
     def __init__(self, path: Path) -> None:
         self.path, self.leaves = path, yaml_file.read(path)
-        unknown = dict.fromkeys(p[0] for p in self.leaves if p[0] not in KEYS)
-        problems = [f"{self.where(key)}: unknown key {key!r}{nearest(key, KEYS)}" for key in unknown]
         if not self.leaves:
-            problems = [f"{path}: an empty study; it needs families and variants"]
-        if problems:
-            raise ConfigError(problems)
+            raise ConfigError(f"{path}: an empty study; it needs families and variants")
+
+    def check_keys(self) -> None:
+        unknown = dict.fromkeys(p[0] for p in self.leaves if p[0] not in KEYS)
+        if unknown:
+            raise ConfigError(f"{self.where(k)}: unknown key {k!r}{nearest(k, KEYS)}" for k in unknown)
 
     def mistake(self, key: str, text: str) -> ConfigError:
         return ConfigError(f"{self.where(key)}: {text}")
@@ -249,6 +262,18 @@ def _runs(tree: _Tree, families: Sequence[str]) -> dict[str, int]:
     return given
 
 
+def _number(tree: _Tree, key: str) -> float | None:
+    """``first_seed`` or ``spread``, None if it is not given."""
+    value = tree.value(key, None)
+    if value is None:
+        return None
+    if key == "first_seed" and not _at_least(0, value, int):
+        raise tree.mistake(key, f"first_seed must be a whole number: {value!r}")
+    if key == "spread" and not (_at_least(0, value, int | float) and value > 0):
+        raise tree.mistake(key, f"spread must be a number above 0, got {value!r}")
+    return float(value)
+
+
 def _at_least(least: int, value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool) and value >= least
 
@@ -278,7 +303,9 @@ def _curves(tree: _Tree, known: Sequence[str], chosen: Sequence[str]) -> dict[st
     return {name: names for name, names in found.items() if names}
 
 
-def _config(tree: _Tree, bottom: Leaves, top: Leaves, family: str, variant: str, small: bool) -> Config:
+def _config(
+    tree: _Tree, bottom: Leaves, top: Leaves, family: str, variant: str, small: bool, tried: bool
+) -> Config:
     leaves, own = dict(bottom), ("variants", variant)
     for key in (("settings",), ("families", family), own, (*own, "in", family)):
         layer = tree.settings(*key)
@@ -288,7 +315,7 @@ def _config(tree: _Tree, bottom: Leaves, top: Leaves, family: str, variant: str,
         if small:
             layers.merge(leaves, {p: leaf for p, leaf in bottom.items() if p in _SIZES})
     layers.merge(leaves, top)
-    return validated_config(leaves)
+    return validated_config(leaves, own=tried)
 
 
 _SIZES = {

@@ -19,10 +19,11 @@ from pathlib import Path
 
 from compressed_ad.errors import CompressedADError, one_line
 from compressed_ad.report.results import Row, cell_row, load_metrics, validations
+from compressed_ad.runs.config import own_code
 from compressed_ad.runs.directory import run_name
 from compressed_ad.runs.job import Job
 from compressed_ad.runs.judge import evaluate_run, evaluation_settings, stored_evaluation
-from compressed_ad.runs.stages import collect_stage, default_history, expected_seconds
+from compressed_ad.runs.stages import check_recipe, collect_stage, default_history, expected_seconds
 from compressed_ad.runs.study import Cell, Study
 from compressed_ad.runs.trainer import train_run
 from compressed_ad.workers import Parts, Pool, Report, ShouldStop, silent
@@ -57,12 +58,13 @@ def groups(study: Study, out: Path) -> list[Group]:
     found = []
     for key, cells in by_weights.items():
         config, history = cells[0].trained, history_of(cells[0], out)
+        trust = frozenset().union(*own_code(config).values())
         path = out / "runs" / f"{run_name(config.model.model, config.env.short_name, config.seed)}-{key}"
         plays = tuple(
-            (cell, Job(cell.played, history, path, remark=True), path / f"evaluation-{cell.playing_key}.npz")
+            (cell, Job(cell.played, history, path, True, trust), path / f"evaluation-{cell.playing_key}.npz")
             for cell in cells
         )
-        found.append(Group(Job(config, history, path, remark=True), plays))
+        found.append(Group(Job(config, history, path, True, trust), plays))
     return found
 
 
@@ -75,6 +77,8 @@ def _missing(study: Study, out: Path) -> list[Cell]:
 def collect_histories(study: Study, out: Path, report: Report, pool: Pool | None = None) -> None:
     """Collect the histories that are missing, unmarked."""
     missing = _missing(study, out)
+    for cell in missing:
+        check_recipe(cell.trained, history_of(cell, out))
     parts = Parts(report, {cell.data_key: 1 for cell in missing})
     for cell in missing:
         progress = partial(parts.advance, cell.data_key)

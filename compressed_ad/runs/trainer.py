@@ -7,7 +7,7 @@ from typing import Any
 
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.runs.data import RunData
-from compressed_ad.runs.directory import claimed, history_provenance
+from compressed_ad.runs.directory import claimed, content_of, history_provenance
 from compressed_ad.runs.job import TRAINING_KEYS, Job, device
 from compressed_ad.settings import validated
 from compressed_ad.types import check_same
@@ -24,7 +24,7 @@ def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = ne
 
     data, notes, where = RunData(job), list[str](), device(job.config)
     task_ids, file, config = data.training_tasks(), data.file, job.config.model
-    scales = file.training_scales()
+    scales = data.scales()
     from_history: dict[str, Any] = {"reward_scale": scales.reward, "one_step": file.info.horizon == 1}
     for kind, found in file.info.spaces.items():
         asked = getattr(config, f"{kind}_space")
@@ -34,7 +34,7 @@ def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = ne
     for name, values in (("mean", scales.observation_mean), ("std", scales.observation_std)):
         from_history[f"observation_{name}"] = None if values is None else values.tolist()
     filled = validated(ModelConfig, {**config.model_dump(), **from_history}, "model")
-    provenance = history_provenance(file, job.config.marker if job.remark else None)
+    provenance = history_provenance(file, job.config.marker if job.remark else None, data.family)
     with claimed(job.path, job.config, keys=TRAINING_KEYS, history=provenance):
         if job.trained:
             return notes
@@ -53,6 +53,13 @@ def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = ne
                 f"{job.name}: the longest history has {longest} steps after its transforms, fewer than"
                 f" n_transit {config.n_transit}: the model never sees a full context during training"
             )
+        validating = bool(len(file.split.validation) and config.validations)
+        random, optimal = data.scale(file.split.validation)
+        if validating and not (optimal > random).any():
+            notes.append(
+                f"{job.name}: random play is as good as the best known return in every validation task, so"
+                " they cannot choose the best weights: best_model.pt has the last ones"
+            )
         judged: dict[str, float] = {}
 
         def progress(step: int, metrics: Mapping[str, float]) -> None:
@@ -65,9 +72,10 @@ def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = ne
             sampler,
             job.path,
             seed=job.config.seed,
-            validate=data.validate if len(file.split.validation) and config.validations else None,
+            validate=data.validate if validating else None,
             device=where,
             progress=progress,
             should_stop=should_stop,
+            trained_on=content_of(provenance),
         )
         return notes + trained.messages

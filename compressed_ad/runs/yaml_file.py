@@ -20,7 +20,8 @@ from compressed_ad.settings import Settings
 Leaves = dict[tuple[str, ...], tuple[Any, str]]
 """Path of keys -> (value, where it was written)."""
 
-_MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
+_MAX_NODES, _MAX_KEYS, _MAX_SETTINGS = 10_000, 200, 500  # values, keys side by side, settings
 _SCALARS: tuple[tuple[str, Callable[[str], Any]], ...] = (
     (r"~|null|Null|NULL|", lambda _: None),
     (r"true|True|TRUE", lambda _: True),
@@ -35,8 +36,8 @@ _SCALARS: tuple[tuple[str, Callable[[str], Any]], ...] = (
 def read(path: Path) -> Leaves:
     """The leaves of the mapping in ``path``; ``ConfigError`` names the file and the line of a mistake."""
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ConfigError(f"{path}: larger than {_MAX_BYTES >> 20} MiB; not a configuration")
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_BYTES >> 20} MiB; not a configuration")
         text = path.read_text("utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
@@ -49,7 +50,10 @@ def read(path: Path) -> Leaves:
         return {}
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{path}: expected keys and values, not a {root.id}")
-    return _leaves(root, (), "")
+    leaves = _leaves(root, (), "")
+    if len(leaves) > _MAX_SETTINGS:
+        raise ConfigError(f"{path}: more than {_MAX_SETTINGS} settings; not a configuration")
+    return leaves
 
 
 def parse(text: str, where: str, path: tuple[str, ...]) -> Leaves:
@@ -66,9 +70,13 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, text: str, where: str) -> None:
         super().__init__(text)
         self.name = where  # all places in the text are marked with it
+        self.left = _MAX_NODES
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
+        event, self.left = self.peek_event(), self.left - 1  # type: ignore[no-untyped-call]
+        if self.left < 0:
+            problem = f"more than {_MAX_NODES:,} values; not a configuration"
+            raise yaml.MarkedYAMLError(None, None, problem, event.start_mark)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise yaml.MarkedYAMLError(None, None, "anchors and aliases are not supported", event.start_mark)
         if getattr(event, "tag", None) is not None:
@@ -113,6 +121,8 @@ def _plain(node: Any) -> Any:
 
 def _items(mapping: yaml.MappingNode) -> dict[str, tuple[str, Any]]:
     """Key -> (where it was written, node of its value)."""
+    if len(mapping.value) > _MAX_KEYS:
+        raise ConfigError(f"{_place(mapping.start_mark)}: more than {_MAX_KEYS} keys; not a configuration")
     items: dict[str, tuple[str, Any]] = {}
     for key, child in mapping.value:
         where = _place(key.start_mark)

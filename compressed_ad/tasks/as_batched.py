@@ -1,8 +1,8 @@
 """Vectorised environments of other libraries as a ``BatchedEnv``.
 
 Libraries differ in what they return when an episode ends. A ``Step`` always holds the true successor in
-``next_obs`` and the first observation of the new episode in ``obs``, and every step is a real transition: if
-an environment needs a dummy step for a reset, the adapter resets those slots itself.
+``next_obs`` and the first observation of the new episode in ``obs``, and every step is a real transition, or
+not ``played``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from compressed_ad.errors import SpaceError, UsageError
 from compressed_ad.tasks.base import BatchedEnv
@@ -43,40 +43,49 @@ def as_batched(env: Any) -> BatchedEnv:
 class _GymnasiumBatched:
     """A gymnasium ``VectorEnv``.
 
-    Same-step autoreset: the successor is ``infos["final_obs"]``. Next-step autoreset and no autoreset: ended
-    slots are reset at once through ``options["reset_mask"]``, so that gymnasium's dummy step never happens.
+    Same-step autoreset: the successor is ``infos["final_obs"]``. Without autoreset, and in gymnasium's own
+    vectors of single environments, ended slots are reset at once through ``options["reset_mask"]``. Elsewhere
+    next-step autoreset spends a call on the reset of a slot that ended, in which the slot is not ``played``.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
         self.env, self.num_envs = env, env.num_envs
         self.observation_space = _supported(env.single_observation_space)
         self.action_space = env.single_action_space
-        mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
-        self._same_step = AutoresetMode(mode) is AutoresetMode.SAME_STEP
+        self.mode = AutoresetMode(env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
+        self._by_mask = isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv)
+        if self.mode is AutoresetMode.NEXT_STEP and self._by_mask:
+            self.mode = AutoresetMode.DISABLED  # a partial reset comes before their own
+        self._pending = np.zeros(self.num_envs, bool)  # slots that the next call resets
 
     def reset(self) -> AnyArray:
+        self._pending = np.zeros(self.num_envs, bool)
         return np.array(self.env.reset()[0])
 
     def step(self, actions: AnyArray) -> Step:
         returned, reward, terminated, truncated, infos = self.env.step(actions)
-        obs = np.array(returned)
-        terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
+        obs, played = np.array(returned), ~self._pending
+        terminated, truncated = np.array(terminated, bool) & played, np.array(truncated, bool) & played
         ended = terminated | truncated
         truncated &= ~terminated  # an episode that also terminates does not count as truncated
         next_obs = obs
-        if ended.any() and self._same_step:
+        if ended.any() and self.mode is AutoresetMode.SAME_STEP:
             if "final_obs" not in infos:
                 raise SpaceError(f"{self.env} resets in the same step but gives no infos['final_obs']")
             next_obs = obs.copy()
             next_obs[ended] = np.stack(list(infos["final_obs"][ended]))
-        elif ended.any():
-            obs = np.array(self.env.reset(options={"reset_mask": ended.copy()})[0])
-            if not np.array_equal(obs[~ended], next_obs[~ended]):
+        elif ended.any() and self.mode is AutoresetMode.DISABLED:
+            options = {"reset_mask": ended.copy()}
+            obs = next_obs.copy()
+            obs[ended] = np.array(self.env.reset(options=options)[0])[ended]
+            if self._by_mask and "reset_mask" in options:  # gymnasium's vectors take it out
                 raise SpaceError(
                     f"{self.env} ignores reset(options={{'reset_mask': ...}}), which it would need for its "
-                    "autoreset mode; make it with autoreset_mode=AutoresetMode.SAME_STEP"
+                    "autoreset mode; pass the options on, or use autoreset_mode=AutoresetMode.SAME_STEP"
                 )
-        return Step(next_obs, np.asarray(reward, np.float32), terminated, truncated, obs)
+        self._pending = ended if self.mode is AutoresetMode.NEXT_STEP else self._pending
+        reward = np.where(played, np.asarray(reward, np.float32), np.float32(0))
+        return Step(next_obs, reward, terminated, truncated, obs, None if played.all() else played)
 
 
 class _SB3Batched:
@@ -84,6 +93,14 @@ class _SB3Batched:
 
     def __init__(self, env: Any) -> None:
         self.env, self.num_envs = env, int(env.num_envs)
+        while env is not None:
+            if any(kind.__name__ == "VecNormalize" for kind in type(env).__mro__):
+                raise UsageError(
+                    "VecNormalize changes observations and rewards as it goes; play without it, or scale by"
+                    " fixed numbers inside the environment (docs/source_algorithms.md)"
+                )
+            env = getattr(env, "venv", None)
+        env = self.env
         self.observation_space = _supported(env.observation_space)
         self.action_space = env.action_space
 

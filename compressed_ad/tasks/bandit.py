@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from compressed_ad.errors import UsageError
 from compressed_ad.registry import checked
 from compressed_ad.seeding import SlotDraws, rng
-from compressed_ad.settings import Count, Positive, Seed
+from compressed_ad.settings import Count, Positive, Seed, TaskCount
 from compressed_ad.tasks.base import OneLineRepr, discrete_actions
 from compressed_ad.types import Agent, AnyArray, FloatArray, IntArray, Step
 
@@ -218,7 +218,7 @@ class Bandit(OneLineRepr, ABC):
 
     name: ClassVar[str]
     n_arm: Annotated[int, Ge(2)] = 10
-    n_task: Count = 500
+    n_task: TaskCount = 500
     task_seed: Seed = 0
     horizon: Count = 1
 

@@ -14,8 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressed_ad.errors import SpaceError
-from compressed_ad.registry import Registry, call_text
-from compressed_ad.types import Agent, AnyArray, BoolArray, FloatArray, IntArray, SpaceSpec, Step, to_spec
+from compressed_ad.registry import Registry, call_text, makes
+from compressed_ad.types import (
+    LONGEST,
+    Agent,
+    AnyArray,
+    BoolArray,
+    FloatArray,
+    IntArray,
+    SpaceSpec,
+    Step,
+    to_spec,
+)
 
 
 class BatchedEnv(Protocol):
@@ -154,7 +164,12 @@ class OneLineRepr:
 
 
 def family_specs(family: TaskFamily) -> dict[str, SpaceSpec]:
-    """The space descriptions of ``"observation"`` and ``"action"``; ``SpaceError`` names family and space."""
+    """The space descriptions of ``"observation"`` and ``"action"``; ``SpaceError`` names family and space.
+
+    A horizon beyond ``LONGEST`` is a ``SpaceError``, too.
+    """
+    if family.horizon > LONGEST:
+        raise SpaceError(f"{family.name}: a horizon of {family.horizon:,} steps; at most {LONGEST:,} work")
     specs = {}
     for name in ("observation", "action"):
         try:
@@ -186,4 +201,5 @@ TASK_FAMILY: Registry[Callable[..., TaskFamily]] = Registry(
         "gaussian_bandit": "compressed_ad.tasks.bandit:GaussianBandit",
         "point_mass": "compressed_ad.tasks.point_mass:PointMass",
     },
+    makes("TaskFamily", "tasks", "make", "optimal_return", "random_return"),
 )

@@ -19,13 +19,13 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from compressed_ad.errors import ConfigError, SpaceError, UsageError, nearest
-from compressed_ad.registry import checked, import_attribute
+from compressed_ad.errors import ConfigError, SpaceError, UsageError, nearest, users_code
+from compressed_ad.registry import checked, import_attribute, takes
 from compressed_ad.seeding import rng
 from compressed_ad.settings import Count, Seed
 from compressed_ad.tasks.base import OneLineRepr, TaskFamily, family_specs
 from compressed_ad.tasks.random_play import MeasuredReturns
-from compressed_ad.types import AnyArray, FloatArray, IntArray, Step
+from compressed_ad.types import AnyArray, FloatArray, IntArray, Step, cast
 
 Env = gymnasium.Env[Any, Any]
 
@@ -208,6 +208,8 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
         """The registered specification; as in gymnasium.make, ``module:EnvId`` imports the module first."""
         module, _, env_id = self.env_id.rpartition(":")
         try:
+            if module and not all(part.isidentifier() for part in module.split(".")):
+                raise ImportError("not the name of a module")
             if module:
                 importlib.import_module(module)
             return gymnasium.spec(env_id)
@@ -263,7 +265,7 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
         for key, derive in DERIVED.get(type(bare).__name__, {}).items():
             setattr(bare, key, derive(bare))
         if self.setup:
-            setup = import_attribute("setup", self.setup)
+            setup = import_attribute("setup", self.setup, takes("env"))
             try:
                 setup(bare)
             except Exception as error:  # a user's function can raise anything
@@ -280,14 +282,15 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
             random = rng(self.task_seed, "random return", self.env_id, *(repr(float(x)) for x in row))
             env = self.environment(row)
             env.action_space.seed(int(random.integers(2**31)))
-            for _ in range(self.random_episodes):
-                env.reset(seed=int(random.integers(2**31)))
-                ended = False
-                while not ended:
-                    _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
-                    total[i] += float(reward)
-                    ended = terminated or truncated
-            env.close()
+            with users_code(f"task family {self.name!r}, random play with parameters {row.tolist()}"):
+                for _ in range(self.random_episodes):
+                    env.reset(seed=int(random.integers(2**31)))
+                    ended = False
+                    while not ended:
+                        _, reward, terminated, truncated = outcome(env, env.action_space.sample())
+                        total[i] += reward
+                        ended = terminated or truncated
+                env.close()
         return total / self.random_episodes
 
 
@@ -296,28 +299,54 @@ class GymnasiumSlots:
 
     def __init__(self, family: TaskFamily, envs: Sequence[Env], seeds: IntArray) -> None:
         self.num_envs, self._envs = len(envs), list(envs)
+        self.slot: int | None = None  # the one that is played
         self._seeds: list[int | None] = [int(seed) for seed in seeds]
         self._dtype = family.observation_space.dtype
         discrete = isinstance(family.action_space, spaces.Discrete)
-        self._as_action: Callable[[Any], Any] = int if discrete else np.asarray
+        action = family.action_space.dtype
+        # Environments calculate with actions; the compact ones of a history file would wrap around.
+        self._as_action: Callable[[Any], Any] = int if discrete else lambda given: np.asarray(given, action)
 
     def reset(self) -> AnyArray:
         """Start an episode in every slot; only the first reset uses the slot's seed."""
-        first = [env.reset(seed=seed)[0] for env, seed in zip(self._envs, self._seeds, strict=True)]
+        first = []
+        for i, env in enumerate(self._envs):
+            self.slot = i
+            first.append(env.reset(seed=self._seeds[i])[0])
         self._seeds = [None] * self.num_envs
-        return np.array(first, self._dtype)
+        return np.stack([self._seen(obs) for obs in first])
+
+    def _seen(self, obs: Any) -> AnyArray:
+        """A copy in the dtype of the space, or in its own where that would be another observation."""
+        given = np.array(obs)
+        fitting = cast(given, self._dtype)
+        return given if fitting is None else fitting
 
     def step(self, actions: AnyArray) -> Step:
         reward, following = np.zeros(self.num_envs, np.float32), []
         terminated, truncated = np.zeros((2, self.num_envs), bool)
         for i, (env, action) in enumerate(zip(self._envs, actions, strict=True)):
-            obs, reward[i], terminated[i], truncated[i], _ = env.step(self._as_action(action))
-            following.append(np.array(obs, self._dtype))
-        next_obs = np.stack(following)
-        obs = next_obs.copy()
+            self.slot = i
+            obs, reward[i], terminated[i], truncated[i] = outcome(env, self._as_action(action))
+            following.append(self._seen(obs))
+        again = following.copy()
         for i in np.flatnonzero(terminated | truncated).tolist():
-            obs[i] = self._envs[i].reset()[0]
-        return Step(next_obs, reward, terminated, truncated & ~terminated, obs)
+            self.slot = i
+            again[i] = self._seen(self._envs[i].reset()[0])
+        return Step(np.stack(following), reward, terminated, truncated & ~terminated, np.stack(again))
+
+
+def outcome(env: Env, action: Any) -> tuple[Any, float, bool, bool]:
+    """Observation, reward, terminated and truncated of a step; ``TypeError`` if not single values."""
+    returned: Any = env.step(action)
+    if not isinstance(returned, tuple) or len(returned) != 5:
+        got = f"{len(returned)} values" if isinstance(returned, tuple) else f"a {type(returned).__name__}"
+        raise TypeError(f"step() must return (obs, reward, terminated, truncated, info), not {got}")
+    obs, *values, _ = returned
+    for name, value in zip(("reward", "terminated", "truncated"), values, strict=True):
+        if np.shape(value) or np.asarray(value).dtype.kind not in "biuf":
+            raise TypeError(f"the {name} of a step must be a single number or truth value, not {value!r}")
+    return obs, float(values[0]), bool(values[1]), bool(values[2])
 
 
 def _arguments(maker: Callable[..., Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from itertools import permutations
 from typing import Annotated, ClassVar
 
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
@@ -36,7 +36,7 @@ Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
 Judge = Callable[[Int64Array, Float32Array], tuple[Float32Array, BoolArray]]
-Size = Annotated[int, Ge(2)]
+Size = Annotated[int, Ge(2), Le(1000)]
 
 
 @lru_cache(maxsize=16)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from compressed_ad.errors import SpaceError, UsageError
 from compressed_ad.registry import checked
 from compressed_ad.seeding import rng
-from compressed_ad.settings import Count, Seed
+from compressed_ad.settings import Count, Seed, TaskCount
 from compressed_ad.tasks.base import OneLineRepr
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray, Step
 
@@ -45,7 +45,7 @@ class PointMass(OneLineRepr):
     horizon: Count = 20
     speed: Distance = 0.15
     radius: Distance = 0.2
-    n_task: Count = 64
+    n_task: TaskCount = 64
     task_seed: Seed = 0
 
     @cached_property

@@ -8,6 +8,7 @@ import numpy as np
 
 from compressed_ad.seeding import rng
 from compressed_ad.tasks.base import TaskFamily
+from compressed_ad.tasks.checked_env import checked_slots
 from compressed_ad.types import AnyArray, BoolArray, IntArray
 
 
@@ -30,7 +31,7 @@ class Played:
 def play(family: TaskFamily, tasks: AnyArray, actions: AnyArray, seed: int) -> Played:
     """The outcome of ``actions`` (S, T, ...) in slots of ``family`` with ``tasks`` (S, P)."""
     seeds = rng(seed, "replay").integers(2**31, size=len(tasks))
-    env = family.make(tasks, seeds)
+    env = checked_slots(family, tasks, seeds)
     obs, transitions = env.reset(), []
     for action in actions.swapaxes(0, 1):
         step = env.step(action)

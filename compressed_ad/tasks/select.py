@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from compressed_ad.registry import Registry, make
+from compressed_ad.errors import ConfigError, MissingExtraError, UsageError
+from compressed_ad.registry import Registry, check_trust, make, own_names
 from compressed_ad.tasks.base import TASK_FAMILY, TaskFamily
 
 ADAPTER: Mapping[str, str] = {
@@ -32,3 +33,26 @@ def make_family(name: str, kwargs: Mapping[str, Any]) -> TaskFamily:
     adapters: Registry[Callable[..., TaskFamily]] = Registry("task family")
     adapters.register(name)(getattr(importlib.import_module(module), attribute))
     return make(adapters, name, {"env_id": what, **kwargs}, offers="tasks")
+
+
+def stored_family(
+    where: object, name: str, kwargs: Mapping[str, Any], trust: str | Collection[str] = ()
+) -> TaskFamily:
+    """The task family that the file ``where`` names, built with ``kwargs`` of this file.
+
+    Code from outside this library is imported only if ``trust`` has its name.
+    """
+    check_trust(where, family_code(name, kwargs), trust)
+    try:
+        return make_family(name, kwargs)
+    except MissingExtraError:
+        raise
+    except UsageError as error:
+        raise ConfigError(f"{where}: {line}" for line in str(error).splitlines()) from error
+
+
+def family_code(name: str, kwargs: Mapping[str, Any]) -> frozenset[str]:
+    """The names of code from outside this library that a family would import when it is made."""
+    prefix, _, what = name.partition(":")
+    known = TASK_FAMILY.has(name) or (prefix in ADAPTER and ":" not in what)
+    return own_names([kwargs, "" if known else name])

@@ -47,8 +47,18 @@ def split_family(
     """The split of the tasks ``task_ids`` of ``family``, as indices into ``task_ids``.
 
     ``split_tasks`` draws it. If the family has fixed held-out tasks (``FixedSplit``), exactly those are held
-    out, and only the others are drawn to validate and train.
+    out, and only the others are drawn to validate and train. ``SplitError`` if one task is in two parts.
     """
+    split = _drawn(family, task_ids, seed, train, validation, heldout)
+    if problem := split.shared_task(family.tasks()[task_ids]):
+        raise SplitError(f"{family.name}: {problem}; tasks() must have different rows")
+    return split
+
+
+def _drawn(
+    family: TaskFamily, task_ids: IntArray, seed: int, train: int | None, validation: int | None,
+    heldout: int | None,
+) -> Split:  # fmt: skip
     if not isinstance(family, FixedSplit):
         return split_tasks(len(task_ids), seed, train=train, validation=validation, heldout=heldout)
     given = np.isin(task_ids, family.heldout_tasks())

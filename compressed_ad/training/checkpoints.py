@@ -8,14 +8,14 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from compressed_ad.errors import CheckpointError, one_line
+from compressed_ad.errors import CheckpointError, NumericalError, one_line
 from compressed_ad.files import write_atomically
+from compressed_ad.models.ad import check_finite
 
 
 def digest(value: Any) -> str:
@@ -51,21 +51,25 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Load a file of ``save``. Nothing in it is executed.
 
-    Raises ``CheckpointError`` naming file and cause if it is missing, damaged or foreign.
+    Raises ``CheckpointError`` naming file and cause if it is missing, damaged or foreign, and
+    ``NumericalError`` if one of its tensors holds NaN or infinity.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a foreign file gets one error below
             content = torch.load(path, map_location="cpu", weights_only=True)
+        ours = isinstance(content, dict) and "digest" in content
+        sound = ours and content.pop("digest") == digest(content)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
-    except (RuntimeError, UnpicklingError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # a changed byte can make torch and pickle raise anything
         cause = one_line(error, 120)
         raise CheckpointError(f"{path}: damaged, or not a checkpoint ({cause})") from None
-    if not isinstance(content, dict) or "digest" not in content:
+    if not ours:
         raise CheckpointError(f"{path}: not a checkpoint of this library")
-    if content.pop("digest") != digest(content):
+    if not sound:
         raise CheckpointError(f"{path}: damaged (its content does not match its digest)")
+    check_finite(f"{path}: ", content)
     return move(content, device)  # type: ignore[no-any-return]
 
 
@@ -85,11 +89,10 @@ class CheckpointDirectory:
 
     def __init__(self, path: Path, keep: int) -> None:
         self.path, self.keep = path, keep
-        path.mkdir(parents=True, exist_ok=True)
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, in ascending order."""
-        found = (re.fullmatch(r"step-(\d+)\.pt", file.name) for file in self.path.iterdir())
+        found = (re.fullmatch(r"step-(\d+)\.pt", file.name) for file in self.path.glob("step-*"))
         return sorted(int(match[1]) for match in found if match)
 
     def file(self, step: int) -> Path:
@@ -107,6 +110,6 @@ class CheckpointDirectory:
         for step in reversed(self.steps()):
             try:
                 return load(self.file(step)), damaged
-            except CheckpointError as error:
+            except (CheckpointError, NumericalError) as error:
                 damaged.append(f"{error}; skipped")
         return None, damaged

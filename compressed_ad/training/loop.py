@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
-from contextlib import closing, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressed_ad.errors import CheckpointError, NumericalError
+from compressed_ad.errors import CheckpointError, NumericalError, RunError, raised
+from compressed_ad.files import chained, write_atomically
 from compressed_ad.models import MODEL
-from compressed_ad.models.ad import AD
+from compressed_ad.models.ad import AD, check_finite
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.models.tokens import Batch
 from compressed_ad.seeding import seed64
@@ -24,6 +25,9 @@ from compressed_ad.training.checkpoints import CheckpointDirectory, save
 from compressed_ad.training.windows import WindowSampler
 
 Metrics = dict[str, float]
+Row = dict[str, Any]
+"""A line of ``metrics.jsonl``: a step and what was measured there."""
+METRICS = "metrics.jsonl"
 Validate = Callable[[AD], Metrics]
 """Evaluates a model on the validation tasks; ``validation_return`` chooses the best checkpoint."""
 
@@ -77,6 +81,7 @@ def train(
     device: torch.device | str = "cpu",
     progress: Callable[[int, Metrics], None] = lambda step, metrics: None,
     should_stop: Callable[[], bool] = lambda: False,
+    trained_on: Mapping[str, Any] | None = None,
 ) -> Trained:
     """Train ``config.model`` on the sampler's windows in ``run_dir``, or resume such a run.
 
@@ -84,16 +89,16 @@ def train(
     ``last_model.pt``, ``checkpoints/`` and ``metrics.jsonl``. An interrupted run that is called again ends
     with bit-identical weights: batches and dropout are functions of the step, the rest is in the checkpoint.
     Raises ``Interrupted`` after saving when ``should_stop()`` is true, ``NumericalError`` if the loss is not
-    finite.
+    finite. ``trained_on``, plain data that says what the windows are from, is stored with the weights.
     """
     run_dir = Path(run_dir)
-    run = _Run(config, run_dir, seed, device)
+    run = _Run(config, run_dir, seed, device, trained_on)
     messages = run.resume()
     validation_steps = {round(config.steps * (k + 1) / config.validations) for k in range(config.validations)}
     checkpoint_steps = {*validation_steps, config.steps}
     logged, clock = run.step, time.perf_counter()
     run.model.train()
-    with closing(MetricsLog(run_dir, run.step)) as log:
+    with closing(MetricsLog(run_dir, run.rows)) as log:
         while run.step < config.steps:
             metrics = run.update(sampler.batch(run.step))
             if run.step % 50 == 0 or run.step == config.steps:
@@ -120,14 +125,23 @@ def train(
     save(run_dir / "last_model.pt", run.weights())
     if run.best["step"] < 0:
         save(run.best_file, run.weights())
-    return Trained(run.model, int(run.best["step"]), time.perf_counter() - run.started, messages)
+    return Trained(
+        run.model, int(run.best["step"]), time.perf_counter() - run.started, [*messages, *log.notes]
+    )
 
 
 class _Run:
     """What changes while a model is trained, and how it is stored."""
 
-    def __init__(self, config: ModelConfig, run_dir: Path, seed: int, device: torch.device | str) -> None:
-        self.config, self.run_dir, self.seed = config, run_dir, seed
+    def __init__(
+        self,
+        config: ModelConfig,
+        run_dir: Path,
+        seed: int,
+        device: torch.device | str,
+        trained_on: Mapping[str, Any] | None,
+    ) -> None:
+        self.config, self.run_dir, self.seed, self.trained_on = config, run_dir, seed, trained_on
         self.step, self.started = 0, time.perf_counter()  # earlier by what a resumed run took before
         self.model = build_model(config, seed, device)
         self.optimiser = make_optimiser(self.model, config)
@@ -135,6 +149,7 @@ class _Run:
         self.checkpoints = CheckpointDirectory(run_dir / "checkpoints", config.checkpoints)
         self.best_file = run_dir / "best_model.pt"
         self.best = {"step": -1, "value": -math.inf}
+        self.rows: list[Row] = []  # of ``metrics.jsonl``
 
     def resume(self) -> list[str]:
         """Continue from the newest sound checkpoint, if there is one; messages about what was not usable."""
@@ -154,6 +169,12 @@ class _Run:
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.best = state["step"], state["best"]
         self.started -= state["seconds"]
+        if "rows" in state:
+            self.rows = state["rows"]
+        else:  # of an earlier version
+            self.rows, damaged = readable_rows(self.run_dir / METRICS)
+            self.rows = [row for row in self.rows if row["step"] <= self.step]
+            messages += damaged
         return messages
 
     def update(self, batch: Batch) -> Metrics:
@@ -172,12 +193,15 @@ class _Run:
         return {"loss": loss, "accuracy": accuracy}
 
     def weights(self) -> dict[str, Any]:
-        """Content of a model file."""
+        """Content of a model file; ``NumericalError`` if a weight is NaN or infinity."""
+        weights = self.model.state_dict()
+        check_finite(f"{self.run_dir}: after gradient step {self.step} the weight ", weights)
         return {
-            "model_state_dict": self.model.state_dict(),
+            "model_state_dict": weights,
             "config": self.config.model_dump(mode="json"),
             "step": self.step,
             "seed": self.seed,
+            **({} if self.trained_on is None else {"trained_on": dict(self.trained_on)}),
         }
 
     def save_checkpoint(self) -> None:
@@ -186,6 +210,7 @@ class _Run:
             "optimiser": self.optimiser.state_dict(),
             "model_config": self.config.model_dump(mode="json"),
             "best": self.best,
+            "rows": self.rows,
             "seconds": time.perf_counter() - self.started,
         }
         self.checkpoints.save(self.step, content)
@@ -209,33 +234,65 @@ def gradient(model: AD, loss: Any, batch: Batch, config: ModelConfig) -> tuple[f
 
 
 class MetricsLog:
-    """``metrics.jsonl``, and TensorBoard events if it is installed; lines after ``step`` are deleted."""
+    """``metrics.jsonl``, and TensorBoard events if it is installed; starts with ``rows``, and adds to them.
 
-    def __init__(self, run_dir: Path, step: int) -> None:
-        path = run_dir / "metrics.jsonl"
-        kept = []
-        with suppress(json.JSONDecodeError):  # of a line that a killed run left unfinished
-            for line in path.read_text().splitlines() if path.exists() else ():
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-        path.write_text("".join(kept))
-        self.file = path.open("a")
+    Each line has a ``check``, see ``files.chained``. The rows are also in the checkpoints, so that a run that
+    is continued writes all of them again, whatever became of the file.
+    """
+
+    def __init__(self, run_dir: Path, rows: list[Row]) -> None:
+        self.path, self.rows, self.check = run_dir / METRICS, rows, ""
+        write_atomically(self.path, "".join(map(self._line, rows)).encode())
+        self.file = self.path.open("a")
         self.board: Any = None
-        with suppress(ImportError):
+        self.notes: list[str] = []
+        with suppress(ImportError), self._optional():
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(run_dir))
 
+    def _line(self, row: Row) -> str:
+        self.check = chained(row, self.check)
+        return json.dumps({**row, "check": self.check}) + "\n"
+
     def write(self, step: int, values: Metrics) -> None:
         """Append one line, without undefined values (NaN)."""
         known = {name: value for name, value in values.items() if not math.isnan(value)}
-        self.file.write(json.dumps({"step": step, **known}) + "\n")
-        self.file.flush()
-        if self.board is not None:
-            for name, value in known.items():
+        self.rows.append({"step": step, **known})
+        try:
+            self.file.write(self._line(self.rows[-1]))
+            self.file.flush()
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be written ({error.strerror})") from error
+        with self._optional():
+            for name, value in known.items() if self.board is not None else ():
                 self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self.file.close()
-        if self.board is not None:
-            self.board.close()
+        with suppress(OSError):  # of a line that could not be written
+            self.file.close()
+        with self._optional():
+            if self.board is not None:
+                self.board.close()
+
+    @contextmanager
+    def _optional(self) -> Iterator[None]:
+        """Training goes on without TensorBoard if that fails, on a full disk, say."""
+        try:
+            yield
+        except Exception as error:
+            self.notes.append(f"TensorBoard's events end early: {raised(error)}")
+            self.board = None
+
+
+def readable_rows(path: Path) -> tuple[list[Row], list[str]]:
+    """The rows of a ``metrics.jsonl``; and a message for each line that is damaged, unless it is the last."""
+    rows, damaged = list[Row](), list[str]()
+    lines = path.read_text("utf-8", errors="replace").split("\n") if path.exists() else []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            row = json.loads(line)
+            rows.append({**row, "step": int(row["step"])})
+        except (ValueError, TypeError, KeyError):
+            damaged.append(f"{path}: line {number} is damaged; left out")
+    return rows, damaged

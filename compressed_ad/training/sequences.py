@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from compressed_ad.errors import HistoryError
+from compressed_ad.errors import HistoryError, SplitError
 from compressed_ad.types import AnyArray, BoolArray, History, IntArray
 
 _PER_STEP = ("states", "actions", "rewards", "next_states", "ended", "mask", "update", "entropy")
@@ -109,6 +109,27 @@ def expand(start: IntArray, length: IntArray) -> IntArray:
     before = np.cumsum(length) - length
     steps: IntArray = np.arange(length.sum()) + np.repeat(start - before, length)
     return steps
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """Parameters of the tasks ``ids`` (K,) ascending, and of no others, by index in the history file."""
+
+    ids: IntArray
+    rows: AnyArray  # (K, P)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, tasks: IntArray | int) -> AnyArray:
+        """Rows of ``tasks``; ``SplitError`` for a task whose histories are not among the sequences."""
+        place = np.searchsorted(self.ids, tasks)
+        unknown = self.ids[np.minimum(place, len(self.ids) - 1)] != tasks
+        if np.any(unknown):
+            wrong = np.unique(np.asarray(tasks)[unknown]).tolist()
+            raise SplitError(f"a transform may know the tasks of its sequences only, not {wrong}")
+        rows: AnyArray = self.rows[place]
+        return rows
 
 
 def from_histories(histories: Mapping[int, History]) -> Sequences:

@@ -12,7 +12,7 @@ import numpy as np
 
 from compressed_ad.errors import UsageError
 from compressed_ad.tasks.base import RewardFunction
-from compressed_ad.training.sequences import Sequences, expand
+from compressed_ad.training.sequences import Sequences, TaskRows, expand
 from compressed_ad.types import AnyArray, BoolArray, IntArray
 
 
@@ -71,7 +71,7 @@ def stitched(
     sequences: Sequences,
     random: np.random.Generator,
     family: RewardFunction,
-    tasks: AnyArray,
+    tasks: TaskRows,
     candidates: int,
     longest: int,
     late: float,

@@ -13,13 +13,16 @@ from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import MinLen
+from gymnasium.spaces import Box
 
-from compressed_ad.errors import ConfigError, HistoryError, UsageError
-from compressed_ad.registry import Parameters, Registry, checked
+from compressed_ad.errors import ConfigError, HistoryError, UsageError, users_code
+from compressed_ad.registry import Parameters, Registry, checked, takes
 from compressed_ad.seeding import rng
 from compressed_ad.settings import Count, Fraction, Whole
 from compressed_ad.tasks.base import RewardFunction, TaskFamily
-from compressed_ad.training.sequences import Episodes, Sequences
+from compressed_ad.tasks.checked_env import checked_slots
+from compressed_ad.tasks.random_play import UniformActions
+from compressed_ad.training.sequences import Episodes, Sequences, TaskRows
 from compressed_ad.training.stitching import prolonged, stitched
 from compressed_ad.types import AnyArray, BoolArray, IntArray
 
@@ -30,11 +33,11 @@ class Context:
 
     random: np.random.Generator
     family: TaskFamily | None = None
-    tasks: AnyArray | None = None  # (N, P) parameters of the tasks by index in the history file
+    tasks: TaskRows | None = None  # parameters of the sequences' tasks: ``context.tasks[sequences.task]``
 
 
 Transform = Callable[..., Sequences]
-TRANSFORM: Registry[Transform] = Registry("history transform")
+TRANSFORM: Registry[Transform] = Registry("history transform", fits=takes("sequences", "context"))
 DEPARTURES = {  # from pure Algorithm Distillation, in words for the report
     "stitch": "uses the training tasks' reward function: before a task's goal is first met, its context shows"
     " episodes of other training tasks' learners with rewards recomputed for the task",
@@ -215,6 +218,34 @@ def prolong(
     return prolonged(sequences, context.random, pool, candidates, longest)
 
 
+def check_episodes(
+    transforms: Sequence[tuple[str, Mapping[str, Any]]], family: TaskFamily, tasks: AnyArray, n_timesteps: int
+) -> None:
+    """``UsageError`` if a transform keeps complete episodes, and histories are too short to hold any.
+
+    Where the horizon is longer than a history, random actions on some of ``tasks`` (N, P) show whether
+    episodes end before it.
+    """
+    needing = [name for name, _ in transforms if name in ("subsample", "thin")]
+    space = family.action_space
+    if not needing or n_timesteps >= family.horizon or (isinstance(space, Box) and not space.is_bounded()):
+        return
+    slots, random = np.resize(tasks, (32, tasks.shape[1])), rng(0, "episodes")
+    env, actions = (
+        checked_slots(family, slots, random.integers(2**31, size=len(slots))),
+        UniformActions(space),
+    )
+    env.reset()
+    for _ in range(n_timesteps):
+        step = env.step(actions.draw(random, len(slots)))
+        if (step.terminated | step.truncated).any():
+            return
+    raise UsageError(
+        f"{needing[0]} keeps complete episodes, but none of {family.name} ends within the {n_timesteps} steps"
+        f" of a history; raise n_timesteps to the horizon, {family.horizon}, or leave {needing[0]} out"
+    )
+
+
 def apply_transforms(
     sequences: Sequences,
     transforms: Sequence[tuple[str, Mapping[str, Any]]],
@@ -223,9 +254,17 @@ def apply_transforms(
     family: TaskFamily | None = None,
     tasks: AnyArray | None = None,
 ) -> Sequences:
-    """Apply named transforms in order; the k-th draws from ``rng(seed, "transform", k)``."""
+    """Apply named transforms in order; the k-th draws from ``rng(seed, "transform", k)``.
+
+    Of ``tasks`` (N, P), the parameters by index in the history file, they see those of ``sequences`` only.
+    """
+    ids = np.unique(sequences.task)
+    known = None if tasks is None else TaskRows(ids, tasks[ids])
     for k, (name, transform, params) in enumerate(check_transforms(transforms)):
-        sequences = transform(sequences, Context(rng(seed, "transform", k), family, tasks), **params)
+        with users_code(f"transform {name!r}"):
+            sequences = transform(sequences, Context(rng(seed, "transform", k), family, known), **params)
+        if not isinstance(sequences, Sequences):
+            raise HistoryError(f"transform {name!r} must return Sequences, not a {type(sequences).__name__}")
         if len(sequences) == 0:
             raise HistoryError(f"the history transform {name!r} left no transition")
     return sequences

@@ -5,7 +5,7 @@ The sampler has no state, so an exact resume needs only the step, and gathers by
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from compressed_ad.histories.file import HistoryFile
 from compressed_ad.marking.markers import segments
 from compressed_ad.models.tokens import Batch, shift
 from compressed_ad.seeding import rng
-from compressed_ad.tasks.select import make_family
+from compressed_ad.tasks.select import stored_family
 from compressed_ad.training.sequences import Sequences, from_histories
 from compressed_ad.training.transforms import apply_transforms
-from compressed_ad.types import BoolArray, IntArray
+from compressed_ad.types import AnyArray, BoolArray, IntArray
 
 
 class WindowSampler:
@@ -66,11 +66,7 @@ class WindowSampler:
             marked = np.where(sequences.rewarded_before, weight_marked, weight_before)
             data["weight"] = np.where(sequences.mask, marked, 1.0).astype(np.float32)
         self.device = torch.device(device)
-        self.data: dict[str, Tensor] = {}
-        for name, array in data.items():
-            wide = array.dtype.kind == "u" and array.dtype.itemsize > 1  # torch lacks these dtypes
-            array = np.ascontiguousarray(array.astype(np.int64) if wide else array)
-            self.data[name] = torch.from_numpy(array).to(self.device)
+        self.data = {name: _tensor(np.ascontiguousarray(x)).to(self.device) for name, x in data.items()}
 
     def starts(self, step: int) -> tuple[IntArray, IntArray]:
         """First transition of each window, and the end of its sequence: both (B,)."""
@@ -105,11 +101,18 @@ class WindowSampler:
         return Batch(shift(**window), window["actions"], torch.from_numpy(valid).to(self.device), weight)
 
 
-class CompressedADDataset(torch.utils.data.Dataset[dict[str, Any]]):
+def _tensor(array: AnyArray) -> Tensor:
+    wide = array.dtype.kind == "u" and array.dtype.itemsize > 1  # torch lacks most operations on these
+    return torch.from_numpy(array.astype(np.int64) if wide else array)
+
+
+class CompressedADDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
     """The windows as a PyTorch dataset, for inspection and custom training loops.
 
     Item i is the window of ``n_transit`` transitions at the i-th episode start that leaves a full window:
-    arrays by name, ``compression_mask`` (L,), and ``segments``, (start, end) pairs inside the window.
+    tensors by name, ``compression_mask`` (L,), and ``segments`` (K, 2), (start, end) pairs inside the window.
+    The first ``n_segments`` pairs are segments; empty pairs (L, L) fill up the rest, K being the most
+    segments that a window can have, so that a ``DataLoader`` can batch items.
     """
 
     def __init__(self, sequences: Sequences, n_transit: int) -> None:
@@ -126,28 +129,34 @@ class CompressedADDataset(torch.utils.data.Dataset[dict[str, Any]]):
         transforms: Iterable[tuple[str, Mapping[str, Any]]] = (),
         *,
         seed: int = 0,
+        trust: str | Collection[str] = (),
     ) -> CompressedADDataset:
         """The windows of the training tasks of a history file; other tasks are not read.
 
         ``transforms`` are (name, parameters) pairs for ``apply_transforms``, which also gets ``seed``.
+        ``trust`` names code from outside this library (``module:attribute``) that the file may name.
         """
         file, chosen = HistoryFile(path), list(transforms)
         sequences = from_histories(file.load(file.split.train.tolist()))
         if chosen:
-            family = make_family(file.info.family, file.info.family_kwargs)
+            info = file.info
+            family = stored_family(path, info.family, info.family_kwargs, trust)
             sequences = apply_transforms(sequences, chosen, seed=seed, family=family, tasks=file.tasks)
         return cls(sequences, n_transit)
 
     def __len__(self) -> int:
         return len(self.start)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
         steps = slice(self.start[i], self.start[i] + self.n_transit)
         names = ("states", "actions", "rewards", "next_states", "ended", "update")
         mask = self.sequences.mask[steps]
         _, start, stop = segments(mask)
+        pairs = np.full(((self.n_transit + 1) // 2, 2), self.n_transit, np.int64)
+        pairs[: len(start)] = np.stack([start, stop], axis=1)
         return {
-            **{name: torch.from_numpy(getattr(self.sequences, name)[steps].copy()) for name in names},
+            **{name: _tensor(getattr(self.sequences, name)[steps].copy()) for name in names},
             "compression_mask": torch.from_numpy(mask.copy()),
-            "segments": np.stack([start, stop], axis=1),
+            "segments": torch.from_numpy(pairs),
+            "n_segments": torch.tensor(len(start)),
         }

@@ -94,9 +94,17 @@ def all_of_them(sequences, context, *, least: float = 0.0):
     return sequences
 
 
-class Raises:
+class Raises(Mine, Room):
     def __init__(self):
         raise RuntimeError("two\\nlines")
+
+
+def room(size: int = 3):
+    return Room(size, 5)
+
+
+def typed(size: int = 3) -> Room:
+    return Room(size, 5)
 '''
 
 
@@ -124,9 +132,11 @@ def test_everything_may_be_the_users_own(run, own):
         "train", "--preset", "smoke", "--model", "own_things:Model", "--model.steps", "2",
         "--model.n_transit", "20", "--model.validations", "0", "--model.transforms",
         "[{name: own_things:all_of_them, least: 1.0}]", "--history", path, "--out", "r",
+        "--trust", "own_things:Room",
     )  # fmt: skip
     assert code == 0, lines
-    code, out, lines = run("evaluate", *(own / "r").iterdir(), "--evaluation.episodes", "2")
+    trust = [f"--trust=own_things:{name}" for name in ("Room", "Model", "all_of_them")]
+    code, out, lines = run("evaluate", *(own / "r").iterdir(), "--evaluation.episodes", "2", *trust)
     assert code == 0, lines
     assert "(2 held-out tasks)" in out
 
@@ -134,22 +144,31 @@ def test_everything_may_be_the_users_own(run, own):
 @pytest.mark.parametrize(
     ("words", "cause"),
     [
-        (["--env", "own_things:Raises"], "'own_things:Raises' cannot be made (RuntimeError: two lines)"),
-        (["--env", "own_broken:X"], "cannot import 'own_broken' (ZeroDivisionError: division by zero)"),
+        (
+            ["--env", "own_things:Raises"],
+            "cannot be made: two lines (RuntimeError in own_things.py:",
+        ),
+        (
+            ["--env", "own_broken:X"],
+            "'own_broken': division by zero (ZeroDivisionError in own_broken.py:1)",
+        ),
         (["--env", "own_things:Nothing"], "'own_things' has no attribute 'Nothing'"),
         (["--env", "nowhere:CartPole-v1"], "cannot import 'nowhere'"),
         (["--env", "own_things:Room", "--env.kwargs", "{sise: 3}"], "unknown parameter 'sise' (did you mean"),
         (["--algorithm", "own_things:Raises"], "learner 'own_things:Raises' cannot be made"),
-        (["--algorithm", "own_things:early"], "parameter 'rewards' is missing"),
+        (["--algorithm", "own_things:early"], "annotate what the function returns, -> SourceLearner"),
+        (["--env", "own_things:room"], "annotate what the function returns, -> TaskFamily"),
+        (["--env", "own_things:typed", "--env.kwargs", "{sise: 3}"], "unknown parameter 'sise'"),
+        (["--marker", "own_things:typed"], "marker 'own_things:typed' takes none of probs"),
         (["--marker", "own_broken:X"], "marker 'own_broken:X': cannot import"),
-        (["--model", "own_things:early"], "model 'own_things:early' is not a class"),
+        (["--model", "own_things:early"], "model 'own_things:early' is a function, not a class"),
         (["--model.transforms", "[own_broken:x]"], "cannot import 'own_broken'"),
         (["--model.transforms", "[{name: own_things:all_of_them, most: 1}]"], "most"),
     ],
 )
 def test_mistakes_in_the_users_own_are_one_line(run, own, words, cause):
     before = tree(own)
-    code, out, lines = run("run", *words, "--dry-run")
+    code, out, lines = run("run", *words)
     assert (code, out) == (2, "")
     (line,) = errors(lines)
     assert cause in line
@@ -196,7 +215,7 @@ SMALL = [
 @pytest.mark.parametrize("kind", ["observation", "action"])
 @pytest.mark.parametrize("space", ODD)
 def test_spaces_that_are_not_supported_are_named(run, tmp_path, space, kind):
-    code, out, lines = run("collect", *SMALL, "--env.kwargs", f"{{{kind}: '{space}'}}", "--dry-run")
+    code, out, lines = run("collect", *SMALL, "--env.kwargs", f"{{{kind}: '{space}'}}")
     assert (code, out) == (2, "")
     (line,) = errors(lines)
     assert line.startswith(f"--env.kwargs: env: {kind} space of darkroom: {space}")
@@ -212,7 +231,7 @@ class Pushed(Darkroom):
 
 def test_a_learner_that_cannot_act_there_says_what_it_can(run):
     words = [*SMALL, "--env", "tests.cli.test_choices:Pushed", "--env.kwargs", "{size: 3, horizon: 5}"]
-    code, _, lines = run("collect", *words, "--dry-run")
+    code, _, lines = run("collect", *words)
     (line,) = errors(lines)
     assert code == 2
     assert "ppo learns Discrete actions, not Box(-1.0, 1.0, (2,), float32); try the learner sb3:PPO" in line

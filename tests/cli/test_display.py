@@ -1,10 +1,13 @@
 import io
+import sys
+import threading
 
 import pytest
 from rich.console import Console
 
 from compressed_ad.cli import display
-from compressed_ad.cli.display import Display, _Pace
+from compressed_ad.cli.display import Display, _Pace, complain, lenient_streams, print_lines, print_table
+from compressed_ad.errors import RunError
 
 
 @pytest.fixture
@@ -55,3 +58,58 @@ def test_a_terminal_shows_a_bar_below_the_table():
         show_table([["Family", "Variant"], ["darkroom", "AD"]])
     text = out.getvalue()
     assert "25 % (1 of 4) half way" in text and "darkroom" in text and "done in 0 s" in text
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", b"a ? b\n"), ("latin-1", b"a ? b\n"), ("utf-8", b"a \xe2\x88\x92 b\n")]
+)
+def test_what_an_encoding_lacks_is_replaced(monkeypatch, encoding, shown):
+    content = io.BytesIO()
+    stream = io.TextIOWrapper(content, encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    with lenient_streams():
+        print_lines("a \u2212 b")
+    assert (content.getvalue(), stream.errors) == (shown, "strict")
+
+
+class Broken(io.TextIOBase):
+    def __init__(self, error):
+        self.error = error
+
+    def write(self, text):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [None, Broken(OSError(28, "No space left on device")), Broken(BrokenPipeError()), Broken(ValueError())],
+)
+def test_no_work_ends_because_progress_cannot_be_written(monkeypatch, stream):
+    monkeypatch.setattr(sys, "stderr", stream)
+    display = Display()
+    display.note("a note")
+    with display.stage("train") as report:
+        report(1, 2, "half")
+    complain("cad: error: this")
+
+
+def test_results_that_cannot_be_written_are_an_error(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Broken(OSError(28, "No space left on device")))
+    for write in (print_lines, print_table):
+        with pytest.raises(RunError, match=r"standard output cannot be written \(No space left"):
+            write("words")
+
+
+def test_a_table_is_100_columns_wide_off_a_terminal(capsys):
+    print_table("x" * 150)
+    assert capsys.readouterr().out == "x" * 100 + "\n" + "x" * 50 + "\n"
+
+
+def test_a_failing_thread_is_one_line(capsys):
+    with lenient_streams():
+        thread = threading.Thread(target=lambda: 1 / 0)
+        thread.start()
+        thread.join()
+    assert capsys.readouterr().err.startswith(
+        "note: a thread failed: division by zero (ZeroDivisionError in test_"
+    )

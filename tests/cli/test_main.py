@@ -1,3 +1,4 @@
+import html
 import json
 import os
 import re
@@ -5,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +17,10 @@ from compressed_ad.cli.call import Command, Stop
 from compressed_ad.cli.main import COMMANDS, load_command, main
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.learners.ppo import BatchedPPO
-from compressed_ad.runs.layers import SECTIONS
+from compressed_ad.runs.layers import SECTIONS, config_folder
 from compressed_ad.types import History
 from tests.conftest import SmokeRun, cad
+from tests.histories.test_file import tamper
 
 SMALL = [
     "--preset", "smoke",
@@ -174,9 +177,12 @@ for line in [*right, *sys.argv[1:]]:
         (["run", "--seed", "99999999999999999999"], "must be at most 9223372036854775807"),
         (["run", "--env.training_tasks", "[]"], "must be a list of one or more values"),
         (["run", "--env.training_tasks", "[500]"], "only training tasks may be trained on; asked for [500]"),
-        (["run", "--comparison.methods", "[AD, 'os:path']"], "model 'os:path' is not a class"),
+        (["run", "--comparison.methods", "[AD, 'os:path']"], "model 'os:path' is a module, not a class"),
         (["run", "--env", "os:path"], "task family 'os:path' is a module, not a class or function"),
-        (["run", "--algorithm", "os:getcwd"], "learner 'os:getcwd' makes a str, which has no 'learn'"),
+        (
+            ["run", "--algorithm", "os:getcwd"],
+            "learner 'os:getcwd' is a builtin_function",
+        ),
         (["run", "--model", ":"], "cannot import ''"),
         (["mark", "x.hdf5", "--device", "cpu"], "cad mark does not take --device"),
     ],
@@ -382,9 +388,59 @@ def test_train_evaluate_compare_report(run, tmp_path, made):
     assert code == 0
     assert "Report: report/index.html" in out
     assert json.loads((tmp_path / "report" / "summary.json").read_text())["protocol"]["episodes"] == 3
-    (tmp_path / "report" / "index.html").unlink()
+    (tmp_path / "report" / "index.html").unlink()  # as if killed before the page
+    assert run("report", one, "--dry-run")[0] == 0
+    (tmp_path / "report" / "letter.txt").touch()
     code, _, lines = run("report", one)
     assert (code, errors(lines)) == (1, ["report: exists and is not a report; choose another --out"])
+
+
+@pytest.mark.parametrize(
+    ("scaled", "words"),
+    [
+        (0, ("final return ", "(2 held-out tasks; random play is as good as the optimum in all)")),
+        (1, ("final normalised return ", "(1 of 2 held-out tasks; random play is as good as the optimum in")),
+    ],
+)
+def test_tasks_without_a_scale_are_said(run, tmp_path, made, scaled, words):
+    path = tmp_path / "AD-darkroom-seed0"
+    shutil.copytree(made / path.name, path)
+    with np.load(path / "evaluation.npz") as file:
+        arrays = dict(file)
+    arrays["random"] = np.where(np.arange(2) < scaled, arrays["random"], arrays["optimal"])
+    np.savez(path / "evaluation.npz", **arrays)
+    code, out, _ = run("evaluate", path)
+    assert code == 0 and all(word in out for word in words) and "nan" not in out
+    code, out, _ = run("compare", path)
+    assert code == 0 and "nan" not in out
+
+
+def test_validation_tasks_without_a_scale_are_said(run, tmp_path, made):
+    shutil.copy(made / NAME, tmp_path / "h.hdf5")
+
+    def edit(file):
+        file["random_return"][...] = file["optimal_return"][...]
+
+    tamper(tmp_path / "h.hdf5", edit)
+    code, _, lines = run("train", *MODEL, "--model", "AD", "--history", "h.hdf5", "--out", "o")
+    assert code == 0 and any("cannot choose the best weights" in line for line in lines)
+    assert len(HistoryFile(tmp_path / "h.hdf5").split.validation)
+
+
+def test_nothing_held_out_is_said_instead_of_an_impossible_command(run, made):
+    assert run("export", made / NAME, "--to", "npz", "--out", "all.npz")[0] == 0
+    kwargs = json.dumps(HistoryFile(made / NAME).info.family_kwargs)
+    words = ["--layout", "npz", "--family", "darkroom", "--env.kwargs", kwargs]
+    assert run("import", "all.npz", *words, "--heldout", "", "--out", "none.hdf5")[0] == 0
+    code, out, _ = run("train", *MODEL, "--history", "none.hdf5", "--model", "AD", "--out", "o")
+    assert (code, out) == (0, "o/AD-darkroom-seed0: trained; none.hdf5 holds no held-out task\n")
+    code, _, lines = run("evaluate", "o/AD-darkroom-seed0")
+    (line,) = errors(lines)
+    assert code == 2 and "none.hdf5: holds no held-out task" in line
+    sizes = [f"--env.{key}" for key in ("heldout", "validation", "train")]
+    two = [word for size in sizes for word in (size, "null")]
+    code, _, lines = run("run", *SMALL, "--env.n_task", "2", *two, "--out", "two", "--dry-run")
+    assert code == 2 and "too few tasks to hold one out" in errors(lines)[0]
 
 
 def test_train_refuses_what_is_there(run, tmp_path, made):
@@ -465,6 +521,45 @@ def test_damaged_checkpoints_are_named(run, tmp_path, made):
     assert not (path / "evaluation.npz").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "cause"),
+    [
+        ("train --history HISTORY --out file", 1, "-seed0: cannot be written to (Not a directory)"),
+        ("collect --out file", 1, "_compressed.hdf5: cannot be written to (File exists)"),
+        ("collect --out LONG", 1, "_compressed.hdf5: cannot be written to (File name too long)"),
+        ("run --out file", 1, "file: is a file; choose another output folder"),
+        ("run --model bad:M", 2, "bad:M"),
+        (
+            "run --model CompressedADv2",
+            2,
+            "model.model: cad run does not train CompressedADv2; it trains AD, Comp",
+        ),
+        ("compare RUNS --dry-run", 2, "cad compare does not take --dry-run"),
+        (
+            "compare RUNS",
+            1,
+            "RUNS: is not a run directory (no config.yaml); runs lie in it: RUNS/AD-darkroom-seed0",
+        ),
+        ("attention RUNS", 1, "runs lie in it: RUNS/AD-darkroom-seed0"),
+        ("study file --tables .", 2, "file"),
+        ("study STUDY --tables .", 2, "--tables .: no such file; name a study's table.csv"),
+        ("report RUN --out file", 1, "file: exists and is not a report"),
+    ],
+)
+def test_odd_paths_and_names_are_one_line(run, tmp_path, made, words, code, cause):
+    (tmp_path / "file").write_text("words")
+    one, study = made / "AD-darkroom-seed0", config_folder().parent / "studies" / "context.yaml"
+    names = {"HISTORY": made / NAME, "RUNS": made, "RUN": one, "LONG": "x" * 300, "STUDY": study}
+    for name, path in names.items():
+        words, cause = (re.sub(rf"\b{name}\b", str(path), text) for text in (words, cause))
+    small = ["--preset", "smoke"] if words.split()[0] in ("train", "collect", "run") else []
+    found, _, lines = run(*words.split(), *small)
+    assert found == code, lines
+    assert cause in errors(lines)[0]
+    assert not any("internal error" in line for line in lines)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
 # ---------------------------------------------------------------- the main job
 
 
@@ -475,6 +570,19 @@ def test_run_again_says_the_same_and_changes_nothing_that_took_time(run, smoke: 
     assert (code, out) == (0, smoke.stdout)
     assert {path: path.stat().st_mtime_ns for path in watched} == before
     assert "4 of 4 finished" in run("run", "--preset", "smoke", "--out", smoke.out, "--dry-run")[1]
+
+
+def test_histories_without_an_episodes_end_are_refused_before_they_are_collected(run, tmp_path):
+    words = [
+        *SMALL,
+        "--env.kwargs",
+        "{size: 3, horizon: 500}",
+        "--model.transforms",
+        "[{name: subsample, every: 3}]",
+    ]
+    code, _, lines = run("run", *words, "--out", "r")
+    assert code == 2 and "subsample keeps complete episodes, but none of darkroom ends" in errors(lines)[0]
+    assert not list(tmp_path.glob("r/*.hdf5*"))
 
 
 def test_run_in_a_folder_of_another_configuration(run, tmp_path, smoke: SmokeRun):
@@ -500,23 +608,24 @@ def test_comparing_and_reporting_the_runs_of_a_job(run, smoke: SmokeRun):
     code, out, _ = run("compare", *paths)
     assert code == 0
     assert "Too few runs to compare CompressedAD with AD" in out
+    out_of_compare = out
     code, out, _ = run("report", *paths, "--out", "mine")
     assert code == 0
     theirs = json.loads((smoke.out / "report" / "summary.json").read_text())
     ours = json.loads(Path("mine/summary.json").read_text())
     assert ours["methods"] == theirs["methods"]
+    assert "Judged on held-out tasks" in out_of_compare
+    assert out_of_compare.splitlines()[-1] in html.unescape(Path("mine/index.html").read_text())
 
 
 # ---------------------------------------------------------------- the process
 
 
 def test_internal_errors_are_one_line_unless_asked(run, monkeypatch):
-    def broken(call: object) -> None:
-        raise ZeroDivisionError("oops")
-
-    monkeypatch.setattr("compressed_ad.cli.listing.DOCTOR", Command(broken))
-    code, _, lines = run("doctor")
-    assert (code, lines) == (1, ["cad: error: internal error: ZeroDivisionError: oops (--debug shows more)"])
+    monkeypatch.setattr("compressed_ad.cli.listing.DOCTOR", Command(float))  # type: ignore[arg-type]
+    code, _, (line,) = run("doctor")
+    assert code == 1
+    assert line.startswith("cad: error: internal error: TypeError: float() argument must be")
     code, _, lines = run("doctor", "--debug")
     assert code == 1
     assert lines[0].startswith("Traceback")
@@ -537,10 +646,14 @@ def test_too_little_memory_is_one_line(run, monkeypatch, error):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize(("target", "cause"), [("/dev/full", "cannot be written"), ("&-", "is closed")])
-def test_an_unusable_standard_output_is_one_line(target, cause):
+@pytest.mark.parametrize(
+    ("words", "target", "cause"),
+    [("list markers", "/dev/full", "cannot be written"), ("--help", "/dev/full", "cannot be written"),
+     ("list markers", "&-", "is closed")],
+)  # fmt: skip
+def test_an_unusable_standard_output_is_one_line(words, target, cause):
     done = subprocess.run(
-        f"{sys.executable} -m compressed_ad list markers >{target}",
+        f"{sys.executable} -m compressed_ad {words} >{target}",
         shell=True, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert done.returncode == 1
@@ -573,6 +686,20 @@ def test_a_polite_stop_waits_for_the_work_and_a_second_signal_does_not():
             os.kill(os.getpid(), signal.SIGINT)
             done.append("not reached")
     assert done == ["saved"]
+
+
+def test_a_signal_during_a_finaliser_still_stops(run, monkeypatch, capsys):
+    class Dying:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def stopped(call: object) -> None:
+        Dying()
+        time.sleep(20)
+
+    monkeypatch.setattr("compressed_ad.cli.listing.DOCTOR", Command(stopped))
+    code, _, lines = run("doctor")
+    assert (code, lines) == (143, ["cad: stopped; what was finished is kept"])
 
 
 def test_a_closed_pipe_is_no_error():

@@ -1,17 +1,24 @@
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import SyncVectorEnv
 
-from compressed_ad.errors import UsageError
+from compressed_ad.errors import NumericalError, RunError, SpaceError, UsageError
 from compressed_ad.evaluation.agents import InContextAgent, OptimalAgent, RandomAgent
 from compressed_ad.evaluation.evaluate import evaluate_in_context, evaluate_tasks
+from compressed_ad.evaluation.rollouts import record_rollouts
 from compressed_ad.models import MODEL
 from compressed_ad.models.ad import AD
 from compressed_ad.models.settings import ModelConfig
+from compressed_ad.models.tokens import shift
+from compressed_ad.tasks.as_gymnasium import FamilyVectorEnv
 from compressed_ad.tasks.base import TASK_FAMILY
 from compressed_ad.tasks.gridworld import Darkroom
-from compressed_ad.types import AnyArray, Step
+from compressed_ad.tasks.point_mass import PointMass
+from compressed_ad.types import AnyArray, Step, to_spec
 from tests.probes import VALUE
+from tests.tasks.test_as_batched import Native, Script, Scripted
 
 SPACES = {
     "observation_space": {"kind": "multidiscrete", "nvec": [9, 9]},
@@ -194,6 +201,14 @@ def test_same_seed_same_returns_and_training_mode_is_restored() -> None:
     assert not np.array_equal(play(0), play(1)) and player.training
 
 
+def test_a_model_with_nan_weights_does_not_play() -> None:
+    player, family = model(), Darkroom()
+    with torch.no_grad():
+        player.head.weight[0, 0] = np.nan
+    with pytest.raises(NumericalError, match=r"^CompressedAD: the weight head.weight holds NaN or infinity"):
+        evaluate_tasks(player, family, family.tasks()[:1], rollouts=1, episodes=1)
+
+
 def test_greedy_and_temperature() -> None:
     player = model()
     with pytest.raises(UsageError, match="temperature"):
@@ -275,3 +290,126 @@ def test_guidance_of_minus_one_plays_as_if_nothing_were_marked() -> None:
         evaluate_in_context(agent, StaggeredEnv(4), eval_timesteps=10)
         logits.append(agent.seen[5])
     assert not torch.allclose(*logits)
+
+
+class Paid(Scripted):
+    """Pays its actions, so that returns tell whether the same ones were chosen."""
+
+    def step(self, action):
+        obs, _, *others = super().step(action)
+        return obs, float(action + 0.1 * self.time), *others
+
+
+class PaidScript(Script):
+    def make(self):
+        return Paid(self)
+
+
+ENDS = [(((0.0,) * n, "truncated"), ((0.0, 0.0), "terminated")) for n in (3, 5, 1)]
+PAID = [PaidScript(episodes, None, (2,)) for episodes in ENDS]
+
+
+@pytest.mark.parametrize("n_transit", [1, 2, 7])
+@pytest.mark.parametrize("marks", ["off", "self", "prompt_rewarded"])
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize("context", ["refill", "sliding"])
+def test_a_slot_that_is_only_reset_is_as_if_nothing_had_happened(context, cache, marks, n_transit) -> None:
+    space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    scales = {"observation_mean": (300.0, 300.0), "observation_std": (50.0, 20.0)}
+    spaces = {"observation_space": to_spec(space), "action_space": {"kind": "discrete", "n": 3}}
+    made = model(n_transit=n_transit, **spaces, **scales)
+    options = {"episodes": 6, "sample": False, "context": context, "cache": cache, "marks": marks}
+    options |= {"on_policy_threshold": 0.4, "compression_window": 2, "guidance": 0.5 * (marks == "self")}
+    together = evaluate_in_context(made, Native(PAID), **options).reward_episode
+    alone = [
+        evaluate_in_context(made, SyncVectorEnv([script.make]), **options).reward_episode for script in PAID
+    ]
+    np.testing.assert_allclose(together, np.concatenate(alone, axis=1), atol=1e-6)
+    assert len(np.unique(together)) > 4
+
+
+@pytest.mark.parametrize("context", ["refill", "sliding"])
+def test_a_context_of_one_is_a_policy_of_the_observation(context) -> None:
+    """In training, validation and evaluation: what a window of one step shows."""
+    family, made = Darkroom(9, 6), model(n_transit=1)
+    options = {"rollouts": 2, "episodes": 3, "context": context, "marks": "self"}
+    played = [evaluate_tasks(made, family, family.tasks()[:3], cache=c, **options) for c in (False, True)]
+    np.testing.assert_array_equal(*played)
+    agent = Recorded(made, context=context)
+    agent.reset(2)
+    env = family.make(family.tasks()[:2], np.arange(2))
+    obs = env.reset()
+    for _ in range(5):
+        tokens = shift(
+            *(torch.as_tensor(obs)[:, None], torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, 1)),
+            *(torch.as_tensor(obs)[:, None], *torch.zeros(2, 2, 1, dtype=torch.bool)),
+        )
+        actions = agent.act(obs)
+        with torch.no_grad():
+            torch.testing.assert_close(agent.seen[-1], made(tokens)[:, 0])
+        agent.observe(actions, step := env.step(actions))
+        obs = step.obs
+
+
+def boxed(low: float, high: float, dtype: type = np.float32) -> dict[str, object]:
+    return to_spec(gymnasium.spaces.Box(low, high, (2,), dtype))
+
+
+class Silent:
+    """A batched environment that does not tell its spaces."""
+
+    num_envs = 2
+
+    def __init__(self, obs: AnyArray) -> None:
+        self.obs = obs
+
+    def reset(self) -> AnyArray:
+        return self.obs
+
+    def step(self, actions: AnyArray) -> Step:
+        ended = np.ones(2, bool)
+        return Step(self.obs, np.ones(2, np.float32), ended, ~ended, self.obs)
+
+
+@pytest.mark.parametrize(
+    ("spaces", "family"),
+    [
+        ({}, Darkroom(5, 5)),
+        ({"action_space": {"kind": "discrete", "n": 6}}, Darkroom(9, 5)),
+        ({"action_space": {"kind": "discrete", "n": 5, "start": 5}}, Darkroom(9, 5)),
+        ({"observation_space": boxed(-1, 1), "action_space": boxed(-0.1, 0.1)}, PointMass()),
+        ({"observation_space": boxed(-2, 2), "action_space": boxed(-1, 1)}, PointMass()),
+    ],
+)
+def test_a_model_plays_in_its_own_spaces_only(spaces, family) -> None:
+    made, tasks = model(**spaces), family.tasks()[:2]
+    vector = FamilyVectorEnv(family, tasks)
+    for play in (
+        lambda: evaluate_tasks(made, family, tasks, rollouts=1, episodes=1),
+        lambda: record_rollouts(made, family, tasks, rollouts=1, episodes=1),
+        lambda: evaluate_in_context(made, vector, eval_timesteps=3),
+        lambda: made.evaluate_in_context(vector, episodes=1),
+    ):
+        with pytest.raises(SpaceError, match=r"space than the model: expected \{.*\}, got \{.*\}"):
+            play()
+
+
+def test_an_environment_without_spaces_is_held_against_what_it_shows() -> None:
+    made = model()
+    assert evaluate_in_context(made, Silent(np.zeros((2, 2), int)), episodes=2).steps == 2
+    for obs in (np.full((2, 2), 9), np.full((2, 2), 0.5), np.zeros((2, 3), int), np.zeros(2, int)):
+        with pytest.raises(SpaceError, match=r"Silent, slot 0.*step 0: reset\(\)"):
+            evaluate_in_context(made, Silent(obs), episodes=2)
+    boxes = model(observation_space=boxed(-1, 1), action_space=boxed(-1, 1))
+    with pytest.raises(SpaceError, match=r"slot 0, step 0: reset\(\): .* outside"):
+        evaluate_in_context(boxes, Silent(np.full((2, 2), 1.5, np.float32)), episodes=2)
+
+
+def test_episodes_without_end_are_told() -> None:
+    script = Script((((1.0, 1.0), "terminated"), ((1.0,) * 99, "terminated")), None, ())
+    short = Script((((1.0, 1.0), "terminated"),), None, ())
+    env = SyncVectorEnv([short.make, script.make])
+    with pytest.raises(RunError, match=r"slot 1: .* after 20 steps; 1 of 3 are complete; .* raise max_steps"):
+        evaluate_in_context(RandomAgent(3), env, episodes=3, max_steps=20)
+    assert evaluate_in_context(RandomAgent(3), env, episodes=3).reward_episode[1, 1] == 99
+    assert evaluate_in_context(RandomAgent(3), env, eval_timesteps=50, max_steps=20).steps == 50

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -252,12 +253,12 @@ def run(capsys, tmp_path, monkeypatch):
     return call
 
 
-def trained(folder: Path, *collect: str) -> Path:
+def trained(folder: Path, *collect: str, trust: Sequence[str] = ()) -> Path:
     """A run that was trained for a few steps."""
     assert main(["collect", *collect, "--out", str(folder)]) == 0
     (history,) = folder.glob("history_*.hdf5")
     words = ["train", *MODEL_WORDS, "--model", "AD", "--history", str(history), "--out", str(folder)]
-    assert main(words) == 0
+    assert main([*words, *trust]) == 0
     (path,) = folder.glob("AD-*")
     return path
 
@@ -359,8 +360,10 @@ def test_without_a_grid_what_can_be_measured_is(run, tmp_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "own_family", module)
     spec.loader.exec_module(module)
     family = ["--env", "own_family:WindyRing", "--env.kwargs", "{size: 5, horizon: 5}"]
-    path = trained(tmp_path / "made", *(family + [w for w in SMALL if w not in ("--env.kwargs", ROOM)]))
-    code, out, _ = run("rollouts", path, "--episodes", "3", "--out", "c")
+    words = family + [w for w in SMALL if w not in ("--env.kwargs", ROOM)]
+    trust = ["--trust", "own_family:WindyRing"]
+    path = trained(tmp_path / "made", *words, trust=trust)
+    code, out, _ = run("rollouts", path, "--episodes", "3", "--out", "c", *trust)
     assert code == 0
     assert "Note: the family tells no distance to its rewards." in out
     assert "Note: no grid: distinct observations are counted, and no paths drawn." in out

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from compressed_ad.errors import (
+    CompressedADError,
     ConfigError,
     HistoryError,
     MissingExtraError,
@@ -348,6 +350,24 @@ def test_existing_files(reference, tmp_path):
     assert_same(reference, gather(path, overwrite=True))
 
 
+def test_a_second_collection_into_one_file_is_refused_while_the_first_works(reference, tmp_path):
+    path, told = tmp_path / "h.hdf5", []
+
+    def second(done, total):
+        if done and not told:
+            for options in ({}, {"seed": 1}, {"resume": True}, {"overwrite": True, "seed": 1}):
+                with pytest.raises(
+                    HistoryError, match=rf"h\.hdf5: another process .*\(process {os.getpid()}\)"
+                ):
+                    gather(path, **options)
+                told.append(options)
+
+    gather(path, block_size=3, progress=second)
+    assert len(told) == 4
+    assert_same(reference, path)
+    assert [file.name for file in tmp_path.iterdir()] == ["h.hdf5"]
+
+
 def test_resuming_with_another_marker_marks_all_tasks_with_it(tmp_path):
     path = tmp_path / "h.hdf5"
     with pytest.raises(NumericalError):
@@ -367,6 +387,22 @@ def test_wrong_use_is_found_before_anything_starts(tmp_path):
             gather(path, **{key: 0})
     with pytest.raises(SplitError):
         gather(path, train=3)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("optimal", "words"),
+    [
+        (-1.0, r"optimal_return of task \d+ is -1, but its random_return is"),
+        (np.nan, r"optimal_return of task \d+ is nan"),
+        (np.inf, r"optimal_return of task \d+ is inf"),
+    ],
+)
+def test_an_optimum_that_cannot_be_stops_before_anything_is_learned(tmp_path, monkeypatch, optimal, words):
+    wrong = lambda self, tasks: np.where(np.arange(len(tasks)) == 2, optimal, 5.0)  # noqa: E731
+    monkeypatch.setattr(type(FAMILY), "optimal_return", wrong)
+    with pytest.raises(CompressedADError, match=words):
+        gather(tmp_path / "h.hdf5")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -394,3 +430,41 @@ def test_ppo(tmp_path):
     two = gather(tmp_path / "2.hdf5", learner, **options, n_process=2, block_size=1)
     assert_same(one, two)
     assert HistoryFile(one).info.learner == "PPO"
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", "x" * 300, None])
+def test_names_that_would_leave_the_folder_are_refused(name):
+    for family, learner in ((name, "PPO"), ("darkroom", name)):
+        with pytest.raises(UsageError, match="must fit a file name"):
+            history_path("datasets", family, learner, 0)
+
+
+class Careless(Walker):
+    """Gives the histories in another order, or the states as next_states."""
+
+    def learn(self, family, task_ids, tasks, **sizes):
+        made = super().learn(family, task_ids, tasks, **sizes)
+        return made[::-1] if self.notes is None else [replace(h, next_states=h.states) for h in made]
+
+
+@pytest.mark.parametrize(
+    ("learner", "message"),
+    [
+        (lambda tmp: Careless(), r"Walker on darkroom, task \d: rewards are not those of the task"),
+        (lambda tmp: Careless(notes=tmp), "states must go on where next_states led"),
+    ],
+)
+def test_histories_of_other_tasks_or_steps_are_told(learner, message, tmp_path):
+    with pytest.raises(RunError, match=message):
+        collect(
+            FAMILY, learner(tmp_path), tmp_path / "h.hdf5", family_name="darkroom", n_timesteps=N_STEP,
+            n_stream=N_STREAM, marker=None,
+        )  # fmt: skip
+
+
+def test_what_is_wrong_with_a_family_is_told_before_anything_is_learned(tmp_path):
+    family = Darkroom(3, 4)
+    object.__setattr__(family, "tasks", lambda: np.random.default_rng().permutation(9)[:, None])
+    with pytest.raises(UsageError, match=r"darkroom: tasks\(\) gives another array when called again"):
+        collect(family, Walker(), tmp_path / "h.hdf5", family_name="darkroom", n_timesteps=N_STEP)
+    assert not list(tmp_path.iterdir())

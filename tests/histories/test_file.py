@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import resource
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -161,7 +163,7 @@ def test_same_histories_give_the_same_digest(path, tmp_path):
     again = HistoryFile(collect(tmp_path / "again.hdf5"))
     assert HistoryFile(path).digest() == again.digest()
     remark(tmp_path / "again.hdf5", "all")
-    assert HistoryFile(path).digest() != again.digest()
+    assert HistoryFile(path).digest() != HistoryFile(tmp_path / "again.hdf5").digest()
 
 
 @pytest.mark.parametrize("chunk", [1 << 16, 300])
@@ -235,9 +237,9 @@ def test_what_cannot_be_stored_without_loss_is_refused(tmp_path):
 def test_histories_of_different_lengths_are_refused(tmp_path):
     target = HistoryWriter(tmp_path / "h", INFO, Split([0, 2], [], []), TASKS, None, np.zeros(6))
     target.append(0, make_history(0))
-    target.append(2, make_history(2, n_step=100))
-    with pytest.raises(HistoryError, match="tasks differ"):
-        target.finish()
+    with pytest.raises(HistoryError, match=r"task 2 has .* \(3, 100\), task 0 has \(3, 250\)"):
+        target.append(2, make_history(2, n_step=100))
+    assert target.done_tasks() == {0}
 
 
 def test_masks_collected_with_the_histories_are_kept(tmp_path):
@@ -384,6 +386,56 @@ def test_a_damaged_shard_is_dropped_and_named(tmp_path, caplog):
     assert "2.h5: is damaged" in resumed.dropped[0] and "task 2 is collected again" in caplog.text
 
 
+def test_a_shard_of_another_configuration_is_not_merged(tmp_path):
+    target = writer(tmp_path / "h")
+    other = writer(tmp_path / "h", replace(INFO, config={"n_steps": 40}), overwrite=True)
+    for task in (0, 2, 3, 4):
+        (target if task < 3 else other).append(task, make_history(task))
+    with pytest.raises(HistoryError, match=r"3\.h5 was collected with another .*config\.n_steps: 40 there"):
+        target.finish()
+    assert not (tmp_path / "h").exists()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_overwrite_that_was_interrupted_goes_on(path, seed):
+    info = replace(INFO, seed=seed)
+    old = path.read_bytes()
+    target = writer(path, info, overwrite=True)
+    for task in (0, 2):
+        target.append(task, make_history(task + 10))
+    assert path.read_bytes() == old
+    resumed = writer(path, info, resume=True)
+    assert resumed.done_tasks() == {0, 2}
+    for task in (3, 4):
+        resumed.append(task, make_history(task + 10))
+    resumed.finish()
+    file = HistoryFile(path)
+    assert file.info == info and all(map(np.array_equal, file.load([0])[0].states, make_history(10).states))
+    # Killed after the new file is in place, before its shards are gone: the file counts.
+    late = writer(path, info, resume=True)
+    late.shards.mkdir()
+    os.utime(collect(path.with_name("other")), (1, 1))
+    (late.shards / "0.h5").write_bytes(path.with_name("other").read_bytes())
+    os.utime(late.shards / "0.h5", (1, 1))
+    with pytest.raises(HistoryError, match="seed: 0 there, 1 asked for") if seed else nullcontext():
+        assert writer(path, info, resume=True).done_tasks() == {0, 2, 3, 4}
+
+
+def test_one_collection_or_marking_at_a_time(path):
+    before = path.read_bytes()
+    with (
+        files.locked(path, file=True),
+        pytest.raises(HistoryError, match=rf"another process .*{os.getpid()}"),
+    ):
+        remark(path, "all")
+    with (
+        files.locked(path.with_name("copy"), file=True),
+        pytest.raises(HistoryError, match="copy: another process works here"),
+    ):
+        remark(path, "all", output=path.with_name("copy"))
+    assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == [path.name]
+
+
 def test_a_full_disk_is_one_clear_error_and_loses_nothing(path):
     before = path.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -509,6 +561,8 @@ def virtual(file):
         (replaced("0/rewards", data=np.zeros((3, 9), "f4")), "has .streams, steps. .3, 9., others|expected"),
         (replaced("0/rewards", data=np.zeros(3, "f4")), r"rewards: expected .stream, time., got shape .3,."),
         (replaced("0/rewards", data=np.zeros((3, 250), "i4")), "dtype int32"),
+        (replaced("0/rewards", data=np.zeros((3, 250), "f2")), "rewards of dtype float16, not float32"),
+        (replaced("0/rewards", data=np.full((3, 250), 1e300)), "rewards of dtype float64, not float32"),
         (replaced("0/states", data=np.array([["a"]], h5py.string_dtype())), "dtype object"),
         (replaced("0/actions", data=np.zeros((3, 250), [("x", "i4")])), "dtype"),
         (replaced("0/rewards", shape=(3, 250), dtype="f4", external="secret.bin"), "never use"),
@@ -524,7 +578,7 @@ def virtual(file):
         (attribute("config", "[1]"), "not a JSON object"),
         (attribute("seed", "0"), "'seed' is missing or not of type int"),
         (attribute("spaces", '{"observation": {}}'), "does not describe"),
-        (attribute("spaces", '{"observation": {}, "action": {}}'), "cannot be read"),
+        (attribute("spaces", '{"observation": {}, "action": {}}'), "describes no space"),
         (replaced("split/heldout", data=np.array([0])), "more than one part"),
         (replaced("split/heldout", data=np.array([99])), "only 6 tasks"),
         (replaced("random_return", data=np.zeros(3)), "random_return: expected"),
@@ -536,12 +590,40 @@ def test_hostile_content_is_refused(path, edit, message):
         HistoryFile(path).load()
 
 
-@pytest.mark.parametrize("name", ["rewards"])
-def test_nan_in_a_file_is_named(path, name):
-    tamper(path, value(f"3/{name}", (1, 5), np.nan))
-    with pytest.raises(NumericalError, match=rf"task 3: {name}\[1, 5\] is nan"):
+@pytest.mark.parametrize(("name", "wrong"), [("rewards", np.nan), ("rewards", np.inf), ("entropy", np.inf)])
+def test_nan_in_a_file_is_named(path, name, wrong):
+    tamper(path, value(f"3/{name}", (1, 5), wrong))
+    with pytest.raises(NumericalError, match=rf"task 3: {name}\[1, 5\] is {wrong}"):
         HistoryFile(path).load()
     assert HistoryFile(path).load([0])
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("random_return", np.nan),
+        ("random_return", np.inf),
+        ("optimal_return", np.inf),
+        ("optimal_return", -np.inf),
+    ],
+)
+def test_returns_that_are_no_numbers_stop_at_opening(path, name, number):
+    tamper(path, value(name, (2,), number))
+    with pytest.raises(HistoryError, match=rf"^{path}: {name} of task 2 is {number}$"):
+        HistoryFile(path)
+
+
+@pytest.mark.parametrize("number", [np.nan, -1e9], ids=["unknown", "no scale"])
+def test_an_optimum_that_gives_no_scale_does_not_stop(path, number):
+    tamper(path, value("optimal_return", (2,), number))
+    assert HistoryFile(path).optimal_return[2] == pytest.approx(number, nan_ok=True)
+
+
+@pytest.mark.parametrize("reward", [np.nan, np.inf, 0.0, -1.0])
+def test_scales_that_are_no_scales_are_named(path, reward):
+    tamper(path, replaced("scales/reward", data=reward))
+    with pytest.raises(HistoryError, match=rf"^{path}: scales/reward is {reward}; it must be"):
+        HistoryFile(path).training_scales()
 
 
 def test_an_unknown_task_is_refused(path):
@@ -581,6 +663,47 @@ def test_remark_rewrites_the_masks_and_nothing_else(path, tmp_path):
     with h5py.File(path) as raw:
         assert "on_policy_threshold" not in raw.attrs and raw.attrs["compressed_steps"] == 0
     assert_same_arrays(path, plain)
+
+
+READS = {
+    "load": lambda file: file.load([0]),
+    "statistics": HistoryFile.statistics,
+    "training_scales": HistoryFile.training_scales,
+    "digest": HistoryFile.digest,
+}
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_a_file_that_has_changed_says_so_at_the_next_read(path, read, verify):
+    remark(path, "all")
+    file = HistoryFile(path, verify=verify)
+    read(file)
+    digest = file.digest()
+    remark(path, "none")
+    for stale in (lambda: read(file), lambda: HistoryFile(path, verify=verify, digest=digest)):
+        with pytest.raises(HistoryError, match=r"h\.hdf5: has changed since it was opened; open it again"):
+            stale()
+    read(HistoryFile(path, verify=verify))
+
+
+def test_another_handle_of_this_process_does_not_matter(path):
+    with h5py.File(path) as handle:
+        assert_same(HistoryFile(path).load([0])[0], make_history(0))
+        remark(path, "all")
+        assert HistoryFile(path).statistics().compression_ratio == 1
+        assert "compression_mask" not in handle["0"]
+
+
+def test_a_link_stays_and_permissions_too(path, tmp_path):
+    (tmp_path / "links").mkdir()
+    link = tmp_path / "links" / "h.hdf5"
+    link.symlink_to(path)
+    path.chmod(0o664)
+    remark(link, "all")
+    assert link.is_symlink() and HistoryFile(path).marking["marker"] == "all"
+    assert path.stat().st_mode & 0o777 == 0o664
+    assert [p.name for p in (*path.parent.iterdir(), *link.parent.iterdir())] == ["h.hdf5", "h.hdf5"]
 
 
 def test_remark_into_another_file(path, tmp_path):

@@ -76,7 +76,7 @@ def test_what_is_held_out_never_influences_them(tmp_path: Path) -> None:
     made = [history(VECTOR, k) for k in range(4)]
     one = collected(tmp_path / "one.hdf5", VECTOR, made).training_scales()
     for task in (1, 3):
-        made[task] = history(VECTOR, 9, shift=1000.0, reward=77.0)
+        made[task] = history(VECTOR, 9 + task, shift=1000.0, reward=77.0)
     other = collected(tmp_path / "other.hdf5", VECTOR, made).training_scales()
     for name, value in vars(one).items():
         np.testing.assert_array_equal(value, getattr(other, name))

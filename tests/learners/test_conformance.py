@@ -161,7 +161,7 @@ class Forgets(Walker):
 
 
 BROKEN = {
-    "raises": (Raises(), "It raises ZeroDivisionError while it learns two tasks: oops"),
+    "raises": (Raises(), "It cannot learn two tasks: learn() fails: oops (ZeroDivisionError in test_c"),
     "refuses": (Refuses(), "It cannot learn two tasks: n_steps is too large"),
     "no name": (Walker(name=""), "Its name must be a string that is not empty, not ''."),
     "forgets a task": (Forgets(), "learn() gives 1 histories of 2 tasks."),
@@ -343,7 +343,7 @@ def test_cad_check_of_what_is_well(run, words):
         (["family", "darkroom", "--kwargs", "{sise: 3}"], "unknown parameter 'sise' (did you mean 'size'?)"),
         (["family", "darkroom", "--kwargs", "3"], "--kwargs: expected parameters like '{size: 5}', got '3'"),
         (["learner", "pppo"], "unknown learner 'pppo'"),
-        (["learner", "os:getcwd"], "makes a str, which has no 'learn'"),
+        (["learner", "os:getcwd"], "is a builtin_function_or_method, not a class or function"),
         (["marker", "treshold"], "unknown marker 'treshold' (did you mean 'threshold'?)"),
         (["marker"], "the following arguments are required: NAME"),
     ],

@@ -384,11 +384,11 @@ def test_spaces_that_do_not_fit():
         learn(replace(probes.ACTION, action_space=spaces.Box(-1, 1, (2,))), SHORT)
     with pytest.raises(SpaceError, match="count_bonus needs a discrete"):
         learn(probes.ACTION, BatchedPPO(count_bonus=0.1, n_steps=8))
-    with pytest.raises(SpaceError, match="not Tuple"):
+    with pytest.raises(SpaceError, match="observation space of action: Tuple"):
         learn(replace(probes.ACTION, observation_space=spaces.Tuple([])), SHORT)
-    with pytest.raises(SpaceError, match="outside its space"):
+    with pytest.raises(SpaceError, match=r"task 0, step 0: .* outside Discrete"):
         learn(replace(probes.DISCRETE, draw=lambda g, t: 3), SHORT)
-    with pytest.raises(SpaceError, match="observation -1 lies outside its space"):
+    with pytest.raises(SpaceError, match="-1 lies outside Discrete"):
         unnumbered = spaces.Discrete(70_000)
         learn(replace(probes.DISCRETE, observation_space=unnumbered, draw=lambda g, t: -1), SHORT)
 
@@ -396,7 +396,7 @@ def test_spaces_that_do_not_fit():
 def test_what_is_not_finite_stops_the_run():
     with pytest.raises(NumericalError, match="action, task 0: rewards from step 0 are not finite"):
         learn(replace(probes.ACTION, pay=lambda o, a, t: np.nan), BatchedPPO(n_steps=4, batch_size=8))
-    with pytest.raises(NumericalError, match="observation is not finite"):
+    with pytest.raises(NumericalError, match=r"reset\(\) is not finite"):
         learn(replace(probes.ACTION, draw=lambda g, t: [np.inf]), SHORT)
     with pytest.raises(NumericalError, match="discount, task 0: returns from step 0 are not finite"):
         huge = replace(probes.DISCOUNT, pay=lambda o, a, t: 3e38)

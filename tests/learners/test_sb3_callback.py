@@ -566,3 +566,74 @@ def test_what_the_callback_refuses():
     case.model().learn(5 * N_ENV, callback)
     with pytest.raises(UsageError, match="one run"):
         case.model().learn(5 * N_ENV, callback)
+
+
+class Drift(gymnasium.Env):
+    """Whole numbers in ``reset``, doubles in ``step``; if ``blind``, nothing is ever seen. 10 steps each."""
+
+    action_space = spaces.Box(-1, 1, (2, 2), np.float32)
+    observation_space = spaces.Box(-9, 9, (1,), np.float32)
+
+    def __init__(self, blind=False):
+        self.blind = blind
+
+    def _seen(self):
+        return np.zeros(1, int) if self.blind or not self.t else np.array([self.t / 4])
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self._seen(), {}
+
+    def step(self, action):
+        self.t += 1
+        return self._seen(), 1.0, False, self.t == 10, {}
+
+
+class Raw(DummyVecEnv):
+    """Stacks what its environments give, as a SubprocVecEnv does."""
+
+    def _stacked(self, obs):
+        return np.stack([env.unwrapped._seen() for env in self.envs]) if obs is not None else obs
+
+    def reset(self):
+        return self._stacked(super().reset())
+
+    def step_wait(self):
+        obs, *others = super().step_wait()
+        return self._stacked(obs), *others
+
+
+def test_a_column_has_the_dtype_of_the_space_not_of_its_first_row():
+    callback = CompressedHistoryCallback()
+    PPO("MlpPolicy", Raw([Drift]), n_steps=8, batch_size=8, n_epochs=1, seed=0).learn(8, callback)
+    history = callback.history()
+    np.testing.assert_array_equal(history.states[0, :, 0], np.arange(8) / 4)
+    np.testing.assert_array_equal(history.next_states[0, :, 0], np.arange(1, 9) / 4)
+    # Box actions of two dimensions are recorded, and have probabilities.
+    assert history.actions.shape == (1, 8, 2, 2)
+    assert np.isfinite(history.log_prob_next).all() and np.isfinite(history.entropy).all()
+    assert (history.action_probs > 0).all()
+
+
+@pytest.mark.parametrize(("reset", "lengths"), [(True, [10, 5, 10]), (False, [10, 10, 10])])
+@pytest.mark.parametrize("kind", [PPO, SAC])
+def test_a_reset_is_told_not_seen(reset, lengths, kind):
+    callback = CompressedHistoryCallback()
+    sizes = {"n_steps": 15, "batch_size": 15, "n_epochs": 1} if kind is PPO else {"learning_starts": 99}
+    model = kind("MlpPolicy", Drift(blind=True), **sizes)
+    model.learn(15, callback)
+    model.learn(15, callback, reset_num_timesteps=reset)
+    ends = np.flatnonzero(callback.history().episode_end[0])
+    assert np.diff([-1, *ends]).tolist() == lengths
+
+
+def test_observations_that_do_not_fit_are_told_at_that_step():
+    class Wide(Raw):
+        def _stacked(self, obs):
+            return np.zeros((1, 2), np.float32) if self.envs[0].unwrapped.t == 3 else super()._stacked(obs)
+
+    model = PPO("MlpPolicy", Raw([Drift]), n_steps=8, batch_size=8)
+    model.env = model.env if isinstance(model.env, Wide) else Wide([Drift])
+    with pytest.raises(SpaceError, match="step 2: observations are float32"):
+        model.learn(8, CompressedHistoryCallback())

@@ -26,6 +26,7 @@ from compressed_ad.learners.sb3.learner import (
 )
 from compressed_ad.learners.select import make_learner
 from compressed_ad.tasks.gridworld import Darkroom
+from tests.probes import VALUE
 
 # ---------------------------------------------------------------- the learner
 
@@ -264,6 +265,21 @@ def test_what_does_not_fit_is_refused_before_a_file_is_made(name, config, kwargs
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "what", "message"),
+    [
+        ("PPO", {"observation_space": spaces.Discrete(7, start=1)}, "Discrete observations that start at 0"),
+        ("A2C", {"observation_space": spaces.MultiDiscrete([3, 3], start=[0, 2])}, "observations that start"),
+        ("PPO", {"action_space": spaces.MultiDiscrete([3, 3], start=[1, 0])}, "actions that start at 0"),
+        ("PPO", {"action_space": spaces.Box(0, 3, (1,), np.int64)}, "SB3 gives Box actions as floats"),
+    ],
+)
+def test_spaces_that_sb3_does_not_learn_are_refused_before_it_starts(name, what, message):
+    family = replace(VALUE, **what)
+    with pytest.raises(SpaceError, match=message):
+        SB3Learner(name).check(family, n_timesteps=9999, n_stream=1)
+
+
 def test_the_command_line_refuses_an_algorithm_for_other_actions(capsys):
     assert main(["collect", "--algorithm.learner", "sb3:TD3", "--dry-run"]) == 2
     error = capsys.readouterr().err
@@ -306,7 +322,7 @@ def test_learners_by_name():
     with pytest.raises(ConfigError, match=r"unknown key 'n_step' .did you mean 'n_steps'"):
         make_learner("sb3:PPO", {"n_step": 3})
     with pytest.raises(ConfigError, match="unknown parameter 'colour'"):
-        make_learner("tests.probes:Probe", {"colour": 1})
+        make_learner("noise", {"colour": 1})
     with pytest.raises(UsageError, match="makes a Probe, which has no 'learn'"):
         make_learner("tests.probes:Probe", {"name": "x", "draw": None, "pay": None})
 

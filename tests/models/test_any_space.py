@@ -280,6 +280,10 @@ def cloned(path: Path) -> HistoryFile:
     return HistoryFile(path)
 
 
+OWN = frozenset(["tests.probes:Aim"])
+"""The code that these runs trust."""
+
+
 def settings(model: str, **values: object) -> Config:
     return Config.model_validate(
         {
@@ -311,9 +315,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, runs.Job]:
     history = cloned(out / "h.hdf5").path
     done = {}
     for name in ("AD", "CompressedAD"):
-        done[name] = runs.training_job(
-            settings(name, steps=250 if name == "AD" else 20), name, 0, history, out
-        )
+        config = settings(name, steps=250 if name == "AD" else 20)
+        done[name] = runs.training_job(config, name, 0, history, out, OWN)
         train_run(done[name])
         evaluate_run(done[name])
     return done
@@ -353,7 +356,8 @@ def test_continuous_runs_are_judged_reported_and_looked_into(
 def test_smoothing_is_refused_before_anything_is_trained(
     trained: dict[str, runs.Job], tmp_path: Path
 ) -> None:
-    job = runs.training_job(settings("AD", label_smoothing=0.1), "AD", 0, trained["AD"].history, tmp_path)
+    history = trained["AD"].history
+    job = runs.training_job(settings("AD", label_smoothing=0.1), "AD", 0, history, tmp_path, OWN)
     with pytest.raises(Exception, match="label_smoothing is for discrete actions"):
         train_run(job)
     assert not job.path.exists()

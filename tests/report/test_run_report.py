@@ -37,11 +37,13 @@ from compressed_ad.report.results import (
     MethodRuns,
     SourceSummary,
     Trace,
+    load_evaluation,
     load_runs,
     summarise_source,
     validations,
 )
 from compressed_ad.report.run_report import Experiment, WrittenReport, build_report, terminal_table
+from compressed_ad.runs.judge import stored_evaluation
 from compressed_ad.types import History, Split
 
 GRID = np.array([(x, y) for x in range(4) for y in range(4)])
@@ -272,6 +274,45 @@ def test_without_any_scale_the_verdict_says_what_is_missing() -> None:
     assert analyse(unknown).verdicts == ["B and AD cannot be compared: no final return was measured."]
 
 
+@pytest.mark.parametrize(
+    ("scaled", "words"),
+    [
+        (0, "B and AD cannot be compared: no final return was measured."),
+        (1, "Too few tasks to compare B with AD: at least 2 must count."),
+        (2, "B is better than AD."),
+    ],
+)
+def test_tasks_without_a_scale_do_not_count(scaled: int, words: str) -> None:
+    """The random policy is as good as the optimum in all tasks but the first ``scaled``, of 3."""
+    low = np.where(np.arange(3) < scaled, RANDOM[HELD], OPTIMAL[HELD])
+    analysis = analyse([replace(m, random=low) for m in (method(), method("B", 0.9, seed=1))])
+    (said,) = analysis.verdicts
+    assert said.startswith(words)
+    if scaled == 0:
+        assert "0 of 3 held-out tasks count (the others have no scale: " in said
+    else:
+        verb = "counts" if scaled == 1 else "count"
+        why = "the random policy does as well as the best return known, or none is known"
+        assert f"3 runs each, {scaled} of 3 held-out tasks {verb} (the others have no scale: {why})." in said
+    if scaled < 2:
+        estimate = analysis.pairs["B-AD"]["final"].estimate
+        assert np.isnan([estimate.low, estimate.high, analysis.methods["B"]["final"].low]).all()
+        assert np.isfinite(analysis.methods["B"]["accuracy"].low)  # a measure of whole runs
+    assert "nan" not in in_terminal(analysis)
+
+
+def test_no_table_shows_nan_and_each_line_counts_its_tasks(tmp_path: Path) -> None:
+    low = np.where(np.arange(3) < 2, RANDOM[HELD], OPTIMAL[HELD])
+    both = [
+        replace(m, random=low, accuracy=m.accuracy * np.nan) for m in (method(), method("B", 0.9, seed=1))
+    ]
+    written = build_report(tmp_path, both, experiment=EXPERIMENT)
+    table = (tmp_path / "table.csv").read_text()
+    assert "nan" not in table and "nan" not in Page(written.index.read_text("utf-8")).text
+    tasks = {row["metric"]: row["tasks"] for row in csv.DictReader(table.splitlines())}
+    assert (tasks["final"], tasks["found"]) == ("2", "3")
+
+
 def test_a_worse_method_is_called_worse() -> None:
     assert analyse([method(), method("B", 0.3, seed=1)]).verdicts[0].startswith("B is worse than AD.")
 
@@ -452,6 +493,36 @@ def test_load_runs_orders_by_seed(tmp_path: Path) -> None:
     assert load_runs([tmp_path / "CompressedAD-darkroom-seed2"], name="other").name == "other"
 
 
+def test_metrics_that_were_cut_are_refused(tmp_path: Path) -> None:
+    run = save_run(tmp_path, 0, step_last=np.int64(3))
+    path = run / "metrics.jsonl"
+    with pytest.raises(
+        RunDirectoryError, match=r"metrics\.jsonl: ends at step 2, but .* trained to 3; remove"
+    ):
+        load_runs([run])
+    path.write_bytes(b"")
+    with pytest.raises(RunDirectoryError, match=r"metrics\.jsonl: ends at step none"):
+        load_runs([run])
+    path.write_text('{"step": 3, "loss": 0.5}\n')
+    assert load_runs([run]).metrics == [[{"step": 3, "loss": 0.5}]]
+
+
+def test_whatever_a_changed_byte_raises_the_evaluation_is_named(tmp_path: Path) -> None:
+    path = save_run(tmp_path, 0) / "evaluation.npz"
+    sound, right = path.read_bytes(), load_evaluation(path)
+    draw = np.random.default_rng(0)
+    for _ in range(300):
+        place, bit = int(draw.integers(len(sound))), 1 << int(draw.integers(8))
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ bit]) + sound[place + 1 :])
+        assert stored_evaluation(path) is None  # it has no settings
+        try:
+            found = load_evaluation(path)
+        except RunDirectoryError as error:
+            assert str(error).startswith(str(path)) and "\n" not in str(error)
+        else:
+            assert all(np.array_equal(found[key], right[key]) for key in right)
+
+
 def test_load_runs_names_what_is_wrong(tmp_path: Path) -> None:
     good = save_run(tmp_path / "good", 0)
 
@@ -465,7 +536,23 @@ def test_load_runs_names_what_is_wrong(tmp_path: Path) -> None:
     refused("returns: expected", save_run(tmp_path / "c", 1, returns=np.zeros((3, 4))))
     refused("random: expected", save_run(tmp_path / "d", 1, random=np.zeros(2)))
     refused("accuracy: expected one number", save_run(tmp_path / "e", 1, accuracy=np.zeros(2)))
-    refused("NaN", save_run(tmp_path / "f", 1, returns=np.full((3, 4, 20), np.nan)))
+    refused("returns has NaN", save_run(tmp_path / "f", 1, returns=np.full((3, 4, 20), np.nan)))
+    for k, (key, value) in enumerate(
+        {
+            "random": np.full(3, np.nan),
+            "optimal": np.full(3, np.inf),
+            "accuracy": np.inf,
+            "cross_entropy": np.nan,
+            "paying": np.nan,
+            "returns_last": np.full((3, 4, 20), np.nan),
+            "reference_ucb": np.full((3, 4, 20), np.inf),
+            "training_random": np.full(2, np.nan),
+            "returns": np.full((3, 4, 20), 1e300),
+        }.items()
+    ):
+        refused(f"{key} has NaN, infinity", save_run(tmp_path / f"nan{k}", 1, **{key: value}))
+    refused("horizon must be numbers", save_run(tmp_path / "word", 1, horizon="twenty"))
+    refused("paying: expected one number", save_run(tmp_path / "vector", 1, paying=np.zeros(3)))
     refused("random must be numbers", save_run(tmp_path / "g", 1, random=np.array(["a", "b", "c"])))
     refused("damaged", save_run(tmp_path / "h", 1, returns=np.array([object()])))  # a pickle: never opened
     cut = save_run(tmp_path / "i", 1)
@@ -533,7 +620,7 @@ def history_file(path: Path, marked: bool, optimal: np.ndarray | None = OPTIMAL)
     }
     info = HistoryInfo("darkroom", {}, spaces, 20, "PPO", {}, 0)
     split = Split(train=np.array([1, 7]), validation=np.array([2]), heldout=np.array([4]))
-    writer = HistoryWriter(path, info, split, GRID, optimal, np.arange(16.0))
+    writer = HistoryWriter(path, info, split, GRID, optimal, np.minimum(np.arange(16.0), 9.0))
     for task in (1, 2, 4, 7):
         writer.append(task, history(3, 300, np.random.default_rng(task)))
     writer.finish()

@@ -275,7 +275,7 @@ def test_all_mistakes_of_all_layers_are_reported_together(tmp_path):
     ("key", "text", "cause"),
     [
         ("env.kwargs.siez", "3", "unknown parameter 'siez' (did you mean 'size'?)"),
-        ("env.kwargs.size", "1", "size must be a whole number of at least 2"),
+        ("env.kwargs.size", "1", "size must be a whole number between 2 and 1000"),
         ("env.heldout", "100", "cannot be made of 81 tasks"),
         ("env.n_task", "1000", "n_task must lie in 1..81"),
         ("env.name", "a/b", "must be text that matches ^[A-Za-z0-9_.]+$, got 'a/b'"),

@@ -1,6 +1,7 @@
 """Studies end to end: what a file asks for, what is run, what is shared, what comes out."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from compressed_ad.cli.main import main
-from compressed_ad.errors import ConfigError
+from compressed_ad.cli.study import check_names
+from compressed_ad.errors import ConfigError, UsageError
+from compressed_ad.files import locked
 from compressed_ad.report.results import read_rows
 from compressed_ad.runs import study_run as study
 from compressed_ad.runs.study import load_study
@@ -135,6 +138,42 @@ def test_kept_results_give_the_same_tables(finished: Path, capsys: pytest.Captur
     for line in (own / "table.md").read_text().splitlines():
         cells = [cell for cell in line.strip("|").split(" | ") if cell.strip("- :")]
         assert all(cell.strip() in shown for cell in cells)
+
+
+def test_rows_that_the_study_does_not_have_are_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept, path = (finished / "out" / "tiny" / "table.csv").read_text(), tmp_path / "table.csv"
+    # Of earlier versions, and edited by hand: only the names can be compared.
+    old = "".join(f"{line.rpartition(',')[0]}\n" for line in kept.splitlines())
+    path.write_text(old)
+    loaded = load_study(finished / "tiny.yaml")
+    check_names(path, loaded, read_rows(path))
+    for before, after, message in (
+        ("room,", "roam,", "table.csv: .*has no family 'roam' .did you mean 'room'.*; it has"),
+        (",CompressedAD,", ",CompressEdAD,", "table.csv: .*has no variant 'CompressEdAD' .did you mean"),
+        ("AD,1,", "AD,7,", "table.csv: run 7: .*has 2 runs of room; say --runs if there are more"),
+    ):
+        path.write_text(old.replace(before, after, 1))
+        with pytest.raises(UsageError, match=message):
+            check_names(path, loaded, read_rows(path))
+    assert main(["study", str(finished / "tiny.yaml"), "--tables", str(path)]) == 2
+    path.write_text(kept.replace("room,", "roam,"))
+    assert main(["study", str(finished / "tiny.yaml"), "--tables", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert "table.csv: run 7" in said and "table.csv: was changed after it was written" in said
+
+
+def test_a_second_study_does_not_collect_what_another_collects(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = load_study(written(tmp_path, TINY), small=True)
+    path = study.history_of(loaded.cells[0], tmp_path / "out")
+    with locked(path, file=True):
+        words = ["study", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "out"), "--small"]
+        assert main([*words, "--process", "1"]) == 1
+    assert f"{path}: another process works here (process {os.getpid()})" in capsys.readouterr().err
+    assert not path.exists() and not list(path.parent.iterdir())
 
 
 def test_a_lost_evaluation_is_played_again_with_the_same_result(finished: Path, tmp_path: Path) -> None:
@@ -274,3 +313,12 @@ def test_a_shipped_study_runs_small(tmp_path: Path, capsys: pytest.CaptureFixtur
         "prolong",
         "prolong_random",
     }
+
+
+def test_mistakes_of_a_study_are_told_together(tmp_path: Path) -> None:
+    text = TINY.replace("spread: 0.1", "spread: wide") + "baseline: nosuch\nstrange: 1\n"
+    with pytest.raises(ConfigError) as caught:
+        load_study(written(tmp_path, text))
+    found = "\n".join(caught.value.problems)
+    for cause in ("unknown key 'strange'", "baseline: unknown 'nosuch'", "spread must be a number above 0"):
+        assert cause in found

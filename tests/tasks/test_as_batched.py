@@ -10,9 +10,12 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from gymnasium.wrappers import TimeLimit
+from gymnasium.wrappers import TimeLimit, TransformObservation
 from hypothesis import given, settings, strategies as st
 
+from compressed_ad.errors import UsageError
+from compressed_ad.evaluation.agents import RandomAgent
+from compressed_ad.evaluation.evaluate import evaluate_in_context
 from compressed_ad.tasks.as_batched import as_batched
 from compressed_ad.types import AnyArray
 
@@ -122,3 +125,97 @@ def test_every_recorded_transition_is_a_real_one(
         assert ends == sum(terminated or truncated for *_, terminated, truncated in loop)
         # Nothing was recorded across a reset, and no episode was begun in vain: they are numbered from 1.
         assert int(np.ravel(states[-1][slot])[0]) // 100 == ends + 1
+
+
+class Native(gymnasium.vector.VectorEnv[Any, Any, Any]):
+    """Scripts in one object, which as gymnasium's own CartPole knows no partial reset."""
+
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+
+    def __init__(self, scripts: list[Script]) -> None:
+        self.envs, self.num_envs = [script.make() for script in scripts], len(scripts)
+        self.single_observation_space = self.envs[0].observation_space
+        self.single_action_space = self.envs[0].action_space
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self.done = np.zeros(self.num_envs, bool)
+        return np.array([env.reset()[0] for env in self.envs]), {}
+
+    def step(self, actions: AnyArray) -> Any:
+        rows = [
+            (env.reset()[0], 0.0, False, False) if done else env.step(action)[:4]
+            for env, action, done in zip(self.envs, actions.tolist(), self.done, strict=True)
+        ]
+        obs, reward, terminated, truncated = map(np.array, zip(*rows, strict=True))
+        self.done = terminated | truncated
+        return obs, reward, terminated, truncated, {}
+
+
+class Repeats:
+    """Acts on what it sees and has seen of its slot in this episode alone."""
+
+    def reset(self, n_env: int) -> None:
+        self.seen = np.zeros(n_env, int)
+
+    def act(self, obs: AnyArray) -> AnyArray:
+        code = obs.reshape(len(obs), -1)[:, 0].astype(int)
+        return (code + self.seen) % 3
+
+    def observe(self, actions: AnyArray, step: Any) -> None:
+        played = np.ones(len(actions), bool) if step.played is None else step.played
+        ended = step.terminated | step.truncated
+        assert not (ended & ~played).any() and not step.reward[~played].any()
+        self.seen = np.where(ended, 0, self.seen + played)
+
+
+@pytest.mark.parametrize("make", [*VECTORS.values(), Native], ids=[*VECTORS, "native"])
+@settings(max_examples=30, deadline=None)
+@given(scripts(), st.integers(1, 4))
+def test_returns_are_those_of_single_environments(
+    make: Callable[[list[Script]], Any], scripts: list[Script], episodes: int
+) -> None:
+    together = evaluate_in_context(Repeats(), make(scripts), episodes=episodes).reward_episode
+    alone = [
+        evaluate_in_context(Repeats(), SyncVectorEnv([script.make]), episodes=episodes).reward_episode
+        for script in scripts
+    ]
+    np.testing.assert_array_equal(together, np.concatenate(alone, axis=1))
+
+
+def test_gymnasiums_own_vector_of_cartpoles() -> None:
+    """Pushed one way, the pole falls after 7 to 12 steps; the call that resets a slot pays nothing."""
+    env = as_batched(gymnasium.make_vec("CartPole-v1", num_envs=3))
+    env.reset()
+    steps = [env.step(np.ones(3, int)) for _ in range(60)]
+    ended = np.array([step.terminated | step.truncated for step in steps])
+    played = np.array([np.ones(3, bool) if step.played is None else step.played for step in steps])
+    np.testing.assert_array_equal(~played[1:], ended[:-1])
+    np.testing.assert_array_equal(np.array([step.reward for step in steps]), played)
+    for slot in range(3):
+        lengths = np.diff([-1, *np.flatnonzero(ended[:, slot])]) - [0, *[1] * (ended[:, slot].sum() - 1)]
+        assert len(lengths) > 4 and set(lengths.tolist()) <= set(range(7, 13))
+    cartpoles = gymnasium.make_vec("CartPole-v1", num_envs=3)
+    returns = evaluate_in_context(RandomAgent(gymnasium.spaces.Discrete(1, start=1)), cartpoles, episodes=5)
+    assert set(returns.reward_episode.ravel().tolist()) <= set(range(7, 13))
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_noisy_and_blind_environments(mode: AutoresetMode) -> None:
+    random = np.random.default_rng(0)
+    scripts = [Script((((1.0, 1.0, 1.0), "truncated"),), limit, (2,)) for limit in (None, 2)]
+    for change in (lambda obs: obs + random.normal(size=obs.shape).astype(np.float32), np.zeros_like):
+        if mode is AutoresetMode.SAME_STEP:  # gymnasium's vector wrapper refuses it
+            makers = [lambda s=s, f=change: TransformObservation(s.make(), f, None) for s in scripts]
+            env: Any = SyncVectorEnv(makers, autoreset_mode=mode)
+        else:
+            env = gymnasium.wrappers.vector.TransformObservation(vector(mode)(scripts), change)
+        returns = evaluate_in_context(RandomAgent(3), env, episodes=4).reward_episode
+        np.testing.assert_array_equal(returns, np.repeat([[3.0, 2.0]], 4, axis=0))
+
+
+def test_vecnormalize_is_refused_as_in_recording() -> None:
+    vec_env = pytest.importorskip("stable_baselines3.common.vec_env")
+    env = sb3([Script((((1.0,), "terminated"),), None, (2,))])
+    for wrapped in (vec_env.VecNormalize(env), vec_env.VecMonitor(vec_env.VecNormalize(env))):
+        with pytest.raises(UsageError, match=r"VecNormalize .*; play without it"):
+            as_batched(wrapped)

@@ -53,7 +53,7 @@ class Corners(Darkroom):
         return np.arange(self.n_test) * self.size**2 // self.n_test
 
 
-def corners(**kwargs):
+def corners(**kwargs) -> Corners:
     return Corners(**kwargs)
 
 

@@ -7,16 +7,19 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from compressed_ad.errors import CheckpointError, NumericalError
+from compressed_ad.errors import CheckpointError, NumericalError, RunDirectoryError
 from compressed_ad.models.ad import AD
 from compressed_ad.models.settings import ModelConfig
+from compressed_ad.report.results import load_metrics
 from compressed_ad.training.checkpoints import CheckpointDirectory, digest, load, save
-from compressed_ad.training.loop import Interrupted, build_model, gradient, learning_rate, train
+from compressed_ad.training.loop import Interrupted, MetricsLog, build_model, gradient, learning_rate, train
 from compressed_ad.training.sequences import from_histories
 from compressed_ad.training.windows import WindowSampler
 from tests.models.test_models import SPACES
@@ -183,6 +186,21 @@ def test_a_loss_that_is_not_finite_stops_with_the_place_named(tmp_path: Path) ->
         train(c, sampler(c), tmp_path)
 
 
+def test_weights_that_are_not_finite_are_neither_stored_nor_loaded(tmp_path: Path) -> None:
+    """The last update can break the weights after the last finite loss."""
+    c = config(steps=1, validations=1, lr=1e38, grad_clip=1e30, dropout=0.0, weight_decay=1e30)
+    with pytest.raises(NumericalError, match=r"run: after gradient step 1 the weight \S+ holds NaN"):
+        train(c, sampler(c), tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*.pt"))
+    folder = CheckpointDirectory(tmp_path / "folder", keep=3)
+    folder.save(1, {"model_state_dict": {"head.weight": torch.ones(3)}})
+    save(folder.file(2), {"model_state_dict": {"head.weight": torch.tensor([1.0, math.nan])}})
+    with pytest.raises(NumericalError, match=r"step-00000002.pt: model_state_dict.head.weight holds NaN"):
+        load(folder.file(2))
+    found, messages = folder.latest()
+    assert found is not None and len(messages) == 1 and "skipped" in messages[0]
+
+
 def test_another_configuration_is_refused(tmp_path: Path) -> None:
     c = config()
     train(c, sampler(c), tmp_path)
@@ -243,6 +261,88 @@ def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
             assert digest(content) == reference  # a byte of padding
 
 
+@pytest.mark.parametrize(
+    "kind", [IndexError, AttributeError, NotImplementedError, AssertionError, MemoryError]
+)
+def test_whatever_a_damaged_checkpoint_raises_it_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    folder = CheckpointDirectory(tmp_path, keep=3)
+    for step in (1, 2):
+        folder.save(step, {"step": step})
+    real = torch.load
+
+    def damaged(path: Path, **options: object) -> object:
+        if path == folder.file(2):
+            raise kind("words")
+        return real(path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch, "load", damaged)
+    content, messages = folder.latest()
+    assert content == {"step": 1} and len(messages) == 1 and str(folder.file(2)) in messages[0]
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_resumed_run_has_every_row_that_its_checkpoint_has_passed(tmp_path: Path, old: bool) -> None:
+    c = config(steps=24)
+    run, path = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
+    seen: list[int] = []
+
+    def stop_at(step: int) -> None:
+        with pytest.raises(Interrupted):
+            train(
+                c, sampler(c), run, validate=validate,
+                progress=lambda at, _: seen.append(at), should_stop=lambda: seen[-1] >= step,
+            )  # fmt: skip
+
+    stop_at(9)
+    rows = load_metrics(path)
+    assert rows[-1]["step"] == 8
+    sound = path.read_bytes()
+    if old:  # as an earlier version left it: no rows in the checkpoint, no check in the file
+        folder = CheckpointDirectory(run / "checkpoints", 3)
+        content = load(folder.file(9))
+        del content["rows"]
+        folder.save(9, content)
+        path.write_text('{"step": 4, "val\n' + "".join(json.dumps(row) + "\n" for row in rows) + '{"st')
+    else:
+        for damage in (b"", sound[:30], b"x" + sound, sound.replace(b"4", b"5", 1)):
+            path.write_bytes(damage)
+            stop_at(0)
+            assert path.read_bytes()[: len(sound)] == sound
+        path.write_bytes(b"")
+    done = train(c, sampler(c), run, validate=validate)
+    assert load_metrics(path)[: len(rows)] == rows and load_metrics(path)[-1]["step"] == c.steps
+    assert done.messages == ([f"{path}: line 1 is damaged; left out"] if old else [])
+    # As the error advises when the rows of a finished run are damaged.
+    sound, before = path.read_bytes(), digest(load(run / "last_model.pt"))
+    path.write_bytes(sound[:-30])
+    (run / "last_model.pt").unlink()
+    train(c, sampler(c), run, validate=validate)
+    assert path.read_bytes() == sound and digest(load(run / "last_model.pt")) == before
+
+
+def test_no_changed_digit_of_the_metrics_passes(tmp_path: Path) -> None:
+    rows = [{"step": k, "loss": k / 3} for k in range(3)]
+    with closing(MetricsLog(tmp_path, rows[:1])) as log:
+        for row in rows[1:]:
+            log.write(int(row["step"]), {"loss": row["loss"], "nothing": math.nan})
+    path = tmp_path / "metrics.jsonl"
+    sound, passed = path.read_bytes(), 0
+    assert load_metrics(path) == rows
+    for place in range(len(sound) - 1):
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
+        try:
+            assert load_metrics(path) == rows
+            passed += 1
+        except RunDirectoryError as error:
+            assert str(path) in str(error)
+    assert passed < 5
+    path.write_bytes(b"".join(sound.splitlines(keepends=True)[1:]))
+    with pytest.raises(RunDirectoryError, match="line 1 was changed after it was written; remove last_model"):
+        load_metrics(path)
+
+
 def test_foreign_and_hostile_files(tmp_path: Path) -> None:
     import pickle
 
@@ -279,3 +379,20 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(CheckpointError, match=r"model\.pt.*No space left"):
             save(path, {"step": 2})
     assert load(path)["step"] == 1 and [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_training_goes_on_when_tensorboard_cannot_write(tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, folder: str) -> None: ...
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Full))
+    log = MetricsLog(tmp_path, [])
+    log.write(1, {"loss": 1.0})
+    log.write(2, {"loss": 0.5})
+    log.close()
+    (note,) = log.notes
+    assert note.startswith("TensorBoard's events end early: [Errno 28] No space left on device (OSError in")
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2

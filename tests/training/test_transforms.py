@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from compressed_ad.errors import ConfigError, UnknownNameError, UsageError
-from compressed_ad.tasks.gridworld import Darkroom
+from compressed_ad.tasks.gridworld import Darkroom, DarkroomHard
 from compressed_ad.training.sequences import Sequences, expand, from_histories
-from compressed_ad.training.transforms import apply_transforms, check_transforms, departures
+from compressed_ad.training.transforms import apply_transforms, check_episodes, check_transforms, departures
 from compressed_ad.types import History
 
 
@@ -291,3 +291,21 @@ def test_prolong_prefers_what_is_new_and_its_control_does_not_care_for_rewards()
     marked = from_histories({0: replace(quiet, compression_mask=np.ones((40, 40), bool))})
     assert len(apply_transforms(marked, [("prolong", {})], seed=0).rewards) == len(marked.rewards)
     assert departures(["prolong"])[0].startswith("prolong puts fruitless episodes")
+
+
+@pytest.mark.parametrize(
+    ("family", "n_step", "fine"),
+    [
+        (Darkroom(3, 50), 49, False),
+        (Darkroom(3, 50), 50, True),
+        (DarkroomHard(3, 50), 49, True),  # goals end its episodes earlier
+    ],
+)
+def test_transforms_that_need_complete_episodes_are_tried_before_anything_is_learned(family, n_step, fine):
+    for name in ("subsample", "thin"):
+        if fine:
+            check_episodes([(name, {})], family, family.tasks(), n_step)
+        else:
+            with pytest.raises(UsageError, match=f"{name} keeps complete episodes.* to the horizon, 50"):
+                check_episodes([(name, {})], family, family.tasks(), n_step)
+    check_episodes([("first_updates", {"n": 3})], family, family.tasks(), n_step)

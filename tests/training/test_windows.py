@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -86,13 +88,32 @@ def test_dataset_items_carry_their_segments() -> None:
     for i in range(len(dataset)):
         item = dataset[i]
         mask = np.zeros(12, bool)
-        for start, end in item["segments"]:
+        for k, (start, end) in enumerate(item["segments"]):
+            assert (start < end) == (k < item["n_segments"])
             assert not mask[start:end].any()
             mask[start:end] = True
         np.testing.assert_array_equal(mask, item["compression_mask"].numpy())
         assert item["states"].shape == (12, 2) and item["actions"].shape == (12,)
     with pytest.raises(HistoryError, match="shorter than n_transit"):
         CompressedADDataset(sequences, 41)
+
+
+@pytest.mark.parametrize(("n_worker", "shuffle"), [(0, False), (2, True)])
+def test_a_data_loader_batches_the_dataset(n_worker: int, shuffle: bool) -> None:
+    plain = from_histories({0: history(3, 40)})
+    # A mask of single steps has the most segments; torch cannot stack unsigned integers of two bytes.
+    sequences = replace(
+        plain, states=plain.states.astype(np.uint16), mask=np.arange(len(plain.mask)) % 2 == 0
+    )
+    dataset = CompressedADDataset(sequences, 11)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=5, shuffle=shuffle, num_workers=n_worker)
+    batches = list(loader)
+    assert sum(len(batch["states"]) for batch in batches) == len(dataset)
+    assert batches[0]["states"].shape == (5, 11, 2) and batches[0]["segments"].shape == (5, 6, 2)
+    assert {int(n) for batch in batches for n in batch["n_segments"]} <= {5, 6}
+    if not shuffle:
+        for name, tensor in batches[0].items():
+            assert torch.equal(tensor, torch.stack([dataset[i][name] for i in range(5)]))
 
 
 def test_loss_weights_of_marked_steps_before_and_after_the_first_reward() -> None:

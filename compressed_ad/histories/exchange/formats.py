@@ -5,7 +5,7 @@ in it as a mapping, which may read each task on access. A writer (``EXPORT``) ta
 and whether it may overwrite it, and returns the path that it wrote.
 
 - ``ancestor``: HDF5 as the research codes of Algorithm Distillation write it. A group for each task, named by
-  its index, with ``states``, ``actions``, ``rewards``, ``next_states`` and optionally ``dones`` and
+  its index, with ``states``, ``actions``, ``rewards`` and optionally ``next_states``, ``dones`` and
   ``action_probs``, all (T, stream, ...): time comes first.
 - ``npz``: NumPy's own format. Arrays ``<task>/<name>`` named and shaped as in our files, (stream, T, ...); an
   exported file also holds ``tasks``, ``random_return``, ``optimal_return``, ``split/...`` and, as JSON text,
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,11 +27,11 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import HistoryError
-from compressed_ad.files import write_atomically
+from compressed_ad.files import UNREADABLE, write_atomically
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.hdf5 import Group, child, foreign, read, write_array, write_file
 from compressed_ad.histories.header import short
-from compressed_ad.registry import Registry
+from compressed_ad.registry import Registry, takes
 from compressed_ad.types import AnyArray, BoolArray
 
 Progress = Callable[[int], None]
@@ -44,7 +45,7 @@ class Recorded:
     states: AnyArray  # (S, T, ...)
     actions: AnyArray  # (S, T, ...)
     rewards: AnyArray  # (S, T)
-    next_states: AnyArray  # (S, T, ...) at an episode's end often the state after the reset
+    next_states: AnyArray | None = None  # (S, T, ...) at an episode's end often the state after the reset
     dones: BoolArray | None = None  # (S, T) an episode ended, terminated or truncated
     terminated: BoolArray | None = None  # (S, T) only together with truncated
     truncated: BoolArray | None = None  # (S, T)
@@ -68,10 +69,14 @@ class Recorded:
 Reader = Callable[[Path], Mapping[int, Recorded]]
 Writer = Callable[[HistoryFile, str | Path, bool, Progress], Path]
 
-LAYOUT: Registry[Reader] = Registry("layout")
+LAYOUT: Registry[Reader] = Registry("layout", fits=takes("path"))
 _HERE = "compressed_ad.histories.exchange"
 _WRITERS = {"ancestor": "formats:write_ancestor", "npz": "formats:write_npz", "minari": "minari:write_minari"}
-EXPORT: Registry[Writer] = Registry("export format", {k: f"{_HERE}.{at}" for k, at in _WRITERS.items()})
+EXPORT: Registry[Writer] = Registry(
+    "export format",
+    {k: f"{_HERE}.{at}" for k, at in _WRITERS.items()},
+    takes("file", "path", "overwrite", "progress"),
+)
 
 
 class _Tasks(Mapping[int, Recorded]):
@@ -99,8 +104,9 @@ class _Tasks(Mapping[int, Recorded]):
 
 
 def _task_number(path: Path, name: str) -> int:
-    if not name.isdecimal():
-        raise HistoryError(f"{path}: {name!r} is not the index of a task; expected '0', '1', ...")
+    # One way to write each number: "00" and "٠" would be further names of task 0.
+    if not re.fullmatch(r"0|[1-9][0-9]{0,8}", name):
+        raise HistoryError(f"{path}: {short(name)} is not the index of a task; expected '0', '1', ...")
     return int(name)
 
 
@@ -116,7 +122,8 @@ def check_free(file: HistoryFile, path: str | Path, overwrite: bool) -> Path:
     return path
 
 
-_ANCESTOR = {"states": "iuf", "actions": "iuf", "rewards": "biuf", "next_states": "iuf"}
+_NEEDED = {"states": "iuf", "actions": "iuf", "rewards": "biuf"}
+_ANCESTOR = {**_NEEDED, "next_states": "iuf"}
 
 
 @LAYOUT.register("ancestor")
@@ -132,7 +139,7 @@ def read_ancestor(path: Path) -> Mapping[int, Recorded]:
         with foreign(path) as file:
             group = child(file, names[task], Group)
             for name, kinds in {**_ANCESTOR, "dones": "biuf", "action_probs": "f"}.items():
-                if name in _ANCESTOR or name in group:
+                if name in _NEEDED or name in group:
                     array = read(group, name, kinds)
                     if array.ndim < 2:
                         text = f"expected (time, stream, ...), got shape {array.shape}"
@@ -173,13 +180,13 @@ def read_npz(path: Path) -> Mapping[int, Recorded]:
         raise HistoryError(f"{path}: has no arrays '<task>/states' and so on")
 
     def read_task(task: int) -> dict[str, AnyArray]:
-        missing = [name for name in _ANCESTOR if name not in names[task]]
+        missing = [name for name in _NEEDED if name not in names[task]]
         if missing:
             raise HistoryError(f"{path}: task {task} lacks {', '.join(missing)}")
         with _npz(path) as file:
             try:
                 return {f.name: file[f"{task}/{f.name}"] for f in fields(Recorded) if f.name in names[task]}
-            except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+            except UNREADABLE as error:
                 raise HistoryError(f"{path}: task {task}: cannot be read ({error})") from error
 
     return _Tasks(path, names, read_task)
@@ -194,7 +201,7 @@ def _npz(path: Path) -> Iterator[Any]:
     with raw:
         try:
             file = np.load(raw, allow_pickle=False)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             raise HistoryError(f"{path}: is not an npz file") from error
         if not hasattr(file, "files"):
             raise HistoryError(f"{path}: holds a single array; expected an npz file")
@@ -227,9 +234,12 @@ def write_npz(file: HistoryFile, path: str | Path, overwrite: bool, progress: Pr
     return path
 
 
-def only_tasks(path: Path, tasks: Mapping[int, Any], wanted: Mapping[str, list[int]]) -> None:
-    """Raise ``HistoryError`` if a part of ``wanted`` names a task that ``path`` does not have."""
+def check_tasks(tasks: Iterable[Any], wanted: Mapping[str, Iterable[int]]) -> None:
+    """Raise ``HistoryError`` if ``tasks`` are not whole numbers of 0..10^9, or lack one of ``wanted``."""
+    there = list(tasks)
+    for task in there:
+        if isinstance(task, bool) or not isinstance(task, int | np.integer) or not 0 <= task < 10**9:
+            raise HistoryError(f"{short(task)} is not the index of a task; expected 0, 1, ...")
     for part, ids in wanted.items():
-        unknown = sorted(set(ids) - set(tasks))
-        if unknown:
-            raise HistoryError(f"{path}: has no task {short(unknown)} ({part}); it has {short(list(tasks))}")
+        if unknown := sorted(set(map(int, ids)) - set(there)):
+            raise HistoryError(f"has no task {short(unknown)} ({part}); it has {short(there)}")

@@ -9,8 +9,10 @@ chance), the recorded arrays are kept, and the findings say so.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,13 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import CompressedADError, ConfigError, HistoryError, UsageError
-from compressed_ad.files import file_digest
-from compressed_ad.histories.exchange.formats import Progress, Recorded
+from compressed_ad.files import file_digest, locked
+from compressed_ad.histories.exchange.formats import Progress, Recorded, check_tasks
 from compressed_ad.histories.file import COLUMNS, OPTIONAL, HistoryInfo, HistoryWriter
-from compressed_ad.histories.header import short
+from compressed_ad.histories.header import same_steps, short
 from compressed_ad.tasks.base import TaskFamily, family_specs
 from compressed_ad.tasks.replay import Played, differ, episode_step, play
-from compressed_ad.types import AnyArray, BoolArray, History, SpaceSpec, Split, from_spec
+from compressed_ad.types import AnyArray, BoolArray, History, IntArray, SpaceSpec, Split, from_spec
 
 MATCH = "match"
 """Value of ``task_ids`` that finds each task by its rewards."""
@@ -35,40 +37,35 @@ class Findings:
     """What an import found, by the task's index in the imported file."""
 
     repaired: dict[int, int] = field(default_factory=dict)  # successors that were replaced
-    kept: dict[int, int] = field(default_factory=dict)  # successors that equal the next episode's first state
+    kept: dict[int, int] = field(default_factory=dict)  # successors that are those after a reset
+    without: list[int] = field(default_factory=list)  # tasks without recorded successors
     disagree: dict[int, str] = field(default_factory=dict)  # where replay and recording first differ
     unknown_probs: list[int] = field(default_factory=list)
+    untold: list[int] = field(default_factory=list)  # no reward tells which task was played
 
     def lines(self) -> list[str]:
         """The findings as sentences for the user."""
-        found = []
-        if self.repaired:
-            found.append(
-                f"{sum(self.repaired.values())} next_states at the ends of episodes were not the states that "
-                "the actions led to (usually they are the states after the reset). They were replaced by the "
-                f"family's, in {_tasks(self.repaired)}"
-            )
-        if self.disagree:
-            task, first = next(iter(self.disagree.items()))
-            found.append(
-                f"the family does not reproduce the recording of {_tasks(self.disagree)}; the arrays were "
-                f"kept, and the ends of episodes taken from the file (task {task}: {first}). If the family "
-                "is right, its tasks may have another order: --task-ids"
-            )
-        if self.kept:
-            found.append(
-                f"{sum(self.kept.values())} next_states at the ends of episodes are wrong (they are the "
-                f"first state of the next episode) and could not be repaired, in {_tasks(self.kept)}"
-            )
-        if self.unknown_probs:
-            found.append(
-                f"action_probs are unknown in {_tasks(self.unknown_probs)}: only markers that do not need "
-                "them can mark these histories (none, all, random, rollout, ...)"
-            )
-        return found
+        task, first = next(iter(self.disagree.items()), (0, ""))
+        texts = {
+            f"{sum(self.repaired.values())} next_states at the ends of episodes or of the record were not "
+            "the states that the actions led to (usually they are the states after the reset). They were "
+            "replaced by the family's, in": self.repaired,
+            "next_states are not recorded, but taken from the states of the next steps and, at the ends of "
+            "episodes, from the family where it reproduces the recording, in": self.without,
+            "the family does not reproduce the recording; the arrays were kept, and the ends of episodes "
+            f"taken from the file (task {task}: {first}). If the family is right, its tasks may have another "
+            "order: --task-ids. This concerns": self.disagree,
+            f"{sum(self.kept.values())} next_states at the ends of episodes are wrong (they are the first "
+            "state of the next episode, or the last recorded one) and could not be repaired, in": self.kept,
+            "no step is rewarded, so that nothing shows whether these histories are of these tasks or of "
+            "held-out ones, in": self.untold,
+            "action_probs are unknown, so that only markers that do not need them can mark these histories "
+            "(none, all, random, rollout, ...), in": self.unknown_probs,
+        }
+        return [f"{text} {_tasks(tasks)}" for text, tasks in texts.items() if tasks]
 
 
-def _tasks(tasks: Mapping[int, Any] | Sequence[int]) -> str:
+def _tasks(tasks: Collection[int]) -> str:
     return f"{len(tasks)} task(s): {short(list(tasks))}"
 
 
@@ -100,6 +97,7 @@ def import_histories(
     are divided among ``n_learner`` learners, in order; ``steps_per_update`` steps are made with one policy
     (None: unknown, ``update`` is 0 throughout). Raises ``HistoryError`` or ``ConfigError`` naming the task.
     """
+    check_tasks(tasks, vars(split))
     numbers = sorted(int(task) for ids in vars(split).values() for task in ids)
     place = {number: k for k, number in enumerate(numbers)}
     spaces = family_specs(family)
@@ -109,37 +107,76 @@ def import_histories(
             "set that of the family (--env.kwargs)"
         )
     rows = family.tasks()
+    first = _one_shape(tasks, numbers)
     ids = _task_ids(tasks, numbers, family, task_ids, seed)
-    first = tasks[numbers[0]].rewards.shape
     facts = {"n_timesteps": first[1], "n_learner": n_learner, "n_stream": first[0] // n_learner}
-    writer = HistoryWriter(
-        path,
-        HistoryInfo(
-            family_name, dict(family_kwargs or {}), spaces, int(family.horizon), learner,
-            {**(config or {}), **facts, "task_ids": ids}, seed,
-        ),
-        Split(*(np.array([place[int(i)] for i in part], np.int64) for part in vars(split).values())),
-        rows[ids], family.optimal_return(rows[ids]), family.random_return(rows[ids]), overwrite=overwrite,
-    )  # fmt: skip
-    findings = Findings()
-    try:
-        for number, task_id in zip(numbers, ids, strict=True):
-            recorded = _fitted(f"task {number}", tasks[number], spaces)
-            history = _history(
-                number, recorded, family, rows[task_id], horizon, n_learner, steps_per_update, seed, findings
-            )
-            writer.append(place[number], history)
-            progress(1)
-    except BaseException:
-        shutil.rmtree(writer.shards, ignore_errors=True)  # an import is repeated, not resumed
-        raise
-    writer.finish()
-    return findings
+    with locked(Path(path), file=True, error=HistoryError):
+        writer = HistoryWriter(
+            path,
+            HistoryInfo(
+                family_name, dict(family_kwargs or {}), spaces, int(family.horizon), learner,
+                {**(config or {}), **facts, "task_ids": ids}, seed,
+            ),
+            Split(*(np.array([place[int(i)] for i in part], np.int64) for part in vars(split).values())),
+            rows[ids], family.optimal_return(rows[ids]), family.random_return(rows[ids]), overwrite=overwrite,
+        )  # fmt: skip
+        findings = Findings()
+        part = {int(number): name for name, of in vars(split).items() for number in of}
+        try:
+            for number, task_id in zip(numbers, ids, strict=True):
+                recorded = _fitted(f"task {number}", tasks[number], spaces)
+                row, sizes = rows[task_id], (horizon, n_learner, steps_per_update)
+                history = _history(number, recorded, family, row, *sizes, seed, findings)
+                writer.append(place[number], history)
+                others: list[int] = []
+                if number in findings.disagree:
+                    with suppress(HistoryError):  # they cannot be played at all
+                        others += [numbers[k] for k in _playing(recorded, family, rows[ids], seed)]
+                elif not recorded.rewards.any():
+                    findings.untold.append(number)
+                for other in others:
+                    if part[other] != part[number]:
+                        raise HistoryError(
+                            f"task {number} ({part[number]}) holds the histories of task {other}"
+                            f" ({part[other]}); give each task its own, or the right --task-ids"
+                        )
+                progress(1)
+        except BaseException:
+            shutil.rmtree(writer.shards, ignore_errors=True)  # an import is repeated, not resumed
+            raise
+        writer.finish()
+        return findings
 
 
 def file_provenance(path: Path, layout: str) -> dict[str, Any]:
-    """The imported file, for the config of the history file."""
-    return {"imported_from": path.name, "layout": layout, "sha256": file_digest(path)}
+    """The imported file, or folder of files, for the config of the history file.
+
+    The hash of a folder is that of the lines ``<hash>  <relative path>`` of its files, sorted by path.
+    """
+    if path.is_dir():
+        files = sorted((p.relative_to(path).as_posix(), p) for p in path.rglob("*") if p.is_file())
+        lines = "".join(f"{file_digest(file)}  {name}\n" for name, file in files)
+        digest = hashlib.sha256(lines.encode()).hexdigest()
+    else:
+        digest = file_digest(path)
+    return {"imported_from": path.resolve().name, "layout": layout, "sha256": digest}
+
+
+def _one_shape(tasks: Mapping[int, Recorded], numbers: Sequence[int]) -> tuple[int, ...]:
+    """(streams, steps) of all tasks; ``HistoryError`` if they differ, or if two are one recording."""
+    first, seen = tasks[numbers[0]].rewards.shape, dict[bytes, int]()
+    for number in numbers:
+        one = tasks[number]
+        if not one.rewards.size:
+            raise HistoryError(f"task {number} has no steps")
+        if one.rewards.shape != first:
+            sizes = f"{one.rewards.shape}, task {numbers[0]} {first}"
+            raise HistoryError(f"task {number} has (streams, steps) {sizes}; all must have as many")
+        content = same_steps(one.actions, one.rewards, one.states)
+        if content is not None and (same := seen.setdefault(content, number)) != number:
+            problem = f"tasks {same} and {number} hold the same recording"
+            raise HistoryError(f"{problem}; leave one of them out of the split")
+    return first
 
 
 # ---------------------------------------------------------------- one task
@@ -150,6 +187,8 @@ def _fitted(where: str, recorded: Recorded, spaces: Mapping[str, SpaceSpec]) -> 
     changed: dict[str, Any] = {}
     for name, key in (("states", "observation"), ("next_states", "observation"), ("actions", "action")):
         array, space = getattr(recorded, name), from_spec(spaces[key])
+        if array is None:
+            continue
         if space.shape == () and array.shape[2:] == (1,):
             array = array[..., 0]
         with np.errstate(invalid="ignore"):  # the comparison below finds NaN
@@ -168,27 +207,35 @@ def _history(
     if shape[0] % n_learner:
         raise ConfigError(f"{where}: {n_learner} learners cannot share {shape[0]} streams equally")
     next_states = recorded.next_states
-    try:
-        played = _play(family, np.repeat(task[None], shape[0], axis=0), recorded.actions, seed)
-        problem = _first_difference(recorded, played)
-    except HistoryError as error:
-        problem = str(error)
-    if problem is None:
+    if next_states is None:
+        findings.without.append(number)
+        next_states = np.concatenate([recorded.states[:, 1:], recorded.states[:, -1:]], axis=1)
+    played = _replayed(recorded, family, task, seed)
+    if isinstance(played, Played):
         terminated, truncated = played.terminated, played.truncated
-        wrong = played.episode_end & differ(next_states, played.next_states)
+        wrong = _outer(played.episode_end) & differ(next_states, played.next_states)
         if wrong.any():
-            findings.repaired[number] = int(wrong.sum())
+            if recorded.next_states is not None:
+                findings.repaired[number] = int(wrong.sum())
             next_states = next_states.copy()
             next_states[wrong] = played.next_states[wrong]
     else:
-        findings.disagree[number] = problem
+        if isinstance(_replayed(_turned(recorded), family, task, seed), Played):
+            raise HistoryError(
+                f"{where}: streams and time are exchanged: what was read as {shape[0]} streams of {shape[1]} "
+                f"steps is {shape[1]} streams of {shape[0]} steps, which {family.name} reproduces. Exchange "
+                "the first two axes of all arrays"
+            )
+        findings.disagree[number] = played
         terminated, truncated = _ends(where, recorded, int(family.horizon), horizon)
-        ended = (terminated | truncated)[:, :-1]
-        after_reset = ended & ~differ(next_states[:, :-1], recorded.states[:, 1:])
+        ended = terminated | truncated
+        after_reset = np.zeros_like(ended)
+        after_reset[:, :-1] = ended[:, :-1] & ~differ(next_states[:, :-1], recorded.states[:, 1:])
+        after_reset[:, -1] = recorded.next_states is None
         if after_reset.any():
             findings.kept[number] = int(after_reset.sum())
     update, learner, probs = recorded.update, recorded.learner, recorded.action_probs
-    if probs is None or np.isnan(probs).all():
+    if probs is None or np.isnan(probs).any():
         findings.unknown_probs.append(number)
     if update is None:
         steps = np.arange(shape[1])
@@ -231,6 +278,29 @@ def _ends(
     return recorded.dones & ~late, recorded.dones & late
 
 
+def _outer(episode_end: BoolArray) -> BoolArray:
+    """(S, T) steps whose successor is not the next recorded state: the last of episodes and of the record."""
+    outer = episode_end.copy()
+    outer[:, -1] = True
+    return outer
+
+
+def _turned(recorded: Recorded) -> Recorded:
+    """``recorded`` as it is if its first two axes were exchanged."""
+    arrays = {name: array for name, array in vars(recorded).items() if array is not None and array.ndim > 1}
+    return Recorded(**{name: array.swapaxes(0, 1) for name, array in arrays.items()})
+
+
+def _replayed(recorded: Recorded, family: TaskFamily, task: AnyArray, seed: int) -> Played | str:
+    """What ``task`` gives for the recorded actions if it reproduces the recording; else where it does not."""
+    try:
+        tasks = np.repeat(task[None], len(recorded.rewards), axis=0)
+        played = _play(family, tasks, recorded.actions, seed)
+    except HistoryError as error:
+        return str(error)
+    return _first_difference(recorded, played) or played
+
+
 def _play(family: TaskFamily, tasks: AnyArray, actions: AnyArray, seed: int) -> Played:
     try:
         return play(family, tasks, actions, seed)
@@ -239,12 +309,15 @@ def _play(family: TaskFamily, tasks: AnyArray, actions: AnyArray, seed: int) -> 
 
 
 def _first_difference(recorded: Recorded, played: Played) -> str | None:
-    """Array, stream and step of the first difference, successors at episode ends left out; None: equal."""
-    inner, arrays = ~played.episode_end, ("states", "rewards", "next_states")
-    pairs = {name: differ(getattr(recorded, name), getattr(played, name)) for name in arrays}
-    pairs["next_states"] &= inner
+    """Array, stream and step of the first difference; None if there is none.
+
+    Successors at the ends of episodes and of the record are left out: many programs make them up.
+    """
+    pairs = {name: differ(getattr(recorded, name), getattr(played, name)) for name in ("states", "rewards")}
+    if recorded.next_states is not None:
+        pairs["next_states"] = differ(recorded.next_states, played.next_states) & ~_outer(played.episode_end)
     if recorded.dones is not None:
-        pairs["dones"] = recorded.dones == inner
+        pairs["dones"] = recorded.dones != played.episode_end
     if recorded.terminated is not None and recorded.truncated is not None:
         pairs["terminated"] = recorded.terminated != played.terminated
         pairs["truncated"] = recorded.truncated != played.truncated
@@ -289,24 +362,30 @@ def _task_ids(
 
 def _match(where: str, recorded: Recorded, family: TaskFamily, seed: int) -> int:
     """The id of the only task of ``family`` in which the actions of all streams earn their rewards."""
-    left = np.arange(len(family.tasks()))
-    for stream in range(recorded.rewards.shape[0]):
-        arrays = (recorded.states, recorded.actions, recorded.rewards)
-        states, actions, rewards = (np.repeat(a[[stream]], len(left), axis=0) for a in arrays)
-        try:
-            played = _play(family, family.tasks()[left], actions, seed)
-        except HistoryError as error:
-            raise HistoryError(f"{where}: {error}") from error
-        wrong = differ(states, played.states) | differ(rewards, played.rewards)
-        left = left[~wrong.any(axis=1)]
-        if len(left) <= 1:
-            break
+    try:
+        left = _playing(recorded, family, family.tasks(), seed, least=1)
+    except HistoryError as error:
+        raise HistoryError(f"{where}: {error}") from error
     if len(left) != 1:
         what = f"tasks {short(left.tolist())} all do" if len(left) else "none does"
         raise HistoryError(
             f"{where}: no single task of {family.name} reproduces the recording ({what}); give --task-ids"
         )
     return int(left[0])
+
+
+def _playing(recorded: Recorded, family: TaskFamily, rows: AnyArray, seed: int, least: int = 0) -> IntArray:
+    """Which of ``rows`` (N, P) the actions of all streams earn their rewards in; stops at ``least`` rows."""
+    left = np.arange(len(rows))
+    for stream in range(recorded.rewards.shape[0]):
+        arrays = (recorded.states, recorded.actions, recorded.rewards)
+        states, actions, rewards = (np.repeat(a[[stream]], len(left), axis=0) for a in arrays)
+        played = _play(family, rows[left], actions, seed)
+        wrong = differ(states, played.states) | differ(rewards, played.rewards)
+        left = left[~wrong.any(axis=1)]
+        if len(left) <= least:
+            break
+    return left
 
 
 def named_split(
@@ -319,6 +398,7 @@ def named_split(
 
     ``drawn`` takes the number of tasks and splits their positions. ``ConfigError`` if neither is given.
     """
+    check_tasks(tasks, {"heldout": heldout or (), "validation": validation or ()})
     if heldout is not None:
         validation = list(validation or ())
         train = sorted(set(tasks) - set(heldout) - set(validation))

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import HistoryError, MissingExtraError
+from compressed_ad.files import lives
 from compressed_ad.histories.exchange.formats import Progress
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.hdf5 import json_text
@@ -55,6 +56,9 @@ def write_minari(file: HistoryFile, path: str | Path, overwrite: bool, progress:
     dataset = None
     try:
         aside.mkdir(parents=True)
+        for left in path.glob(".partial-*"):  # by exports that were killed
+            if left.name[9:].isdecimal() and not lives(int(left.name[9:])):
+                shutil.rmtree(left)
         os.environ[root] = str(aside.resolve())  # Minari doubles relative paths
         with warnings.catch_warnings(action="ignore"):  # its advice about authors and environments
             for task in file.task_ids.tolist():
@@ -83,7 +87,7 @@ def write_minari(file: HistoryFile, path: str | Path, overwrite: bool, progress:
                 dataset.storage.update_episode_metadata(about, range(count, count + len(pieces)))
                 progress(1)
         if target.exists():
-            shutil.rmtree(target)
+            target.rename(aside / "old")
         (aside / name).rename(target)
     except OSError as error:
         raise HistoryError(f"{path}: cannot be written ({error.strerror or error})") from error

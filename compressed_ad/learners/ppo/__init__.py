@@ -12,6 +12,7 @@ gives.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Annotated, Any
 
 from annotated_types import Ge, MinLen
@@ -21,8 +22,11 @@ from pydantic import Field
 from compressed_ad.errors import ConfigError, SpaceError
 from compressed_ad.learners.base import Progress
 from compressed_ad.settings import Count, Fraction, NonNegative, Positive, Settings, validated
-from compressed_ad.tasks.base import TaskFamily
-from compressed_ad.types import AnyArray, History, IntArray
+from compressed_ad.tasks.base import TaskFamily, family_specs
+from compressed_ad.types import AnyArray, History, IntArray, sizes
+
+NUMBERED = 1 << 16
+"""Observations of discrete spaces up to this size are numbered, so that repeated ones are recognised."""
 
 
 class PPOConfig(Settings):
@@ -61,7 +65,7 @@ class BatchedPPO:
         self.config = validated(PPOConfig, config, "ppo")
 
     def check(self, family: TaskFamily, *, n_timesteps: int, n_stream: int) -> None:
-        """As ``Checks.check``; only ``learn`` checks the observations and ``count_bonus``."""
+        """As ``Checks.check``."""
         if n_timesteps < self.config.n_steps:
             raise ConfigError(
                 f"ppo: n_steps {self.config.n_steps} exceeds the {n_timesteps} steps of a stream; "
@@ -71,6 +75,12 @@ class BatchedPPO:
             raise SpaceError(
                 f"{family.name}: ppo learns Discrete actions, not {family.action_space}; "
                 "try the learner sb3:PPO"
+            )
+        spec = family_specs(family)["observation"]
+        if self.config.count_bonus and (spec["kind"] == "box" or prod(sizes(spec)) > NUMBERED):
+            raise SpaceError(
+                f"{family.name}: count_bonus needs a discrete observation space of at most {NUMBERED} "
+                f"observations, not {family.observation_space}"
             )
 
     def learn(

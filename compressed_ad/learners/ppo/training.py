@@ -16,18 +16,16 @@ from numpy.typing import NDArray
 
 from compressed_ad.errors import NumericalError, SpaceError
 from compressed_ad.learners.base import Progress, histories_of_tasks
-from compressed_ad.learners.ppo import kernels
+from compressed_ad.learners.ppo import NUMBERED, kernels
 from compressed_ad.seeding import rng, seed64
 from compressed_ad.tasks.base import TaskFamily
+from compressed_ad.tasks.checked_env import checked_slots
 from compressed_ad.types import AnyArray, BoolArray, History, IntArray
 
 if TYPE_CHECKING:
     from compressed_ad.learners.ppo import PPOConfig
 
 Float32Array = NDArray[np.float32]
-
-_NUMBERED = 1 << 16
-"""Observations of discrete spaces up to this size are numbered, so that repeated ones are recognised."""
 
 
 def train(
@@ -36,11 +34,6 @@ def train(
 ) -> list[History]:  # fmt: skip
     """``BatchedPPO.learn`` for a family and lengths that its ``check`` accepts."""
     encoder = Encoder(family.observation_space)
-    if cfg.count_bonus and encoder.n_obs is None:
-        raise SpaceError(
-            f"{family.name}: count_bonus needs a discrete observation space of at most {_NUMBERED} "
-            f"observations, not {family.observation_space}"
-        )
     assert isinstance(family.action_space, spaces.Discrete)
     first_action = int(family.action_space.start)
     who = [(int(task), k) for task in task_ids for k in range(n_learner)]
@@ -50,7 +43,8 @@ def train(
     learner_index = np.arange(len(who))[:, None]
 
     env_seeds = [rng(seed, "ppo-env", *w).integers(2**63 - 1, size=n_stream) for w in who]
-    env = family.make(np.repeat(tasks, n_learner * n_stream, axis=0), np.concatenate(env_seeds))
+    slots, ids = (np.repeat(rows, n_learner * n_stream, axis=0) for rows in (tasks, task_ids))
+    env = checked_slots(family, slots, np.concatenate(env_seeds), ids.tolist())
     obs = env.reset()
     record: dict[str, AnyArray] = {}
     # Without a table, every version of the policy is evaluated twice per step, in tiles of a few rows.
@@ -63,7 +57,7 @@ def train(
         rollout = Rollout(n_step, shape, obs)
         learned_reward = np.empty((n_step, *shape), np.float32)
         for t in range(n_step):
-            rollout.states[t] = obs  # a copy: the environment may reuse its array
+            rollout.states[t] = obs
             seen = policy.at(obs)
             drawn = rollout.actions[t], rollout.log_prob[t]  # written by the kernel
             kernels.sample(learners.random, seen.log_probs, seen.rows, *drawn)
@@ -145,7 +139,7 @@ class Encoder:
         self.n_real = prod(space.shape) if self._sizes is None else int(self._sizes.sum())
         self.n_input = -(-self.n_real // kernels.TILE_ROWS) * kernels.TILE_ROWS
         self.n_obs: int | None = None
-        if self._sizes is not None and (count := prod(self._sizes.tolist())) <= _NUMBERED:
+        if self._sizes is not None and (count := prod(self._sizes.tolist())) <= NUMBERED:
             self.n_obs = count
             every = np.stack(np.unravel_index(np.arange(count), self._sizes), axis=-1)
             self.table = self._ones(every)  # features of all observations, in order

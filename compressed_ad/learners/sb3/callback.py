@@ -12,7 +12,7 @@ from compressed_ad.learners.sb3.probability import ActionDistribution, OnPolicy,
 from compressed_ad.marking.markers import threshold
 from compressed_ad.registry import checked
 from compressed_ad.settings import Count, Fraction
-from compressed_ad.types import AnyArray, History, to_spec
+from compressed_ad.types import AnyArray, History, cast, to_spec
 
 try:
     from stable_baselines3.common.callbacks import BaseCallback
@@ -47,6 +47,7 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
         self._steps = _Columns()
         self._ends: list[tuple[int, int, AnyArray]] = []  # step, environment, terminal observation
         self._after: AnyArray = np.empty(0)  # observations after the last step, and after resets
+        self._last: Any = None  # SB3's own array of the observations after the last step
         self._recorded: Any = None  # the model
         self._update = 0  # version of the policy
         self._trained = 0  # SB3's count of updates when it was last looked at
@@ -85,18 +86,18 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
         for kind, space in (("observations", model.observation_space), ("actions", model.action_space)):
             try:
                 to_spec(space)
-            except SpaceError:
-                raise SpaceError(
-                    f"CompressedHistoryCallback: {kind} in a {type(space).__name__} space cannot be recorded;"
-                    " supported: Discrete, MultiDiscrete (flat), Box"
-                ) from None
+            except SpaceError as error:
+                what = f"{kind} in a {type(space).__name__} space cannot be recorded"
+                raise SpaceError(f"CompressedHistoryCallback: {what}: {error}") from None
         if model.get_vec_normalize_env() is not None:
             raise UsageError(
-                "CompressedHistoryCallback: VecNormalize changes what is recorded; train without it"
+                "CompressedHistoryCallback: VecNormalize changes what is recorded; train without it, or scale"
+                " by fixed numbers inside the environment (docs/source_algorithms.md)"
             )
         if len(self._steps):
             self._on_rollout_end()  # an exception may have ended the run before
-            if not np.array_equal(self._after, model._last_obs):
+            # SB3 keeps the last observations of a ``learn`` that the next one goes on from.
+            if model.num_timesteps == 0 or model._last_obs is not self._last:
                 # A new ``learn`` has reset the environments, which truncates the unfinished episodes.
                 step, truncated = len(self._steps) - 1, self._steps["truncated"]
                 for i in np.flatnonzero(~(truncated[step] | self._steps["terminated"][step])):
@@ -110,27 +111,43 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
         self._distribution.start()
 
     def _on_step(self) -> bool:
-        seen, infos = self.locals, self.locals["infos"]
+        seen, infos, model = self.locals, self.locals["infos"], self.model
         cut = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
-        for i in np.flatnonzero(seen["dones"]):
+        done = self._row("dones", seen["dones"], np.dtype(bool))
+        for i in np.flatnonzero(done):
             if "terminal_observation" not in infos[i]:
                 what = "an episode ended without infos['terminal_observation'], which every VecEnv must give"
                 raise UsageError(f"CompressedHistoryCallback: {what}")
-            self._ends.append((len(self._steps), int(i), np.array(infos[i]["terminal_observation"])))
+            last = np.asarray(infos[i]["terminal_observation"])[None]
+            self._ends.append((len(self._steps), int(i), self._elements("terminal observation", last)[0]))
         row = {
-            "states": np.asarray(self.model._last_obs),
-            "actions": np.asarray(seen.get("clipped_actions", seen["actions"])),
-            "rewards": np.asarray(seen["rewards"], np.float32),
-            "terminated": seen["dones"] & ~cut,
-            "truncated": seen["dones"] & cut,
+            "states": self._elements("observations", model._last_obs),
+            "actions": self._row(
+                "actions", seen.get("clipped_actions", seen["actions"]), *_kind(model.action_space)
+            ),
+            "rewards": self._row("rewards", seen["rewards"], np.dtype(np.float32)),
+            "terminated": done & ~cut,
+            "truncated": done & cut,
             "update": np.full(len(cut), self._update, np.int32),
         }
+        self._last, self._after = seen["new_obs"], self._elements("observations", seen["new_obs"]).copy()
         later = ["action_probs", *["entropy"] * self._distribution.has_entropy]
         later += ["log_prob_next"] * isinstance(self._distribution, OnPolicy)
         self._steps.append(row | dict.fromkeys(later, np.full(len(cut), np.nan, np.float32)))
-        self._after = np.array(seen["new_obs"])
         self._distribution.note(seen)
         return True
+
+    def _elements(self, what: str, array: Any) -> AnyArray:
+        return self._row(what, array, *_kind(self.model.observation_space))
+
+    def _row(self, what: str, array: Any, dtype: np.dtype[Any], shape: tuple[int, ...] = ()) -> AnyArray:
+        """``array`` (N, *shape) in ``dtype``, that of its space; ``SpaceError`` if it would be changed."""
+        given = np.asarray(array)
+        fitting = cast(given, dtype) if given.shape[1:] == shape else None
+        if fitting is None:
+            said = f"{what} are {given.dtype} {given.shape[1:]}, their space has {dtype} {shape}"
+            raise SpaceError(f"CompressedHistoryCallback, step {len(self._steps)}: {said}")
+        return fitting
 
     def _on_training_end(self) -> None:
         self._on_rollout_end()
@@ -156,6 +173,10 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
         if isinstance(self._distribution, OnPolicy) and self._rollout < len(self._steps):
             part = slice(self._rollout, None)
             self._steps["log_prob_next"][part] = self._distribution.log_prob(self._steps["states"][part])
+
+
+def _kind(space: Any) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    return space.dtype, space.shape
 
 
 class _Columns:

@@ -22,6 +22,7 @@ from compressed_ad.learners.sb3.callback import CompressedHistoryCallback
 from compressed_ad.registry import Parameters
 from compressed_ad.seeding import rng, seed64
 from compressed_ad.tasks.base import BatchedEnv, TaskFamily
+from compressed_ad.tasks.checked_env import checked_slots
 from compressed_ad.types import AnyArray, History, IntArray
 
 try:
@@ -90,8 +91,11 @@ class SB3Learner:
                 f"{family.name}: sb3:{self.name} learns {' or '.join(able)} actions, not {kind}"
                 + (f"; {', '.join(others)} do" if others else "")
             )
-        if isinstance(space, spaces.Discrete) and space.start != 0:
-            raise SpaceError(f"{family.name}: SB3 needs Discrete actions that start at 0")
+        for what, values in (("observations", family.observation_space), ("actions", space)):
+            if np.any(getattr(values, "start", 0)):
+                raise SpaceError(f"{family.name}: SB3 needs Discrete {what} that start at 0, not {values}")
+        if isinstance(space, spaces.Box) and space.dtype.kind != "f":
+            raise SpaceError(f"{family.name}: SB3 gives Box actions as floats, which {space} does not hold")
         if isinstance(space, spaces.Box) and not space.is_bounded():
             raise SpaceError(f"{family.name}: SB3 needs Box actions with finite bounds")
         if isinstance(family.observation_space, spaces.Dict | spaces.Tuple):
@@ -132,7 +136,9 @@ class SB3Learner:
 
         def learn_one(task_id: int, task: AnyArray, learner: int) -> History:
             env_seeds = rng(seed, "sb3-env", task_id, learner).integers(2**63 - 1, size=n_stream)
-            slots = family.make(np.repeat(task[None], n_stream, axis=0), env_seeds)
+            slots = checked_slots(
+                family, np.repeat(task[None], n_stream, axis=0), env_seeds, [task_id] * n_stream
+            )
             env = _SlotsVecEnv(slots, family.observation_space, family.action_space)
             model = self._model(env, n_timesteps, seed64(seed, "sb3", task_id, learner) % 2**31)
             callback = CompressedHistoryCallback()

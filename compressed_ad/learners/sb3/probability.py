@@ -137,7 +137,8 @@ class OnPolicy:
 
     def note(self, seen: Mapping[str, Any]) -> None:
         """Note a step; ``seen`` are the local variables of SB3's loop."""
-        self._actions.append(np.array(seen["actions"]))
+        actions, box = np.array(seen["actions"]), isinstance(self._model.action_space, spaces.Box)
+        self._actions.append(actions.reshape(len(actions), -1) if box else actions)
         if seen.get("action_masks") is not None:
             self._masks.append(np.array(seen["action_masks"]))
         if self._recurrent:
