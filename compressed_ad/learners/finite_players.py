@@ -17,6 +17,7 @@ from compressed_ad.learners.base import Progress, histories_of_tasks
 from compressed_ad.learners.finite import FiniteLearner, Numbering
 from compressed_ad.seeding import seed64
 from compressed_ad.tasks.base import TaskFamily
+from compressed_ad.tasks.checked_env import checked_slots
 from compressed_ad.types import AnyArray, History, IntArray
 
 _CHUNK = 64  # steps recorded in time order before they are sorted by stream
@@ -48,7 +49,8 @@ def play(
     who = [(int(task), stream) for task in task_ids for stream in range(n_stream)]
     random = np.array([seed64(seed, learner.name, *w) for w in who], np.uint64)
     seeds = [seed64(seed, f"{learner.name} environment", *w) >> 1 for w in who]
-    env = family.make(np.repeat(tasks, n_stream, axis=0), np.array(seeds, np.int64))
+    ids = [task for task, _ in who]
+    env = checked_slots(family, np.repeat(tasks, n_stream, axis=0), np.array(seeds, np.int64), ids)
     player = learner.player(family, tasks, n_stream, random)
     record = _Record(observations, actions, len(who), n_timesteps, learner.judges_updates)
     elements = actions.elements.astype(np.int64)
