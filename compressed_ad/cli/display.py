@@ -135,7 +135,8 @@ def lenient_streams() -> Iterator[None]:
     streams = [s for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
     before = [stream.errors for stream in streams]
     for stream in streams:
-        stream.reconfigure(errors="replace")
+        with suppress(OSError, ValueError):  # a pipe that nobody reads
+            stream.reconfigure(errors="replace")
     hook = threading.excepthook
     threading.excepthook = lambda failed: complain(f"note: a thread failed: {raised(failed.exc_value)}")
     try:

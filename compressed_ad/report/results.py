@@ -29,6 +29,8 @@ from compressed_ad.types import AnyArray, BoolArray, FloatArray, History, IntArr
 if TYPE_CHECKING:
     from compressed_ad.runs.study import Cell
 
+DIGEST = "digest"
+"""The array of an evaluation file that holds the ``content_digest`` of the others."""
 REFERENCE = "reference_"
 """Before the names of reference algorithms in an evaluation file."""
 PAYS_ALWAYS = 0.25
@@ -240,14 +242,26 @@ def stored_arrays(path: Path) -> dict[str, AnyArray]:
     try:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.lib.npyio.NpzFile):
-                return {key: np.asarray(loaded[key]) for key in loaded.files}
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                raise ValueError("a single array")
+            arrays = {key: np.asarray(loaded[key]) for key in loaded.files}
     except Exception as error:  # a changed byte can make zipfile and NumPy raise anything
         raise RunDirectoryError(f"{path}: damaged or not an evaluation file ({one_line(error)})") from error
-    raise RunDirectoryError(f"{path}: a single array, not an evaluation file")
+    digest = arrays.pop(DIGEST, None)  # files of earlier versions have none
+    if digest is not None and str(digest) != content_digest(arrays):
+        raise RunDirectoryError(f"{path}: damaged (its arrays do not match its digest)")
+    return arrays
 
 
-def load_metrics(path: Path, end: AnyArray | None = None) -> list[dict[str, Any]]:
+def content_digest(arrays: Mapping[str, Any]) -> str:
+    """SHA-256 of named arrays. The archive itself has checksums of contents, but none of names."""
+    digest = hashlib.sha256()
+    for name, array in sorted((name, np.asarray(value)) for name, value in arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def load_metrics(path: Path, end: AnyArray | int | None = None) -> list[dict[str, Any]]:
     """The rows of one ``metrics.jsonl``, without a last line that was never completed (no newline).
 
     Rows of earlier versions have no ``check``; where there is one, it is verified and left out. ``end``: the
@@ -264,7 +278,7 @@ def load_metrics(path: Path, end: AnyArray | None = None) -> list[dict[str, Any]
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunDirectoryError(f"{path}: line {number} is not JSON ({error})") from error
         if not isinstance(row, dict):
             raise RunDirectoryError(f"{path}: line {number} is not a JSON object")

@@ -25,7 +25,7 @@ from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.header import differences
 from compressed_ad.models.settings import FROM_HISTORY
 from compressed_ad.registry import call_text, check_trust, own_names
-from compressed_ad.report.results import REFERENCE, stored_arrays
+from compressed_ad.report.results import DIGEST, REFERENCE, content_digest, stored_arrays
 from compressed_ad.runs.data import RunData
 from compressed_ad.runs.directory import (
     CONFIG,
@@ -157,7 +157,7 @@ def evaluate_run(
         arrays |= {"returns_training": play(model, parts - 1, seen), "training_ids": seen}
         arrays |= {"training_optimal": optimal, "training_random": random}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, **arrays | {DIGEST: content_digest(arrays)})
     write_atomically(path, buffer.getvalue())
     return path
 

@@ -156,7 +156,8 @@ def points(parts: Iterable[Group]) -> list[Row]:
     """The validations of everything that has been trained so far, once for each variant that plays it."""
     found: list[Row] = []
     for group in parts:
-        metrics = load_metrics(group.job.path / "metrics.jsonl") if group.job.trained else []
+        job = group.job
+        metrics = load_metrics(job.path / "metrics.jsonl", job.config.model.steps) if job.trained else []
         for cell, _, _ in group.plays:
             found += validations(cell.variant, [metrics], [cell.run], cell.family)
     return found

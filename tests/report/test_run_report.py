@@ -37,6 +37,7 @@ from compressed_ad.report.results import (
     MethodRuns,
     SourceSummary,
     Trace,
+    content_digest,
     load_evaluation,
     load_runs,
     summarise_source,
@@ -521,6 +522,18 @@ def test_whatever_a_changed_byte_raises_the_evaluation_is_named(tmp_path: Path) 
             assert str(error).startswith(str(path)) and "\n" not in str(error)
         else:
             assert all(np.array_equal(found[key], right[key]) for key in right)
+
+
+def test_arrays_that_are_missing_or_called_otherwise_do_not_match_the_digest(tmp_path: Path) -> None:
+    path = save_run(tmp_path, 0) / "evaluation.npz"
+    arrays = load_evaluation(path)
+    digest = content_digest(arrays)
+    np.savez(path, **arrays, digest=digest)
+    assert load_evaluation(path).keys() == arrays.keys()
+    for changed in ({**arrays, "extra": np.zeros(1)}, {k: v for k, v in arrays.items() if k != "marked"}):
+        np.savez(path, **changed, digest=digest)
+        with pytest.raises(RunDirectoryError, match="its arrays do not match its digest"):
+            load_evaluation(path)
 
 
 def test_load_runs_names_what_is_wrong(tmp_path: Path) -> None:
