@@ -93,6 +93,7 @@ class Command:
 
     def __post_init__(self) -> None:
         self.log = self.cwd / f".log-{time.monotonic_ns()}"
+        self.log.touch()  # before the child can be killed
         self.code: int | None = None
         sys.stdout.flush()
         self.pid = os.fork()

@@ -526,11 +526,11 @@ def test_whatever_a_changed_byte_raises_the_evaluation_is_named(tmp_path: Path) 
 
 def test_arrays_that_are_missing_or_called_otherwise_do_not_match_the_digest(tmp_path: Path) -> None:
     path = save_run(tmp_path, 0) / "evaluation.npz"
-    arrays = load_evaluation(path)
+    arrays = load_evaluation(path) | {"horizon": np.array(20)}
     digest = content_digest(arrays)
     np.savez(path, **arrays, digest=digest)
     assert load_evaluation(path).keys() == arrays.keys()
-    for changed in ({**arrays, "extra": np.zeros(1)}, {k: v for k, v in arrays.items() if k != "marked"}):
+    for changed in ({**arrays, "extra": np.zeros(1)}, {k: v for k, v in arrays.items() if k != "horizon"}):
         np.savez(path, **changed, digest=digest)
         with pytest.raises(RunDirectoryError, match="its arrays do not match its digest"):
             load_evaluation(path)
