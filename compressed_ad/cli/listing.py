@@ -9,6 +9,7 @@ import re
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from compressed_ad.models import MODEL
 from compressed_ad.models.settings import Architecture
 from compressed_ad.runs import yaml_file
 from compressed_ad.runs.directory import EXTRAS, extras, hardware, revision, versions
-from compressed_ad.runs.layers import show_value
+from compressed_ad.runs.layers import shipped_configs, show_value
 from compressed_ad.tasks.base import TASK_FAMILY
 from compressed_ad.tasks.conformance import family_problems
 from compressed_ad.tasks.select import make_family
@@ -62,6 +63,12 @@ def _sentence(thing: Any) -> str:
     paragraph = (inspect.getdoc(thing) or "").partition("\n\n")[0]
     plain = " ".join(paragraph.split()).replace("`", "")
     return re.split(r"(?<=[.:]) (?=[A-Z])", plain)[0].rstrip(":")
+
+
+def _opening(file: Path) -> str:
+    """The comment that a YAML file begins with."""
+    lines = takewhile(lambda line: line.startswith("#"), file.read_text("utf-8").splitlines())
+    return " ".join(line.lstrip("# ") for line in lines)
 
 
 def call_parameters(thing: Callable[..., Any], *, keyword_only: bool = False) -> str:
@@ -119,6 +126,7 @@ LISTS: Mapping[str, Callable[[], Rows]] = {
         [(name, _sentence(read), f"cad import --layout {name}") for name, read in LAYOUT.items()]
         + [(name, _sentence(write), f"cad export --to {name}") for name, write in EXPORT.items()]
     ),
+    "configs": lambda: [(name, _opening(file), f"--config {name}") for name, file in shipped_configs().items()],
     "extras": lambda: [
         (
             name,

@@ -31,7 +31,7 @@ def run(call: Call) -> None:
     if "model.model" in call.explicit() and asked not in methods:
         instead = f"it trains {', '.join(methods)}; choose with --comparison.methods '[{asked}, ...]'"
         raise ConfigError(f"model.model: cad run does not train {asked}; {instead}")
-    out: Path = call.options.out or Path("runs") / call.options.preset
+    out: Path = call.options.out or Path("runs") / call.request.name
     history = stages.default_history(config, out)
     trust = call.trust(config)
     todo = [
@@ -126,7 +126,7 @@ def _plan(config: Config, out: Path, history: Path, todo: Sequence[Job]) -> str:
 
 RUN = Command(
     run,
-    [out_option("output folder, continued if it exists", "runs/PRESET"), RAY],
+    [out_option("output folder, continued if it exists", "runs/PRESET, or runs/NAME of --config NAME"), RAY],
     text=(
         "Does every stage of a preset and continues where it was interrupted. The output folder holds "
         "the history file, one directory per training run, and report/index.html, table.csv, "

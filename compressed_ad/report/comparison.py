@@ -19,7 +19,15 @@ from numpy.typing import ArrayLike
 from compressed_ad.errors import UsageError
 from compressed_ad.evaluation import intervals
 from compressed_ad.evaluation.intervals import Floats, Interval
-from compressed_ad.report.measures import ANY, MEASURES, RETURN, VALIDATED, normalise, step_to_reach
+from compressed_ad.report.measures import (
+    ANY,
+    MEASURES,
+    RETURN,
+    VALIDATED,
+    final_return,
+    normalise,
+    step_to_reach,
+)
 from compressed_ad.report.results import MethodRuns, Row, SourceSummary
 
 MIN_RUNS = 3
@@ -198,7 +206,20 @@ class Analysis:
             if math.isnan(d.estimate.value):
                 figures = f" {self._tasks(d)}." if np.isfinite(self.optimal).any() else ""
             said.append(f"{d.sentence()}.{figures}")
-        return said or ["Only one method was evaluated, so there is nothing to compare."]
+        return said or [f"{self._gain()}Only one method was evaluated, so there is nothing to compare."]
+
+    def _gain(self) -> str:
+        """What the first method gains in context; empty if nothing is known of it."""
+        name, curves = next(iter(self.curves.items()))
+        first, last = (float(intervals.mean(x.ravel())) for x in (curves[..., 0], final_return(curves)))
+        if math.isnan(last):
+            return ""
+        n_run, n_task, n_episode = curves.shape
+        return (
+            f"{name} plays {n_task} held-out task{'s' * (n_task != 1)}, with {n_run} trained"
+            f" run{'s' * (n_run != 1)}: {intervals.number(first)} in the first in-context episode,"
+            f" {intervals.number(last)} in the last tenth of {n_episode}. "
+        )
 
     def _tasks(self, d: Difference) -> str:
         """How many tasks ``d`` rests on, and why the others do not count."""

@@ -88,7 +88,7 @@ def build_report(
     times["report"] = time.perf_counter() - started
     times["total"] = sum(value for value in times.values() if value is not None)
     summary = _summary(methods, analysis, source, experiment, times)
-    points = [point for m in methods for point in validations(m.name, m.metrics, m.seeds)]
+    points = [p for m in methods for p in validations(m.name, m.metrics, m.seeds) if len(methods) > 1]
     write_atomically(out / "table.csv", _csv(analysis).encode())
     write_json(out / "summary.json", summary)
     write_page(
