@@ -126,7 +126,9 @@ LISTS: Mapping[str, Callable[[], Rows]] = {
         [(name, _sentence(read), f"cad import --layout {name}") for name, read in LAYOUT.items()]
         + [(name, _sentence(write), f"cad export --to {name}") for name, write in EXPORT.items()]
     ),
-    "configs": lambda: [(name, _opening(file), f"--config {name}") for name, file in shipped_configs().items()],
+    "configs": lambda: [
+        (name, _opening(file), f"--config {name}") for name, file in shipped_configs().items()
+    ],
     "extras": lambda: [
         (
             name,

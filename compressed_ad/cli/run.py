@@ -56,6 +56,7 @@ def run(call: Call) -> None:
         with display.stage("collect") as report, watch.stage("collect", report) as both:
             stages.check_recipe(config, history)
             stages.collect_stage(config, history, report=both, pool=pool)
+        call.note_shortfall(history)
         with display.stage("mark") as report, watch.stage("mark", report) as both:
             statistics = stages.mark_stage(config, history, report=both)
         _train_and_evaluate(call, todo, watch, pool)
@@ -65,7 +66,8 @@ def run(call: Call) -> None:
             )
     from compressed_ad.report.run_report import terminal_table
 
-    print_lines(statistics.text() + "\n")
+    if config.marker.marker != "none":
+        print_lines(statistics.text() + "\n")
     print_table(terminal_table(written.analysis))
     print_lines(f"\nReport: {written.index}")
 

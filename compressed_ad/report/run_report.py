@@ -109,6 +109,7 @@ def build_report(
         seconds=[(stage, f"{value:,.1f} s") for stage, value in times.items() if value is not None],
         commands=commands,
         provenance=provenance or {},
+        shortfall="" if source is None else source.shortfall,
         fewest=min(len(m.seeds) for m in methods),
         min_runs=MIN_RUNS,
         transforms=experiment.transforms,

@@ -52,7 +52,7 @@ def shipped_configs() -> dict[str, Path]:
 def config_file(name: Path) -> Path:
     """The file that ``--config NAME`` means: one of that path, or else a shipped one of that name."""
     shipped, key = shipped_configs(), name.as_posix().removesuffix(".yaml")
-    if name.is_file() or name.suffix and key not in shipped:
+    if name.is_file() or (name.suffix and key not in shipped):
         return name
     if key not in shipped:
         hint = f"{nearest(key, shipped)}; shipped are {', '.join(shipped)}"
