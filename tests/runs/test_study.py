@@ -306,7 +306,9 @@ def test_a_shipped_study_runs_small(tmp_path: Path, capsys: pytest.CaptureFixtur
     file = next(path for path in STUDIES if path.stem == "frontier")
     words = ["--small", "--runs", "1", "--families", "darkroom", "--variants", "prolong,prolong_random"]
     assert main(["study", str(file), *words, "--out", str(tmp_path / "out")]) == 0
-    said = capsys.readouterr().out
+    said, progress = capsys.readouterr()
+    notes = [line for line in progress.splitlines() if line.startswith("note: history_darkroom_PPO")]
+    assert len(notes) == 1 and "the last tenth of the source's histories earns" in notes[0]
     assert "prolong − AD" in said and "prolong_random − AD" in said and "too few runs" in said
     assert {r.variant for r in read_rows(tmp_path / "out" / "frontier" / "table.csv")} == {
         "AD",
