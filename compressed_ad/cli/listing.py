@@ -9,7 +9,6 @@ import re
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +62,6 @@ def _sentence(thing: Any) -> str:
     paragraph = (inspect.getdoc(thing) or "").partition("\n\n")[0]
     plain = " ".join(paragraph.split()).replace("`", "")
     return re.split(r"(?<=[.:]) (?=[A-Z])", plain)[0].rstrip(":")
-
-
-def _opening(file: Path) -> str:
-    """The comment that a YAML file begins with."""
-    lines = takewhile(lambda line: line.startswith("#"), file.read_text("utf-8").splitlines())
-    return " ".join(line.lstrip("# ") for line in lines)
 
 
 def call_parameters(thing: Callable[..., Any], *, keyword_only: bool = False) -> str:
@@ -127,7 +120,8 @@ LISTS: Mapping[str, Callable[[], Rows]] = {
         + [(name, _sentence(write), f"cad export --to {name}") for name, write in EXPORT.items()]
     ),
     "configs": lambda: [
-        (name, _opening(file), f"--config {name}") for name, file in shipped_configs().items()
+        (name, file.read_text("utf-8").partition("\n")[0].lstrip("# "), "")
+        for name, file in shipped_configs().items()
     ],
     "extras": lambda: [
         (

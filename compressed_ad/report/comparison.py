@@ -19,15 +19,7 @@ from numpy.typing import ArrayLike
 from compressed_ad.errors import UsageError
 from compressed_ad.evaluation import intervals
 from compressed_ad.evaluation.intervals import Floats, Interval
-from compressed_ad.report.measures import (
-    ANY,
-    MEASURES,
-    RETURN,
-    VALIDATED,
-    final_return,
-    normalise,
-    step_to_reach,
-)
+from compressed_ad.report.measures import ANY, MEASURES, RETURN, VALIDATED, normalise, step_to_reach
 from compressed_ad.report.results import MethodRuns, Row, SourceSummary
 
 MIN_RUNS = 3
@@ -211,14 +203,16 @@ class Analysis:
     def _gain(self) -> str:
         """What the first method gains in context; empty if nothing is known of it."""
         name, curves = next(iter(self.curves.items()))
-        first, last = (float(intervals.mean(x.ravel())) for x in (curves[..., 0], final_return(curves)))
-        if math.isnan(last):
-            return ""
         n_run, n_task, n_episode = curves.shape
+        first, last = float(intervals.mean(curves[..., 0].ravel())), self.methods[name]["final"].value
         return (
-            f"{name} plays {n_task} held-out task{'s' * (n_task != 1)}, with {n_run} trained"
-            f" run{'s' * (n_run != 1)}: {intervals.number(first)} in the first in-context episode,"
-            f" {intervals.number(last)} in the last tenth of {n_episode}. "
+            ""
+            if math.isnan(last)
+            else (
+                f"{name} plays {n_task} held-out task{'s' * (n_task != 1)}, with {n_run} trained"
+                f" run{'s' * (n_run != 1)}: {intervals.number(first)} in the first in-context episode,"
+                f" {intervals.number(last)} in the last tenth of {n_episode}. "
+            )
         )
 
     def _tasks(self, d: Difference) -> str:

@@ -74,9 +74,15 @@ def first_hits(size: int, horizon: int) -> Iterator[Float64Array]:
 
 
 @lru_cache(maxsize=16)
-def hit_chance(size: int, horizon: int, start: int) -> Float64Array:
-    """(cells,) chance that the random walk from ``start`` steps onto each cell within ``horizon`` steps."""
-    return np.asarray(sum(hits[start] for hits in first_hits(size, horizon)))
+def hit_chances(size: int, horizon: int, start: int | None) -> Float64Array:
+    """(horizon, cells) chance that the random walk first steps onto each cell at each step.
+
+    It begins in the cell ``start``, or without one in a random cell other than the one that is hit.
+    """
+    if start is not None:
+        return np.stack([hits[start] for hits in first_hits(size, horizon)])
+    elsewhere = [hits.sum(0) - hits.diagonal() for hits in first_hits(size, horizon)]
+    return np.stack(elsewhere) / (size**2 - 1)
 
 
 @lru_cache(maxsize=16)
@@ -130,6 +136,11 @@ class Grid(OneLineRepr, ABC):
         """The cell where every episode starts: the centre."""
         return self.size // 2, self.size // 2
 
+    @property
+    def fixed_start(self) -> int | None:
+        """Index of that cell, or None if it is another one in every episode."""
+        return int(self.index(self.start_cell))
+
     @abstractmethod
     def optimal_action(self, tasks: AnyArray, obs: IntArray, episode_return: FloatArray) -> Int64Array: ...
 
@@ -144,7 +155,8 @@ class Grid(OneLineRepr, ABC):
 
     def random_hit(self, cells: ArrayLike) -> Float64Array:
         """(N,) chance that random actions step onto each of ``cells`` (N, 2) within an episode."""
-        return hit_chance(self.size, self.horizon, int(self.index(self.start_cell)))[self.index(cells)]
+        hits = hit_chances(self.size, self.horizon, self.fixed_start)
+        return np.asarray(hits.sum(0)[self.index(cells)])
 
     def random_visits(self, cells: ArrayLike) -> Float64Array:
         """(N,) expected number of steps of an episode of random actions onto each of ``cells`` (N, 2)."""
@@ -400,10 +412,14 @@ class KeyToDoor(Grid):
         cells, rngs = self._starts(key), [np.random.default_rng(seed) for seed in seeds.tolist()]
         return lambda slots: np.array([cells[rngs[k].integers(len(cells)), k] for k in slots.tolist()])
 
+    @property
+    def fixed_start(self) -> int | None:
+        return super().fixed_start if self.start == "centre" else None
+
     def _starts(self, key: Int64Array) -> Int64Array:
         """(S, N) equally likely cells where an episode starts, for keys (N,)."""
-        if self.start == "centre":
-            return np.full((1, len(key)), self.index(self.start_cell))
+        if self.fixed_start is not None:
+            return np.full((1, len(key)), self.fixed_start)
         other = np.arange(self.size**2 - 1)[:, None]
         return np.asarray(other + (other >= key))
 
@@ -427,16 +443,12 @@ class KeyToDoor(Grid):
     def random_return(self, tasks: AnyArray) -> Float64Array:
         """(N,) exact, from the first-hit times of a random walk: start to key, then key to door."""
         tasks = self.check(tasks, 4)
-        start = int(self.index(self.start_cell)) if self.start == "centre" else None
-        table = _key_to_door_random(self.size, self.horizon, start)
+        table = _key_to_door_random(self.size, self.horizon, self.fixed_start)
         return table[self.index(tasks[:, :2]), self.index(tasks[:, 2:])]
 
     def random_found(self, tasks: AnyArray) -> Float64Array:
         """(N,) exact chance that random actions find the key, which pays first."""
-        keys = self.check(tasks, 4)[:, :2]
-        if self.start == "centre":
-            return self.random_hit(keys)
-        return np.asarray(_key_hits(self.size, self.horizon, None).sum(0)[self.index(keys)])
+        return self.random_hit(self.check(tasks, 4)[:, :2])
 
     def optimal_action(self, tasks: AnyArray, obs: IntArray, episode_return: FloatArray) -> Int64Array:
         tasks = self.check(tasks, 4)
@@ -458,23 +470,10 @@ class KeyToDoor(Grid):
 
 
 @lru_cache(maxsize=16)
-def _key_hits(size: int, horizon: int, start: int | None) -> Float64Array:
-    """(horizon, key cells) chance that a random walk first steps onto the key at each step.
-
-    From the cell ``start``; without one, from a random cell that is not the key's.
-    """
-    hits = np.stack(list(first_hits(size, horizon)))  # (horizon, from, to)
-    if start is not None:
-        return hits[:, start]
-    own = np.diagonal(hits, axis1=1, axis2=2)
-    return np.asarray((hits.sum(1) - own) / (size**2 - 1))
-
-
-@lru_cache(maxsize=16)
 def _key_to_door_random(size: int, horizon: int, start: int | None) -> Float64Array:
     """(key cells, door cells) expected return of the random policy."""
     hits = np.stack(list(first_hits(size, horizon)))  # (horizon, from, to)
-    from_start = _key_hits(size, horizon, start)  # (horizon, key)
+    from_start = hit_chances(size, horizon, start)  # (horizon, key)
     reached = np.cumsum(hits, axis=0)  # (horizon, key, door): door reached within t + 1 steps of the key
     both = np.einsum("tk,tkd->kd", from_start[:-1], reached[-2::-1])
     key = from_start.sum(0)

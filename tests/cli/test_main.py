@@ -264,7 +264,7 @@ def test_list_and_doctor(run):
         "on_policy_threshold=0.7",
         "CompressedADv2",
         "stitch",
-        "--config benchmark/key_to_door",
+        "benchmark/key_to_door",
     ):
         assert word in out
     code, out, _ = run("list", "families")
