@@ -1,6 +1,6 @@
 """Keep the results of whole runs of other sources and environments: rows to results/, a table to docs/.
 
-python results/experiments.py [runs]    after cad run --config config/NAME.yaml --out runs/NAME
+python results/experiments.py [runs]    after cad run --config NAME
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def test_the_callback_in_a_plain_learn() -> None:
     history = callback.history()
     assert (history.n_stream, history.n_step) == (4, 25)
     assert history.episode_end.sum(axis=1).tolist() == [1] * 4
-    assert (history.next_states[:, 19] != Darkroom().start).any()
+    assert (history.next_states[:, 19] != Darkroom().start_cell).any()
     np.testing.assert_array_equal(history.compression_mask, threshold(history.action_probs, 0.2, 3))
 
 

@@ -107,6 +107,13 @@ class Call:
             if needed:
                 raise SystemExit
 
+    def note_shortfall(self, history: Path) -> None:
+        """Tell of a history file whose source did not learn, or forgot what it had learned."""
+        from compressed_ad.histories.summary import describe
+
+        if found := describe(history).shortfall:
+            self.display.note(f"note: {history.name}: {found}")
+
     def trust(self, *configs: Config) -> frozenset[str]:
         """The names of code that the user has given: with ``--trust``, or in the configuration."""
         from compressed_ad.runs.config import own_code

@@ -28,7 +28,7 @@ from compressed_ad.models import MODEL
 from compressed_ad.models.settings import Architecture
 from compressed_ad.runs import yaml_file
 from compressed_ad.runs.directory import EXTRAS, extras, hardware, revision, versions
-from compressed_ad.runs.layers import show_value
+from compressed_ad.runs.layers import shipped_configs, show_value
 from compressed_ad.tasks.base import TASK_FAMILY
 from compressed_ad.tasks.conformance import family_problems
 from compressed_ad.tasks.select import make_family
@@ -119,6 +119,10 @@ LISTS: Mapping[str, Callable[[], Rows]] = {
         [(name, _sentence(read), f"cad import --layout {name}") for name, read in LAYOUT.items()]
         + [(name, _sentence(write), f"cad export --to {name}") for name, write in EXPORT.items()]
     ),
+    "configs": lambda: [
+        (name, file.read_text("utf-8").partition("\n")[0].lstrip("# "), "")
+        for name, file in shipped_configs().items()
+    ],
     "extras": lambda: [
         (
             name,

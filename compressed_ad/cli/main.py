@@ -230,8 +230,8 @@ def _parser(asked: str | None, command: cli.Command | None) -> argparse.Argument
 def _configuration_options(parser: argparse.ArgumentParser, command: cli.Command) -> None:
     group = parser.add_argument_group("configuration (later ones go over earlier ones)")
     cli.option("--preset", "NAME", ", ".join(PRESETS), default="default")(group)
-    files = "YAML file; may be repeated"
-    group.add_argument("--config", action="append", default=[], type=Path, metavar="FILE", help=files)
+    files = "YAML file, or a shipped one by name (cad list configs); may be repeated"
+    group.add_argument("--config", action="append", default=[], type=Path, metavar="FILE|NAME", help=files)
     for section in command.sections:
         if main := SECTIONS[section][0]:
             names = dict.fromkeys((f"--{section}", f"--{main}"))

@@ -31,7 +31,7 @@ def run(call: Call) -> None:
     if "model.model" in call.explicit() and asked not in methods:
         instead = f"it trains {', '.join(methods)}; choose with --comparison.methods '[{asked}, ...]'"
         raise ConfigError(f"model.model: cad run does not train {asked}; {instead}")
-    out: Path = call.options.out or Path("runs") / call.options.preset
+    out: Path = call.options.out or Path("runs") / call.request.name
     history = stages.default_history(config, out)
     trust = call.trust(config)
     todo = [
@@ -56,6 +56,7 @@ def run(call: Call) -> None:
         with display.stage("collect") as report, watch.stage("collect", report) as both:
             stages.check_recipe(config, history)
             stages.collect_stage(config, history, report=both, pool=pool)
+        call.note_shortfall(history)
         with display.stage("mark") as report, watch.stage("mark", report) as both:
             statistics = stages.mark_stage(config, history, report=both)
         _train_and_evaluate(call, todo, watch, pool)
@@ -65,7 +66,8 @@ def run(call: Call) -> None:
             )
     from compressed_ad.report.run_report import terminal_table
 
-    print_lines(statistics.text() + "\n")
+    if config.marker.marker != "none":
+        print_lines(statistics.text() + "\n")
     print_table(terminal_table(written.analysis))
     print_lines(f"\nReport: {written.index}")
 
@@ -126,7 +128,7 @@ def _plan(config: Config, out: Path, history: Path, todo: Sequence[Job]) -> str:
 
 RUN = Command(
     run,
-    [out_option("output folder, continued if it exists", "runs/PRESET"), RAY],
+    [out_option("output folder, continued if it exists", "runs/PRESET, or runs/NAME of --config NAME"), RAY],
     text=(
         "Does every stage of a preset and continues where it was interrupted. The output folder holds "
         "the history file, one directory per training run, and report/index.html, table.csv, "

@@ -95,7 +95,9 @@ def _work(call: Call, study: Study, out: Path, pool: Pool) -> dict[str, str]:
 
     display = call.display
     with display.stage("collect") as report:
-        study_run.collect_histories(study, out, report, pool)
+        collected = study_run.collect_histories(study, out, report, pool)
+    for history in collected:
+        call.note_shortfall(history)
     parts = study_run.groups(study, out)
     done = {group.job.name: study_run.rows([group]) for group in parts if group.finished}
     failures: dict[str, str] = {}

@@ -16,6 +16,9 @@ from compressed_ad.marking.statistics import N_PHASE, MarkingStatistics, marking
 from compressed_ad.registry import call_text
 from compressed_ad.types import AnyArray, FloatArray, History, IntArray
 
+LEARNED, FORGOTTEN = 0.8, 0.1
+"""A source that learned ends at least here, normalised, and at most this much below its own best tenth."""
+
 
 @dataclass(frozen=True)
 class Marks:
@@ -63,6 +66,10 @@ class Overview:
     def total_steps(self) -> int:
         return sum(self.split.values()) * self.n_stream * self.n_step
 
+    @property
+    def shortfall(self) -> str:
+        return shortfall(self.learning_curve, self.normalised_curve, self.random_return)
+
     def text(self) -> str:
         def numbers(values: tuple[float, ...]) -> str:
             return " ".join("-" if np.isnan(value) else f"{value:.2f}" for value in values)
@@ -85,6 +92,7 @@ class Overview:
         ]
         if self.normalised_curve is not None:
             lines.append(f"  Normalised per task:  {numbers(self.normalised_curve)}")
+        lines += [f"  Note: {self.shortfall}"] if self.shortfall else []
         marks, made = self.marks, self.marking
         if marks is None:
             lines.append(f"Not marked yet; mark it with: cad mark {self.path}")
@@ -136,15 +144,8 @@ def describe(path: str | Path) -> Overview:
     """Overview of the history file at ``path``; errors as those of ``HistoryFile``."""
     file = HistoryFile(path)
     tasks = list(task_summaries(file))
-    count = np.array([task.n_episode for task in tasks])  # (N, 10)
-    total = np.array([task.total_return for task in tasks])
-    random = file.random_return[file.task_ids]
-    optimal = normalised = None
-    if file.optimal_return is not None:
-        optimal = file.optimal_return[file.task_ids]
-        # A task on which random play is optimal has no normalised return.
-        gap = np.where(optimal == random, np.nan, optimal - random)
-        normalised = _mean(((total - count * random[:, None]) / gap[:, None]).sum(axis=0), count.sum(axis=0))
+    curve, normalised = learning_by_tenth(file, tasks)
+    optimal = None if file.optimal_return is None else file.optimal_return[file.task_ids]
     marks = [task.marks for task in tasks if task.marks is not None]
     marked = (
         Marks(
@@ -165,13 +166,54 @@ def describe(path: str | Path) -> Overview:
         n_stream=file.n_stream,
         n_learner=tasks[-1].n_learner,
         n_step=file.n_step,
-        n_episode=int(count.sum()),
-        learning_curve=_mean(total.sum(axis=0), count.sum(axis=0)),
+        n_episode=sum(int(task.n_episode.sum()) for task in tasks),
+        learning_curve=curve,
         normalised_curve=normalised,
         optimal_return=None if optimal is None else float(optimal.mean()),
-        random_return=float(random.mean()),
+        random_return=float(file.random_return[file.task_ids].mean()),
         marking=file.marking,
         marks=marked,
+    )
+
+
+def learning_by_tenth(
+    file: HistoryFile, tasks: Sequence[TaskSummary]
+) -> tuple[tuple[float, ...], tuple[float, ...] | None]:
+    """(10,) mean episode return of ``tasks`` of ``file``; the same normalised, None without an optimum."""
+    count = np.array([task.n_episode for task in tasks])  # (N, 10)
+    total = np.array([task.total_return for task in tasks])
+    curve = _mean(total.sum(axis=0), count.sum(axis=0))
+    if file.optimal_return is None:
+        return curve, None
+    random, optimal = file.random_return[file.task_ids], file.optimal_return[file.task_ids]
+    has_scale = optimal > random
+    count, total, low, high = (
+        values[has_scale] for values in (count, total, random[:, None], optimal[:, None])
+    )
+    return curve, _mean(((total - count * low) / (high - low)).sum(axis=0), count.sum(axis=0))
+
+
+def shortfall(curve: Sequence[float], normalised: Sequence[float] | None, random: float) -> str:
+    """What is wrong with the end of a source's learning curve, in one line; empty if it learned.
+
+    The first two as of ``learning_by_tenth``; ``random`` is the mean return of random play. Without a known
+    optimum, the best tenth stands for it.
+    """
+    ends = [value for value in (curve if normalised is None else normalised) if not np.isnan(value)]
+    if normalised is None:
+        gain = max(random, *ends) - random if ends else 0.0
+        ends = [(value - random) / (gain or np.inf) for value in ends]
+    if not ends:
+        return ""
+    last, best, of = ends[-1], max(ends), "the optimum"
+    if normalised is None:
+        best, of = 1.0, "its best tenth"
+    if last >= LEARNED and best - last <= FORGOTTEN:
+        return ""
+    before = f", after {best:.2f}" if best - last > FORGOTTEN and normalised is not None else ""
+    return (
+        f"the last tenth of the source's histories earns {last:.2f} of {of}{before} (0 is random play);"
+        " a model that imitates them hardly earns more"
     )
 
 

@@ -198,7 +198,22 @@ class Analysis:
             if math.isnan(d.estimate.value):
                 figures = f" {self._tasks(d)}." if np.isfinite(self.optimal).any() else ""
             said.append(f"{d.sentence()}.{figures}")
-        return said or ["Only one method was evaluated, so there is nothing to compare."]
+        return said or [f"{self._gain()}Only one method was evaluated, so there is nothing to compare."]
+
+    def _gain(self) -> str:
+        """What the first method gains in context; empty if nothing is known of it."""
+        name, curves = next(iter(self.curves.items()))
+        n_run, n_task, n_episode = curves.shape
+        first, last = float(intervals.mean(curves[..., 0].ravel())), self.methods[name]["final"].value
+        return (
+            ""
+            if math.isnan(last)
+            else (
+                f"{name} plays {n_task} held-out task{'s' * (n_task != 1)}, with {n_run} trained"
+                f" run{'s' * (n_run != 1)}: {intervals.number(first)} in the first in-context episode,"
+                f" {intervals.number(last)} in the last tenth of {n_episode}. "
+            )
+        )
 
     def _tasks(self, d: Difference) -> str:
         """How many tasks ``d`` rests on, and why the others do not count."""

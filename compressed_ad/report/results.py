@@ -21,7 +21,7 @@ from compressed_ad.evaluation.intervals import Floats, mean
 from compressed_ad.files import chained, file_digest, write_atomically
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.header import short
-from compressed_ad.histories.summary import task_summaries, total_marking
+from compressed_ad.histories.summary import learning_by_tenth, shortfall, task_summaries, total_marking
 from compressed_ad.marking.statistics import N_PHASE, MarkingStatistics
 from compressed_ad.report.measures import MEASURES, VALIDATED, final_return, normalise, series
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, History, IntArray
@@ -324,13 +324,15 @@ class SourceSummary:
     marked_by_phase: FloatArray | None = None  # (N, phases)
     trace: Trace | None = None
     threshold: float | None = None  # of the marker, if it has one
+    shortfall: str = ""  # what is wrong with the end of the learning curve
 
 
 def summarise_source(file: HistoryFile) -> SourceSummary:
     """Learning curves, marks and a trace of all tasks of a history file; reads one task at a time."""
     name, ids = file.info.learner, file.task_ids
     tasks = list(task_summaries(file))
-    marks = [task.marks for task in tasks if task.marks is not None]
+    marked = file.marking is not None and file.marking["marker"] != "none"
+    marks = [task.marks for task in tasks if task.marks is not None and marked]
     n_episode = min(len(task.curve) for task in tasks)
     trace = None
     if marks:
@@ -353,6 +355,7 @@ def summarise_source(file: HistoryFile) -> SourceSummary:
         marked_by_phase=np.array([task.statistics.ratio_by_phase for task in marks]) if marks else None,
         trace=trace,
         threshold=parameters.get("on_policy_threshold"),
+        shortfall=shortfall(*learning_by_tenth(file, tasks), float(file.random_return[ids].mean())),
     )
 
 

@@ -88,7 +88,7 @@ def build_report(
     times["report"] = time.perf_counter() - started
     times["total"] = sum(value for value in times.values() if value is not None)
     summary = _summary(methods, analysis, source, experiment, times)
-    points = [point for m in methods for point in validations(m.name, m.metrics, m.seeds)]
+    points = [p for m in methods for p in validations(m.name, m.metrics, m.seeds) if len(methods) > 1]
     write_atomically(out / "table.csv", _csv(analysis).encode())
     write_json(out / "summary.json", summary)
     write_page(
@@ -109,6 +109,7 @@ def build_report(
         seconds=[(stage, f"{value:,.1f} s") for stage, value in times.items() if value is not None],
         commands=commands,
         provenance=provenance or {},
+        shortfall="" if source is None else source.shortfall,
         fewest=min(len(m.seeds) for m in methods),
         min_runs=MIN_RUNS,
         transforms=experiment.transforms,

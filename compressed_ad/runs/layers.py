@@ -42,6 +42,24 @@ def config_folder() -> Path:
     return inside if inside.is_dir() else Path(__file__).parents[2] / "config"
 
 
+def shipped_configs() -> dict[str, Path]:
+    """The shipped whole configurations by name: ``bandit``, ``benchmark/darkroom``, ..."""
+    top = config_folder()
+    files = sorted([*top.glob("*.yaml"), *top.glob("benchmark/*.yaml")])
+    return {file.relative_to(top).with_suffix("").as_posix(): file for file in files}
+
+
+def config_file(name: Path) -> Path:
+    """The file that ``--config NAME`` means: one of that path, or else a shipped one of that name."""
+    shipped, key = shipped_configs(), name.as_posix().removesuffix(".yaml")
+    if name.is_file() or (name.suffix and key not in shipped):
+        return name
+    if key not in shipped:
+        hint = f"{nearest(key, shipped)}; shipped are {', '.join(shipped)}"
+        raise ConfigError(f"--config {name}: no such file or shipped configuration{hint}")
+    return shipped[key]
+
+
 @dataclass(frozen=True)
 class Request:
     """What a command line asks for, before any file is read."""
@@ -50,6 +68,12 @@ class Request:
     files: tuple[Path, ...] = ()
     sections: Mapping[str, str] | None = None  # section -> file, shipped name, or object's name
     overrides: Sequence[tuple[str, str]] = ()  # (dotted key, YAML text)
+
+    @property
+    def name(self) -> str:
+        """Of the last shipped configuration that is given by its name, or else of the preset."""
+        named = [file for file in self.files if config_file(file) != file]
+        return named[-1].with_suffix("").as_posix() if named else self.preset
 
 
 def request_leaves(request: Request) -> Leaves:
@@ -61,7 +85,7 @@ def request_leaves(request: Request) -> Leaves:
     problems: list[str] = []
     for path in request.files:
         with _gathering(problems):
-            _merge_file(leaves, path)
+            _merge_file(leaves, config_file(path))
     for section, name in (request.sections or {}).items():
         with _gathering(problems):
             merge(leaves, _section_layer(leaves, section, name))

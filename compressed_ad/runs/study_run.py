@@ -74,8 +74,8 @@ def _missing(study: Study, out: Path) -> list[Cell]:
     return [cell for cell in by_data.values() if not history_of(cell, out).exists()]
 
 
-def collect_histories(study: Study, out: Path, report: Report, pool: Pool | None = None) -> None:
-    """Collect the histories that are missing, unmarked."""
+def collect_histories(study: Study, out: Path, report: Report, pool: Pool | None = None) -> list[Path]:
+    """Collect the histories that are missing, unmarked; their files."""
     missing = _missing(study, out)
     for cell in missing:
         check_recipe(cell.trained, history_of(cell, out))
@@ -83,6 +83,7 @@ def collect_histories(study: Study, out: Path, report: Report, pool: Pool | None
     for cell in missing:
         progress = partial(parts.advance, cell.data_key)
         collect_stage(cell.data, history_of(cell, out), mark=False, report=progress, pool=pool)
+    return [history_of(cell, out) for cell in missing]
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,13 @@
 A cell is (x, y) with 0 <= x, y < ``size``; observations are int64 (N, 2). Actions are 0 stay, 1 up (y + 1),
 2 down (y - 1), 3 left (x - 1), 4 right (x + 1); walls stop a move. The *successor* of an action decides its
 reward: staying on a goal pays. The time limit truncates; an episode that terminates on its last step counts
-as terminated only. Everything is deterministic, so the ``seeds`` of ``make`` have no effect.
+as terminated only. Everything but the random start of ``KeyToDoor`` is deterministic, so the ``seeds`` of
+``make`` have no other effect.
 
 Source: Laskin et al., "In-context Reinforcement Learning with Algorithm Distillation", 2022, section 4 and
-appendix (Dark Room, Dark Room Hard, Dark Key-to-Door); the large and the permuted room as in Son et al.,
-"Distilling Reinforcement Learning Algorithms for In-Context Model-Based Planning", ICLR 2025.
+appendix (Dark Room, Dark Room Hard, Dark Key-to-Door); the permuted room as in Son et al., "Distilling
+Reinforcement Learning Algorithms for In-Context Model-Based Planning", ICLR 2025; the large room as in Chen
+et al., "Filtering Learning Histories Enhances In-Context Reinforcement Learning", 2025.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import permutations
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge, Le
@@ -72,9 +74,15 @@ def first_hits(size: int, horizon: int) -> Iterator[Float64Array]:
 
 
 @lru_cache(maxsize=16)
-def hit_chance(size: int, horizon: int, start: int) -> Float64Array:
-    """(cells,) chance that the random walk from ``start`` steps onto each cell within ``horizon`` steps."""
-    return np.asarray(sum(hits[start] for hits in first_hits(size, horizon)))
+def hit_chances(size: int, horizon: int, start: int | None) -> Float64Array:
+    """(horizon, cells) chance that the random walk first steps onto each cell at each step.
+
+    It begins in the cell ``start``, or without one in a random cell other than the one that is hit.
+    """
+    if start is not None:
+        return np.stack([hits[start] for hits in first_hits(size, horizon)])
+    elsewhere = [hits.sum(0) - hits.diagonal() for hits in first_hits(size, horizon)]
+    return np.stack(elsewhere) / (size**2 - 1)
 
 
 @lru_cache(maxsize=16)
@@ -124,9 +132,14 @@ class Grid(OneLineRepr, ABC):
         return spaces.Discrete(N_ACTION)
 
     @property
-    def start(self) -> tuple[int, int]:
+    def start_cell(self) -> tuple[int, int]:
         """The cell where every episode starts: the centre."""
         return self.size // 2, self.size // 2
+
+    @property
+    def fixed_start(self) -> int | None:
+        """Index of that cell, or None if it is another one in every episode."""
+        return int(self.index(self.start_cell))
 
     @abstractmethod
     def optimal_action(self, tasks: AnyArray, obs: IntArray, episode_return: FloatArray) -> Int64Array: ...
@@ -142,11 +155,12 @@ class Grid(OneLineRepr, ABC):
 
     def random_hit(self, cells: ArrayLike) -> Float64Array:
         """(N,) chance that random actions step onto each of ``cells`` (N, 2) within an episode."""
-        return hit_chance(self.size, self.horizon, int(self.index(self.start)))[self.index(cells)]
+        hits = hit_chances(self.size, self.horizon, self.fixed_start)
+        return np.asarray(hits.sum(0)[self.index(cells)])
 
     def random_visits(self, cells: ArrayLike) -> Float64Array:
         """(N,) expected number of steps of an episode of random actions onto each of ``cells`` (N, 2)."""
-        return visits(self.size, self.horizon, int(self.index(self.start)))[self.index(cells)]
+        return visits(self.size, self.horizon, int(self.index(self.start_cell)))[self.index(cells)]
 
     def check(self, tasks: AnyArray, width: int) -> Int64Array:
         """``tasks`` (N, ``width``) as int64; ``UsageError`` unless they are coordinates of cells."""
@@ -162,7 +176,8 @@ class GridEnv:
     """N slots of one room that step together.
 
     ``judge`` gives rewards (N,) float32 and terminations (N,) for stepping onto cells (N,), given the returns
-    (N,) of the episodes so far. ``moves`` translates actions (N,) into moves.
+    (N,) of the episodes so far. ``moves`` translates actions (N,) into moves, and ``starts`` gives the cells
+    where the next episodes of slots (K,) start, by default the family's.
     """
 
     def __init__(
@@ -171,17 +186,19 @@ class GridEnv:
         tasks: Int64Array,
         judge: Judge,
         moves: Callable[[AnyArray], AnyArray] = np.asarray,
+        starts: Callable[[IntArray], AnyArray] | None = None,
     ) -> None:
         self.num_envs = num_envs = len(tasks)
         self._family, self._tasks, self._judge, self._moves = family, tasks, judge, moves
         self._cells, self._successors = all_cells(family.size), successors(family.size).ravel()
-        self._start = int(family.index(family.start))
-        self._cell = np.full(num_envs, self._start)
+        start = int(family.index(family.start_cell))
+        self._starts = starts or (lambda slots: np.full(len(slots), start))
+        self._cell = np.full(num_envs, start)
         self._time = np.zeros(num_envs, np.int64)
         self._return = np.zeros(num_envs, np.float32)
 
     def reset(self) -> Int64Array:
-        self._cell[:] = self._start
+        self._cell[:] = self._starts(np.arange(self.num_envs))
         self._time[:] = 0
         self._return[:] = 0
         return self._cells.take(self._cell, axis=0)
@@ -197,7 +214,7 @@ class GridEnv:
         self._cell = cell
         ended = np.flatnonzero(terminated | truncated)
         if len(ended):
-            cell[ended] = self._start
+            cell[ended] = self._starts(ended)
             self._time[ended] = 0
             self._return[ended] = 0
             obs = self._cells.take(cell, axis=0)
@@ -235,7 +252,7 @@ class Darkroom(Grid):
         return GridEnv(self, np.asarray(tasks), judge)
 
     def goal_distance(self, tasks: AnyArray) -> Int64Array:
-        return distance(self.check(tasks, 2), self.start)
+        return distance(self.check(tasks, 2), self.start_cell)
 
     def optimal_return(self, tasks: AnyArray) -> Float64Array:
         """(N,) walking to the goal and staying there; at distance 0 every step pays."""
@@ -264,7 +281,7 @@ class Darkroom(Grid):
 @checked
 @dataclass(frozen=True, repr=False)
 class DarkroomLarge(Darkroom):
-    """Darkroom with 15x15 cells and 50 steps (Son et al. 2025)."""
+    """Darkroom with 15x15 cells and 50 steps (Chen et al. 2025)."""
 
     name: ClassVar[str] = "darkroom_large"
     size: Size = 15
@@ -301,7 +318,7 @@ class DarkroomPermuted(Grid):
     horizon: Count = 50
 
     @property
-    def start(self) -> tuple[int, int]:
+    def start_cell(self) -> tuple[int, int]:
         return 0, 0
 
     @property
@@ -355,7 +372,12 @@ class DarkroomPermuted(Grid):
 @dataclass(frozen=True, repr=False)
 class KeyToDoor(Grid):
     """Dark Key-to-Door: +1 once for stepping onto the key, +1 for then stepping onto the door, which ends
-    the episode (Laskin et al. 2022). Neither the cells nor whether the key is held can be seen.
+    the episode. Neither the cells nor whether the key is held can be seen.
+
+    Papers mean different rules by this name. An episode starts in the centre, or with ``start="random"`` in
+    any cell but the key's. With ``ends=False`` the door pays, but does not end the episode. Laskin et al.
+    2022 and Tarasov et al. 2025 have a random start; Zisman et al. 2024 that and 40 steps; Son et al. 2025
+    ``ends=False``. The sources of Tarasov et al. see whether the key is held.
 
     Tasks are all pairs of key and door cells, rows (key_x, key_y, door_x, door_y). Two special cases: a key
     on the start cell is not held at the start, but picked up by any step that ends there; a key on the door
@@ -365,6 +387,8 @@ class KeyToDoor(Grid):
     name: ClassVar[str] = "key_to_door"
     size: Size = 9
     horizon: Count = 50
+    start: Literal["centre", "random"] = "centre"
+    ends: bool = True
 
     def tasks(self) -> Int64Array:
         """(size**4, 4) key and door cells; the door changes fastest."""
@@ -378,27 +402,48 @@ class KeyToDoor(Grid):
         def judge(cell: Int64Array, episode_return: FloatArray) -> tuple[Float32Array, BoolArray]:
             held = episode_return > 0
             found = (cell == key) & ~held
-            opened = (cell == door) & (held | found)
-            return found.astype(np.float32) + opened, opened
+            opened = (cell == door) & (held | found) & (episode_return < 2)
+            return found.astype(np.float32) + opened, opened & self.ends
 
-        return GridEnv(self, tasks, judge)
+        return GridEnv(self, tasks, judge, starts=self._draws(key, seeds) if self.start == "random" else None)
+
+    def _draws(self, key: Int64Array, seeds: IntArray) -> Callable[[IntArray], AnyArray]:
+        """Draws the next start of slots, each from its own seed."""
+        cells, rngs = self._starts(key), [np.random.default_rng(seed) for seed in seeds.tolist()]
+        return lambda slots: np.array([cells[rngs[k].integers(len(cells)), k] for k in slots.tolist()])
+
+    @property
+    def fixed_start(self) -> int | None:
+        return super().fixed_start if self.start == "centre" else None
+
+    def _starts(self, key: Int64Array) -> Int64Array:
+        """(S, N) equally likely cells where an episode starts, for keys (N,)."""
+        if self.fixed_start is not None:
+            return np.full((1, len(key)), self.fixed_start)
+        other = np.arange(self.size**2 - 1)[:, None]
+        return np.asarray(other + (other >= key))
+
+    def _to_key(self, tasks: Int64Array) -> Int64Array:
+        """(S, N) steps to the key from each start."""
+        return distance(all_cells(self.size)[self._starts(self.index(tasks[:, :2]))], tasks[:, :2])
 
     def goal_distance(self, tasks: AnyArray) -> Int64Array:
-        """(N,) steps from the start to the key and from there to the door (Manhattan distances)."""
+        """(N,) whole steps from the start (the mean of all) to the key and from there to the door."""
         tasks = self.check(tasks, 4)
-        return distance(tasks[:, :2], self.start) + distance(tasks[:, 2:], tasks[:, :2])
+        steps = self._to_key(tasks).mean(0) + distance(tasks[:, 2:], tasks[:, :2])
+        return np.asarray(np.rint(steps), np.int64)
 
     def optimal_return(self, tasks: AnyArray) -> Float64Array:
-        """(N,) 1 for the key and 1 for the door, if they can be reached in time."""
+        """(N,) 1 for the key and 1 for the door, if they can be reached in time; the mean of all starts."""
         tasks = self.check(tasks, 4)
-        key = np.maximum(distance(tasks[:, :2], self.start), 1)
+        key = np.maximum(self._to_key(tasks), 1)
         door = key + distance(tasks[:, 2:], tasks[:, :2])
-        return np.add(key <= self.horizon, door <= self.horizon, dtype=np.float64)
+        return np.asarray(np.add(key <= self.horizon, door <= self.horizon, dtype=np.float64).mean(0))
 
     def random_return(self, tasks: AnyArray) -> Float64Array:
         """(N,) exact, from the first-hit times of a random walk: start to key, then key to door."""
         tasks = self.check(tasks, 4)
-        table = _key_to_door_random(self.size, self.horizon, int(self.index(self.start)))
+        table = _key_to_door_random(self.size, self.horizon, self.fixed_start)
         return table[self.index(tasks[:, :2]), self.index(tasks[:, 2:])]
 
     def random_found(self, tasks: AnyArray) -> Float64Array:
@@ -425,10 +470,10 @@ class KeyToDoor(Grid):
 
 
 @lru_cache(maxsize=16)
-def _key_to_door_random(size: int, horizon: int, start: int) -> Float64Array:
+def _key_to_door_random(size: int, horizon: int, start: int | None) -> Float64Array:
     """(key cells, door cells) expected return of the random policy."""
     hits = np.stack(list(first_hits(size, horizon)))  # (horizon, from, to)
-    from_start = hits[:, start]  # (horizon, key)
+    from_start = hit_chances(size, horizon, start)  # (horizon, key)
     reached = np.cumsum(hits, axis=0)  # (horizon, key, door): door reached within t + 1 steps of the key
     both = np.einsum("tk,tkd->kd", from_start[:-1], reached[-2::-1])
     key = from_start.sum(0)

@@ -264,6 +264,7 @@ def test_list_and_doctor(run):
         "on_policy_threshold=0.7",
         "CompressedADv2",
         "stitch",
+        "benchmark/key_to_door",
     ):
         assert word in out
     code, out, _ = run("list", "families")
@@ -280,8 +281,9 @@ def test_list_and_doctor(run):
 
 
 def test_collect_prints_the_statistics_and_refuses_to_overwrite(run, tmp_path):
-    code, out, _ = run("collect", *SMALL)
+    code, out, lines = run("collect", *SMALL)
     assert code == 0
+    assert f"note: {NAME}: the last tenth of the source's histories earns " in "\n".join(lines)
     assert out.startswith(f"datasets/{NAME}\nCompression Statistics:\n  Total steps: 540\n")
     before = tree(tmp_path)
     code, _, lines = run("collect", *SMALL)

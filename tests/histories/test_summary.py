@@ -7,7 +7,7 @@ import pytest
 
 from compressed_ad.errors import HistoryError
 from compressed_ad.histories.file import HistoryInfo, HistoryWriter, remark
-from compressed_ad.histories.summary import describe, finished_episodes
+from compressed_ad.histories.summary import describe, finished_episodes, shortfall
 from compressed_ad.types import History, Split
 
 INFO = HistoryInfo(
@@ -121,3 +121,34 @@ def test_nothing_marked_no_episode_and_no_known_optimum(tmp_path):
 def test_no_file(tmp_path):
     with pytest.raises(HistoryError, match="No such file"):
         describe(tmp_path / "none")
+
+
+NAN, NO_GAIN = float("nan"), "; a model that imitates them hardly earns more"
+
+
+@pytest.mark.parametrize(
+    ("curve", "normalised", "said"),
+    [
+        ((), (0.0, 0.5, 0.9, 0.81), ""),
+        ((), (0.1, 0.5, 0.6, 0.62), "earns 0.62 of the optimum (0 is random play)"),
+        ((), (0.1, 0.7, 0.99, 0.85), "earns 0.85 of the optimum, after 0.99 (0 is random play)"),
+        ((), (0.1, 0.9, 0.85, NAN), ""),  # no episode ends in the last tenth
+        ((), (NAN, NAN), ""),
+        # Random play earns 2 and no optimum is known.
+        ((2.0, 4.0, 12.0, 11.5), None, ""),
+        ((2.0, 4.0, 12.0, 7.0), None, "earns 0.50 of its best tenth (0 is random play)"),
+        ((2.0, 1.0, 2.0, 2.0), None, "earns 0.00 of its best tenth (0 is random play)"),
+        ((NAN, NAN), None, ""),
+    ],
+)
+def test_a_source_that_did_not_learn_or_forgot_is_told_in_one_line(curve, normalised, said):
+    found = shortfall(curve, normalised, 2.0)
+    assert found == (f"the last tenth of the source's histories {said}{NO_GAIN}" if said else "")
+
+
+def test_tasks_without_a_scale_do_not_hide_the_others(tmp_path):
+    """Random play is optimal on the second task."""
+    histories = [make_history(np.ones((1, 10)), np.full((1, 10), 3.0), np.ones((1, 10)))] * 2
+    found = describe(store(tmp_path / "h.hdf5", histories, np.array([6.0, 1.0])))
+    assert found.normalised_curve == (0.5,) * 10
+    assert "earns 0.50 of the optimum" in found.shortfall and f"  Note: {found.shortfall}" in found.text()

@@ -1,5 +1,7 @@
+import html
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from compressed_ad.cli.main import main
 from compressed_ad.errors import HistoryError, RunDirectoryError, SpaceError, SplitError
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.runs import job as runs
@@ -70,6 +73,38 @@ def test_smoke_run_leaves_everything_and_says_it(smoke: SmokeRun):
     assert (smoke.out / "history_darkroom_PPO_alg-seed0_compressed.hdf5").exists()
     for name in ("index.html", "table.csv", "summary.json"):
         assert (smoke.out / "report" / name).stat().st_size > 0
+
+
+def test_a_source_that_did_not_learn_is_told_when_it_is_collected_and_in_the_report(smoke: SmokeRun):
+    (note,) = [line for line in smoke.stderr.splitlines() if line.startswith("note: history_darkroom_PPO")]
+    said = re.search(r"the last tenth of the source's histories earns -?0\.\d\d of the optimum.*", note)
+    assert said is not None
+    page = html.unescape((smoke.out / "report" / "index.html").read_text())
+    assert f"Note: {said[0]}." in page
+
+
+def test_a_benchmark_in_miniature(tmp_path, monkeypatch, capsys):
+    """By its name, with one method: nothing is compared, and nothing is said of marks."""
+    monkeypatch.chdir(tmp_path)
+    small = {
+        "env.kwargs": "{size: 4, horizon: 10}", "env.validation": "2", "env.heldout": "3",
+        "algorithm.n_learner": "2", "algorithm.n_timesteps": "100", "algorithm.n_process": "1",
+        "model.tf_n_embd": "16", "model.steps": "3", "model.n_transit": "40",
+        "model.validations": "1", "model.validation_episodes": "2",
+        "evaluation.episodes": "3", "evaluation.rollouts": "1",
+    }  # fmt: skip
+    words = [word for key, value in small.items() for word in (f"--{key}", value)]
+    assert main(["run", "--config", "benchmark/darkroom", "--seed", "1", *words]) == 0
+    out, err = capsys.readouterr()
+    plain = " ".join(out.split())
+    assert "AD plays 3 held-out tasks, with 1 trained run:" in plain
+    assert "in the last tenth of 3. Only one method was evaluated, so there is nothing to compare." in plain
+    assert out.rstrip().endswith("Report: runs/benchmark/darkroom/report/index.html")
+    page = Path("runs/benchmark/darkroom/report/index.html").read_text()
+    assert "Source was told" in page and "nothing of the task" in page
+    for words_of_marks_or_pairs in ("Compression Statistics", "paired difference", "Marking", "Convergence"):
+        assert words_of_marks_or_pairs not in out + page
+    assert "note:" not in err and "Note:" not in page  # the source learned
 
 
 def test_summary_is_complete(smoke: SmokeRun):

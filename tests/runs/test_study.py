@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +57,17 @@ def written(folder: Path, text: str, name: str = "tiny.yaml") -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     file = written(folder, TINY)
-    assert main(["study", str(file), "--out", str(folder / "out"), "--process", "1"]) == 0
+    with redirect_stderr(StringIO()) as progress:
+        assert main(["study", str(file), "--out", str(folder / "out"), "--process", "1"]) == 0
+    (folder / "progress.txt").write_text(progress.getvalue())
     return folder
+
+
+def test_a_study_tells_of_each_source_that_did_not_learn(finished: Path) -> None:
+    told = [line for line in (finished / "progress.txt").read_text().splitlines() if line[:6] == "note: "]
+    names = sorted(path.name for path in (finished / "out" / "histories").rglob("*.hdf5"))
+    assert sorted(line.split(": ")[1] for line in told) == names and len(names) == 3
+    assert all("the last tenth of the source's histories earns " in line for line in told)
 
 
 def test_a_study_leaves_rows_tables_and_a_page(finished: Path) -> None:
@@ -306,7 +317,8 @@ def test_a_shipped_study_runs_small(tmp_path: Path, capsys: pytest.CaptureFixtur
     file = next(path for path in STUDIES if path.stem == "frontier")
     words = ["--small", "--runs", "1", "--families", "darkroom", "--variants", "prolong,prolong_random"]
     assert main(["study", str(file), *words, "--out", str(tmp_path / "out")]) == 0
-    said = capsys.readouterr().out
+    said, progress = capsys.readouterr()
+    assert "note: history_" not in progress  # the source learned
     assert "prolong − AD" in said and "prolong_random − AD" in said and "too few runs" in said
     assert {r.variant for r in read_rows(tmp_path / "out" / "frontier" / "table.csv")} == {
         "AD",

@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 from compressed_ad.errors import SpaceError, UsageError
 from compressed_ad.tasks.bandit import BernoulliBandit
 from compressed_ad.tasks.base import TASK_FAMILY, OptimalPolicy, RewardFunction, TaskFamily
+from compressed_ad.tasks.conformance import check_family
 from compressed_ad.tasks.from_gymnasium import GymnasiumFamily
 from compressed_ad.tasks.gridworld import (
     Darkroom,
@@ -28,6 +29,7 @@ SMALL = [
     DarkroomPermuted(2, 4),
     KeyToDoor(3, 5),
     KeyToDoor(2, 3),
+    KeyToDoor(3, 5, ends=False),
 ]
 
 
@@ -69,7 +71,9 @@ def test_returns_are_exact_over_all_action_sequences(family):
     np.testing.assert_allclose(family.random_return(tasks), returns.mean(1), atol=1e-6)
 
 
-@pytest.mark.parametrize("family", [Darkroom(3, 4), DarkroomHard(3, 4), KeyToDoor(2, 4)], ids=repr)
+@pytest.mark.parametrize(
+    "family", [Darkroom(3, 4), DarkroomHard(3, 4), KeyToDoor(2, 4), KeyToDoor(2, 4, ends=False)], ids=repr
+)
 def test_recomputed_rewards_are_those_of_the_environment(family):
     tasks = family.tasks()
     states, actions, successors, rewards, live = every_sequence(family, tasks)
@@ -167,6 +171,56 @@ def test_key_on_start_and_key_on_door():
     assert [s.reward[0] for s in play(KeyToDoor(), (4, 4, 4, 4), [STAY])] == [2]
 
 
+def test_a_door_that_does_not_end_the_episode_pays_once():
+    moves = [UP, DOWN, UP, STAY, DOWN]
+    steps = play(KeyToDoor(9, 5, ends=False), (4, 5, 4, 4), moves)
+    assert [s.reward[0] for s in steps] == [1, 1, 0, 0, 0]
+    assert [bool(s.terminated[0]) for s in steps] == [False] * 5 and steps[-1].truncated[0]
+    assert [s.reward[0] for s in play(KeyToDoor(9, 3, ends=False), (4, 4, 4, 4), [STAY] * 3)] == [2, 0, 0]
+
+
+def test_random_starts_are_drawn_from_the_seed_of_a_slot_and_never_on_the_key():
+    family = KeyToDoor(3, 4, start="random")
+    tasks = family.tasks()
+    check_family(family)
+    env = family.make(np.repeat(tasks[40:41], 4000, axis=0), np.arange(4000))
+    started = family.index(env.reset())
+    key = int(family.index(tasks[40, :2]))
+    counts = np.bincount(started, minlength=9)
+    assert counts[key] == 0
+    assert np.abs(np.delete(counts, key) - 500).max() < 110  # five standard deviations of a uniform draw
+    again = [family.index(env.step(np.full(4000, UP)).obs) for _ in range(4)][-1]
+    assert (again != started).mean() > 0.8 and (again != key).all()
+
+
+def test_returns_with_a_random_start_are_the_mean_over_starts():
+    """Against the family with a fixed start in each cell in turn."""
+
+    class From(KeyToDoor):
+        cell = (0, 0)
+
+        @property
+        def start_cell(self):
+            return self.cell
+
+    family = KeyToDoor(3, 4, start="random")
+    tasks = family.tasks()
+    optimal, random, found = np.zeros((3, 9, len(tasks)))
+    for k, cell in enumerate(family.tasks()[:9, 2:].tolist()):
+        fixed = From(3, 4)
+        From.cell = tuple(cell)
+        optimal[k], random[k] = fixed.optimal_return(tasks), fixed.random_return(tasks)
+        found[k] = fixed.random_found(tasks)
+    elsewhere = np.arange(9)[:, None] != family.index(tasks[:, :2])
+    for one, each in (
+        (family.optimal_return(tasks), optimal),
+        (family.random_return(tasks), random),
+        (family.random_found(tasks), found),
+    ):
+        np.testing.assert_allclose(one, (each * elsewhere).sum(0) / 8)
+    assert (family.optimal_return(tasks) < 2).any()
+
+
 def test_recomputed_rewards_begin_anew_with_each_episode():
     family = KeyToDoor(3, 9)
     successors = np.array([[0, 0], [1, 1], [0, 0], [0, 0], [0, 0], [1, 1], [0, 0]])
@@ -232,7 +286,7 @@ def test_wrong_parameters_name_the_key(size, horizon):
     [
         (Darkroom(), "Darkroom(size=9, horizon=20): 81 tasks"),
         (DarkroomPermuted(4), "DarkroomPermuted(size=4, horizon=50): 120 tasks"),
-        (KeyToDoor(), "KeyToDoor(size=9, horizon=50): 6,561 tasks"),
+        (KeyToDoor(), "KeyToDoor(size=9, horizon=50, start=centre, ends=True): 6,561 tasks"),
         (
             BernoulliBandit(n_task=30),
             "BernoulliBandit(n_arm=10, task_seed=0, horizon=1, alpha=1.0, beta=1.0): 30 tasks",
