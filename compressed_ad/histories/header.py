@@ -20,6 +20,7 @@ from compressed_ad.histories import hdf5
 from compressed_ad.histories.hdf5 import Dataset, Group, attribute, json_attribute, json_text
 from compressed_ad.marking.statistics import MarkingStatistics
 from compressed_ad.types import (
+    FLOAT32_MAX,
     LONGEST,
     AnyArray,
     FloatArray,
@@ -61,6 +62,8 @@ class Header:
         names = (info.family, info.learner, json_text("family_kwargs", info.family_kwargs))
         if any(len(text) > most for text, most in zip(names, (300, 300, 1 << 16), strict=True)):
             raise HistoryError("the task family, its parameters or the learner are longer than any real ones")
+        if wrong_name := next((text for text in names if not text.isprintable()), None):
+            raise HistoryError(f"a name must be one line of printable letters, not {short(wrong_name)}")
         for name, spec in info.spaces.items():
             try:
                 check_spec(spec)
@@ -75,7 +78,7 @@ class Header:
             if array.shape != (count,):
                 raise HistoryError(f"{name}: expected ({count},) as there are tasks, got {array.shape}")
             known = ~np.isnan(array) | (name == "random_return")  # an optimum of NaN is unknown
-            wrong = np.flatnonzero(known & ~np.isfinite(array))
+            wrong = np.flatnonzero(known & ~(np.abs(array) <= FLOAT32_MAX))
             if len(wrong):
                 raise HistoryError(f"{name} of task {wrong[0]} is {array[wrong[0]]}")
         if self.task_ids[0] < 0 or self.task_ids[-1] >= count:
