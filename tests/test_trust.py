@@ -132,7 +132,7 @@ def test_a_file_brings_no_module_in_place_of_one_that_is_not_installed(run, fold
     assert "" not in sys.path
     name_family("darkroom", size=3, horizon=5)
     Path("own.yaml").write_text("marker: {marker: 'payload:marker'}\n")
-    code, out, lines = run("mark", NAME, "--config", "own.yaml", "--output", "marked.hdf5")
+    code, _, lines = run("mark", NAME, "--config", "own.yaml", "--output", "marked.hdf5")
     assert (code, Path("PWNED").exists(), "" in sys.path) == (0, True, False), lines
 
 
