@@ -191,8 +191,6 @@ LARGEST = 10_000_000
 """Values of a discrete space, or components of a Box, at most."""
 LONGEST = 1_000_000
 """Steps of an episode, at most."""
-FLOAT32_MAX = float(np.finfo(np.float32).max)
-"""The size of a return, at most."""
 
 
 def to_spec(space: gymnasium.Space[Any]) -> SpaceSpec:

@@ -33,17 +33,7 @@ from compressed_ad.histories.header import Header, HistoryInfo, short
 from compressed_ad.marking.apply import REQUIRED, mark_task, marker_name, marker_parameters
 from compressed_ad.marking.markers import Marker
 from compressed_ad.marking.statistics import MarkingStatistics, marking_statistics
-from compressed_ad.types import (
-    FLOAT32_MAX,
-    AnyArray,
-    BoolArray,
-    History,
-    SpaceSpec,
-    Split,
-    shape_of,
-    sizes,
-    starts,
-)
+from compressed_ad.types import AnyArray, BoolArray, History, SpaceSpec, Split, shape_of, sizes, starts
 
 __all__ = ["HistoryFile", "HistoryInfo", "HistoryWriter", "remark"]
 
@@ -444,7 +434,7 @@ def _check_history(where: str, history: History, info: HistoryInfo) -> None:
             place = np.argwhere(outside)[0]
             raise HistoryError(f"{where}: {name}{place.tolist()} is {array[tuple(place)]}, outside {spec}")
     most = float(np.abs(history.rewards).max(initial=0))
-    if most * info.horizon > FLOAT32_MAX:
+    if most * info.horizon > head.LARGEST_RETURN:
         raise NumericalError(f"{where}: rewards reach {most:g}: returns would be beyond float32; scale them")
     if (history.learner < 0).any() or (history.update < 0).any():
         raise HistoryError(f"{where}: learner and update are numbers from 0 on")

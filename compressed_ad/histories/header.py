@@ -20,7 +20,6 @@ from compressed_ad.histories import hdf5
 from compressed_ad.histories.hdf5 import Dataset, Group, attribute, json_attribute, json_text
 from compressed_ad.marking.statistics import MarkingStatistics
 from compressed_ad.types import (
-    FLOAT32_MAX,
     LONGEST,
     AnyArray,
     FloatArray,
@@ -30,6 +29,8 @@ from compressed_ad.types import (
     check_spec,
     features,
 )
+
+LARGEST_RETURN = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Header:
             if array.shape != (count,):
                 raise HistoryError(f"{name}: expected ({count},) as there are tasks, got {array.shape}")
             known = ~np.isnan(array) | (name == "random_return")  # an optimum of NaN is unknown
-            wrong = np.flatnonzero(known & ~(np.abs(array) <= FLOAT32_MAX))
+            wrong = np.flatnonzero(known & ~(np.abs(array) <= LARGEST_RETURN))
             if len(wrong):
                 raise HistoryError(f"{name} of task {wrong[0]} is {array[wrong[0]]}")
         if self.task_ids[0] < 0 or self.task_ids[-1] >= count:

@@ -20,11 +20,11 @@ from compressed_ad.errors import RunDirectoryError, UsageError, one_line
 from compressed_ad.evaluation.intervals import Floats, mean
 from compressed_ad.files import chained, file_digest, json_object, write_atomically
 from compressed_ad.histories.file import HistoryFile
-from compressed_ad.histories.header import short
+from compressed_ad.histories.header import LARGEST_RETURN, short
 from compressed_ad.histories.summary import task_summaries, total_marking
 from compressed_ad.marking.statistics import N_PHASE, MarkingStatistics
 from compressed_ad.report.measures import MEASURES, VALIDATED, final_return, normalise, series
-from compressed_ad.types import FLOAT32_MAX, AnyArray, BoolArray, FloatArray, History, IntArray
+from compressed_ad.types import AnyArray, BoolArray, FloatArray, History, IntArray
 
 if TYPE_CHECKING:
     from compressed_ad.runs.study import Cell
@@ -231,7 +231,7 @@ def load_evaluation(path: Path) -> dict[str, AnyArray]:
             raise RunDirectoryError(f"{path}: {key}: expected one number, got shape {arrays[key].shape}")
     for key in (*needed, *optional):
         known = arrays[key] if key not in _MAY_BE_NAN else arrays[key][~np.isnan(arrays[key])]
-        if not (np.abs(known) <= FLOAT32_MAX).all():
+        if not (np.abs(known) <= LARGEST_RETURN).all():
             raise RunDirectoryError(f"{path}: {key} has NaN, infinity, or a number beyond float32")
     if (horizon := arrays.get("horizon")) is not None and horizon < 1:
         raise RunDirectoryError(f"{path}: horizon is {horizon}, but episodes have at least one step")

@@ -66,8 +66,8 @@ def claimed(
             yield
         except BaseException:
             others = _others(path)
-            begun = (other.stat().st_size == 0 or "tfevents" in other.name for other in others)
-            if new and all(other.is_file() for other in others) and all(begun):
+            kept = [o for o in others if not o.is_file() or (o.stat().st_size and "tfevents" not in o.name)]
+            if new and not kept:
                 for file in (path / CONFIG, path / ENVIRONMENT, *others):
                     file.unlink()
             raise
