@@ -128,6 +128,18 @@ def json_value(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
+def json_object(text: str) -> dict[str, Any]:
+    """The dictionary that ``text`` is as strict JSON; ``ValueError`` for NaN and infinity, too."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number of JSON")
+
+    value = json.loads(text, parse_constant=refuse)
+    if not isinstance(value, dict):
+        raise ValueError(f"a {type(value).__name__}")
+    return value
+
+
 def file_digest(path: Path, start: int = 0) -> str:
     """SHA-256 of the bytes of ``path`` from ``start`` on."""
     with path.open("rb") as file:

@@ -135,6 +135,15 @@ def _is_function(found: Any) -> bool:
     return isinstance(inner, FunctionType | MethodType) or isinstance(call, FunctionType)
 
 
+def search_current_folder(names: Collection[str]) -> None:
+    """Let ``module:attribute`` find files in the current folder, after everything installed.
+
+    Only if the user has given ``names`` of own code: no file may bring a module in place of a missing one.
+    """
+    if names and "" not in sys.path:
+        sys.path.append("")
+
+
 def own_names(value: Any) -> frozenset[str]:
     """The texts in plain nested data that may stand for code, as ``module:attribute`` does."""
     if isinstance(value, str):

@@ -90,7 +90,8 @@ class Split:
         """In words, two tasks of different parts with equal rows of ``tasks`` (N, P); None if all differ."""
         ids = np.concatenate(list(vars(self).values()))
         part = np.repeat(list(vars(self)), [len(some) for some in vars(self).values()])
-        _, row = np.unique(tasks[ids].reshape(len(ids), -1), axis=0, return_inverse=True)
+        rows = as_compared(tasks[ids].reshape(len(ids), -1))
+        _, row = np.unique(rows, axis=0, return_inverse=True)
         order = np.argsort(row.ravel(), kind="stable")
         row, part, ids = row.ravel()[order], part[order], ids[order]
         twice = np.flatnonzero((row[1:] == row[:-1]) & (part[1:] != part[:-1]))
@@ -100,6 +101,12 @@ class Split:
         return (
             f"tasks {one} and {other} have equal parameters, so one task would be in two parts of the split"
         )
+
+
+def as_compared(tasks: AnyArray) -> AnyArray:
+    """Rows of ``tasks`` (N, P) as they are compared: whole numbers exactly, others in float32."""
+    tasks = np.asarray(tasks)
+    return tasks if tasks.dtype.kind != "f" else np.where(tasks % 1 == 0, tasks, tasks.astype(np.float32))
 
 
 @dataclass(frozen=True)

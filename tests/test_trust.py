@@ -25,6 +25,7 @@ from compressed_ad.runs import layers, yaml_file
 from compressed_ad.runs.job import trained_job
 from compressed_ad.runs.judge import load_model
 from compressed_ad.tasks.gridworld import Darkroom
+from compressed_ad.tasks.select import ADAPTER
 from compressed_ad.training import checkpoints
 from tests.cli.test_main import MODEL, NAME, SMALL, errors, run
 
@@ -116,6 +117,23 @@ def test_a_history_file_names_a_family_and_nothing_runs(run, folder, name, kwarg
         CompressedADDataset.from_file(NAME, 10, [("subsample", {"every": 2})])
     assert not Path("PWNED").exists()
     assert "payload" not in sys.modules
+
+
+def test_a_file_brings_no_module_in_place_of_one_that_is_not_installed(run, folder, monkeypatch):
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])  # as the program cad has it
+    monkeypatch.delitem(sys.modules, "compressed_ad.tasks.xland", raising=False)
+    monkeypatch.setitem(ADAPTER, "later", "extension:Family")  # type: ignore[index]
+    Path("extension.py").write_text(PAYLOAD)
+    name_family("later:Env-v0")
+    small = ["train", *MODEL, "--history", NAME, "--out", "new", "--model.validations", "0"]
+    for words in (small, ["evaluate", RUN, "--overwrite"], ["rollouts", RUN], ["attention", RUN]):
+        status, _, lines = run(*words)
+        assert (status, len(errors(lines)), Path("PWNED").exists()) == (1, 1, False), lines
+    assert "" not in sys.path
+    name_family("darkroom", size=3, horizon=5)
+    Path("own.yaml").write_text("marker: {marker: 'payload:marker'}\n")
+    code, _, lines = run("mark", NAME, "--config", "own.yaml", "--output", "marked.hdf5")
+    assert (code, Path("PWNED").exists(), "" in sys.path) == (0, True, False), lines
 
 
 def test_a_report_leaves_out_what_would_need_the_code(run, folder):

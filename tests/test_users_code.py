@@ -250,3 +250,47 @@ def test_a_hanging_family_is_ended_by_a_time_out(tmp_path):
             Hanging(3, 5), NoiseDistillation(), tmp_path / "h.hdf5", family_name="own:Hanging", **sizes,
             marker="all", timeout=0.5,
         )  # fmt: skip
+
+
+EXCHANGE = """
+def fails(path):
+    raise ValueError("another\\nformat")
+
+def other(path):
+    return 5
+
+def inner(path):
+    return {0: "a recording"}
+
+def writes(file, path, overwrite, progress):
+    raise KeyError("key")
+
+def nowhere(file, path, overwrite, progress):
+    return None
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("fails", "h.hdf5: layout 'exchange:fails': another format (ValueError in exchange.py:3)"),
+        ("other", "h.hdf5: layout 'exchange:other': it returns a int, not a mapping of Recorded by"),
+        ("inner", "h.hdf5: task 0 is a str, not Recorded"),
+        ("writes", "h.hdf5: export format 'exchange:writes': 'key' (KeyError in exchange.py:12)"),
+        ("nowhere", "export format 'exchange:nowhere' must return the path that it wrote, not None"),
+    ],
+)
+def test_own_layouts_and_export_formats_are_named(tmp_path, monkeypatch, capsys, name, wanted):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    Path("exchange.py").write_text(EXCHANGE)
+    family = Darkroom(3, 5)
+    collect(family, NoiseDistillation(), "h.hdf5", family_name="darkroom", n_timesteps=10, n_stream=1)
+    words = ["export", "h.hdf5", "--to", f"exchange:{name}", "--out", "x"]
+    if name in ("fails", "other", "inner"):
+        words = ["import", "h.hdf5", "--layout", f"exchange:{name}", "--family", "darkroom"]
+        words += ["--split-seed" if name == "inner" else "--heldout", "0"]
+    assert main(words) == 1
+    (line,) = (row for row in capsys.readouterr().err.splitlines() if row.startswith("cad: error: "))
+    assert line.startswith(f"cad: error: {wanted}")
+    sys.modules.pop("exchange", None)

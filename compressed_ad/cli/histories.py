@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from shlex import quote
 
 from compressed_ad.cli.call import OVERWRITE, RAY, Call, Command, count, flag, option, out_option
 from compressed_ad.cli.display import duration, print_lines
-from compressed_ad.errors import ConfigError, HistoryError, NumericalError, UsageError
+from compressed_ad.errors import ConfigError, HistoryError, NumericalError, RunError, UsageError, users_code
 from compressed_ad.files import write_atomically
 from compressed_ad.histories.collector import history_path
 from compressed_ad.histories.exchange.formats import EXPORT, LAYOUT
@@ -123,7 +124,7 @@ def _plot(options: argparse.Namespace) -> None:
     figure = probability_trace(
         history.action_probs[part],
         history.compression_mask[part],
-        threshold=(file.marking or {}).get("parameters", {}).get("on_policy_threshold"),
+        threshold=file.threshold,
         episode_end=history.episode_end[part],
         first_step=options.first,
         title=f"{file.info.learner} on {file.info.family}, task {options.task}, stream {options.stream}",
@@ -157,7 +158,10 @@ def _import(call: Call) -> None:
     source: Path = options.file
     try:
         call.leave_out(own_names(options.layout))
-        tasks = LAYOUT[options.layout](source)
+        with users_code(f"{source}: layout {options.layout!r}"):
+            tasks = LAYOUT[options.layout](source)
+            if not isinstance(tasks, Mapping):
+                raise TypeError(f"it returns a {type(tasks).__name__}, not a mapping of Recorded by task")
         env, seed, drawn = config.env, options.split_seed, None
         if seed is None and "env.split_seed" in explicit:
             seed = env.split_seed
@@ -237,7 +241,10 @@ def _export(call: Call) -> None:
         return
     with call.display.stage("export") as report:
         progress = stages.counting(report, len(file.task_ids), "tasks")
-        written = writer(file, options.out, options.overwrite, progress)
+        with users_code(f"{file.path}: export format {options.to!r}"):
+            written = writer(file, options.out, options.overwrite, progress)
+    if not isinstance(written, str | Path) or not Path(written).exists():
+        raise RunError(f"export format {options.to!r} must return the path that it wrote, not {written!r}")
     print_lines(f"{written}: {tasks} as {options.to}")
 
 

@@ -19,7 +19,7 @@ from typing import NoReturn
 from compressed_ad.cli import call as cli
 from compressed_ad.cli.display import Display, complain, drop, lenient_streams, print_lines
 from compressed_ad.errors import CompressedADError, ConfigError, UsageError, one_line, raised, users_line
-from compressed_ad.registry import import_attribute
+from compressed_ad.registry import import_attribute, own_names, search_current_folder
 from compressed_ad.runs.layers import PRESETS, SECTIONS, Request, describe, suggest
 
 COMMANDS = {
@@ -42,6 +42,9 @@ COMMANDS = {
 }
 """For each command its ``file:name`` in this folder, imported when the command is asked for, and its help."""
 
+_OWN_CODE = ("trust", "layout", "to", "what", "kwargs", "family", "family_kwargs")
+"""Options that may name code of the user's own, besides the configuration."""
+
 _OVERRIDE = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
 
 
@@ -51,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop, code = cli.Stop(), 0
     with lenient_streams():
         try:
-            with stop.listening(), _current_folder():
+            with stop.listening(), _search_path():
                 try:
                     call = parse(words, stop)
                     load_command(call.name).run(call)
@@ -102,16 +105,14 @@ def _explanation(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _current_folder() -> Iterator[None]:
-    """Let ``module:attribute`` find the user's files in the current folder, after everything installed."""
-    if "" in sys.path:
-        yield
-        return
-    sys.path.append("")
+def _search_path() -> Iterator[None]:
+    """Undo at the end what ``search_current_folder`` does inside."""
+    before = list(sys.path)
     try:
         yield
     finally:
-        sys.path.remove("")
+        if "" not in before and "" in sys.path:
+            sys.path.remove("")
 
 
 # ---------------------------------------------------------------- parsing
@@ -155,6 +156,7 @@ def parse(words: Sequence[str], stop: cli.Stop) -> cli.Call:
             key: value for key, value in vars(options).items() if key in SECTIONS and value is not None
         }
         request = Request(options.preset, tuple(options.config), sections, [*options.settings, *overrides])
+    search_current_folder(own_names([getattr(options, key, "") for key in _OWN_CODE]))
     return cli.Call(name, options, request, Display(), stop, " ".join(["cad", *words]))
 
 

@@ -83,12 +83,15 @@ def evaluate_in_context(
                 count[ended] += 1
                 running[ended], last_end[ended] = 0, steps + 1
             steps += 1
-            if episodes is not None and steps % max_steps == 0 and steps - last_end.min() >= max_steps:
-                late = int(np.argmin(last_end))
-                raise RunError(
-                    f"{env.name}, slot {late}: an episode has not ended after {max_steps:,} steps;"
-                    f" {count[late]} of {episodes} are complete; if episodes are that long, raise max_steps"
-                )
+            if episodes is not None and steps % max_steps == 0:
+                waiting = np.where(count < episodes, steps - last_end, 0)
+                late = int(np.argmax(waiting))
+                if waiting[late] >= max_steps:
+                    raise RunError(
+                        f"{env.name}, slot {late}: an episode has not ended after {max_steps:,} steps;"
+                        f" {count[late]} of {episodes} are complete; if episodes are that long, raise"
+                        " max_steps"
+                    )
             if eval_timesteps is not None:
                 progress(steps, eval_timesteps)
             elif len(ended):

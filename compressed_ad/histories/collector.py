@@ -40,7 +40,7 @@ MAX_BLOCK = 8
 def history_path(directory: str | Path, family_name: str, learner_name: str, seed: int) -> Path:
     """The path of a collection, e.g. ``datasets/history_darkroom_PPO_alg-seed0_compressed.hdf5``."""
     for kind, name in (("task family", family_name), ("learner", learner_name)):
-        if not isinstance(name, str) or not re.fullmatch(r"[^/\\\0]{1,100}", name):
+        if not isinstance(name, str) or not re.fullmatch(r"[^/\\]{1,100}", name) or not name.isprintable():
             raise UsageError(f"the {kind}'s name must fit a file name (1 to 100 letters, no /), not {name!r}")
     return Path(directory) / f"history_{family_name}_{learner_name}_alg-seed{seed}_compressed.hdf5"
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from compressed_ad.errors import HistoryError
+from compressed_ad.errors import HistoryError, NumericalError
 from compressed_ad.files import locked
 from compressed_ad.histories import hdf5, header as head
 from compressed_ad.histories.hdf5 import Group, child, opened, read, write_array
@@ -250,6 +250,12 @@ class HistoryFile:
         self.tasks, self.optimal_return = header.tasks, header.optimal_return
         self.random_return = header.random_return
 
+    @property
+    def threshold(self) -> float | None:
+        """The threshold of the probability that the marker used, if it has one."""
+        found = (self.marking or {}).get("parameters", {}).get("on_policy_threshold")
+        return found if isinstance(found, int | float) else None
+
     def __repr__(self) -> str:
         marked = "no marker" if self.marking is None else f"marked by {self.marking['marker']}"
         return (
@@ -427,6 +433,9 @@ def _check_history(where: str, history: History, info: HistoryInfo) -> None:
         if outside.any():
             place = np.argwhere(outside)[0]
             raise HistoryError(f"{where}: {name}{place.tolist()} is {array[tuple(place)]}, outside {spec}")
+    most = float(np.abs(history.rewards).max(initial=0))
+    if most * info.horizon > head.LARGEST_RETURN:
+        raise NumericalError(f"{where}: rewards reach {most:g}: returns would be beyond float32; scale them")
     if (history.learner < 0).any() or (history.update < 0).any():
         raise HistoryError(f"{where}: learner and update are numbers from 0 on")
     probs = history.action_probs

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 
 from compressed_ad.errors import CompressedADError, ConfigError, HistoryError
-from compressed_ad.files import write_atomically
+from compressed_ad.files import json_object, write_atomically
 from compressed_ad.types import AnyArray
 
 FORMAT_VERSION = 1
@@ -44,10 +44,10 @@ def attribute(file: Group, name: str, kind: type) -> Any:
 
 def json_attribute(file: Group, name: str) -> dict[str, Any]:
     """The dictionary that the attribute ``name`` holds as JSON."""
-    value = json.loads(attribute(file, name, str))
-    if not isinstance(value, dict):
-        raise HistoryError(f"attribute {name!r} is not a JSON object")
-    return value
+    try:
+        return json_object(attribute(file, name, str))
+    except ValueError as error:
+        raise HistoryError(f"attribute {name!r} is not a JSON object ({error})") from error
 
 
 def child(parent: Group, name: str, kind: type) -> Any:

@@ -30,6 +30,8 @@ from compressed_ad.types import (
     features,
 )
 
+LARGEST_RETURN = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True)
 class HistoryInfo:
@@ -61,6 +63,8 @@ class Header:
         names = (info.family, info.learner, json_text("family_kwargs", info.family_kwargs))
         if any(len(text) > most for text, most in zip(names, (300, 300, 1 << 16), strict=True)):
             raise HistoryError("the task family, its parameters or the learner are longer than any real ones")
+        if wrong_name := next((text for text in names if not text.isprintable()), None):
+            raise HistoryError(f"a name must be one line of printable letters, not {short(wrong_name)}")
         for name, spec in info.spaces.items():
             try:
                 check_spec(spec)
@@ -75,7 +79,7 @@ class Header:
             if array.shape != (count,):
                 raise HistoryError(f"{name}: expected ({count},) as there are tasks, got {array.shape}")
             known = ~np.isnan(array) | (name == "random_return")  # an optimum of NaN is unknown
-            wrong = np.flatnonzero(known & ~np.isfinite(array))
+            wrong = np.flatnonzero(known & ~(np.abs(array) <= LARGEST_RETURN))
             if len(wrong):
                 raise HistoryError(f"{name} of task {wrong[0]} is {array[wrong[0]]}")
         if self.task_ids[0] < 0 or self.task_ids[-1] >= count:

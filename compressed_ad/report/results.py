@@ -18,9 +18,9 @@ import numpy as np
 
 from compressed_ad.errors import RunDirectoryError, UsageError, one_line
 from compressed_ad.evaluation.intervals import Floats, mean
-from compressed_ad.files import chained, file_digest, write_atomically
+from compressed_ad.files import chained, file_digest, json_object, write_atomically
 from compressed_ad.histories.file import HistoryFile
-from compressed_ad.histories.header import short
+from compressed_ad.histories.header import LARGEST_RETURN, short
 from compressed_ad.histories.summary import learning_by_tenth, shortfall, task_summaries, total_marking
 from compressed_ad.marking.statistics import N_PHASE, MarkingStatistics
 from compressed_ad.report.measures import MEASURES, VALIDATED, final_return, normalise, series
@@ -173,10 +173,13 @@ def judgement(path: Path, arrays: Mapping[str, AnyArray]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key in [key for key in ("judged", "settings") if key in arrays]:
         try:
-            found |= json.loads(str(arrays[key]))
-        except (ValueError, TypeError) as error:
+            found |= json_object(str(arrays[key]))
+        except ValueError as error:
             raise RunDirectoryError(f"{path}: {key} is not a JSON object ({error})") from error
-    for name in [key for key in found if key.endswith(".pt")]:
+    split = found.get("split", {})
+    if not isinstance(split, dict) or not all(isinstance(ids, list) for ids in split.values()):
+        raise RunDirectoryError(f"{path}: the split in judged must list the tasks of each part")
+    for name in [key for key in found if re.fullmatch(r"\w+\.pt", key)]:
         weights, digest = path.with_name(name), found.pop(name)
         if weights.is_file() and file_digest(weights) != digest:
             raise RunDirectoryError(
@@ -230,8 +233,10 @@ def load_evaluation(path: Path) -> dict[str, AnyArray]:
             raise RunDirectoryError(f"{path}: {key}: expected one number, got shape {arrays[key].shape}")
     for key in (*needed, *optional):
         known = arrays[key] if key not in _MAY_BE_NAN else arrays[key][~np.isnan(arrays[key])]
-        if not (np.abs(known) <= np.finfo(np.float32).max).all():
+        if not (np.abs(known) <= LARGEST_RETURN).all():
             raise RunDirectoryError(f"{path}: {key} has NaN, infinity, or a number beyond float32")
+    if (horizon := arrays.get("horizon")) is not None and horizon < 1:
+        raise RunDirectoryError(f"{path}: horizon is {horizon}, but episodes have at least one step")
     return arrays | {key: arrays[key].reshape(()) for key in _SCALARS}
 
 
@@ -277,7 +282,7 @@ def load_metrics(path: Path, end: AnyArray | int | None = None) -> list[dict[str
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = json.loads(line)  # of an earlier version it may hold NaN, which counts as unknown
         except (ValueError, RecursionError) as error:
             raise RunDirectoryError(f"{path}: line {number} is not JSON ({error})") from error
         if not isinstance(row, dict):
@@ -342,7 +347,6 @@ def summarise_source(file: HistoryFile) -> SourceSummary:
         )
         trace = _trace(file.load([shown])[shown], f"{name}, task {shown}")
     parts = {"validation": set(file.split.validation.tolist()), "heldout": set(file.split.heldout.tolist())}
-    parameters = {} if file.marking is None else file.marking["parameters"]
     return SourceSummary(
         name=name,
         task_ids=ids,
@@ -354,7 +358,7 @@ def summarise_source(file: HistoryFile) -> SourceSummary:
         marking=total_marking(marks) if marks else None,
         marked_by_phase=np.array([task.statistics.ratio_by_phase for task in marks]) if marks else None,
         trace=trace,
-        threshold=parameters.get("on_policy_threshold"),
+        threshold=file.threshold,
         shortfall=shortfall(*learning_by_tenth(file, tasks), float(file.random_return[ids].mean())),
     )
 

@@ -22,7 +22,7 @@ from compressed_ad.marking.markers import MARKER
 from compressed_ad.marking.settings import MarkerSettings
 from compressed_ad.models import MODEL
 from compressed_ad.models.settings import ModelConfig
-from compressed_ad.registry import own_names
+from compressed_ad.registry import own_names, search_current_folder
 from compressed_ad.runs.layers import Request, nested, request_leaves
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.yaml_file import Leaves
@@ -199,6 +199,7 @@ def _trial_problems(leaves: Leaves, config: Config, own: bool) -> list[str]:
         "model": f"model {config.model.model!r}",
     }
     code = own_code(config)
+    search_current_folder(frozenset().union(*code.values()) if own else ())
     family = attempt("env", lambda: build_family(config), "kwargs", "family", code=code["env"])
     keys = ("learner_kwargs", "learner")
     learner = attempt("algorithm", lambda: _build_learner(config), *keys, code=code["algorithm"])

@@ -51,17 +51,31 @@ def claimed(
     """Create the directory ``path`` for a run of ``config`` if it does not exist, and hold its lock.
 
     ``RunDirectoryError`` if another process holds the lock, or for what ``check`` refuses. Nothing is
-    overwritten.
+    overwritten. A run that fails before anything else is written leaves the directory free.
     """
     check(path, config, keys=keys, history=history)
     with locked(path):
         check(path, config, keys=keys, history=history)
-        if not (path / CONFIG).exists():
+        new = not (path / CONFIG).exists()
+        if new:
             facts = {**environment(), "config": config.model_dump(mode="json")}
             facts |= {} if history is None else {"history": history}
             write_json(path / ENVIRONMENT, facts, error=RunDirectoryError)
             write_atomically(path / CONFIG, yaml_file.dump(config).encode(), error=RunDirectoryError)
-        yield
+        try:
+            yield
+        except BaseException:
+            others = _others(path)
+            kept = [o for o in others if not o.is_file() or (o.stat().st_size and "tfevents" not in o.name)]
+            if new and not kept:
+                for file in (path / CONFIG, path / ENVIRONMENT, *others):
+                    file.unlink()
+            raise
+
+
+def _others(path: Path) -> list[Path]:
+    """What a directory holds beside the files that ``claimed`` writes, and hidden ones."""
+    return sorted(p for p in path.iterdir() if p.name not in (CONFIG, ENVIRONMENT) and p.name[0] != ".")
 
 
 def check(
@@ -77,10 +91,9 @@ def check(
     if not path.is_dir():
         raise RunDirectoryError(f"{path}: is a file; choose another output folder")
     if not (path / CONFIG).exists():
-        strange = sorted(n for n in (p.name for p in path.iterdir()) if n != ENVIRONMENT and n[0] != ".")
-        if strange:
+        if strange := _others(path):
             raise RunDirectoryError(
-                f"{path}: is not a run directory (it has {strange[0]}, but no {CONFIG});"
+                f"{path}: is not a run directory (it has {strange[0].name}, but no {CONFIG});"
                 " choose another output folder"
             )
         return

@@ -39,7 +39,7 @@ from compressed_ad.runs.directory import (
 from compressed_ad.runs.job import WEIGHTS, Job, device, playing
 from compressed_ad.tasks.select import stored_family
 from compressed_ad.training.sequences import Sequences
-from compressed_ad.types import FloatArray, IntArray, check_same
+from compressed_ad.types import FloatArray, IntArray, as_compared, check_same
 from compressed_ad.workers import Report, ShouldStop, never, silent
 
 if TYPE_CHECKING:
@@ -220,8 +220,9 @@ def check_unseen(data: RunData, part: str = "heldout") -> list[str]:
         changed = "; ".join(other_data(trained, here)[:3]) or "only its marks, or when it was written"
         notes.append(f"{job.path} was not trained on {ours.path} as it is now ({changed})")
     rows = trained.get("rows") or _rows_of_old_run(job, trained, ours)
-    seen = {tuple(row) for name in ("train", "validation") for row in rows[name]}
-    known = [i for i in ours.split.heldout.tolist() if tuple(ours.tasks[i].tolist()) in seen]
+    seen = {tuple(as_compared(row).tolist()) for name in ("train", "validation") for row in rows[name]}
+    here_rows = as_compared(ours.tasks).tolist()
+    known = [i for i in ours.split.heldout.tolist() if tuple(here_rows[i]) in seen]
     if not known or part != "heldout":
         return notes
     meaning = trained.get("meaning", {})

@@ -224,6 +224,8 @@ class _Tree:
         found = list(dict.fromkeys(p[1] for p in self.leaves if p[0] == section and len(p) > 1))
         if not found:
             raise self.mistake(section, f"{section} must name at least one, with its settings")
+        if strange := [name for name in found if not str(name).isprintable()]:
+            raise self.mistake(section, f"{section} must have names of one line, not {strange[0]!r}")
         return found
 
     def settings(self, *key: str) -> Leaves:

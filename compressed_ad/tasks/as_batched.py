@@ -24,6 +24,7 @@ def as_batched(env: Any) -> BatchedEnv:
     Takes an SB3 ``VecEnv`` (recognised by its methods; SB3 is not imported), a gymnasium ``VectorEnv`` in any
     autoreset mode, or a ``BatchedEnv``, which is returned as it is. Raises ``UsageError`` for anything else.
     """
+    refuse_moving_scales(env)
     if isinstance(env, VectorEnv):
         return _GymnasiumBatched(env)
     if hasattr(env, "step_wait") and hasattr(env, "num_envs"):
@@ -38,6 +39,24 @@ def as_batched(env: Any) -> BatchedEnv:
         f"{type(env).__name__} is no vectorised environment: expected an SB3 VecEnv, a gymnasium VectorEnv, "
         "or an object with num_envs, reset() and step(actions) -> Step"
     )
+
+
+_MOVING = {"VecNormalize", "NormalizeObservation", "NormalizeReward"}
+
+
+def refuse_moving_scales(env: Any) -> None:
+    """``UsageError`` if a wrapper in ``env`` scales by numbers that it measures as it goes."""
+    while env is not None:
+        names = [kind.__name__ for kind in type(env).__mro__ if kind.__name__ in _MOVING]
+        if names and getattr(env, "update_running_mean", True):
+            raise UsageError(
+                f"{names[0]} changes observations or rewards as it goes; train and play without it, or scale"
+                " by fixed numbers inside the environment (docs/source_algorithms.md)"
+            )
+        own = getattr(env, "__dict__", {})  # wrappers would hand on what is asked of them
+        for single in inner if isinstance(inner := own.get("envs"), list | tuple) else ():
+            refuse_moving_scales(single)
+        env = own.get("venv", own.get("env"))
 
 
 class _GymnasiumBatched:
@@ -93,14 +112,6 @@ class _SB3Batched:
 
     def __init__(self, env: Any) -> None:
         self.env, self.num_envs = env, int(env.num_envs)
-        while env is not None:
-            if any(kind.__name__ == "VecNormalize" for kind in type(env).__mro__):
-                raise UsageError(
-                    "VecNormalize changes observations and rewards as it goes; play without it, or scale by"
-                    " fixed numbers inside the environment (docs/source_algorithms.md)"
-                )
-            env = getattr(env, "venv", None)
-        env = self.env
         self.observation_space = _supported(env.observation_space)
         self.action_space = env.action_space
 

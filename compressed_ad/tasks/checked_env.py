@@ -63,7 +63,8 @@ class CheckedEnv:
             else (space.dtype, self._shape(space))
         )
         flags = np.dtype(bool), (self.num_envs,)
-        self._kinds = (seen, seen, (np.dtype(np.float32), (self.num_envs,)), flags, flags)
+        self._pairs = (seen, seen, (np.dtype(np.float32), (self.num_envs,)), flags, flags)
+        self._kinds = tuple(part for parts in zip(*self._pairs, strict=True) for part in parts)
         obs = self._converted("reset()", obs, *seen)
         self._check_values("reset()", obs)
         self._obs: AnyArray = obs
@@ -123,7 +124,7 @@ class CheckedEnv:
         """``step`` in the promised dtypes, where that is the same step."""
         if not isinstance(step, Step):
             raise self._error(f"step() must return a Step, not {type(step).__name__}")
-        kinds = zip((*OBSERVATIONS, "reward", *FLAGS), self._kinds, strict=True)
+        kinds = zip((*OBSERVATIONS, "reward", *FLAGS), self._pairs, strict=True)
         arrays = {name: self._converted(f"step().{name}", getattr(step, name), *kind) for name, kind in kinds}
         return Step(**arrays, played=step.played)
 
@@ -148,8 +149,9 @@ class CheckedEnv:
 def _kinds(step: Any) -> Any:
     """Dtypes and shapes of the arrays of ``step``; None if it has others."""
     try:
-        arrays = step.next_obs, step.obs, step.reward, step.terminated, step.truncated
-        return tuple([(array.dtype, array.shape) for array in arrays])
+        n, o, r, t, u = step.next_obs, step.obs, step.reward, step.terminated, step.truncated
+        shapes = n.shape, o.shape, r.shape, t.shape, u.shape  # flat tuples compare fast
+        return (n.dtype, o.dtype, r.dtype, t.dtype, u.dtype, *shapes)
     except AttributeError:
         return None
 
@@ -181,8 +183,11 @@ class Slots:
 
     def step(self, actions: AnyArray) -> Step:
         self._step += 1
-        with users_code(lambda: f"{self._where()}, step {self._step}"):
+        try:
             return self._env.step(actions)  # type: ignore[union-attr]
+        except BaseException:  # entering a ``with`` at each step would take longer than all other checks
+            with users_code(lambda: f"{self._where()}, step {self._step}"):
+                raise
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "_env":

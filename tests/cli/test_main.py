@@ -333,6 +333,9 @@ def test_a_history_without_probabilities(run, tmp_path):
 
 
 def test_inspect_and_its_plot(run, tmp_path, made):
+    wrong = cad("inspect", made / NAME, "--plot", "p.png", env={**os.environ, "MPLBACKEND": "nonsense"})
+    assert wrong.returncode == 2
+    assert re.search(r"error: matplotlib cannot be used: .*is the variable MPLBACKEND right", wrong.stderr)
     code, out, _ = run("inspect", made / NAME, "--plot", "figures/p.png", "--task", "3", "--steps", "30")
     assert code == 0
     assert "Tasks: 9 (6 train, 1 validation, 2 heldout)" in out

@@ -412,4 +412,10 @@ def test_episodes_without_end_are_told() -> None:
     with pytest.raises(RunError, match=r"slot 1: .* after 20 steps; 1 of 3 are complete; .* raise max_steps"):
         evaluate_in_context(RandomAgent(3), env, episodes=3, max_steps=20)
     assert evaluate_in_context(RandomAgent(3), env, episodes=3).reward_episode[1, 1] == 99
+    slow = Script((((1.0,) * 19, "terminated"),), None, ())
+    many = Script((*((((1.0,), "terminated"),) * 3), ((1.0,) * 99, "terminated")), None, ())
+    played = evaluate_in_context(
+        RandomAgent(3), SyncVectorEnv([slow.make, many.make]), episodes=3, max_steps=20
+    )
+    assert played.reward_episode.tolist() == [[19, 1]] * 3  # the second slot had all that were asked for
     assert evaluate_in_context(RandomAgent(3), env, eval_timesteps=50, max_steps=20).steps == 50

@@ -432,7 +432,7 @@ def test_ppo(tmp_path):
     assert HistoryFile(one).info.learner == "PPO"
 
 
-@pytest.mark.parametrize("name", ["../../x", "a/b", "", "x" * 300, None])
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", "x" * 300, "a\rb", "a\nb", None])
 def test_names_that_would_leave_the_folder_are_refused(name):
     for family, learner in ((name, "PPO"), ("darkroom", name)):
         with pytest.raises(UsageError, match="must fit a file name"):

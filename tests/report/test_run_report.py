@@ -565,6 +565,12 @@ def test_load_runs_names_what_is_wrong(tmp_path: Path) -> None:
     ):
         refused(f"{key} has NaN, infinity", save_run(tmp_path / f"nan{k}", 1, **{key: value}))
     refused("horizon must be numbers", save_run(tmp_path / "word", 1, horizon="twenty"))
+    refused("horizon is -5, but episodes have", save_run(tmp_path / "negative", 1, horizon=-5))
+    refused("settings is not a JSON object", save_run(tmp_path / "text", 1, settings="marks: self"))
+    refused("settings is not a JSON object", save_run(tmp_path / "list", 1, settings="[]"))
+    refused("judged is not a JSON object", save_run(tmp_path / "nan", 1, judged='{"learner": NaN}'))
+    refused("split in judged must list", save_run(tmp_path / "split", 1, judged='{"split": {"train": 3}}'))
+    load_runs([good, save_run(tmp_path / "path", 1, settings='{"../x.pt": 1}')])
     refused("paying: expected one number", save_run(tmp_path / "vector", 1, paying=np.zeros(3)))
     refused("random must be numbers", save_run(tmp_path / "g", 1, random=np.array(["a", "b", "c"])))
     refused("damaged", save_run(tmp_path / "h", 1, returns=np.array([object()])))  # a pickle: never opened

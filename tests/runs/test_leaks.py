@@ -139,6 +139,20 @@ def test_other_numbers_of_the_same_tasks(folder):
         evaluate_run(runs.stored_job(folder / "AD-darkroom-seed0"))
 
 
+def test_rows_that_went_through_float32_are_the_same_tasks(folder, said):
+    place = folder / "AD-darkroom-seed0" / "environment.json"
+    facts = json.loads(place.read_text())
+    facts["history"]["rows"]["train"] = [[x + 0.1 for x in row] for row in facts["history"]["rows"]["train"]]
+    place.write_text(json.dumps(facts))
+    sealed(folder / HISTORY, exchange("train"))
+    sealed(folder / HISTORY, lambda file: put(file, "tasks", (file["tasks"][()] + 0.1).astype(np.float32)))
+    code, text = said(*evaluate(folder))
+    assert (code, "was trained on held-out tasks" in text) == (2, True), text
+    tasks = np.array([[0.1, 16777217], [np.float32(0.1), 16777217], [0.1, 16777216]])
+    assert Split([0], [], [2]).shared_task(tasks) is None  # whole numbers may be seeds
+    assert "tasks 0 (train) and 1 (heldout) have equal" in str(Split([0], [], [1]).shared_task(tasks))
+
+
 def test_tasks_of_another_family_with_equal_rows_are_said(folder, said):
     def edit(file: h5py.File) -> None:
         exchange("train")(file)

@@ -2,11 +2,13 @@ import html
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ import pytest
 from compressed_ad.cli.main import main
 from compressed_ad.errors import HistoryError, RunDirectoryError, SpaceError, SplitError
 from compressed_ad.histories.file import HistoryFile
+from compressed_ad.models import compressed_ad
+from compressed_ad.models.ad import AD
 from compressed_ad.runs import job as runs
 from compressed_ad.runs.config import load_config
 from compressed_ad.runs.data import RunData
@@ -463,6 +467,31 @@ def test_a_directory_is_held_by_one(tmp_path):
     with claimed(path, config), pytest.raises(RunDirectoryError, match=mine):
         claim(path, config)
     claim(path, config)  # free again
+
+
+class Broken(AD):
+    def __init__(self, config) -> None:
+        raise ValueError("no such size")
+
+
+def test_a_run_that_fails_at_once_leaves_the_directory_free(histories, tmp_path, monkeypatch):
+    path, marked = tmp_path / "CompressedAD-darkroom-seed0", tmp_path / "h.hdf5"
+    shutil.copy(histories, marked)
+    job = runs.training_job(tiny(), "CompressedAD", 0, marked, tmp_path)
+    with monkeypatch.context() as broken:
+        broken.setattr(compressed_ad, "CompressedAD", Broken)
+        with pytest.raises(ValueError, match="no such size"):
+            train_run(job)
+    assert tree(path) == {}
+    with monkeypatch.context() as meanwhile:  # marked anew after its provenance was taken
+        window = RunData.sampler
+        again = partial(mark_stage, tiny(("marker.marker", "none")), marked)
+        meanwhile.setattr(RunData, "sampler", lambda *args, **options: (again(), window(*args, **options))[1])
+        with pytest.raises(HistoryError, match="has changed since it was opened"):
+            train_run(job)
+    assert tree(path) == {}
+    train_run(job)
+    assert runs.stored_environment(path)["history"]["marker"] == "none"
 
 
 def test_a_damaged_config_is_named(tmp_path):

@@ -257,6 +257,7 @@ def test_every_shipped_study_is_valid_and_can_be_made_small(path: Path) -> None:
         ),
         ("plain: [short, AD]", "plain: short", r"tiny.yaml:\d+: curves must be a list of variants"),
         ("plain: [short, AD]", "[short, AD]", r"tiny.yaml:\d+: curves must be a list of variants"),
+        ("  self: {weights", '  "a\\rb": {}\n  self: {weights', r"names of one line, not 'a\\rb'"),
         ("spread: 0.1", "spread: wide", r"tiny.yaml:5: spread must be a number above 0"),
         ("env: {family: darkroom_permuted", "env: {family: drkroom_permuted", r"unknown task family"),
         ("heldout: 3", "heldout: 300", r"300"),

@@ -217,5 +217,18 @@ def test_vecnormalize_is_refused_as_in_recording() -> None:
     vec_env = pytest.importorskip("stable_baselines3.common.vec_env")
     env = sb3([Script((((1.0,), "terminated"),), None, (2,))])
     for wrapped in (vec_env.VecNormalize(env), vec_env.VecMonitor(vec_env.VecNormalize(env))):
-        with pytest.raises(UsageError, match=r"VecNormalize .*; play without it"):
+        with pytest.raises(UsageError, match=r"VecNormalize .*; train and play without it"):
             as_batched(wrapped)
+
+
+def test_wrappers_of_gymnasium_that_change_their_scale_are_refused_alike() -> None:
+    script, wrappers = Script((((1.0,), "terminated"),), None, (2,)), gymnasium.wrappers
+    for kind in (wrappers.NormalizeReward, wrappers.NormalizeObservation):
+        inner = SyncVectorEnv([script.make, lambda k=kind: TimeLimit(k(script.make()), 9)])
+        outer = getattr(wrappers.vector, kind.__name__)(vector(AutoresetMode.NEXT_STEP)([script]))
+        for env in (inner, outer, wrappers.vector.ClipReward(outer, 0, 1)):
+            with pytest.raises(UsageError, match=rf"{kind.__name__} changes .*; train and play without it"):
+                as_batched(env)
+    frozen = wrappers.NormalizeReward(script.make())
+    frozen.update_running_mean = False
+    assert as_batched(SyncVectorEnv([lambda: frozen])).num_envs == 1

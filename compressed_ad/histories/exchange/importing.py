@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from compressed_ad.errors import CompressedADError, ConfigError, HistoryError, UsageError
+from compressed_ad.errors import CompressedADError, ConfigError, HistoryError, UsageError, users_code
 from compressed_ad.files import file_digest, locked
 from compressed_ad.histories.exchange.formats import Progress, Recorded, check_tasks
 from compressed_ad.histories.file import COLUMNS, OPTIONAL, HistoryInfo, HistoryWriter
@@ -164,9 +164,13 @@ def file_provenance(path: Path, layout: str) -> dict[str, Any]:
 
 def _one_shape(tasks: Mapping[int, Recorded], numbers: Sequence[int]) -> tuple[int, ...]:
     """(streams, steps) of all tasks; ``HistoryError`` if they differ, or if two are one recording."""
-    first, seen = tasks[numbers[0]].rewards.shape, dict[bytes, int]()
+    first, seen = tuple[int, ...](), dict[bytes, int]()
     for number in numbers:
-        one = tasks[number]
+        with users_code(f"task {number} cannot be read", HistoryError):
+            one = tasks[number]
+        if not isinstance(one, Recorded):
+            raise HistoryError(f"task {number} is a {type(one).__name__}, not Recorded")
+        first = first or one.rewards.shape
         if not one.rewards.size:
             raise HistoryError(f"task {number} has no steps")
         if one.rewards.shape != first:

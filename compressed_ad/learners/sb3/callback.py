@@ -12,6 +12,7 @@ from compressed_ad.learners.sb3.probability import ActionDistribution, OnPolicy,
 from compressed_ad.marking.markers import threshold
 from compressed_ad.registry import checked
 from compressed_ad.settings import Count, Fraction
+from compressed_ad.tasks.as_batched import refuse_moving_scales
 from compressed_ad.types import AnyArray, History, cast, to_spec
 
 try:
@@ -89,11 +90,7 @@ class CompressedHistoryCallback(BaseCallback):  # type: ignore[misc]
             except SpaceError as error:
                 what = f"{kind} in a {type(space).__name__} space cannot be recorded"
                 raise SpaceError(f"CompressedHistoryCallback: {what}: {error}") from None
-        if model.get_vec_normalize_env() is not None:
-            raise UsageError(
-                "CompressedHistoryCallback: VecNormalize changes what is recorded; train without it, or scale"
-                " by fixed numbers inside the environment (docs/source_algorithms.md)"
-            )
+        refuse_moving_scales(model.get_env())
         if len(self._steps):
             self._on_rollout_end()  # an exception may have ended the run before
             # SB3 keeps the last observations of a ``learn`` that the next one goes on from.
