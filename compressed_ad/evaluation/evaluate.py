@@ -72,8 +72,6 @@ def evaluate_in_context(
         while steps < eval_timesteps if eval_timesteps is not None else count.min() < (episodes or 0):
             actions = agent.act(obs)
             step = env.step(actions)
-            if not np.isfinite(step.reward).all():
-                raise NumericalError(f"reward of slot {np.argmin(np.isfinite(step.reward))} is not finite")
             agent.observe(actions, step)
             obs = step.obs
             running += step.reward
@@ -116,7 +114,7 @@ def _checked(model: AD | Agent, vec_env: Any) -> CheckedEnv:
         return env
     if isinstance(model, AD) and found[0] is None:
         specs: Any = model.config.observation_space, model.config.action_space
-        return CheckedEnv(env, name, *map(from_spec, specs), bounded=True)
+        return CheckedEnv(env, name, *map(from_spec, specs), strict=True)
     return CheckedEnv(env, name, *found)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressed_ad.errors import NumericalError, SpaceError
+from compressed_ad.errors import SpaceError
 from compressed_ad.learners import finite_kernels as kernels
 from compressed_ad.learners.base import Progress, histories_of_tasks
 from compressed_ad.learners.finite import FiniteLearner, Numbering
@@ -36,8 +36,8 @@ class Player(ABC):
     def learn(
         self, obs: IntArray, epsilon: AnyArray, action: IntArray, reward: AnyArray, following: IntArray,
         terminated: AnyArray, ended: AnyArray, log_prob_next: AnyArray,
-    ) -> int:  # fmt: skip
-        """Learn from a step; the first slot whose reward is not finite, or -1."""
+    ) -> None:  # fmt: skip
+        """Learn from a step."""
 
 
 def play(
@@ -65,12 +65,10 @@ def play(
         row["rewards"][:], row["terminated"][:] = step.reward, step.terminated
         row["truncated"][:] = step.truncated
         ended = step.terminated | step.truncated
-        wrong = player.learn(
+        player.learn(
             obs, epsilon, row["actions"], row["rewards"], row["next_states"], row["terminated"], ended,
             row["log_prob_next"],
         )  # fmt: skip
-        if wrong >= 0:
-            raise NumericalError(f"{family.name}, task {who[wrong][0]}: the reward of step {t} is not finite")
         _number(observations, step.obs, obs)
         episode += ended
         progress(len(who))
@@ -118,12 +116,11 @@ class TabularPlayer(Player):
     def learn(
         self, obs: IntArray, epsilon: AnyArray, action: IntArray, reward: AnyArray, following: IntArray,
         terminated: AnyArray, ended: AnyArray, log_prob_next: AnyArray,
-    ) -> int:  # fmt: skip
-        wrong: int = kernels.learn_values(
+    ) -> None:  # fmt: skip
+        kernels.learn_values(
             self._values, self._rule, self._n_obs, self._memory, obs, self._met, epsilon, action, reward,
             following, terminated, ended, log_prob_next,
         )  # fmt: skip
-        return wrong
 
 
 class RMaxPlayer(Player):
@@ -168,12 +165,11 @@ class RMaxPlayer(Player):
     def learn(
         self, obs: IntArray, epsilon: AnyArray, action: IntArray, reward: AnyArray, following: IntArray,
         terminated: AnyArray, ended: AnyArray, log_prob_next: AnyArray,
-    ) -> int:  # fmt: skip
-        wrong: int = kernels.learn_model(
+    ) -> None:  # fmt: skip
+        kernels.learn_model(
             self._model, self._places, self._kind, self._memory, obs, self._met, action, reward, following,
             terminated, ended,
         )  # fmt: skip
-        return wrong
 
 
 class _Record:
