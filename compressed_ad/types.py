@@ -88,18 +88,14 @@ class Split:
 
     def shared_task(self, tasks: AnyArray) -> str | None:
         """In words, two tasks of different parts with equal rows of ``tasks`` (N, P); None if all differ."""
-        ids = np.concatenate(list(vars(self).values()))
-        part = np.repeat(list(vars(self)), [len(some) for some in vars(self).values()])
-        _, row = np.unique(tasks[ids].reshape(len(ids), -1), axis=0, return_inverse=True)
-        order = np.argsort(row.ravel(), kind="stable")
-        row, part, ids = row.ravel()[order], part[order], ids[order]
-        twice = np.flatnonzero((row[1:] == row[:-1]) & (part[1:] != part[:-1]))
-        if not len(twice):
-            return None
-        one, other = (f"{ids[k]} ({part[k]})" for k in (twice[0], twice[0] + 1))
-        return (
-            f"tasks {one} and {other} have equal parameters, so one task would be in two parts of the split"
-        )
+        seen: dict[tuple[Any, ...], tuple[int, str]] = {}
+        for part, ids in vars(self).items():
+            for task in ids.tolist():
+                other, of = seen.setdefault(tuple(tasks[task].tolist()), (task, part))
+                if of != part:
+                    equal = f"tasks {other} ({of}) and {task} ({part}) have equal parameters"
+                    return f"{equal}, so one task would be in two parts of the split"
+        return None
 
 
 @dataclass(frozen=True)

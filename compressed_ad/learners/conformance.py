@@ -85,13 +85,8 @@ class _Trial:
                 )  # fmt: skip
         except CompressedADError as error:
             raise _Failed(f"It cannot learn {what}: {error}") from error
-        if not isinstance(histories, list) or not all(isinstance(h, History) for h in histories):
-            kind = f"a {type(histories).__name__}"
-            if isinstance(histories, list):
-                kind += f" of {', '.join(sorted({type(history).__name__ for history in histories}))}"
-            raise _Failed(f"learn() must return a list of History, one per task, not {kind}.")
-        if len(histories) != len(tasks):
-            raise _Failed(f"learn() gives {len(histories)} histories of {len(tasks)} tasks.")
+        if problem := return_problem(histories, len(tasks)):
+            raise _Failed(f"{problem}.")
         return histories
 
     def _progress(self, steps: int) -> None:
@@ -192,6 +187,17 @@ class _Trial:
             if np.array_equal(one, other):
                 yield "Its two learners of a task do the same; each must draw numbers of its own."
                 break
+
+
+def return_problem(histories: Any, n_task: int) -> str | None:
+    """What is wrong with the kind or the number of what ``learn`` has returned, if anything."""
+    if not isinstance(histories, list) or not all(isinstance(h, History) for h in histories):
+        kinds = [type(history).__name__ for history in histories] if isinstance(histories, list) else []
+        of = f" of {', '.join(sorted(set(kinds)))}" if kinds else ""
+        return f"learn() must return a list of History, one per task, not a {type(histories).__name__}{of}"
+    if len(histories) != n_task:
+        return f"learn() gives {len(histories)} histories of {n_task} tasks"
+    return None
 
 
 def first_stream_problem(family: TaskFamily, task: AnyArray, history: History) -> str | None:

@@ -72,17 +72,14 @@ def evaluation_settings(job: Job) -> str:
     """What an evaluation of this run depends on, as JSON."""
     settings: dict[str, Any] = job.config.evaluation.model_dump(mode="json")
     weights = {name: file_digest(job.path / name) for name in WEIGHTS.values()}
-    try:
-        found = job.history.stat()
-        digest = _digest(job.history, found.st_mtime_ns, found.st_size)
-    except OSError:
-        digest = HistoryFile(job.history).digest()  # raises the error that says what is wrong
+    found = job.history.stat() if job.history.exists() else None
+    digest = _digest(job.history, found and (found.st_mtime_ns, found.st_size))
     return json.dumps({**settings, **playing(job.config), **weights, "history": digest})
 
 
 @lru_cache(maxsize=256)
-def _digest(history: Path, mtime_ns: int, size: int) -> str:
-    """The digest of a history file, read again if the file has changed."""
+def _digest(history: Path, state: tuple[int, int] | None) -> str:
+    """The digest of a history file, read again if its ``state`` has changed."""
     return HistoryFile(history).digest()
 
 
@@ -94,9 +91,10 @@ def stored_evaluation(path: Path) -> str | None:
         return None
 
 
-def is_evaluated(job: Job) -> bool:
+def is_evaluated(job: Job, path: Path | None = None) -> bool:
     """Whether an evaluation of these weights on these histories, with these settings, is stored."""
-    return job.trained and stored_evaluation(job.path / EVALUATION) == evaluation_settings(job)
+    there = stored_evaluation(path or job.path / EVALUATION)
+    return job.trained and there is not None and there == evaluation_settings(job)
 
 
 def evaluate_run(
@@ -224,9 +222,7 @@ def check_unseen(data: RunData, part: str = "heldout") -> list[str]:
     known = [i for i in ours.split.heldout.tolist() if tuple(ours.tasks[i].tolist()) in seen]
     if not known or part != "heldout":
         return notes
-    meaning = trained.get("meaning", {})
-    shared = {key: value for key, value in here["meaning"].items() if key in meaning}
-    differing = "; ".join(differences({key: meaning[key] for key in shared}, shared, "family"))
+    differing = differences(trained.get("meaning", {}), here["meaning"], "family", shared=True)
     if not differing:
         raise SplitError(
             f"{job.path} was trained on held-out tasks {known} of {ours.path}, or they chose its checkpoint;"
@@ -235,7 +231,7 @@ def check_unseen(data: RunData, part: str = "heldout") -> list[str]:
     return [
         *notes,
         f"tasks {known} of {ours.path} have the parameters of tasks that {job.path} was trained on, in"
-        f" another family ({differing}): they count as new",
+        f" another family ({'; '.join(differing)}): they count as new",
     ]
 
 
@@ -258,14 +254,11 @@ def _check_origin(path: Path, content: Mapping[str, Any], job: Job) -> None:
 
     ``config.yaml`` and ``environment.json`` are held against the copies in the weights' file.
     """
-    stored, history = stored_config(job.path), stored_environment(job.path).get("history") or {}
+    stored, history = stored_config(job.path), content_of(stored_environment(job.path).get("history") or {})
     asked = stored.model.model_dump(mode="json", exclude=set(FROM_HISTORY))
-    known = {key: content["config"].get(key, value) for key, value in asked.items()}
-    differing = differences(known, asked, "model")
+    differing = differences(content["config"], asked, "model", shared=True)
     differing += differences(content.get("seed", stored.seed), stored.seed, "seed")
-    if "trained_on" in content:
-        differing += differences(content["trained_on"], content_of(history), "history")
-    if differing:
+    if differing := differing + differences(content.get("trained_on", history), history, "history"):
         raise RunDirectoryError(
             f"{path}: is not of the run that {CONFIG} and {ENVIRONMENT} describe ({'; '.join(differing[:3])})"
         )

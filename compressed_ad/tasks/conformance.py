@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import CompressedADError, SpaceError, UsageError, users_code
-from compressed_ad.tasks.base import FixedSplit, RewardFunction, TaskFamily
+from compressed_ad.tasks.base import FixedSplit, RewardFunction, TaskFamily, family_specs
 from compressed_ad.tasks.checked_env import checked_slots, family_label
-from compressed_ad.types import LONGEST, Step, to_spec
+from compressed_ad.types import Step
 
 _PLAYED = 10_000  # steps, at most
 
@@ -47,15 +47,10 @@ def family_problems(family: Any, *, n_task: int = 3, seed: int = 0) -> list[str]
 
 def static_problems(family: TaskFamily) -> Iterator[str]:
     """What is wrong with the spaces, the horizon and the table of tasks; quick, as nothing is played."""
-    for key in ("observation_space", "action_space"):
-        try:
-            to_spec(getattr(family, key))
-        except SpaceError as error:
-            yield f"{key}: {error}"
-    if not isinstance(family.horizon, int | np.integer) or family.horizon < 1:
-        yield f"horizon must be an integer >= 1, not {family.horizon!r}"
-    elif family.horizon > LONGEST:
-        yield f"horizon must be at most {LONGEST:,} steps, not {family.horizon:,}"
+    try:
+        family_specs(family)
+    except SpaceError as error:
+        yield str(error).removeprefix(f"{family.name}: ")
     tasks = family.tasks()
     table = isinstance(tasks, np.ndarray) and tasks.ndim == 2 and len(tasks) > 0
     if not table or tasks.dtype.kind not in "iuf":
