@@ -23,6 +23,7 @@ from compressed_ad.errors import (
 from compressed_ad.files import file_digest, write_atomically
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.header import differences
+from compressed_ad.marking.statistics import marking_statistics
 from compressed_ad.models.settings import FROM_HISTORY
 from compressed_ad.registry import call_text, check_trust, own_names
 from compressed_ad.report.results import REFERENCE, stored_arrays
@@ -141,7 +142,9 @@ def evaluate_run(
         "task_ids": ids,
         "optimal": data.optimal(ids),
         "random": data.file.random_return[ids],
-        "marked": _marked_by_tenth(histories),
+        "marked": np.array(
+            marking_statistics(np.split(histories.mask, histories.offsets[1:-1])).ratio_by_phase
+        ),
         "paying": _paying(histories),
         "settings": settings,
         "judged": json.dumps(_judged(data.file)),
@@ -185,13 +188,6 @@ def make_player(job: Job) -> Player:
     notes = check_unseen(data)
     model, step = load_model(job.path / WEIGHTS[job.config.evaluation.checkpoint], data, where)
     return Player(model, step, data, playing(job.config), notes)
-
-
-def _marked_by_tenth(sequences: Sequences) -> FloatArray:
-    """(10,) share of marked steps by tenth of each sequence; without marks 0."""
-    place = np.arange(len(sequences.mask)) - np.repeat(sequences.offsets[:-1], sequences.lengths)
-    tenth = 10 * place // np.repeat(sequences.lengths, sequences.lengths)
-    return np.bincount(tenth, sequences.mask, minlength=10) / np.bincount(tenth, minlength=10)
 
 
 def _paying(sequences: Sequences) -> float:
