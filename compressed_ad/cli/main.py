@@ -83,7 +83,6 @@ _ADVICE = {
 
 
 def _explanation(error: BaseException) -> str:
-    """What went wrong, for the user."""
     what = one_line(error)
     if isinstance(error, CompressedADError):
         return str(error)

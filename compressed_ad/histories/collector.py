@@ -165,8 +165,6 @@ def _blocks(todo: IntArray, n_process: int, block_size: int | None, most: int) -
 
 @dataclass(frozen=True)
 class _Job:
-    """Everything that learning a block needs."""
-
     family: TaskFamily
     learner: SourceLearner
     writer: HistoryWriter

@@ -13,7 +13,7 @@ from compressed_ad.learners.base import SourceLearner
 from compressed_ad.tasks.base import RewardFunction, TaskFamily
 from compressed_ad.tasks.gridworld import Darkroom
 from compressed_ad.tasks.replay import differ, episode_step, play
-from compressed_ad.types import AnyArray, History, IntArray
+from compressed_ad.types import AnyArray, History, IntArray, outside
 
 _N_LEARNER, _N_STREAM = 2, 2
 _KINDS = {
@@ -124,11 +124,9 @@ class _Trial:
                 yield f"{name} hold NaN or infinity."
                 return
         for name, space in self._spaces:
-            array = getattr(history, name)
-            seen = np.unique(array.reshape(-1, *space.shape), axis=0).astype(space.dtype)
-            outside = [element for element in seen if not space.contains(element)]
-            if outside:
-                yield f"{name} hold {outside[0]!r}, which lies outside {space}."
+            rows = getattr(history, name).reshape(-1, *space.shape)
+            if (wrong := outside(space, rows)).any():
+                yield f"{name} hold {rows[np.argmax(wrong)]!r}, which lies outside {space}."
         probs = history.action_probs[~np.isnan(history.action_probs)]
         continuous = isinstance(self.family.action_space, spaces.Box)
         low, wanted = (probs < 0, "[0, 1]") if continuous else (probs <= 0, "(0, 1]")
