@@ -10,7 +10,7 @@ import reprlib
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import is_dataclass
-from types import FunctionType, MethodType
+from types import FunctionType, MethodType, ModuleType
 from typing import Annotated, Any, Generic, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import BeforeValidator, ConfigDict, Strict, TypeAdapter, ValidationError
@@ -78,10 +78,7 @@ class Registry(Mapping[str, T], Generic[T]):
 def import_attribute(kind: str, path: str, fits: Fits = lambda found: None) -> Any:
     """What ``module:attribute`` names; ``UsageError`` if there is no such thing, or if it does not fit."""
     module, _, attribute = path.partition(":")
-    with users_code(f"{kind} {path!r}: cannot import {module!r}", UsageError):
-        if not all(part.isidentifier() for part in module.split(".")):
-            raise ValueError("not the name of a module")
-        found = importlib.import_module(module)
+    found: Any = import_module(f"{kind} {path!r}", module)
     try:
         found = getattr(found, attribute)
     except AttributeError as error:
@@ -89,6 +86,14 @@ def import_attribute(kind: str, path: str, fits: Fits = lambda found: None) -> A
     if wrong := fits(found):
         raise UsageError(f"{kind} {path!r} {wrong}")
     return found
+
+
+def import_module(what: str, name: str) -> ModuleType:
+    """The module ``name``; ``UsageError`` that begins with ``what`` if it cannot be imported."""
+    with users_code(f"{what}: cannot import {name!r}", UsageError):
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError("not the name of a module")
+        return importlib.import_module(name)
 
 
 def makes(protocol: str, *methods: str, functions: bool = True) -> Fits:

@@ -15,7 +15,7 @@ from compressed_ad.histories.collector import collect
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.learners.scripted import NoiseDistillation
 from compressed_ad.marking.apply import apply_marker
-from compressed_ad.tasks.checked_env import Slots
+from compressed_ad.tasks.checked_env import checked_slots
 from compressed_ad.tasks.gridworld import Darkroom
 from compressed_ad.training.sequences import from_histories
 from compressed_ad.training.transforms import TRANSFORM, apply_transforms
@@ -90,7 +90,7 @@ PLACES = {
     "tasks": "task family 'own:Family': {}",
     "random_return": "task family 'own:Family': {}",
     "make": "task family 'own:Family', tasks {tasks}: it cannot be made: {}",
-    "reset": "task family 'own:Family', tasks {tasks}, reset: {}",
+    "reset": "task family 'own:Family', tasks {tasks}, step 0, reset: {}",
     "step": "task family 'own:Family', tasks {tasks}, step 7: {}",
     "learn": "learner 'Mine', tasks [0, 1, 2, 3]: {}",
     "marker": "task 0: marker 'own:marker': {}",
@@ -182,7 +182,7 @@ def test_a_task_is_named_where_slots_step_one_after_another():
 
     family = Family(3, 5)
     with pytest.raises(RunError, match=r"Family', task 4, step 1: oops \(ValueError in test_users_code"):
-        Slots(family, family.tasks()[2:5], np.arange(3), [2, 3, 4]).step(np.zeros(3))
+        checked_slots(family, family.tasks()[2:5], np.arange(3), [2, 3, 4]).step(np.zeros(3))
 
 
 def test_a_transform_that_fails_is_named(history, monkeypatch):

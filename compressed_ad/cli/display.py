@@ -158,10 +158,7 @@ def drop(stream: Any) -> None:
 
 def complain(text: str) -> None:
     """A line on the standard error stream, if that can be written."""
-    try:
-        print(text, file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        drop(sys.stderr)
+    _Progress().write(f"{text}\n")
 
 
 class _Progress(io.TextIOBase):

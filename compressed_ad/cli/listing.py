@@ -58,7 +58,6 @@ ADAPTERS = {
 
 
 def _sentence(thing: Any) -> str:
-    """The first sentence of the docstring."""
     paragraph = (inspect.getdoc(thing) or "").partition("\n\n")[0]
     plain = " ".join(paragraph.split()).replace("`", "")
     return re.split(r"(?<=[.:]) (?=[A-Z])", plain)[0].rstrip(":")

@@ -275,9 +275,7 @@ ATTENTION = cli.Command(
         cli.history_option("the one that the run was trained on"),
         cli.option("--part", "PART", _PARTS, cli.one_of("part", PARTS), default="heldout"),
         cli.option("--windows", "N", "contexts drawn from them", cli.count, default=64),
-        cli.option(
-            "--window", "K", "context that is drawn as a map (default: the one closest to half marked)", int
-        ),
+        cli.option("--window", "K", _WINDOW, int),
         cli.out_option("output folder", "RUN/attention"),
     ],
     text=(

@@ -51,21 +51,18 @@ _OVERRIDE = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``cad`` and return its exit code: 0, 1 run-time error, 2 usage, 130 Ctrl-C, 143 SIGTERM."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    stop, code = cli.Stop(), 0
+    stop = cli.Stop()
     with lenient_streams():
         try:
             with stop.listening(), _search_path():
-                try:
-                    call = parse(words, stop)
-                    load_command(call.name).run(call)
-                except SystemExit as error:  # argparse, after --help
-                    if users_line(error):
-                        raise
-                    code = int(error.code or 0)
+                call = parse(words, stop)
+                load_command(call.name).run(call)
         except BrokenPipeError:  # the reader of our output has closed it
             drop(sys.stdout)
             return 1
         except BaseException as error:
+            if isinstance(error, SystemExit) and not users_line(error):  # argparse, after --help
+                return int(error.code or 0)
             if "--debug" in words:
                 complain(traceback.format_exc())
             if isinstance(error, KeyboardInterrupt):
@@ -74,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for line in _explanation(error).splitlines():
                 complain(f"cad: error: {line}")
             return getattr(error, "exit_code", 1)
-    return code
+    return 0
 
 
 _ADVICE = {
@@ -89,7 +86,6 @@ _ADVICE = {
 
 
 def _explanation(error: BaseException) -> str:
-    """What went wrong, for the user."""
     what = one_line(error)
     if isinstance(error, CompressedADError):
         return str(error)

@@ -72,8 +72,6 @@ def evaluate_in_context(
         while steps < eval_timesteps if eval_timesteps is not None else count.min() < (episodes or 0):
             actions = agent.act(obs)
             step = env.step(actions)
-            if not np.isfinite(step.reward).all():
-                raise NumericalError(f"reward of slot {np.argmin(np.isfinite(step.reward))} is not finite")
             agent.observe(actions, step)
             obs = step.obs
             running += step.reward
@@ -109,18 +107,14 @@ def _checked(model: AD | Agent, vec_env: Any) -> CheckedEnv:
     """
     env = as_batched(vec_env)
     name = env.name if isinstance(env, CheckedEnv) else type(vec_env).__name__
-    found: list[Any] = []
-    for kind in ("observation_space", "action_space"):
-        found.append(getattr(env, kind, None))
-        if isinstance(model, AD) and found[-1] is not None:
-            where = f"{name} has another {kind.replace('_', ' ')} than the model"
-            check_same(where, getattr(model.config, kind), to_spec(found[-1]))
-    if isinstance(env, CheckedEnv):
-        return env
-    if isinstance(model, AD) and found[0] is None:
-        specs: Any = model.config.observation_space, model.config.action_space
-        return CheckedEnv(env, name, *map(from_spec, specs), bounded=True)
-    return CheckedEnv(env, name, *found)
+    spaces: dict[str, Any] = {key: getattr(env, key, None) for key in ("observation_space", "action_space")}
+    for key, space in spaces.items():
+        if isinstance(model, AD) and space is not None:
+            where = f"{name} has another {key.replace('_', ' ')} than the model"
+            check_same(where, getattr(model.config, key), to_spec(space))
+    if strict := isinstance(model, AD) and spaces["observation_space"] is None:
+        spaces = {key: from_spec(getattr(model.config, key)) for key in spaces}
+    return env if isinstance(env, CheckedEnv) else CheckedEnv(env, name, *spaces.values(), strict=strict)
 
 
 def evaluate_tasks(

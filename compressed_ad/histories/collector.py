@@ -22,7 +22,7 @@ from compressed_ad.errors import ConfigError, HistoryError, RunError, UsageError
 from compressed_ad.files import locked
 from compressed_ad.histories.file import HistoryFile, HistoryInfo, HistoryWriter, marking_provenance, remark
 from compressed_ad.learners.base import Blocks, Checks, SourceLearner, Told
-from compressed_ad.learners.conformance import first_stream_problem
+from compressed_ad.learners.conformance import first_stream_problem, return_problem
 from compressed_ad.marking.apply import find_marker, mark_task, marker_name
 from compressed_ad.marking.conformance import marker_faults
 from compressed_ad.marking.markers import Marker
@@ -30,7 +30,7 @@ from compressed_ad.settings import Count
 from compressed_ad.tasks.base import TaskFamily, family_specs
 from compressed_ad.tasks.conformance import static_problems
 from compressed_ad.tasks.split import choose_tasks, split_family
-from compressed_ad.types import AnyArray, History, IntArray, Split
+from compressed_ad.types import AnyArray, IntArray, Split
 from compressed_ad.workers import Parts, Pool, Report, ShouldStop, WorkerPool
 
 MAX_BLOCK = 8
@@ -165,8 +165,6 @@ def _blocks(todo: IntArray, n_process: int, block_size: int | None, most: int) -
 
 @dataclass(frozen=True)
 class _Job:
-    """Everything that learning a block needs."""
-
     family: TaskFamily
     learner: SourceLearner
     writer: HistoryWriter
@@ -197,18 +195,15 @@ class _Job:
                 self.family, self.task_ids[todo], self.tasks[todo],
                 **self.sizes, seed=self.seed, progress=progress,
             )  # fmt: skip
-            if not isinstance(histories, list) or not all(isinstance(h, History) for h in histories):
-                raise TypeError("learn() must return a list of History")
-        if len(histories) != len(todo):
-            raise RunError(f"{name} gave {len(histories)} histories of {len(todo)} tasks")
+        if problem := return_problem(histories, len(todo)):
+            raise RunError(f"learner {name!r}, tasks {todo.tolist()}: {problem}")
         shape = (self.sizes["n_learner"] * self.sizes["n_stream"], self.sizes["n_timesteps"])
         for index, history in zip(todo.tolist(), histories, strict=True):
             got, marker = history.rewards.shape, self.marker
             if got != shape:
                 raise RunError(f"{name}, task {index}: expected (stream, time) {shape}, got {got}")
             history.check_finite(f"{name}, task {index}")
-            problem = first_stream_problem(self.family, self.tasks[index], history)
-            if problem:
+            if problem := first_stream_problem(self.family, self.tasks[index], history):
                 raise RunError(f"{name} on {self.family.name}, task {index}: {problem}")
             if marker is not None:
                 mask = mark_task(marker, history, index, seed=self.seed, **self.marker_params)

@@ -80,7 +80,6 @@ class HistoryWriter:
         self.path = Path(path)
         self.shards = self.path.with_name(self.path.name + ".shards")
         self.dropped: list[str] = []
-        self._shape: tuple[int, int] | None = None  # (streams, steps) of the tasks on disk
         optimal = None if optimal_return is None else np.asarray(optimal_return, dtype=np.float64)
         random = np.asarray(random_return, dtype=np.float64)
         self._header = Header(info, split, np.asarray(tasks), optimal, random)
@@ -132,16 +131,7 @@ class HistoryWriter:
         """
         if task_id not in self._header.task_ids:
             raise HistoryError(f"{self.path}: task {task_id} is in no part of the split")
-        where = f"{self.path}: task {task_id}"
-        _check_history(where, history, self._header.info)
-        other = next((shard for shard in self._shard_files() if shard.stem != str(task_id)), None)
-        if other is not None:
-            if self._shape is None:
-                with opened(other, check=False) as shard:
-                    self._shape = child(shard, other.stem, Group)["rewards"].shape
-            if history.rewards.shape != self._shape:
-                got = f"(streams, steps) {history.rewards.shape}, task {other.stem} has {self._shape}"
-                raise HistoryError(f"{where} has {got}; all tasks of a file must have the same")
+        _check_history(f"{self.path}: task {task_id}", history, self._header.info)
 
         def fill(file: Group) -> None:
             self._header.write(file)
@@ -292,10 +282,10 @@ class HistoryFile:
                 masks.append(read(group, "compression_mask", "b"))
         return marking_statistics(masks)
 
-    def training_scales(self) -> head.Scales:
-        """The scales that models standardise by; if the file lacks them, its training tasks are read."""
+    def training_scales(self, *, stored: bool = True) -> head.Scales:
+        """The scales that models standardise by: the ``stored`` ones if there are any, else measured."""
         with self.opened() as file:
-            if head.SCALES in file:
+            if stored and head.SCALES in file:
                 group, names = child(file, head.SCALES, Group), ("observation_mean", "observation_std")
                 mean, std = (read(group, name, "f") if name in group else None for name in names)
                 return head.Scales(mean, std, float(read(group, "reward", "f")))
@@ -341,27 +331,7 @@ def remark(
     ``progress`` is called with the number of tasks done since its last call.
     """
     source, target = HistoryFile(path), Path(path if output is None else output)
-    with locked(target, file=True, error=HistoryError):
-        if output is not None and target.exists():
-            raise HistoryError(f"{output} exists; choose another path")
-        return _remark(source, target, marker, dict(params or {}), seed, progress)
-
-
-def _remark(
-    source: HistoryFile,
-    target: Path,
-    marker: str | Marker,
-    params: dict[str, Any],
-    seed: int,
-    progress: Callable[[int], None],
-) -> MarkingStatistics:
-    marking = marking_provenance(marker, params, seed)
-    masks: dict[int, BoolArray] = {}
-    for task in source.task_ids.tolist():
-        history = source.load([task])[task]
-        masks[task] = mark_task(marker, history, task, seed=seed, **params)
-        progress(1)
-    statistics = marking_statistics(masks.values())
+    params, masks = dict(params or {}), dict[int, BoolArray]()
 
     def fill(file: Group) -> None:
         with source.opened() as old:
@@ -381,7 +351,16 @@ def _remark(
                 write_array(group, "compression_mask", mask)
         head.write_marking(file, statistics, marking)
 
-    hdf5.write_file(target, fill)
+    with locked(target, file=True, error=HistoryError):
+        if output is not None and target.exists():
+            raise HistoryError(f"{output} exists; choose another path")
+        marking = marking_provenance(marker, params, seed)
+        for task in source.task_ids.tolist():
+            history = source.load([task])[task]
+            masks[task] = mark_task(marker, history, task, seed=seed, **params)
+            progress(1)
+        statistics = marking_statistics(masks.values())
+        hdf5.write_file(target, fill)
     return statistics
 
 

@@ -94,14 +94,9 @@ def opened(path: Path, *, check: bool = True, digest: str | None = None) -> Iter
         if check and hashlib.file_digest(source, "sha256").hexdigest() != stated:
             raise HistoryError(f"{path}: is damaged, or was changed by another program (checksum differs)")
         with h5py.File(source, "r") as file:
-            _require_version(file)
+            if (version := attribute(file, "format_version", int)) != FORMAT_VERSION:
+                raise HistoryError(f"format version {version}; this version reads {FORMAT_VERSION}")
             yield file
-
-
-def _require_version(file: Group) -> None:
-    version = attribute(file, "format_version", int)
-    if version != FORMAT_VERSION:
-        raise HistoryError(f"format version {version}; this version reads {FORMAT_VERSION}")
 
 
 @contextmanager

@@ -269,11 +269,16 @@ def _version(package: str) -> str:  # it is read from disk, and every shard of a
     return metadata.version(package)
 
 
-def differences(stored: Any, wanted: Any, prefix: str = "") -> list[str]:
-    """``key: old there, new asked for`` for every key in which two nested values differ."""
+def differences(stored: Any, wanted: Any, prefix: str = "", *, shared: bool = False) -> list[str]:
+    """``key: old there, new asked for`` for every key in which two nested values differ.
+
+    With ``shared``, keys that only one of them has do not count: earlier versions stored less.
+    """
     if isinstance(stored, Mapping) and isinstance(wanted, Mapping):
         lines: list[str] = []
         for key in dict.fromkeys([*stored, *wanted]):
+            if shared and not (key in stored and key in wanted):
+                continue
             inner = f"{prefix}.{key}" if prefix else str(key)
             lines += differences(stored.get(key), wanted.get(key), inner)
         return lines

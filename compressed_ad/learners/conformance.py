@@ -13,7 +13,7 @@ from compressed_ad.learners.base import SourceLearner
 from compressed_ad.tasks.base import RewardFunction, TaskFamily
 from compressed_ad.tasks.gridworld import Darkroom
 from compressed_ad.tasks.replay import differ, episode_step, play
-from compressed_ad.types import AnyArray, History, IntArray
+from compressed_ad.types import AnyArray, History, IntArray, outside
 
 _N_LEARNER, _N_STREAM = 2, 2
 _KINDS = {
@@ -85,13 +85,8 @@ class _Trial:
                 )  # fmt: skip
         except CompressedADError as error:
             raise _Failed(f"It cannot learn {what}: {error}") from error
-        if not isinstance(histories, list) or not all(isinstance(h, History) for h in histories):
-            kind = f"a {type(histories).__name__}"
-            if isinstance(histories, list):
-                kind += f" of {', '.join(sorted({type(history).__name__ for history in histories}))}"
-            raise _Failed(f"learn() must return a list of History, one per task, not {kind}.")
-        if len(histories) != len(tasks):
-            raise _Failed(f"learn() gives {len(histories)} histories of {len(tasks)} tasks.")
+        if problem := return_problem(histories, len(tasks)):
+            raise _Failed(f"{problem}.")
         return histories
 
     def _progress(self, steps: int) -> None:
@@ -129,11 +124,9 @@ class _Trial:
                 yield f"{name} hold NaN or infinity."
                 return
         for name, space in self._spaces:
-            array = getattr(history, name)
-            seen = np.unique(array.reshape(-1, *space.shape), axis=0).astype(space.dtype)
-            outside = [element for element in seen if not space.contains(element)]
-            if outside:
-                yield f"{name} hold {outside[0]!r}, which lies outside {space}."
+            rows = getattr(history, name).reshape(-1, *space.shape)
+            if (wrong := outside(space, rows)).any():
+                yield f"{name} hold {rows[np.argmax(wrong)]!r}, which lies outside {space}."
         probs = history.action_probs[~np.isnan(history.action_probs)]
         continuous = isinstance(self.family.action_space, spaces.Box)
         low, wanted = (probs < 0, "[0, 1]") if continuous else (probs <= 0, "(0, 1]")
@@ -192,6 +185,17 @@ class _Trial:
             if np.array_equal(one, other):
                 yield "Its two learners of a task do the same; each must draw numbers of its own."
                 break
+
+
+def return_problem(histories: Any, n_task: int) -> str | None:
+    """What is wrong with the kind or the number of what ``learn`` has returned, if anything."""
+    if not isinstance(histories, list) or not all(isinstance(h, History) for h in histories):
+        kinds = [type(history).__name__ for history in histories] if isinstance(histories, list) else []
+        of = f" of {', '.join(sorted(set(kinds)))}" if kinds else ""
+        return f"learn() must return a list of History, one per task, not a {type(histories).__name__}{of}"
+    if len(histories) != n_task:
+        return f"learn() gives {len(histories)} histories of {n_task} tasks"
+    return None
 
 
 def first_stream_problem(family: TaskFamily, task: AnyArray, history: History) -> str | None:

@@ -135,15 +135,12 @@ def learn_values(
 ):
     """One step of Q-learning in every slot, and planning in those whose episode ended; advances ``met``.
 
-    ``log_prob_next`` (N,): log-probability of the action under the policy after it. Returns the first slot
-    whose reward is not finite, or -1.
+    ``log_prob_next`` (N,): log-probability of the action under the policy after it.
     """
     q = values.q
     n_action = q.shape[2]
     for i in range(len(obs)):
         r = np.float64(reward[i])
-        if not np.isfinite(r):
-            return i
         a, state = action[i], met[i] * n_obs + obs[i]
         met_next = min(met[i] + (1 if r > 0 else 0), memory)
         next_state = met_next * n_obs + following[i]
@@ -166,7 +163,6 @@ def learn_values(
             chance += (1.0 - epsilon[i]) / ties
         log_prob_next[i] = np.log(max(chance, 1e-38))  # finite, also without exploration
         met[i] = 0 if ended[i] else met_next
-    return -1
 
 
 @_compile
@@ -361,11 +357,9 @@ def act_by_plan(
 
 @_compile
 def learn_model(model, places, kind, memory, obs, met, action, reward, following, terminated, ended):
-    """Take in one step of every slot; advances ``met``. Returns the first slot with a bad reward, or -1."""
+    """Take in one step of every slot; advances ``met``."""
     n_action = model.outcome.shape[3]
     for i in range(len(obs)):
-        if not np.isfinite(reward[i]):
-            return i
         place, to, a, mode = obs[i], following[i], action[i], met[i]
         pays = reward[i] > 0
         key = place * n_action + a if kind == PAIRS else to
@@ -380,7 +374,6 @@ def learn_model(model, places, kind, memory, obs, met, action, reward, following
             if model.known[i, a] == 0 or (model.known[i, a] == RESTS and to != place):
                 _generalise(model, places, i, place, a, to)
         met[i] = 0 if ended[i] else min(mode + (1 if pays else 0), memory)
-    return -1
 
 
 @_compile

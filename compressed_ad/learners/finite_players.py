@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressed_ad.errors import NumericalError, SpaceError
+from compressed_ad.errors import SpaceError
 from compressed_ad.learners import finite_kernels as kernels
 from compressed_ad.learners.base import Progress, histories_of_tasks
 from compressed_ad.learners.finite import FiniteLearner, Numbering
@@ -21,23 +21,20 @@ from compressed_ad.tasks.checked_env import checked_slots
 from compressed_ad.types import AnyArray, History, IntArray
 
 _CHUNK = 64  # steps recorded in time order before they are sorted by stream
+Row = dict[str, AnyArray]
+"""The arrays (N,) of a step, with numbers in place of observations and actions."""
 
 
 class Player(ABC):
     """N learners that play side by side."""
 
     @abstractmethod
-    def act(
-        self, obs: IntArray, epsilon: AnyArray, action: IntArray, probability: AnyArray, entropy: AnyArray
-    ) -> None:
-        """Fill in the numbers (N,) of the actions, their probabilities, and the entropies of the policies."""
+    def act(self, row: Row, epsilon: AnyArray) -> None:
+        """Fill in the numbers of the actions, their probabilities, and the entropies of the policies."""
 
     @abstractmethod
-    def learn(
-        self, obs: IntArray, epsilon: AnyArray, action: IntArray, reward: AnyArray, following: IntArray,
-        terminated: AnyArray, ended: AnyArray, log_prob_next: AnyArray,
-    ) -> int:  # fmt: skip
-        """Learn from a step; the first slot whose reward is not finite, or -1."""
+    def learn(self, row: Row, epsilon: AnyArray, ended: AnyArray) -> None:
+        """Learn from the step in ``row``, and fill in ``log_prob_next`` if that is known."""
 
 
 def play(
@@ -59,18 +56,13 @@ def play(
     for t in range(n_timesteps):
         row, epsilon = record.row(t), learner.schedule.at(t, episode, n_timesteps)
         row["states"][:] = obs
-        player.act(obs, epsilon, row["actions"], row["action_probs"], row["entropy"])
+        player.act(row, epsilon)
         step = env.step(elements.take(row["actions"], axis=0))
         _number(observations, step.next_obs, row["next_states"])
         row["rewards"][:], row["terminated"][:] = step.reward, step.terminated
         row["truncated"][:] = step.truncated
         ended = step.terminated | step.truncated
-        wrong = player.learn(
-            obs, epsilon, row["actions"], row["rewards"], row["next_states"], row["terminated"], ended,
-            row["log_prob_next"],
-        )  # fmt: skip
-        if wrong >= 0:
-            raise NumericalError(f"{family.name}, task {who[wrong][0]}: the reward of step {t} is not finite")
+        player.learn(row, epsilon, ended)
         _number(observations, step.obs, obs)
         episode += ended
         progress(len(who))
@@ -109,21 +101,18 @@ class TabularPlayer(Player):
         self._rule, self._n_obs, self._memory, self._random = rule, n_obs, memory, random
         self._met = np.zeros(n, np.int64)  # rewards in this episode so far, at most ``memory``
 
-    def act(
-        self, obs: IntArray, epsilon: AnyArray, action: IntArray, probability: AnyArray, entropy: AnyArray
-    ) -> None:
-        q, met, n_obs = self._values.q, self._met, self._n_obs
-        kernels.act_greedily(q, obs, met, n_obs, epsilon, self._random, action, probability, entropy)
-
-    def learn(
-        self, obs: IntArray, epsilon: AnyArray, action: IntArray, reward: AnyArray, following: IntArray,
-        terminated: AnyArray, ended: AnyArray, log_prob_next: AnyArray,
-    ) -> int:  # fmt: skip
-        wrong: int = kernels.learn_values(
-            self._values, self._rule, self._n_obs, self._memory, obs, self._met, epsilon, action, reward,
-            following, terminated, ended, log_prob_next,
+    def act(self, row: Row, epsilon: AnyArray) -> None:
+        kernels.act_greedily(
+            self._values.q, row["states"], self._met, self._n_obs, epsilon, self._random, row["actions"],
+            row["action_probs"], row["entropy"],
         )  # fmt: skip
-        return wrong
+
+    def learn(self, row: Row, epsilon: AnyArray, ended: AnyArray) -> None:
+        kernels.learn_values(
+            self._values, self._rule, self._n_obs, self._memory, row["states"], self._met, epsilon,
+            row["actions"], row["rewards"], row["next_states"], row["terminated"], ended,
+            row["log_prob_next"],
+        )  # fmt: skip
 
 
 class RMaxPlayer(Player):
@@ -157,23 +146,17 @@ class RMaxPlayer(Player):
         self._kind, self._settle, self._memory, self._random = kind, settle, memory, random
         self._met = np.zeros(n, np.int64)
 
-    def act(
-        self, obs: IntArray, epsilon: AnyArray, action: IntArray, probability: AnyArray, entropy: AnyArray
-    ) -> None:
+    def act(self, row: Row, epsilon: AnyArray) -> None:
         kernels.act_by_plan(
-            self._model, self._places, self._kind, self._settle, self._per_table, obs, self._met, epsilon,
-            self._random, action, probability, entropy,
+            self._model, self._places, self._kind, self._settle, self._per_table, row["states"], self._met,
+            epsilon, self._random, row["actions"], row["action_probs"], row["entropy"],
         )  # fmt: skip
 
-    def learn(
-        self, obs: IntArray, epsilon: AnyArray, action: IntArray, reward: AnyArray, following: IntArray,
-        terminated: AnyArray, ended: AnyArray, log_prob_next: AnyArray,
-    ) -> int:  # fmt: skip
-        wrong: int = kernels.learn_model(
-            self._model, self._places, self._kind, self._memory, obs, self._met, action, reward, following,
-            terminated, ended,
+    def learn(self, row: Row, epsilon: AnyArray, ended: AnyArray) -> None:
+        kernels.learn_model(
+            self._model, self._places, self._kind, self._memory, row["states"], self._met, row["actions"],
+            row["rewards"], row["next_states"], row["terminated"], ended,
         )  # fmt: skip
-        return wrong
 
 
 class _Record:
@@ -203,7 +186,7 @@ class _Record:
             shape = like.shape[1:] if name in self._elements else ()
             self._arrays[name] = np.empty((*self._shape, *shape), like.dtype)
 
-    def row(self, t: int) -> dict[str, AnyArray]:
+    def row(self, t: int) -> Row:
         """The (N,) arrays of step ``t``, to be filled in; steps are asked for in order."""
         if t - self._at == _CHUNK:
             self._sort()

@@ -114,13 +114,9 @@ def mark_all(
 def mark_task(marker: str | Marker, history: History, task: int, *, seed: int, **params: Any) -> BoolArray:
     """``apply_marker`` for the history of ``task``, which errors name."""
     try:
-        return apply_marker(marker, history, seed=task_seed(seed, task), **params)
+        return apply_marker(marker, history, seed=seed64(seed, "marker", "task", task), **params)
     except MarkerError as error:
         raise MarkerError(f"task {task}: {error}") from error
-
-
-def task_seed(seed: int, task: int) -> int:
-    return seed64(seed, "marker", "task", task)
 
 
 def _array(history: History, name: str, *, needed: bool) -> AnyArray | None:

@@ -18,9 +18,9 @@ import numpy as np
 
 from compressed_ad.errors import RunDirectoryError, UsageError, one_line
 from compressed_ad.evaluation.intervals import Floats, mean
-from compressed_ad.files import chained, file_digest, json_object, write_atomically
+from compressed_ad.files import chained, file_digest, json_object, json_value, write_atomically
 from compressed_ad.histories.file import HistoryFile
-from compressed_ad.histories.header import LARGEST_RETURN, short
+from compressed_ad.histories.header import LARGEST_RETURN, differences, short
 from compressed_ad.histories.summary import learning_by_tenth, shortfall, task_summaries, total_marking
 from compressed_ad.marking.statistics import N_PHASE, MarkingStatistics
 from compressed_ad.report.measures import MEASURES, VALIDATED, final_return, normalise, series
@@ -109,26 +109,19 @@ def load_runs(run_dirs: Sequence[str | Path], name: str | None = None) -> Method
     seeds, paths = zip(*sorted(zip(places, map(Path, run_dirs), strict=True)), strict=True)
     if len(set(seeds)) < len(seeds):
         raise UsageError(f"two run directories of one seed: {', '.join(map(str, paths))}")
-    runs = [load_evaluation(path / "evaluation.npz") for path in paths]
-    for run, path in zip(runs, paths, strict=True):
-        for key in ("returns", "task_ids", "optimal", "random"):
-            found, first = run[key], runs[0][key]
-            same = found.shape == first.shape
-            if not same or (key != "returns" and not np.allclose(found, first, equal_nan=True)):
-                raise RunDirectoryError(
-                    f"{path / 'evaluation.npz'}: {key} differs from {paths[0] / 'evaluation.npz'}; "
-                    "only runs evaluated on the same tasks in the same way can be put together"
-                )
     files = [path / "evaluation.npz" for path in paths]
-    known = {str(file): judgement(file, run) for file, run in zip(files, runs, strict=True)}
-    check_same_judgement(known)
+    runs = [load_evaluation(file) for file in files]
+    known = [judgement(file, run) for file, run in zip(files, runs, strict=True)]
+    facts = {}
+    for file, run, stated in zip(files, runs, known, strict=True):
+        shown = {key: json_value(run[key].round(6)) for key in ("task_ids", "optimal", "random")}
+        facts[str(file)] = {"returns": run["returns"].shape, **shown, **stated}
+    check_same_judgement(facts)
     metrics = [
         load_metrics(path / "metrics.jsonl", run.get("step_last"))
         for path, run in zip(paths, runs, strict=True)
     ]
-    return _method(
-        paths[0].name.split("-")[0] if name is None else name, seeds, runs, metrics, known[str(files[0])]
-    )
+    return _method(paths[0].name.split("-")[0] if name is None else name, seeds, runs, metrics, known[0])
 
 
 def _method(
@@ -193,8 +186,7 @@ def check_same_judgement(judgements: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise ``RunDirectoryError`` naming two of ``judgements`` that differ where both are known."""
     (first, ours), *others = judgements.items()
     for name, theirs in others:
-        shared = [key for key in ours if key in theirs and ours[key] != theirs[key]]
-        if differing := [f"{key}: {short(theirs[key])}, not {short(ours[key])}" for key in shared]:
+        if differing := differences(theirs, ours, shared=True):
             raise RunDirectoryError(
                 f"{name}: was judged otherwise than {first} ({'; '.join(differing[:4])}); only runs evaluated"
                 " on the same histories with the same settings can be put together"
@@ -279,15 +271,12 @@ def load_metrics(path: Path, end: AnyArray | int | None = None) -> list[dict[str
         raise RunDirectoryError(f"{path}: not found; train this run first") from error
     except (OSError, UnicodeDecodeError) as error:
         raise RunDirectoryError(f"{path}: cannot be read ({error})") from error
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)  # of an earlier version it may hold NaN, which counts as unknown
-        except (ValueError, RecursionError) as error:
-            raise RunDirectoryError(f"{path}: line {number} is not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise RunDirectoryError(f"{path}: line {number} is not a JSON object")
-        rows.append(row)
+            rows.append({**json.loads(line)})  # of an earlier version it may hold NaN, which is unknown
+        except (ValueError, TypeError, RecursionError) as error:
+            raise RunDirectoryError(f"{path}: line {number} is not a JSON object ({error})") from error
     before = ""
     for number, row in enumerate(rows if any("check" in row for row in rows) else (), start=1):
         check = row.pop("check", None)

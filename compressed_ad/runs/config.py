@@ -26,7 +26,7 @@ from compressed_ad.registry import own_names, search_current_folder
 from compressed_ad.runs.layers import Request, nested, request_leaves
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.yaml_file import Leaves
-from compressed_ad.settings import Problem, problems
+from compressed_ad.settings import Problem, S, problems
 from compressed_ad.tasks.base import TaskFamily, family_specs
 from compressed_ad.tasks.select import family_code, make_family
 from compressed_ad.tasks.split import choose_tasks, split_family
@@ -68,8 +68,8 @@ def validated_config(leaves: Leaves, *, own: bool = True) -> Config:
 
     The valid settings are tried even if others are invalid, so that all mistakes are reported together.
     """
-    config, invalid = _valid_part(nested(leaves))
-    found = [f"{_origin(leaves, problem.paths)}: {problem}" for problem in invalid]
+    config, invalid = valid_part(Config, nested(leaves))
+    found = [f"{origin(leaves, problem.paths)}: {problem}" for problem in invalid]
     found += _trial_problems(leaves, config, own)
     if found:
         raise ConfigError(dict.fromkeys(found))
@@ -78,15 +78,15 @@ def validated_config(leaves: Leaves, *, own: bool = True) -> Config:
     return config.model_copy(update={"marker": apply.with_marker_defaults(config.marker)})
 
 
-def _valid_part(tree: dict[str, Any]) -> tuple[Config, list[Problem]]:
-    """The configuration without its invalid settings, which are removed from ``tree``; and their problems."""
+def valid_part(kind: type[S], tree: dict[str, Any]) -> tuple[S, list[Problem]]:
+    """``tree`` as a ``kind`` without its invalid settings, which are removed; and their problems."""
     try:
-        return Config.model_validate(tree), []
+        return kind.model_validate(tree), []
     except ValidationError as error:
-        found = problems(Config, error)
+        found = problems(kind, error)
     for path in (path for problem in found for path in problem.paths):
         _remove(tree, path)
-    return _valid_part(tree)[0], found
+    return valid_part(kind, tree)[0], found
 
 
 def _remove(tree: dict[str, Any], path: tuple[str, ...]) -> None:
@@ -100,14 +100,14 @@ def _remove(tree: dict[str, Any], path: tuple[str, ...]) -> None:
         at = inner
 
 
-def _origin(leaves: Leaves, paths: Iterable[tuple[str, ...]]) -> str:
+def origin(leaves: Leaves, paths: Iterable[tuple[str, ...]], nowhere: str = NOWHERE) -> str:
     """Where a key at, below or else above one of ``paths`` was written; the command line has precedence."""
     places: list[str] = []
     for path in paths:
         below = [where for known, (_, where) in leaves.items() if known[: len(path)] == path]
         above = [leaves[path[:n]][1] for n in range(len(path) - 1, 0, -1) if path[:n] in leaves]
         places += below or above[:1]
-    return next((place for place in places if place.startswith("--")), (*places, NOWHERE)[0])
+    return next((place for place in places if place.startswith("--")), (*places, nowhere)[0])
 
 
 @dataclass(frozen=True)
@@ -186,9 +186,9 @@ def _trial_problems(leaves: Leaves, config: Config, own: bool) -> list[str]:
             if isinstance(error, UnknownNameError):
                 keys = keys[-1:]
             for problem in getattr(error, "problems", str(error).splitlines()):
-                place = _origin(leaves, [(section, keys[0], *path) for path in getattr(problem, "paths", ())])
+                place = origin(leaves, [(section, keys[0], *path) for path in getattr(problem, "paths", ())])
                 if place == NOWHERE:
-                    place = _origin(leaves, [(section, key) for key in keys])
+                    place = origin(leaves, [(section, key) for key in keys])
                 found.append(f"{place}: {section}: {problem}")
         return None
 

@@ -10,9 +10,8 @@ import numpy as np
 
 from compressed_ad.errors import HistoryError, SplitError
 from compressed_ad.evaluation.intervals import mean
-from compressed_ad.histories import hdf5
 from compressed_ad.histories.file import HistoryFile
-from compressed_ad.histories.header import Scales, measure_scales, short
+from compressed_ad.histories.header import Scales, short
 from compressed_ad.histories.summary import episode_returns
 from compressed_ad.marking.apply import mark_all, marker_params
 from compressed_ad.marking.settings import MarkerSettings
@@ -52,10 +51,7 @@ def _scales(path: Path, digest: str) -> Scales:
     """The scales stored in a history file, if its training tasks give the same."""
     file = HistoryFile(path, verify=False, digest=digest)
     stored = file.training_scales()
-    with file.opened() as content:
-        training = (hdf5.child(content, str(task), hdf5.Group) for task in file.split.train.tolist())
-        measured = measure_scales(training, file.info.spaces["observation"])
-    for name, value in vars(measured).items():
+    for name, value in vars(file.training_scales(stored=False)).items():
         found = getattr(stored, name)
         same = np.shape(found) == np.shape(value) and (value is None or np.allclose(found, value, rtol=1e-5))
         if not same:

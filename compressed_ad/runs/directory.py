@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from compressed_ad.errors import ConfigError, RunDirectoryError
-from compressed_ad.files import locked, write_atomically, write_json
+from compressed_ad.files import is_free, locked, write_atomically, write_json
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.header import differences, installed
 from compressed_ad.marking.apply import marker_params
@@ -90,12 +90,13 @@ def check(
         return
     if not path.is_dir():
         raise RunDirectoryError(f"{path}: is a file; choose another output folder")
+    if not is_free(path, CONFIG, parts=[ENVIRONMENT]):
+        strange = min(p.name for p in path.iterdir() if p.name[0] != ".")
+        raise RunDirectoryError(
+            f"{path}: is not a run directory (it has {strange}, but no {CONFIG});"
+            " choose another output folder"
+        )
     if not (path / CONFIG).exists():
-        if strange := _others(path):
-            raise RunDirectoryError(
-                f"{path}: is not a run directory (it has {strange[0].name}, but no {CONFIG});"
-                " choose another output folder"
-            )
         return
     stored, wanted = _stored_values(path), config.model_dump(mode="json")
     differing = differences(_compared(stored, keys), _compared(wanted, keys))
@@ -115,9 +116,9 @@ def content_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 def other_data(known: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """Where two provenances name other data, as far as an earlier version stored it."""
-    wanted = {key: value for key, value in content_of(given).items() if key in known or not known}
-    wanted.pop("meaning", None)  # follows from family and kwargs, which are there
-    return differences({key: known.get(key) for key in wanted}, wanted, "history")
+    # The meaning follows from family and kwargs, which are there.
+    wanted = {key: value for key, value in content_of(given).items() if key != "meaning"}
+    return differences(known, wanted, "history", shared=bool(known))
 
 
 def _compared(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

@@ -35,9 +35,7 @@ class Explorer:
     coverage: FloatArray  # (E,) places visited by the end of each episode, mean over tasks and rollouts
     searched: FloatArray  # (E,) the same, of steps up to the first reward
     explored: FloatArray  # (N,) places visited by the last episode
-    correlation: (
-        float  # rank correlation of the fewest steps to the first reward with the steps taken, or NaN
-    )
+    correlation: float  # rank correlation of the fewest steps to the first reward with those taken, or NaN
 
 
 @dataclass(frozen=True)

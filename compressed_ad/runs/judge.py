@@ -23,6 +23,7 @@ from compressed_ad.errors import (
 from compressed_ad.files import file_digest, write_atomically
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.header import differences
+from compressed_ad.marking.statistics import marking_statistics
 from compressed_ad.models.settings import FROM_HISTORY
 from compressed_ad.registry import call_text, check_trust, own_names
 from compressed_ad.report.results import DIGEST, REFERENCE, content_digest, stored_arrays
@@ -72,17 +73,14 @@ def evaluation_settings(job: Job) -> str:
     """What an evaluation of this run depends on, as JSON."""
     settings: dict[str, Any] = job.config.evaluation.model_dump(mode="json")
     weights = {name: file_digest(job.path / name) for name in WEIGHTS.values()}
-    try:
-        found = job.history.stat()
-        digest = _digest(job.history, found.st_mtime_ns, found.st_size)
-    except OSError:
-        digest = HistoryFile(job.history).digest()  # raises the error that says what is wrong
+    found = job.history.stat() if job.history.exists() else None
+    digest = _digest(job.history, found and (found.st_mtime_ns, found.st_size))
     return json.dumps({**settings, **playing(job.config), **weights, "history": digest})
 
 
 @lru_cache(maxsize=256)
-def _digest(history: Path, mtime_ns: int, size: int) -> str:
-    """The digest of a history file, read again if the file has changed."""
+def _digest(history: Path, state: tuple[int, int] | None) -> str:
+    """The digest of a history file, read again if its ``state`` has changed."""
     return HistoryFile(history).digest()
 
 
@@ -94,9 +92,10 @@ def stored_evaluation(path: Path) -> str | None:
         return None
 
 
-def is_evaluated(job: Job) -> bool:
+def is_evaluated(job: Job, path: Path | None = None) -> bool:
     """Whether an evaluation of these weights on these histories, with these settings, is stored."""
-    return job.trained and stored_evaluation(job.path / EVALUATION) == evaluation_settings(job)
+    there = stored_evaluation(path or job.path / EVALUATION)
+    return job.trained and there is not None and there == evaluation_settings(job)
 
 
 def evaluate_run(
@@ -143,7 +142,9 @@ def evaluate_run(
         "task_ids": ids,
         "optimal": data.optimal(ids),
         "random": data.file.random_return[ids],
-        "marked": _marked_by_tenth(histories),
+        "marked": np.array(
+            marking_statistics(np.split(histories.mask, histories.offsets[1:-1])).ratio_by_phase
+        ),
         "paying": _paying(histories),
         "settings": settings,
         "judged": json.dumps(_judged(data.file)),
@@ -189,13 +190,6 @@ def make_player(job: Job) -> Player:
     return Player(model, step, data, playing(job.config), notes)
 
 
-def _marked_by_tenth(sequences: Sequences) -> FloatArray:
-    """(10,) share of marked steps by tenth of each sequence; without marks 0."""
-    place = np.arange(len(sequences.mask)) - np.repeat(sequences.offsets[:-1], sequences.lengths)
-    tenth = 10 * place // np.repeat(sequences.lengths, sequences.lengths)
-    return np.bincount(tenth, sequences.mask, minlength=10) / np.bincount(tenth, minlength=10)
-
-
 def _paying(sequences: Sequences) -> float:
     """Share of steps with a reward other than 0 in the first episodes, before the source has learned."""
     episodes = sequences.episodes
@@ -225,9 +219,7 @@ def check_unseen(data: RunData, part: str = "heldout") -> list[str]:
     known = [i for i in ours.split.heldout.tolist() if tuple(here_rows[i]) in seen]
     if not known or part != "heldout":
         return notes
-    meaning = trained.get("meaning", {})
-    shared = {key: value for key, value in here["meaning"].items() if key in meaning}
-    differing = "; ".join(differences({key: meaning[key] for key in shared}, shared, "family"))
+    differing = differences(trained.get("meaning", {}), here["meaning"], "family", shared=True)
     if not differing:
         raise SplitError(
             f"{job.path} was trained on held-out tasks {known} of {ours.path}, or they chose its checkpoint;"
@@ -236,7 +228,7 @@ def check_unseen(data: RunData, part: str = "heldout") -> list[str]:
     return [
         *notes,
         f"tasks {known} of {ours.path} have the parameters of tasks that {job.path} was trained on, in"
-        f" another family ({differing}): they count as new",
+        f" another family ({'; '.join(differing)}): they count as new",
     ]
 
 
@@ -259,14 +251,11 @@ def _check_origin(path: Path, content: Mapping[str, Any], job: Job) -> None:
 
     ``config.yaml`` and ``environment.json`` are held against the copies in the weights' file.
     """
-    stored, history = stored_config(job.path), stored_environment(job.path).get("history") or {}
+    stored, history = stored_config(job.path), content_of(stored_environment(job.path).get("history") or {})
     asked = stored.model.model_dump(mode="json", exclude=set(FROM_HISTORY))
-    known = {key: content["config"].get(key, value) for key, value in asked.items()}
-    differing = differences(known, asked, "model")
+    differing = differences(content["config"], asked, "model", shared=True)
     differing += differences(content.get("seed", stored.seed), stored.seed, "seed")
-    if "trained_on" in content:
-        differing += differences(content["trained_on"], content_of(history), "history")
-    if differing:
+    if differing := differing + differences(content.get("trained_on", history), history, "history"):
         raise RunDirectoryError(
             f"{path}: is not of the run that {CONFIG} and {ENVIRONMENT} describe ({'; '.join(differing[:3])})"
         )

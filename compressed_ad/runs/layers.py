@@ -84,12 +84,12 @@ def request_leaves(request: Request) -> Leaves:
     leaves = read_file(config_folder() / f"{request.preset}.yaml")
     problems: list[str] = []
     for path in request.files:
-        with _gathering(problems):
+        with gathering(problems):
             _merge_file(leaves, config_file(path))
     for section, name in (request.sections or {}).items():
-        with _gathering(problems):
+        with gathering(problems):
             merge(leaves, _section_layer(leaves, section, name))
-    with _gathering(problems):
+    with gathering(problems):
         merge(leaves, override_leaves(request.overrides))
     if problems:
         raise ConfigError(problems)
@@ -97,7 +97,8 @@ def request_leaves(request: Request) -> Leaves:
 
 
 @contextmanager
-def _gathering(problems: list[str]) -> Iterator[None]:
+def gathering(problems: list[str]) -> Iterator[None]:
+    """Collect the problems of a ``ConfigError`` raised inside."""
     try:
         yield
     except ConfigError as error:
@@ -109,7 +110,7 @@ def override_leaves(overrides: Sequence[tuple[str, str]]) -> Leaves:
     leaves: Leaves = {}
     problems: list[str] = []
     for key, text in overrides:
-        with _gathering(problems):
+        with gathering(problems):
             _put(leaves, yaml_file.parse(text, f"--{key}", tuple(key.split("."))))
     if problems:
         raise ConfigError(problems)

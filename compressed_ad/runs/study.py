@@ -19,35 +19,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, Strict
 
 from compressed_ad.errors import ConfigError, nearest
 from compressed_ad.report.measures import MEASURES
 from compressed_ad.runs import layers, yaml_file
-from compressed_ad.runs.config import validated_config
+from compressed_ad.runs.config import origin, valid_part, validated_config
 from compressed_ad.runs.job import playing
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.yaml_file import Leaves
+from compressed_ad.settings import Count, Positive, Settings, Whole
 
-KEYS = {
-    "question": "what the study asks",
-    "preset": "the preset below everything (default: default)",
-    "settings": "settings of every cell",
-    "families": "task families: a name of your choice and its settings",
-    "variants": "what is compared: a name of your choice and its settings",
-    "baseline": "the variant that the others are compared with (default: the first)",
-    "compare": "further comparisons, pairs [one, other]: other minus one",
-    "curves": "cost curves: a name of your choice and variants that differ in their model's size or context",
-    "runs": "runs of each variant, a number or one for each family",
-    "first_seed": "seed of the first run (default: 0)",
-    "metric": "the measure that the verdicts rest on (default: final)",
-    "spread": "standard deviation of a paired difference between runs that was assumed when planning",
-}
 SMALL_RUNS = 2
+_Runs = Annotated[Count, Strict()]
 
 
 @dataclass(frozen=True)
@@ -100,6 +90,23 @@ class Study:
     small: bool = False  # shrunk: shows that everything works, not what is true
 
 
+class StudyFile(Settings):
+    """What a study file may say; the settings in it are validated cell by cell."""
+
+    question: str = ""  # what the study asks
+    preset: str = "default"  # below everything
+    settings: dict[str, Any] = Field(default_factory=dict)  # of every cell
+    families: dict[str, dict[str, Any] | None] = Field(default_factory=dict)  # settings by a chosen name
+    variants: dict[str, dict[str, Any] | None] = Field(default_factory=dict)  # what is compared
+    baseline: str | None = None  # the variant that the others are compared with; None: the first
+    compare: tuple[tuple[str, str], ...] = ()  # further comparisons, pairs [one, other]: other minus one
+    curves: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # variants of other size or context
+    runs: _Runs | dict[str, _Runs] = 3  # of each variant, a number or one for each family
+    first_seed: Whole = 0  # seed of the first run
+    metric: str = "final"  # the measure that the verdicts rest on
+    spread: Positive | None = None  # assumed standard deviation of a paired difference between runs
+
+
 def load_study(
     path: Path,
     *,
@@ -116,208 +123,113 @@ def load_study(
     are played stay. ``overrides`` are (dotted key, YAML text) pairs over all cells. ``small`` shrinks
     histories, models and evaluations to a fraction. Without ``own``, the user's own code is not imported.
     """
-    tree = _Tree(path)
-    known_families, known = tree.names("families"), tree.names("variants")
-    baseline = tree.value("baseline", known[0])
-    problems: list[str] = []
+    leaves = {p: leaf for p, leaf in yaml_file.read(path).items() if len(p) > 1 or leaf[0] is not None}
+    file, invalid = valid_part(StudyFile, layers.nested(leaves))
 
-    def attempt(read: Callable[[], Any], otherwise: Any = None) -> Any:
-        """What ``read`` gives; ``otherwise`` if it finds mistakes, which are told together."""
-        try:
-            return read()
-        except ConfigError as error:
-            problems.extend(error.problems)
-            return otherwise
+    def where(*key: str) -> str:
+        return origin(leaves, [key], str(path))
 
-    attempt(tree.check_keys)
-    attempt(lambda: tree.among("baseline", baseline, known))
-    weights = {name: attempt(partial(_weights, tree, name, known), name) for name in known}
-    for name in families:
-        attempt(partial(_among, "--families", name, known_families))
-    for name in variants:
-        attempt(partial(_among, "--variants", name, known))
-    chosen_families = [name for name in known_families if name in (families or known_families)]
-    wanted = {*(variants or known), baseline}
-    wanted |= {weights[name] for name in wanted if name in weights}
-    chosen = [name for name in known if name in wanted]
-    counts = attempt(lambda: _runs(tree, known_families), {})
+    problems = [f"{where(*problem.paths[0])}: {problem}" for problem in invalid]
+
+    def among(place: str, names: Iterable[Any], known: Sequence[str]) -> None:
+        for name in names:
+            if name not in known:
+                hint = f"{nearest(str(name), known)}; one of {', '.join(known)}"
+                problems.append(f"{place}: unknown {name!r}{hint}")
+
+    for section in ("families", "variants"):
+        names = getattr(file, section)
+        if not names:
+            problems.append(f"{where(section)}: {section} must name at least one, with its settings")
+            raise ConfigError(problems)
+        for name in [name for name in names if not name.isprintable()]:
+            problems.append(f"{where(section)}: {section} must have names of one line, not {name!r}")
+    known_families, known = list(file.families), list(file.variants)
+    baseline = known[0] if file.baseline is None else file.baseline
+    among(f"{where('baseline')}: baseline", [baseline], known)
+    among(f"{where('metric')}: metric", [file.metric], list(MEASURES))
+    among("--families", families, known_families)
+    among("--variants", variants, known)
+    plays = {name: str(of["weights"]) for name, of in file.variants.items() if of and "weights" in of}
+    for name, other in plays.items():
+        place = where("variants", name, "weights")
+        among(f"{place}: variants", [other], known)
+        strange = [p[0] for p in _settings(leaves, "variants", name) if p[0] != "evaluation"]
+        if strange:
+            only = f"so it can only set evaluation, not {strange[0]}"
+            problems.append(f"{place}: {name} plays the weights of {other}, {only}")
+        if other in plays:
+            problems.append(f"{place}: {other} has no weights of its own")
+    counts = file.runs if isinstance(file.runs, dict) else dict.fromkeys(known_families, file.runs)
+    among(f"{where('runs')}: runs", counts, known_families)
+    for family in [family for family in known_families if family not in counts]:
+        problems.append(f"{where('runs')}: runs does not say how many for {family}")
     if small or runs is not None:
-        counts = dict.fromkeys(counts, SMALL_RUNS if runs is None else runs)
-    first_seed, spread = (attempt(partial(_number, tree, key)) for key in ("first_seed", "spread"))
-    metric = str(tree.value("metric", "final"))
-    attempt(lambda: tree.among("metric", metric, list(MEASURES)))
-    comparisons = attempt(lambda: _comparisons(tree, baseline, known, chosen), ())
-    curves = attempt(lambda: _curves(tree, known, chosen), {})
+        counts = dict.fromkeys(known_families, SMALL_RUNS if runs is None else runs)
+    among(f"{where('compare')}: compare", chain.from_iterable(file.compare), known)
+    among(f"{where('curves')}: curves", chain.from_iterable(file.curves.values()), known)
     if problems:  # what is wrong with settings costs more to find
         raise ConfigError(dict.fromkeys(problems))
-    bottom = layers.request_leaves(layers.Request(str(tree.value("preset", "default"))))
+    chosen_families = [name for name in known_families if name in (families or known_families)]
+    wanted = {*(variants or known), baseline}
+    wanted |= {plays.get(name, name) for name in wanted}
+    chosen = [name for name in known if name in wanted]
+    bottom = layers.request_leaves(layers.Request(file.preset))
     top = layers.override_leaves(overrides)
     if small:
         layers.merge(bottom, layers.read_file(layers.config_folder() / "study_small.yaml"))
     configs: dict[tuple[str, str], Config] = {}
     for family in chosen_families:
         for variant in chosen:
-            args = tree, bottom, top, family, variant, small, own
-            if (config := attempt(partial(_config, *args))) is not None:
-                configs[family, variant] = config
+            with layers.gathering(problems):
+                layered = _layered(leaves, bottom, family, variant, small)
+                layers.merge(layered, top)
+                configs[family, variant] = validated_config(layered, own=own)
     if problems:
         raise ConfigError(dict.fromkeys(problems))
     cells = [
-        _cell(configs, family, variant, weights[variant], run, int(first_seed or 0) + run)
+        _cell(configs, family, variant, plays.get(variant, variant), run, file.first_seed + run)
         for run in range(max(counts[family] for family in chosen_families))
         for family in chosen_families
         if run < counts[family]
         for variant in chosen
     ]
+    curves = {curve: tuple(v for v in chosen if v in names) for curve, names in file.curves.items()}
+    pairs = dict.fromkeys([*((baseline, name) for name in known), *file.compare])
     return Study(
         name=path.stem,
         path=path,
-        question=str(tree.value("question", "")).strip(),
+        question=file.question.strip(),
         baseline=baseline,
-        comparisons=comparisons,
-        metric=metric,
-        spread=spread,
+        comparisons=tuple(p for p in pairs if set(p) <= set(chosen) and p[0] != p[1]),
+        metric=file.metric,
+        spread=file.spread,
         families=tuple(chosen_families),
         variants=tuple(chosen),
-        curves=curves,
+        curves={curve: names for curve, names in curves.items() if names},
         runs={family: counts[family] for family in chosen_families},
         cells=tuple(cells),
         small=small,
     )
 
 
-def _among(where: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        raise ConfigError(f"{where}: unknown {name!r}{nearest(str(name), known)}; one of {', '.join(known)}")
+def _settings(leaves: Leaves, *key: str) -> Leaves:
+    """The settings under ``key``, without what is not a setting."""
+    own = {p[len(key) :]: leaf for p, leaf in leaves.items() if p[: len(key)] == key}
+    return {p: leaf for p, leaf in own.items() if p and p[0] not in ("weights", "in")}
 
 
-class _Tree:
-    """Reads parts of a study file, and knows where each was written."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.leaves = path, yaml_file.read(path)
-        if not self.leaves:
-            raise ConfigError(f"{path}: an empty study; it needs families and variants")
-
-    def check_keys(self) -> None:
-        unknown = dict.fromkeys(p[0] for p in self.leaves if p[0] not in KEYS)
-        if unknown:
-            raise ConfigError(f"{self.where(k)}: unknown key {k!r}{nearest(k, KEYS)}" for k in unknown)
-
-    def mistake(self, key: str, text: str) -> ConfigError:
-        return ConfigError(f"{self.where(key)}: {text}")
-
-    def among(self, key: str, name: str, known: Sequence[str]) -> None:
-        _among(f"{self.where(key)}: {key}", name, known)
-
-    def where(self, *key: str) -> str:
-        return next((where for p, (_, where) in self.leaves.items() if p[: len(key)] == key), str(self.path))
-
-    def value(self, key: str, default: Any) -> Any:
-        nested = next((p for p in self.leaves if p[0] == key and len(p) > 1), None)
-        if nested is not None:
-            raise self.mistake(key, f"{key} must be one value, got keys ({nested[1]}, ...)")
-        found = self.leaves.get((key,), (default, ""))[0]
-        return default if found is None else found
-
-    def names(self, section: str) -> list[str]:
-        found = list(dict.fromkeys(p[1] for p in self.leaves if p[0] == section and len(p) > 1))
-        if not found:
-            raise self.mistake(section, f"{section} must name at least one, with its settings")
-        if strange := [name for name in found if not str(name).isprintable()]:
-            raise self.mistake(section, f"{section} must have names of one line, not {strange[0]!r}")
-        return found
-
-    def settings(self, *key: str) -> Leaves:
-        """The settings under ``key``, without what is not a setting."""
-        own = {p[len(key) :]: leaf for p, leaf in self.leaves.items() if p[: len(key)] == key}
-        return {p: leaf for p, leaf in own.items() if p and p[0] not in ("weights", "in")}
-
-
-def _weights(tree: _Tree, variant: str, known: Sequence[str]) -> str:
-    """The variant whose weights ``variant`` plays."""
-    leaf = ("variants", variant, "weights")
-    if leaf not in tree.leaves:
-        return variant
-    name, where = str(tree.leaves[leaf][0]), tree.leaves[leaf][1]
-    tree.among("variants", name, known)
-    strange = [p[0] for p in tree.settings("variants", variant) if p[0] != "evaluation"]
-    if strange:
-        raise ConfigError(
-            f"{where}: {variant} plays the weights of {name}, so it can only set evaluation, not {strange[0]}"
-        )
-    if ("variants", name, "weights") in tree.leaves:
-        raise ConfigError(f"{where}: {name} has no weights of its own")
-    return name
-
-
-def _runs(tree: _Tree, families: Sequence[str]) -> dict[str, int]:
-    given = {p[1]: value for p, (value, _) in tree.leaves.items() if p[0] == "runs" and len(p) == 2}
-    given = given or dict.fromkeys(families, tree.value("runs", 3))
-    for family, count in given.items():
-        tree.among("runs", family, families)
-        if not _at_least(1, count, int):
-            raise tree.mistake("runs", f"runs must be whole numbers from 1 on: {count!r}")
-    for family in families:
-        if family not in given:
-            raise tree.mistake("runs", f"runs does not say how many for {family}")
-    return given
-
-
-def _number(tree: _Tree, key: str) -> float | None:
-    """``first_seed`` or ``spread``, None if it is not given."""
-    value = tree.value(key, None)
-    if value is None:
-        return None
-    if key == "first_seed" and not _at_least(0, value, int):
-        raise tree.mistake(key, f"first_seed must be a whole number: {value!r}")
-    if key == "spread" and not (_at_least(0, value, int | float) and value > 0):
-        raise tree.mistake(key, f"spread must be a number above 0, got {value!r}")
-    return float(value)
-
-
-def _at_least(least: int, value: Any, kind: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and value >= least
-
-
-def _comparisons(
-    tree: _Tree, baseline: str, known: Sequence[str], chosen: Sequence[str]
-) -> tuple[tuple[str, str], ...]:
-    pairs = [(baseline, name) for name in known]
-    more = tree.value("compare", [])
-    for pair in more if isinstance(more, list) else [more]:
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise tree.mistake("compare", f"compare must be pairs [one, other], got {pair!r}")
-        for name in pair:
-            tree.among("compare", name, known)
-        pairs.append((pair[0], pair[1]))
-    return tuple(p for p in dict.fromkeys(pairs) if set(p) <= set(chosen) and p[0] != p[1])
-
-
-def _curves(tree: _Tree, known: Sequence[str], chosen: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    found = {}
-    for name, names in ((p[1:], value) for p, (value, _) in tree.leaves.items() if p[0] == "curves"):
-        if len(name) != 1 or not isinstance(names, list):
-            raise tree.mistake("curves", "curves must be a list of variants by name")
-        for variant in names:
-            tree.among("curves", variant, known)
-        found[name[0]] = tuple(variant for variant in chosen if variant in names)
-    return {name: names for name, names in found.items() if names}
-
-
-def _config(
-    tree: _Tree, bottom: Leaves, top: Leaves, family: str, variant: str, small: bool, tried: bool
-) -> Config:
+def _layered(study: Leaves, bottom: Leaves, family: str, variant: str, small: bool) -> Leaves:
+    """The settings of a cell, all layers of ``study`` over ``bottom``."""
     leaves, own = dict(bottom), ("variants", variant)
     for key in (("settings",), ("families", family), own, (*own, "in", family)):
-        layer = tree.settings(*key)
+        layer = _settings(study, *key)
         if small:  # what makes a study small goes over what makes it big
             layer = {p: leaf for p, leaf in layer.items() if p not in _SIZES}
         layers.merge(leaves, layers.resolve_sections(leaves, layer))
         if small:
             layers.merge(leaves, {p: leaf for p, leaf in bottom.items() if p in _SIZES})
-    layers.merge(leaves, top)
-    return validated_config(leaves, own=tried)
+    return leaves
 
 
 _SIZES = {

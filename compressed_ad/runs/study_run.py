@@ -22,7 +22,7 @@ from compressed_ad.report.results import Row, cell_row, load_metrics, validation
 from compressed_ad.runs.config import own_code
 from compressed_ad.runs.directory import run_name
 from compressed_ad.runs.job import Job
-from compressed_ad.runs.judge import evaluate_run, evaluation_settings, stored_evaluation
+from compressed_ad.runs.judge import evaluate_run, is_evaluated
 from compressed_ad.runs.stages import check_recipe, collect_stage, default_history, expected_seconds
 from compressed_ad.runs.study import Cell, Study
 from compressed_ad.runs.trainer import train_run
@@ -39,11 +39,7 @@ class Group:
     @property
     def finished(self) -> bool:
         """Whether everything has been played with the present weights."""
-        return self.job.trained and all(_is_played(job, path) for _, job, path in self.plays)
-
-
-def _is_played(job: Job, path: Path) -> bool:
-    return path.exists() and stored_evaluation(path) == evaluation_settings(job)
+        return all(is_evaluated(job, path) for _, job, path in self.plays)
 
 
 def history_of(cell: Cell, out: Path) -> Path:
@@ -148,8 +144,8 @@ def expected(study: Study, out: Path, n_process: int) -> dict[str, float | None]
 
 def rows(parts: Iterable[Group]) -> list[Row]:
     """The results of everything that has been played so far, by family, variant and run."""
-    played = (play for group in parts if group.job.trained for play in group.plays)
-    found = [cell_row(cell, job.path, path) for cell, job, path in played if _is_played(job, path)]
+    played = (play for group in parts for play in group.plays)
+    found = [cell_row(cell, job.path, path) for cell, job, path in played if is_evaluated(job, path)]
     return sorted(found, key=lambda row: (row.family, row.variant, row.run))
 
 

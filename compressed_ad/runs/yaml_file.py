@@ -21,7 +21,7 @@ Leaves = dict[tuple[str, ...], tuple[Any, str]]
 """Path of keys -> (value, where it was written)."""
 
 MAX_BYTES = 1 << 20
-_MAX_NODES, _MAX_KEYS, _MAX_SETTINGS = 10_000, 200, 500  # values, keys side by side, settings
+_MAX_NODES, _MAX_SETTINGS = 10_000, 500  # values, settings
 _SCALARS: tuple[tuple[str, Callable[[str], Any]], ...] = (
     (r"~|null|Null|NULL|", lambda _: None),
     (r"true|True|TRUE", lambda _: True),
@@ -121,8 +121,6 @@ def _plain(node: Any) -> Any:
 
 def _items(mapping: yaml.MappingNode) -> dict[str, tuple[str, Any]]:
     """Key -> (where it was written, node of its value)."""
-    if len(mapping.value) > _MAX_KEYS:
-        raise ConfigError(f"{_place(mapping.start_mark)}: more than {_MAX_KEYS} keys; not a configuration")
     items: dict[str, tuple[str, Any]] = {}
     for key, child in mapping.value:
         where = _place(key.start_mark)

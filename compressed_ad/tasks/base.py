@@ -166,10 +166,11 @@ class OneLineRepr:
 def family_specs(family: TaskFamily) -> dict[str, SpaceSpec]:
     """The space descriptions of ``"observation"`` and ``"action"``; ``SpaceError`` names family and space.
 
-    A horizon beyond ``LONGEST`` is a ``SpaceError``, too.
+    A horizon that is no number of steps is a ``SpaceError``, too.
     """
-    if family.horizon > LONGEST:
-        raise SpaceError(f"{family.name}: a horizon of {family.horizon:,} steps; at most {LONGEST:,} work")
+    if not isinstance(family.horizon, int | np.integer) or not 1 <= family.horizon <= LONGEST:
+        wanted = f"horizon must be a whole number from 1 to {LONGEST:,}"
+        raise SpaceError(f"{family.name}: {wanted}, not {family.horizon!r}")
     specs = {}
     for name in ("observation", "action"):
         try:

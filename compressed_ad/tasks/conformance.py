@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import CompressedADError, SpaceError, UsageError, users_code
-from compressed_ad.tasks.base import FixedSplit, RewardFunction, TaskFamily
-from compressed_ad.types import LONGEST, AnyArray, Step, to_spec
+from compressed_ad.tasks.base import FixedSplit, RewardFunction, TaskFamily, family_specs
+from compressed_ad.tasks.checked_env import checked_slots, family_label
+from compressed_ad.types import Step
 
 _PLAYED = 10_000  # steps, at most
 
@@ -40,21 +41,16 @@ def family_problems(family: Any, *, n_task: int = 3, seed: int = 0) -> list[str]
                 or list(_play_problems(family, n_task, seed))
             )
     except CompressedADError as error:
-        return [f"{family.name}: {error}"]
+        return [f"{family.name}: {str(error).removeprefix(f'{family_label(family)}, ')}"]
     return [f"{family.name}: {problem}" for problem in problems]
 
 
 def static_problems(family: TaskFamily) -> Iterator[str]:
     """What is wrong with the spaces, the horizon and the table of tasks; quick, as nothing is played."""
-    for key in ("observation_space", "action_space"):
-        try:
-            to_spec(getattr(family, key))
-        except SpaceError as error:
-            yield f"{key}: {error}"
-    if not isinstance(family.horizon, int | np.integer) or family.horizon < 1:
-        yield f"horizon must be an integer >= 1, not {family.horizon!r}"
-    elif family.horizon > LONGEST:
-        yield f"horizon must be at most {LONGEST:,} steps, not {family.horizon:,}"
+    try:
+        family_specs(family)
+    except SpaceError as error:
+        yield str(error).removeprefix(f"{family.name}: ")
     tasks = family.tasks()
     table = isinstance(tasks, np.ndarray) and tasks.ndim == 2 and len(tasks) > 0
     if not table or tasks.dtype.kind not in "iuf":
@@ -97,74 +93,32 @@ def _play_problems(family: TaskFamily, n_task: int, seed: int) -> Iterator[str]:
     n_step = min(2 * family.horizon, _PLAYED)
     actions = np.stack([np.stack([space.sample() for _ in tasks]) for _ in range(n_step)])
     seeds = np.arange(seed, seed + len(tasks))
-    env = family.make(tasks, seeds)
-    if env.num_envs != len(tasks):
-        yield f"make() of {len(tasks)} tasks gives num_envs {env.num_envs}"
-        return
-    first = np.asarray(env.reset())
-    if problem := _observation_problem(family, "reset()", first, len(tasks)):
-        yield problem
-        return
+    env = checked_slots(family, tasks, seeds, range(len(tasks)), strict=True)
+    first = env.reset().copy()
     returned, steps = [], []
     for row in actions:
         returned.append(env.step(row))
-        if problem := _step_problem(family, returned[-1], len(tasks)):
-            yield problem
-            return
         steps.append(copy.deepcopy(returned[-1]))
     if not all(map(_same, returned, steps)):
         yield "arrays of an earlier Step change in later steps; return new arrays"
-    ended = np.stack([s.terminated | s.truncated for s in steps])
-    if n_step >= family.horizon and not ended[: family.horizon].any(0).all():
-        yield f"an episode lasts longer than horizon = {family.horizon} steps"
-    if any(not np.array_equal(s.obs[~end], s.next_obs[~end]) for s, end in zip(steps, ended, strict=True)):
-        yield "obs differs from next_obs in a slot whose episode goes on"
     for i in range(len(tasks)):  # a slot alone must do what it did beside the others
         slot = slice(i, i + 1)
-        alone = family.make(tasks[slot], seeds[slot])
+        alone = checked_slots(family, tasks[slot], seeds[slot], [i])
         if not np.array_equal(alone.reset(), first[slot]) or not all(
             _same(step, alone.step(row[slot]), slot) for step, row in zip(steps, actions, strict=True)
         ):
             yield f"task {i} with the same seed and actions plays differently alone than beside other slots"
             break
     if isinstance(family, RewardFunction):
-        states, successors = (
-            np.stack([first, *(s.obs for s in steps[:-1])]),
-            np.stack([s.next_obs for s in steps]),
-        )
-        rewards, start = (
-            np.stack([s.reward for s in steps]),
-            np.concatenate([np.ones_like(ended[:1]), ended[:-1]]),
-        )
+        ended = np.stack([s.terminated | s.truncated for s in steps])
+        states, rewards = np.stack([first, *(s.obs for s in steps[:-1])]), np.stack([s.reward for s in steps])
+        successors = np.stack([s.next_obs for s in steps])
+        start = np.concatenate([np.ones_like(ended[:1]), ended[:-1]])
         for i, task in enumerate(tasks):
             got = family.reward(task, states[:, i], actions[:, i], successors[:, i], start[:, i])
             if np.shape(got) != rewards[:, i].shape or not np.allclose(got, rewards[:, i]):
                 yield f"reward() of task {i} does not give the rewards that its environment gave"
                 break
-
-
-def _observation_problem(family: TaskFamily, what: str, obs: AnyArray, n: int) -> str | None:
-    space = family.observation_space
-    if np.shape(obs) != (n, *(space.shape or ())):
-        return f"{what}: expected observations {(n, *(space.shape or ()))}, got {np.shape(obs)}"
-    if not all(space.contains(o) for o in obs):
-        return f"{what}: an observation ({obs.dtype}) lies outside {space}"
-    return None
-
-
-def _step_problem(family: TaskFamily, step: Any, n: int) -> str | None:
-    if not isinstance(step, Step):
-        return f"step() must return a Step, not {type(step).__name__}"
-    for key, dtype in (("reward", np.float32), ("terminated", np.bool_), ("truncated", np.bool_)):
-        array = getattr(step, key)
-        if not isinstance(array, np.ndarray) or array.shape != (n,) or array.dtype != dtype:
-            got = f"{getattr(array, 'dtype', type(array).__name__)} {np.shape(array)}"
-            return f"step().{key} must be {np.dtype(dtype)} ({n},), not {got}"
-    if not np.isfinite(step.reward).all():
-        return "a reward is NaN or infinite"
-    return _observation_problem(family, "step().next_obs", step.next_obs, n) or _observation_problem(
-        family, "step().obs", step.obs, n
-    )
 
 
 def _same(a: Step, b: Step, slot: slice = slice(None)) -> bool:

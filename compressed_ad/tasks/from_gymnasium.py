@@ -7,7 +7,6 @@ attribute of the constructed environment (``env.unwrapped.length``), which is th
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from compressed_ad.errors import ConfigError, SpaceError, UsageError, nearest, users_code
-from compressed_ad.registry import checked, import_attribute, takes
+from compressed_ad.registry import checked, import_attribute, import_module, takes
 from compressed_ad.seeding import rng
 from compressed_ad.settings import Count, Seed
 from compressed_ad.tasks.base import OneLineRepr, TaskFamily, family_specs
@@ -207,32 +206,25 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
     def _spec(self) -> EnvSpec:
         """The registered specification; as in gymnasium.make, ``module:EnvId`` imports the module first."""
         module, _, env_id = self.env_id.rpartition(":")
+        if module:
+            import_module(self.name, module)
         try:
-            if module and not all(part.isidentifier() for part in module.split(".")):
-                raise ImportError("not the name of a module")
-            if module:
-                importlib.import_module(module)
             return gymnasium.spec(env_id)
         except gymnasium.error.Error as error:
             reason = _line(error).partition(" Did you mean")[0]
             raise UsageError(f"{self.name}: {reason}{nearest(env_id, gymnasium.registry)}") from None
-        except ImportError as error:
-            raise UsageError(f"{self.name}: cannot import {module} ({_line(error)})") from None
 
     def _own_limit(self, env: Env) -> int | None:
         """The time limit that ``env`` enforces itself, if gymnasium has none for it."""
         return None
 
     def _construct(self, arguments: Mapping[str, Any]) -> Env:
-        try:
+        given = f" with {dict(arguments)}" if arguments else ""
+        with users_code(f"{self.name}: cannot be made{given}", UsageError):
             return gymnasium.make(
                 self.env_id, max_episode_steps=self._horizon, disable_env_checker=True,
                 **{**self.kwargs, **arguments},
             )  # fmt: skip
-        except Exception as error:  # a constructor can raise anything
-            given = f" with {dict(arguments)}" if arguments else ""
-            reason = f"{type(error).__name__}: {_line(error)}"
-            raise UsageError(f"{self.name}: cannot be made{given} ({reason})") from None
 
     @cached_property
     def _tasks(self) -> FloatArray:
@@ -266,11 +258,8 @@ class GymnasiumFamily(OneLineRepr, MeasuredReturns):
             setattr(bare, key, derive(bare))
         if self.setup:
             setup = import_attribute("setup", self.setup, takes("env"))
-            try:
+            with users_code(f"{self.name}: setup {self.setup} failed", UsageError):
                 setup(bare)
-            except Exception as error:  # a user's function can raise anything
-                reason = f"{type(error).__name__}: {_line(error)}"
-                raise UsageError(f"{self.name}: setup {self.setup} failed ({reason})") from error
         return env
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> GymnasiumSlots:

@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from compressed_ad.errors import MissingExtraError, UsageError
+from compressed_ad.errors import MissingExtraError, UsageError, users_code
 from compressed_ad.registry import checked
 from compressed_ad.seeding import rng
 from compressed_ad.settings import Count, Seed
@@ -65,11 +65,8 @@ class MiniGridFamily(GymnasiumFamily):
         seeds = draws.integers(2**31, size=10 * self.n_task).tolist()
         env, found = self._construct({}), dict[bytes, int]()
         for seed in seeds:
-            try:
+            with users_code(f"{self.name}: cannot be laid out", UsageError):
                 env.reset(seed=seed)
-            except Exception as error:  # a generator of layouts can raise anything
-                reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-                raise UsageError(f"{self.name}: cannot be laid out ({reason})") from error
             bare: Any = env.unwrapped
             agent = (*(int(x) for x in bare.agent_pos), int(bare.agent_dir), bare.mission)
             found.setdefault(bytes(bare.grid.encode().tobytes()) + repr(agent).encode(), seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -29,9 +28,7 @@ def make_family(name: str, kwargs: Mapping[str, Any]) -> TaskFamily:
     prefix, _, what = name.partition(":")
     if not what or prefix not in ADAPTER:
         return make(TASK_FAMILY, name, kwargs, offers="tasks")
-    module, _, attribute = ADAPTER[prefix].partition(":")
-    adapters: Registry[Callable[..., TaskFamily]] = Registry("task family")
-    adapters.register(name)(getattr(importlib.import_module(module), attribute))
+    adapters: Registry[Callable[..., TaskFamily]] = Registry("task family", {name: ADAPTER[prefix]})
     return make(adapters, name, {"env_id": what, **kwargs}, offers="tasks")
 
 

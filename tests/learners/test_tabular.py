@@ -274,7 +274,7 @@ def test_rewards_that_are_not_finite_are_named() -> None:
     broken = Switches()
     broken.pay = float("nan")
     for name, kwargs in (("tabular", {}), ("rmax", {"dynamics": "pairs"})):
-        with pytest.raises(NumericalError, match=r"switches, task 1: the reward of step \d+ is not finite"):
+        with pytest.raises(NumericalError, match=r"task 1, step \d+: step\(\).reward is not finite"):
             learn(make_learner(name, kwargs), broken, [1], 100)
 
 

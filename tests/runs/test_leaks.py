@@ -432,7 +432,7 @@ def test_other_splits_are_not_compared(folder, said):
     assert said("train", *TRAIN, *words)[0] == 0
     assert said("evaluate", both(other)[1])[0] == 0
     code, text = said("compare", both(folder)[0], both(other)[1])
-    assert (code, "was judged otherwise" in text and "split: " in text) == (1, True), text
+    assert (code, "was judged otherwise" in text and "split.heldout: " in text) == (1, True), text
     with pytest.raises(RunDirectoryError):
         load_runs([both(folder)[0], both(other)[1].rename(other / "AD-seed1")])
 

@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_told_at_that_step(change, play):
     if play == "sb3":
         pytest.importorskip("stable_baselines3")
     task = r"\[2, 1\]" if play == "evaluation" else "7"
-    with pytest.raises(RunError, match=rf"darkroom, task {task}, step 2: .*step\(\)"):
+    with pytest.raises(RunError, match=rf"task {task}, step 2: .*step\(\)"):
         PLAY[play](Changed(CHANGES[change]))
 
 

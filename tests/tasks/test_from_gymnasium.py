@@ -222,7 +222,7 @@ def test_ids_with_a_module():
 REFUSED = [
     ("CartPol-v1", {}, UsageError, "did you mean 'CartPole-v1'"),
     ("CartPole-v9", {}, UsageError, "did you mean 'CartPole-v1'"),
-    ("no_such_module:X-v0", {}, UsageError, "cannot import no_such_module"),
+    ("no_such_module:X-v0", {}, UsageError, "cannot import 'no_such_module'"),
     ("CartPole-v1", {"params": {"lenght": "0:1"}}, ConfigError, "did you mean 'length'"),
     ("CartPole-v1", {"params": {"total_mass": "1:2"}}, ConfigError, "no parameter 'total_mass'"),
     ("CartPole-v1", {"params": {"length": "a:b"}}, UsageError, "expected a range low:high or a list"),
@@ -238,7 +238,7 @@ REFUSED = [
     ("CartPole-v1", {"best_return": "high"}, ConfigError, "best_return must be a number"),
     ("CartPole-v1", {"n_task": 1, "kwargs": {"blah": 1}}, UsageError, "cannot be made"),
     ("CartPole-v1", {"n_task": 1, "setup": "nowhere:f"}, UsageError, "cannot import 'nowhere'"),
-    ("CartPole-v1", {"n_task": 1, "setup": f"{__name__}:broken"}, UsageError, "failed .KeyError"),
+    ("CartPole-v1", {"n_task": 1, "setup": f"{__name__}:broken"}, UsageError, "failed: .*KeyError"),
     (
         "Pendulum-v1",
         {"params": {"g": "5:9"}, "kwargs": {"g": 9}},
@@ -248,7 +248,7 @@ REFUSED = [
     ("Blackjack-v1", {"n_task": 1}, UsageError, "no time limit of its own; say which with horizon"),
     ("FrozenLake-v1", {"params": {"map_name": "4x4,8x8"}}, SpaceError, "'map_name' changes the observ"),
     ("FrozenLake-v1", {"params": {"map_name": "4x4,3x3"}}, UsageError, "cannot be made with .*3x3"),
-    ("TestLevers-v0", {"params": {"best": "1,7"}, "horizon": 3}, UsageError, "KeyError.*no lever 7"),
+    ("TestLevers-v0", {"params": {"best": "1,7"}, "horizon": 3}, UsageError, "no lever 7.*KeyError"),
     ("TestNested-v0", {"n_task": 1, "horizon": 3}, SpaceError, "observation space of .*Dict"),
     ("TestPair-v0", {"n_task": 1, "horizon": 3}, SpaceError, "observation space of .*Tuple"),
 ]

@@ -78,7 +78,6 @@ def train(
                 learned_reward[t] += np.where(cut, bootstrap, np.float32(0))
             obs = step.obs
             progress(env.num_envs)
-        _check_finite(rollout.rewards.swapaxes(0, 1), family, who, f"rewards from step {start}")
         if n_step == cfg.n_steps:
             last = policy.at(obs)
             advantage, target = generalized_advantage(
@@ -159,8 +158,6 @@ class Encoder:
             return self._ones(self._digits(obs)), rows
         dense = np.zeros((len(obs), self.n_input), np.float32)
         dense[:, : self.n_real] = obs.reshape(len(obs), -1)
-        if not np.isfinite(dense).all():
-            raise NumericalError("an observation is not finite")
         return kernels.Features(np.empty((len(obs), 0), np.int32), dense), rows
 
     def _digits(self, obs: AnyArray) -> NDArray[np.int64]:

@@ -21,7 +21,7 @@ from compressed_ad.learners.sb3.algorithms import ALGORITHM, find_algorithm
 from compressed_ad.learners.sb3.callback import CompressedHistoryCallback
 from compressed_ad.registry import Parameters
 from compressed_ad.seeding import rng, seed64
-from compressed_ad.tasks.base import BatchedEnv, TaskFamily
+from compressed_ad.tasks.base import BatchedEnv, TaskFamily, family_specs
 from compressed_ad.tasks.checked_env import checked_slots
 from compressed_ad.types import AnyArray, History, IntArray
 
@@ -98,11 +98,7 @@ class SB3Learner:
             raise SpaceError(f"{family.name}: SB3 gives Box actions as floats, which {space} does not hold")
         if isinstance(space, spaces.Box) and not space.is_bounded():
             raise SpaceError(f"{family.name}: SB3 needs Box actions with finite bounds")
-        if isinstance(family.observation_space, spaces.Dict | spaces.Tuple):
-            raise SpaceError(
-                f"{family.name}: observations in a {type(family.observation_space).__name__} space cannot be "
-                "recorded; flatten them to a Box"
-            )
+        family_specs(family)
         if self.name == "MaskablePPO":
             tasks = family.tasks()[:1]
             if not hasattr(family.make(tasks, np.zeros(len(tasks), np.int64)), "action_masks"):
