@@ -241,7 +241,9 @@ for name, ids in {
     "rows": [[7], [9]],
     "empty": [],
 }.items():
-    history(f"held-out {name}", put("split/heldout", np.array(ids, "f8" if name == "fractions" else "i8")))
+    fine = "" if ids else "a file need not hold tasks out: only cad evaluate and what follows refuse it"
+    array = np.array(ids, "f8" if name == "fractions" else "i8")
+    history(f"held-out {name}", put("split/heldout", array), fine=fine)
 history("training part is empty", put("split/train", np.array([], "i8")))
 history(
     "validation is one number", lambda f, d: put("split/validation", np.int64(f["split/validation"][0]))(f, d)
@@ -278,7 +280,8 @@ for name, change in {
     "optimal return infinite": ("optimal_return", lambda a, f: a + np.inf),
     "optimal return of one task": ("optimal_return", lambda a, f: a[:1]),
 }.items():  # fmt: skip
-    history(name, lambda f, d, c=change: put(c[0], c[1](f[c[0]][()], f))(f, d))
+    fine = "tasks without a scale do not count, and are told" if name == "optimal return is random" else ""
+    history(name, lambda f, d, c=change: put(c[0], c[1](f[c[0]][()], f))(f, d), fine=fine)
 history("parameters of the marker not JSON", attributes(marker_parameters="{"))
 history("JSON 30,000 deep", attributes(config='{"a":' + "[" * 30000 + "]" * 30000 + "}"))
 history("JSON with NaN", attributes(config='{"a": NaN, "b": Infinity}'))
@@ -444,7 +447,8 @@ evaluated("task ids negative", lambda a, d: a.update(task_ids=-a["task_ids"] - 1
 evaluated("task ids twice", lambda a, d: a.update(task_ids=a["task_ids"] * 0))
 evaluated("step negative", lambda a, d: a.update(step=-3))
 for key in ("returns", "task_ids", "settings", "optimal"):
-    evaluated(f"no {key}", lambda a, d, key=key: a.pop(key))
+    missing = "nothing but the settings is unknown then, and that is said" if key == "settings" else ""
+    evaluated(f"no {key}", lambda a, d, key=key: a.pop(key), missing)
 
 
 def metrics(name: str, text: str) -> None:

@@ -82,10 +82,15 @@ class Header:
             wrong = np.flatnonzero(known & ~(np.abs(array) <= LARGEST_RETURN))
             if len(wrong):
                 raise HistoryError(f"{name} of task {wrong[0]} is {array[wrong[0]]}")
+        optimal, random = self.optimal_return, self.random_return
+        if optimal is not None and (below := optimal < random - 1e-9).any():
+            i = int(below.argmax())
+            problem = f"optimal_return of task {i} is {optimal[i]:g}, but its random_return is {random[i]:g}"
+            raise HistoryError(f"{info.family}: {problem}; no policy may earn more than the optimal one")
         if self.task_ids[0] < 0 or self.task_ids[-1] >= count:
             raise HistoryError(f"the split names task {self.task_ids[-1]}, but there are only {count} tasks")
-        if problem := self.split.shared_task(self.tasks):
-            raise HistoryError(problem)
+        if shared := self.split.shared_task(self.tasks):
+            raise HistoryError(shared)
 
     @property
     def task_ids(self) -> IntArray:

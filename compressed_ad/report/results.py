@@ -197,7 +197,8 @@ def judgement_text(methods: Sequence[MethodRuns]) -> str:
     """On what and with which settings ``methods`` were judged, in one line."""
     found = methods[0].judged
     split = ", ".join(f"{len(ids)} {part}" for part, ids in found.get("split", {}).items()) or None
-    about = {**found, "split": split, "history": f"SHA-256 {str(found.get('history'))[:12]}", "rows": None}
+    history = f"SHA-256 {found['history'][:12]}" if "history" in found else "unknown"
+    about = {**found, "split": split, "history": history, "rows": None}
     known = ", ".join(f"{key} {value}" for key, value in about.items() if value is not None)
     tasks = short(methods[0].task_ids.tolist())
     return f"Judged on held-out tasks {tasks}: {known if found else 'on which histories is unknown'}"
@@ -227,6 +228,8 @@ def load_evaluation(path: Path) -> dict[str, AnyArray]:
         known = arrays[key] if key not in _MAY_BE_NAN else arrays[key][~np.isnan(arrays[key])]
         if not (np.abs(known) <= LARGEST_RETURN).all():
             raise RunDirectoryError(f"{path}: {key} has NaN, infinity, or a number beyond float32")
+    if (arrays["optimal"] < arrays["random"] - 1e-6).any():  # rounded to float32 in some files
+        raise RunDirectoryError(f"{path}: optimal is below random, but no policy earns more")
     if (horizon := arrays.get("horizon")) is not None and horizon < 1:
         raise RunDirectoryError(f"{path}: horizon is {horizon}, but episodes have at least one step")
     return arrays | {key: arrays[key].reshape(()) for key in _SCALARS}

@@ -284,7 +284,7 @@ def load_model(path: Path, data: RunData, where: str) -> tuple[AD, int]:
     except (RuntimeError, TypeError, AttributeError, KeyError) as error:
         cause = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{path}: its weights are not those of a {config.model} ({cause})") from error
-    if wrong or not isinstance(step, int):
+    if wrong or not isinstance(step, int) or step < 0:
         cause = f"{wrong[0]} is {weights[wrong[0]].dtype}" if wrong else f"its step is {step!r}"
         raise CheckpointError(f"{path}: its weights are not those of a {config.model} ({cause})")
     return model, step
