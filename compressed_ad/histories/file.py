@@ -80,6 +80,7 @@ class HistoryWriter:
         self.path = Path(path)
         self.shards = self.path.with_name(self.path.name + ".shards")
         self.dropped: list[str] = []
+        self._shape: tuple[int, int] | None = None  # (streams, steps) of the tasks on disk
         optimal = None if optimal_return is None else np.asarray(optimal_return, dtype=np.float64)
         random = np.asarray(random_return, dtype=np.float64)
         self._header = Header(info, split, np.asarray(tasks), optimal, random)
@@ -129,7 +130,16 @@ class HistoryWriter:
         """
         if task_id not in self._header.task_ids:
             raise HistoryError(f"{self.path}: task {task_id} is in no part of the split")
-        _check_history(f"{self.path}: task {task_id}", history, self._header.info)
+        where = f"{self.path}: task {task_id}"
+        _check_history(where, history, self._header.info)
+        other = next((shard for shard in self._shard_files() if shard.stem != str(task_id)), None)
+        if other is not None:
+            if self._shape is None:
+                with opened(other, check=False) as shard:
+                    self._shape = child(shard, other.stem, Group)["rewards"].shape
+            if history.rewards.shape != self._shape:
+                got = f"(streams, steps) {history.rewards.shape}, task {other.stem} has {self._shape}"
+                raise HistoryError(f"{where} has {got}; all tasks of a file must have the same")
 
         def fill(file: Group) -> None:
             self._header.write(file)
