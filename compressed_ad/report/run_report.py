@@ -323,7 +323,8 @@ def _regret_table(analysis: Analysis) -> list[list[str]]:
 
 def terminal_table(analysis: Analysis) -> Group:
     """The comparison for the end of ``cad run``: means with intervals, paired differences, the verdict."""
-    table = Table(title="Held-out tasks: mean over runs and tasks, 95 % interval", title_justify="left")
+    title = "Held-out tasks: mean over runs and tasks, 95 % interval"
+    table = Table(title=title, title_justify="left", min_width=len(title))
     table.add_column("", min_width=20)
     for name in _header(analysis):
         table.add_column(Text(name, justify="right"), justify="right", overflow="fold")

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from compressed_ad.tasks.base import TaskFamily
 
 FIGURES = ("paths", "found", "coverage", "first_reward")
+WALKED = 4_000_000
+"""Steps that all random walks take together, at most, unless the model itself takes more."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,9 @@ def play(job: Job, ids: IntArray, report: Report = silent) -> Exploration:
         **size,
         **player.options,
     )
-    # Random walks cost little, and a reference should not be noisy.
-    reference = rollouts.random_rollouts(family, tasks, rollouts=max(evaluation.rollouts, 64), **size)
+    # A reference should not be noisy, but many long walks cost more than the model's own rollouts.
+    walks = min(64, WALKED // (len(ids) * evaluation.episodes * family.horizon))
+    reference = rollouts.random_rollouts(family, tasks, rollouts=max(evaluation.rollouts, walks), **size)
     places = rollouts.n_place(family)
     distance = rollouts.shortest(family, tasks)
     walk = None if reference is None else _measured(reference, places, distance)

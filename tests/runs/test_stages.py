@@ -101,6 +101,7 @@ def test_a_benchmark_in_miniature(tmp_path, monkeypatch, capsys):
     assert main(["run", "--config", "benchmark/darkroom", "--seed", "1", *words]) == 0
     out, err = capsys.readouterr()
     plain = " ".join(out.split())
+    assert "Held-out tasks: mean over runs and tasks, 95 % interval" in out  # in one line
     assert "AD plays 3 held-out tasks, with 1 trained run:" in plain
     assert "in the last tenth of 3. Only one method was evaluated, so there is nothing to compare." in plain
     assert out.rstrip().endswith("Report: runs/benchmark/darkroom/report/index.html")
