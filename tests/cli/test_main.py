@@ -412,6 +412,7 @@ def test_tasks_without_a_scale_are_said(run, tmp_path, made, scaled, words):
     shutil.copytree(made / path.name, path)
     with np.load(path / "evaluation.npz") as file:
         arrays = dict(file)
+    del arrays["digest"]
     arrays["random"] = np.where(np.arange(2) < scaled, arrays["random"], arrays["optimal"])
     np.savez(path / "evaluation.npz", **arrays)
     code, out, _ = run("evaluate", path)

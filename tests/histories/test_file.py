@@ -619,10 +619,18 @@ def test_returns_that_are_no_numbers_stop_at_opening(path, name, number):
         HistoryFile(path)
 
 
-@pytest.mark.parametrize("number", [np.nan, -1e9], ids=["unknown", "no scale"])
+@pytest.mark.parametrize("number", [np.nan, 0.25], ids=["unknown", "that of random play"])
 def test_an_optimum_that_gives_no_scale_does_not_stop(path, number):
     tamper(path, value("optimal_return", (2,), number))
     assert HistoryFile(path).optimal_return[2] == pytest.approx(number, nan_ok=True)
+
+
+def test_an_optimum_below_random_is_refused(path):
+    tamper(path, value("optimal_return", (2,), -1e9))
+    with pytest.raises(
+        HistoryError, match=r"optimal_return of task 2 is -1e\+09, but its random_return is 0.25"
+    ):
+        HistoryFile(path)
 
 
 @pytest.mark.parametrize("reward", [np.nan, np.inf, 0.0, -1.0])
