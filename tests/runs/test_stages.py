@@ -19,12 +19,13 @@ from compressed_ad.errors import HistoryError, RunDirectoryError, SpaceError, Sp
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.models import compressed_ad
 from compressed_ad.models.ad import AD
-from compressed_ad.runs import job as runs
+from compressed_ad.runs import explore, job as runs
 from compressed_ad.runs.config import load_config
 from compressed_ad.runs.data import RunData
 from compressed_ad.runs.directory import check, claimed, history_provenance
 from compressed_ad.runs.judge import evaluate_run, is_evaluated, load_model, stored_evaluation
 from compressed_ad.runs.layers import Request
+from compressed_ad.runs.look_inside import examination_job
 from compressed_ad.runs.stages import Stopwatch, collect_stage, mark_stage
 from compressed_ad.runs.trainer import train_run
 from compressed_ad.training.checkpoints import digest, load
@@ -110,6 +111,15 @@ def test_a_benchmark_in_miniature(tmp_path, monkeypatch, capsys):
     for words_of_marks_or_pairs in ("Compression Statistics", "paired difference", "Marking", "Convergence"):
         assert words_of_marks_or_pairs not in out + page
     assert "note:" not in err and "Note:" not in page  # the source learned
+
+
+def test_random_walks_of_a_report_are_many_but_bounded(smoke: SmokeRun, monkeypatch):
+    job = examination_job(smoke.out / "AD-darkroom-seed0", next(smoke.out.glob("history_*.hdf5")))
+    assert explore.play(job, np.array([3])).walk.record.rewards.shape[:2] == (1, 64)
+    monkeypatch.setattr(explore, "WALKED", 3 * 2 * 5 * 20)  # three walks: two tasks, five episodes of 20
+    assert explore.play(job, np.array([3, 4])).walk.record.rewards.shape[:2] == (2, 3)
+    monkeypatch.setattr(explore, "WALKED", 0)  # as many as the model plays
+    assert explore.play(job, np.array([3])).walk.record.rewards.shape[:2] == (1, 2)
 
 
 def test_summary_is_complete(smoke: SmokeRun):
