@@ -627,9 +627,7 @@ def test_an_optimum_that_gives_no_scale_does_not_stop(path, number):
 
 def test_an_optimum_below_random_is_refused(path):
     tamper(path, value("optimal_return", (2,), -1e9))
-    with pytest.raises(
-        HistoryError, match=r"optimal_return of task 2 is -1e\+09, but its random"
-    ):
+    with pytest.raises(HistoryError, match=r"optimal_return of task 2 is -1e\+09, but its random"):
         HistoryFile(path)
 
 
