@@ -97,7 +97,7 @@ def test_the_random_return_is_that_of_random_play():
         ("minigrid:BabyAI-GoToLocal-v0", {}, "has no time limit of its own; say which with horizon"),
         (CROSSING, {"n_task": 0}, "n_task must be a whole number"),
         (CROSSING, {"task_seed": -1}, "task_seed must be a whole number of at least 0"),
-        (CROSSING, {"kwargs": {"sise": 3}}, "cannot be made .*sise"),
+        (CROSSING, {"kwargs": {"sise": 3}}, "cannot be made: .*sise"),
     ],
 )
 def test_mistakes_are_one_line(name, kwargs, message):
