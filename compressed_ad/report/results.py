@@ -289,6 +289,9 @@ def load_metrics(path: Path, end: AnyArray | int | None = None) -> list[dict[str
     last = rows[-1].get("step") if rows else "none"
     if end is not None and end != last:
         raise RunDirectoryError(f"{path}: ends at step {last}, but the run was trained to {end}; {restore}")
+    judged = [any(key.startswith("validation") for key in row) for row in rows]
+    if before and end is not None and any(judged) and not judged[-1]:  # training ends with a validation
+        raise RunDirectoryError(f"{path}: lacks the last validation; {restore}")
     return rows
 
 
