@@ -158,7 +158,8 @@ def evaluate_run(
         arrays |= {"returns_training": play(model, parts - 1, seen), "training_ids": seen}
         arrays |= {"training_optimal": optimal, "training_random": random}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays | {DIGEST: content_digest(arrays)})
+    arrays = {DIGEST: content_digest(arrays), **arrays}  # first, so that a damaged index cannot hide it alone
+    np.savez_compressed(buffer, **arrays)
     write_atomically(path, buffer.getvalue())
     return path
 
