@@ -17,7 +17,8 @@ from compressed_ad.errors import HistoryError
 from compressed_ad.files import is_free, locked, write_json
 from compressed_ad.histories.file import HistoryFile, remark
 from compressed_ad.report import run_report
-from compressed_ad.report.results import Row, load_metrics, read_rows, write_rows
+from compressed_ad.report.results import load_metrics
+from compressed_ad.report.rows import Row, read_rows, write_rows
 from compressed_ad.training.checkpoints import digest, load
 from compressed_ad.training.loop import train
 from tests.histories.test_collector import assert_same, contents, gather

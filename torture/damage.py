@@ -238,7 +238,7 @@ def _loaded(name: str, loader: Loader, base: Base, part: list[tuple[str, bytes]]
             found = loader.load(path)
         except CompressedADError as error:
             return Verdict("named", str(error))
-        except Exception as error:
+        except Exception as error:  # what the library lets through is the finding
             return Verdict("foreign exception", f"{what}: {type(error).__name__}: {error}")
         return Verdict("same" if found == right else "silent", what)
 

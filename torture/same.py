@@ -85,7 +85,7 @@ def contents(folder: Path) -> Contents:
         if reader is not None and path.is_file() and ".shards/" not in name:
             try:
                 found[name] = reader(path)
-            except Exception as error:
+            except Exception as error:  # a file that cannot be read differs from one that can
                 found[name] = {"unreadable": f"{type(error).__name__}: {error}"}
     return found
 

@@ -231,7 +231,7 @@ def _start(trial: Trial, path: Path) -> int:
         _die_with_parent()
         try:
             verdicts = trial.run(path)
-        except Exception as error:
+        except Exception as error:  # a trial that fails is a fault to show, and the others go on
             where = " < ".join(
                 f"{f.name}:{f.lineno}" for f in reversed(traceback.extract_tb(error.__traceback__))
             )

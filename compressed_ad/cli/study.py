@@ -9,7 +9,7 @@ from compressed_ad.cli.call import RAY, Call, Command, count, flag, option
 from compressed_ad.cli.display import duration, print_lines
 from compressed_ad.errors import RunError, UsageError, nearest
 from compressed_ad.files import locked, write_atomically
-from compressed_ad.report.results import POINT_COLUMNS, Row, read_rows, result_columns, write_rows
+from compressed_ad.report.rows import POINT_COLUMNS, Row, read_rows, result_columns, write_rows
 from compressed_ad.runs import study_run
 from compressed_ad.runs.directory import environment
 from compressed_ad.runs.stages import n_process

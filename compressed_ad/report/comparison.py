@@ -20,7 +20,8 @@ from compressed_ad.errors import UsageError
 from compressed_ad.evaluation import intervals
 from compressed_ad.evaluation.intervals import Floats, Interval
 from compressed_ad.report.measures import ANY, MEASURES, RETURN, VALIDATED, normalise, step_to_reach
-from compressed_ad.report.results import MethodRuns, Row, SourceSummary
+from compressed_ad.report.results import MethodRuns, SourceSummary
+from compressed_ad.report.rows import Row
 
 MIN_RUNS = 3
 """Fewer runs than this never support the word "better"."""

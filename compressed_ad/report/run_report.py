@@ -31,7 +31,8 @@ from compressed_ad.report.figures import histories, returns
 from compressed_ad.report.figures.comparison import forest
 from compressed_ad.report.measures import MEASURES, NEEDS, final_episodes, final_return, in_blocks, normalise
 from compressed_ad.report.pages import Drawn, keep_figures, write_page
-from compressed_ad.report.results import MethodRuns, SourceSummary, text_cell, validations
+from compressed_ad.report.results import MethodRuns, SourceSummary
+from compressed_ad.report.rows import text_cell, validations
 
 
 @dataclass(frozen=True)

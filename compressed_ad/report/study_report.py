@@ -18,7 +18,7 @@ from compressed_ad.report.figures import histories
 from compressed_ad.report.figures.comparison import cost_curves, dots, forest
 from compressed_ad.report.measures import MEASURES
 from compressed_ad.report.pages import Drawn, keep_figures, markdown, plain, provenance, write_page
-from compressed_ad.report.results import TENTHS, Row
+from compressed_ad.report.rows import TENTHS, Row
 from compressed_ad.training.flops import action_flops, training_flops
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from functools import partial
 from pathlib import Path
 
 from compressed_ad.errors import CompressedADError, one_line
-from compressed_ad.report.results import Row, cell_row, load_metrics, validations
+from compressed_ad.report.results import cell_row, load_metrics
+from compressed_ad.report.rows import Row, validations
 from compressed_ad.runs.config import own_code
 from compressed_ad.runs.directory import run_name
 from compressed_ad.runs.job import Job

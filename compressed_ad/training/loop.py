@@ -100,22 +100,24 @@ def train(
     run.model.train()
     with closing(MetricsLog(run_dir, run.rows)) as log:
         while run.step < config.steps:
-            metrics = run.update(sampler.batch(run.step))
+            metrics, row = run.update(sampler.batch(run.step)), Metrics()
             if run.step % 50 == 0 or run.step == config.steps:
                 now = time.perf_counter()
                 rate = (run.step - logged) * config.batch_size * config.n_transit / (now - clock)
                 lr = learning_rate(config, run.step - 1)
-                log.write(run.step, {**metrics, "lr": lr, "targets_per_second": rate})
+                row = {**metrics, "lr": lr, "targets_per_second": rate}
                 logged, clock = run.step, now
             if run.step in validation_steps and validate is not None:
                 paused = time.perf_counter()
                 validation = validate(run.model)
-                log.write(run.step, validation)
+                row |= validation
                 if validation["validation_return"] > run.best["value"]:
                     run.best = {"step": run.step, "value": validation["validation_return"]}
                     save(run.best_file, run.weights())
                 metrics |= validation
                 clock += time.perf_counter() - paused
+            if row:  # one for each step, so that the last step shows whether a log is whole
+                log.write(run.step, row)
             progress(run.step, metrics)
             stopping = run.step < config.steps and should_stop()
             if stopping or run.step % config.checkpoint_every == 0 or run.step in checkpoint_steps:
@@ -280,7 +282,7 @@ class MetricsLog:
         """Training goes on without TensorBoard if that fails, on a full disk, say."""
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # whatever TensorBoard raises
             self.notes.append(f"TensorBoard's events end early: {raised(error)}")
             self.board = None
 

@@ -17,7 +17,8 @@ from compressed_ad.models import MODEL
 from compressed_ad.models.ad import architecture, evaluating
 from compressed_ad.models.tokens import shift
 from compressed_ad.report.measures import final_return
-from compressed_ad.report.results import load_evaluation, load_metrics, load_runs, read_rows
+from compressed_ad.report.results import load_evaluation, load_metrics, load_runs
+from compressed_ad.report.rows import read_rows
 from compressed_ad.training.checkpoints import load
 from compressed_ad.types import AnyArray, History
 

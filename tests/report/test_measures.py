@@ -16,7 +16,7 @@ from compressed_ad.evaluation.intervals import Interval
 from compressed_ad.report import measures
 from compressed_ad.report.comparison import Difference, analyse, differences
 from compressed_ad.report.measures import MEASURES, NEEDS, Measure
-from compressed_ad.report.results import Row, read_rows, result_columns, write_rows
+from compressed_ad.report.rows import Row, read_rows, result_columns, write_rows
 from compressed_ad.report.run_report import build_report
 from compressed_ad.report.study_report import answers, difference_table, means_table
 from compressed_ad.runs.study import load_study

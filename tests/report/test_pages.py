@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from compressed_ad.report.results import read_rows
+from compressed_ad.report.rows import read_rows
 from compressed_ad.report.study_report import write_study
 from compressed_ad.runs.directory import environment
 from compressed_ad.runs.study import load_study

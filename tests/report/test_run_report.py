@@ -18,7 +18,6 @@ from rich.console import Console
 
 from compressed_ad.errors import RunDirectoryError, UsageError
 from compressed_ad.evaluation import intervals
-from compressed_ad.files import chained
 from compressed_ad.histories.file import HistoryFile, HistoryWriter, remark
 from compressed_ad.histories.header import HistoryInfo
 from compressed_ad.histories.summary import episode_returns
@@ -42,8 +41,8 @@ from compressed_ad.report.results import (
     load_evaluation,
     load_runs,
     summarise_source,
-    validations,
 )
+from compressed_ad.report.rows import validations
 from compressed_ad.report.run_report import Experiment, WrittenReport, build_report, terminal_table
 from compressed_ad.runs.judge import stored_evaluation
 from compressed_ad.types import History, Split
@@ -507,12 +506,6 @@ def test_metrics_that_were_cut_are_refused(tmp_path: Path) -> None:
         load_runs([run])
     path.write_text('{"step": 3, "loss": 0.5}\n')
     assert load_runs([run]).metrics == [[{"step": 3, "loss": 0.5}]]
-    rows: list[dict[str, float]] = [{"step": 2, "validation_return": 0.1}, {"step": 3, "loss": 0.5}]
-    checks = [chained(rows[0], ""), chained(rows[1], chained(rows[0], ""))]
-    lines = [json.dumps({**row, "check": check}) + "\n" for row, check in zip(rows, checks, strict=True)]
-    path.write_text("".join(lines))
-    with pytest.raises(RunDirectoryError, match=r"metrics\.jsonl: lacks the last validation"):
-        load_runs([run])
 
 
 def test_whatever_a_changed_byte_raises_the_evaluation_is_named(tmp_path: Path) -> None:

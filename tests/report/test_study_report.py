@@ -14,7 +14,7 @@ from scipy import stats as scipy_stats
 from compressed_ad.errors import UsageError
 from compressed_ad.report.comparison import POOLED, convergence, convergence_table, differences
 from compressed_ad.report.pages import markdown, plain
-from compressed_ad.report.results import POINT_COLUMNS, Row, read_rows, result_columns, write_rows
+from compressed_ad.report.rows import POINT_COLUMNS, Row, read_rows, result_columns, write_rows
 from compressed_ad.report.study_report import difference_table, means_table
 
 NAN = math.nan

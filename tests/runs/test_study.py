@@ -15,7 +15,7 @@ from compressed_ad.cli.main import main
 from compressed_ad.cli.study import check_names
 from compressed_ad.errors import ConfigError, UsageError
 from compressed_ad.files import locked
-from compressed_ad.report.results import read_rows
+from compressed_ad.report.rows import read_rows
 from compressed_ad.runs import study_run as study
 from compressed_ad.runs.study import load_study
 from compressed_ad.workers import WorkerPool, silent

@@ -14,7 +14,7 @@ from compressed_ad.report.figures.style import FAINT, INK, Figure, beside, looks
 
 if TYPE_CHECKING:
     from compressed_ad.report.comparison import Difference
-    from compressed_ad.report.results import Row
+    from compressed_ad.report.rows import Row
     from compressed_ad.report.study_report import Cost
 
 
