@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 
 from benchmarks import collection, loop, model, published_histories, source_algorithms, table_learners
-from benchmarks.measuring import RESULTS
+from benchmarks.measuring import RESULTS, quick_from_command_line
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer repeats: a check that it runs, not a figure"
-    )
-    quick = parser.parse_args().quick
+    quick = quick_from_command_line(__doc__)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "collection.json").write_text(json.dumps(collection.run(quick), indent=2) + "\n")
     model.run(quick)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
@@ -38,6 +39,14 @@ def matmul_peak(size: int = 768, repeats: int = 7) -> float:
     a, b = torch.randn(size, size), torch.randn(size, size)
     a @ b
     return 2 * size**3 / min(cpu_seconds(lambda: a @ b) for _ in range(repeats)) / 1e9
+
+
+def quick_from_command_line(doc: str | None) -> bool:
+    """Whether the command line has ``--quick``; its help shows the first line of ``doc``."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    what = "fewer repeats: a check that it runs, not a figure"
+    parser.add_argument("--quick", action="store_true", help=what)
+    return bool(parser.parse_args().quick)
 
 
 def write(name: str, result: dict[str, Any]) -> None:

@@ -12,14 +12,13 @@ the context (``n_transit`` 200) has filled up; both compute the same logits.
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
 
-from benchmarks.measuring import cpu_seconds, matmul_peak, side_by_side, write
+from benchmarks.measuring import cpu_seconds, matmul_peak, quick_from_command_line, side_by_side, write
 from compressed_ad import (
     AD,
     CompressedADDataset,
@@ -178,8 +177,4 @@ def run(quick: bool = False) -> dict[str, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer repeats: a check that it runs, not a figure"
-    )
-    run(parser.parse_args().quick)
+    run(quick_from_command_line(__doc__))

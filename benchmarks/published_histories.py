@@ -11,7 +11,6 @@ stream, by third and in all, beside the published ones.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.measuring import write
+from benchmarks.measuring import quick_from_command_line, write
 from compressed_ad import make_learner
 from compressed_ad.seeding import rng
 from compressed_ad.tasks.gridworld import Darkroom, KeyToDoor
@@ -123,6 +122,4 @@ def run(quick: bool = False) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--quick", action="store_true", help="a check that it runs, not a figure")
-    run(parser.parse_args().quick)
+    run(quick_from_command_line(__doc__))

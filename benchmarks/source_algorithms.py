@@ -13,7 +13,6 @@ of it and is shown as None.
 
 from __future__ import annotations
 
-import argparse
 import runpy
 import time
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measuring import write
+from benchmarks.measuring import quick_from_command_line, write
 from compressed_ad import Darkroom, History, apply_marker, make_learner
 from compressed_ad.errors import MarkerError
 from compressed_ad.learners.sb3.algorithms import ALGORITHM, DISCRETE
@@ -94,6 +93,4 @@ def run(quick: bool = False) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--quick", action="store_true", help="a check that it runs, not a figure")
-    run(parser.parse_args().quick)
+    run(quick_from_command_line(__doc__))

@@ -10,14 +10,13 @@ Steps per second count learning and recording; compilation, once per machine, is
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from benchmarks.measuring import side_by_side, write
+from benchmarks.measuring import quick_from_command_line, side_by_side, write
 from compressed_ad import make_family, make_learner
 from compressed_ad.seeding import rng
 
@@ -70,6 +69,4 @@ def run(quick: bool = False) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--quick", action="store_true", help="a check that it runs, not a figure")
-    run(parser.parse_args().quick)
+    run(quick_from_command_line(__doc__))

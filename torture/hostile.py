@@ -8,7 +8,7 @@ import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -524,14 +524,26 @@ yaml("a name that leaves the folder", "env: {name: '../../escape'}\n", "--dry-ru
 # ---------------------------------------------------------------- other programs' files
 
 
+THREE = {"0": 0, "1": 1, "2": 2}
+
+
 def recorded(
-    names: tuple[str, ...] = ("0", "1", "2"), t: int = 40, s: int = 2
+    plays: Mapping[str, int] = THREE, t: int = 40, s: int = 2, optimal: bool = False
 ) -> Callable[[h5py.File], None]:
+    """Fills a file with groups by name, each with a task played at random, or by an optimal policy."""
+
     def fill(file: h5py.File) -> None:
         family, draw = Darkroom(9, 20), np.random.default_rng(0)
-        for k, name in enumerate(names):
+        for name, task in plays.items():
+            tasks = np.repeat(family.tasks()[task][None], s, 0)
             actions = draw.integers(0, 5, (s, t))
-            played = play(family, np.repeat(family.tasks()[k][None], s, 0), actions, 0)
+            if optimal:
+                env = family.make(tasks, np.zeros(s, int))
+                obs = env.reset()
+                for k in range(t):
+                    actions[:, k] = family.optimal_action(tasks, obs, np.zeros(s))
+                    obs = env.step(actions[:, k]).obs
+            played = play(family, tasks, actions, 0)
             group = file.create_group(name)
             arrays = {key: getattr(played, key) for key in ("states", "rewards", "next_states")}
             for key, array in {**arrays, "actions": actions, "dones": played.episode_end}.items():
@@ -540,36 +552,22 @@ def recorded(
     return fill
 
 
+def importing(file: str, layout: str) -> Words:
+    split = ["--heldout", "2", "--validation", "1"]
+    return ["import", file, "--layout", layout, "--family", "darkroom", *split]
+
+
 def imported(
     name: str, *edits: Edit, names: tuple[str, ...] = ("0", "1", "2"), words: Words = (), fine: str = ""
 ) -> None:
     def make(d: Path) -> None:
         with h5py.File(d / "foreign.h5", "w") as file:
-            recorded(names)(file)
+            recorded({name: k for k, name in enumerate(names)})(file)
             for edit in edits:
                 edit(file, d)
 
-    command = [
-        "import",
-        "foreign.h5",
-        "--layout",
-        "ancestor",
-        "--family",
-        "darkroom",
-        "--heldout",
-        "2",
-        "--validation",
-        "1",
-    ]
-    command += [
-        "--env.kwargs",
-        "{size: 9, horizon: 20}",
-        "--source",
-        "X",
-        "--out",
-        "imported",
-        *map(str, words),
-    ]
+    room = ["--env.kwargs", "{size: 9, horizon: 20}", "--source", "X", "--out", "imported"]
+    command = [*importing("foreign.h5", "ancestor"), *room, *map(str, words)]
     CASES.append(Case("import", name, make, commands=lambda d: [command], fine=fine))
 
 
@@ -613,19 +611,7 @@ for words in (
 
 
 def npz(name: str, make: Callable[[Path], object]) -> None:
-    words = [
-        "import",
-        "x.npz",
-        "--layout",
-        "npz",
-        "--family",
-        "darkroom",
-        "--heldout",
-        "2",
-        "--validation",
-        "1",
-    ]
-    commands: list[Words] = [[*words, "--source", "X", "--out", "imported"]]
+    commands: list[Words] = [[*importing("x.npz", "npz"), "--source", "X", "--out", "imported"]]
     CASES.append(Case("import", f"npz: {name}", lambda d: make(d / "x.npz"), commands=lambda d: commands))
 
 

@@ -12,8 +12,6 @@ from typing import Any
 import h5py
 import numpy as np
 
-from compressed_ad.tasks.gridworld import Darkroom
-from compressed_ad.tasks.replay import play
 from compressed_ad.tasks.split import choose_tasks, split_tasks
 from torture.hostile import link, put, recorded, reseal
 from torture.stages import COLLECT, ENV, HISTORY, QUICK, Base
@@ -211,21 +209,8 @@ def an_import_with_histories_exchanged(d: Path) -> Ended:
 
 @path
 def an_import_with_rewarded_histories_exchanged(d: Path) -> Ended:
-    family = Darkroom(9, 20)
     with h5py.File(d / "foreign.h5", "w") as file:
-        for group, task in (("0", 2), ("1", 1), ("2", 0)):
-            tasks = np.repeat(family.tasks()[task][None], 2, axis=0)
-            env = family.make(tasks, np.zeros(2, int))
-            obs, taken = env.reset(), []
-            for _ in range(40):
-                taken.append(np.asarray(family.optimal_action(tasks, obs, np.zeros(2))))
-                obs = env.step(taken[-1]).obs
-            actions = np.stack(taken, axis=1)
-            played = play(family, tasks, actions, 0)
-            arrays = {"states": played.states, "actions": actions, "rewards": played.rewards}
-            arrays |= {"next_states": played.next_states, "dones": played.episode_end}
-            for name, array in arrays.items():
-                file[f"{group}/{name}"] = np.asarray(array).swapaxes(0, 1)
+        recorded({"0": 2, "1": 1, "2": 0}, optimal=True)(file)
     return cad(*IMPORT, "--heldout", "2", cwd=d)
 
 

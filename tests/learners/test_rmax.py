@@ -15,17 +15,9 @@ from compressed_ad.learners.conformance import check_learner
 from compressed_ad.learners.finite import BLOCK
 from compressed_ad.tasks.base import SuccessorTable
 from compressed_ad.tasks.gridworld import DarkroomHard, DarkroomPermuted, KeyToDoor, successors
+from tests.learners.learning import learn
 
 STEPS = ((0, 1), (0, -1), (-1, 0), (1, 0))
-
-
-def learn(
-    learner: Any, family: Any, ids: Any, n_timesteps: int, n_stream: int = 1, seed: int = 0
-) -> list[History]:
-    ids = np.asarray(ids)
-    return learner.learn(
-        family, ids, family.tasks()[ids], n_timesteps=n_timesteps, n_learner=1, n_stream=n_stream, seed=seed
-    )
 
 
 class Plain:

@@ -19,18 +19,10 @@ from compressed_ad.learners.finite import FiniteLearner
 from compressed_ad.seeding import seed64
 from compressed_ad.tasks.gridworld import KeyToDoor
 from compressed_ad.types import Step
+from tests.learners.learning import learn
 
 ROOT = Path(__file__).parents[2]
 SMALL = KeyToDoor(3, 8)
-
-
-def learn(
-    learner: Any, family: Any, ids: Any, n_timesteps: int, n_stream: int = 1, seed: int = 0
-) -> list[History]:
-    ids = np.asarray(ids)
-    return learner.learn(
-        family, ids, family.tasks()[ids], n_timesteps=n_timesteps, n_learner=1, n_stream=n_stream, seed=seed
-    )
 
 
 class Draws:
