@@ -10,12 +10,10 @@ import os
 import re
 import secrets
 import stat
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -23,8 +21,6 @@ from compressed_ad.errors import RunDirectoryError, RunError
 
 LOCK = ".lock"
 _LEFTOVER = re.compile(r"\..+\.(\d{1,9})-[0-9a-f]{8}\.partial")
-UNREADABLE = (OSError, ValueError, LookupError, RuntimeError, MemoryError, EOFError, BadZipFile, zlib.error)
-"""What reading a damaged or foreign archive of NumPy may raise."""
 
 
 def write_atomically(path: Path, *content: bytes, error: type[RunError] = RunError) -> None:

@@ -85,6 +85,9 @@ def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(tmp_path: Pat
             for text in ((d / "metrics.jsonl").read_text().splitlines() for d in (run, tmp_path / "whole"))
         ]
         assert steps[0] == steps[1]
+        numbers = [step for step, _, _ in steps[0]]
+        assert numbers == sorted(set(numbers))  # one row for each step, the last for the last step
+        assert numbers[-1] == c.steps
 
 
 KILLED = """

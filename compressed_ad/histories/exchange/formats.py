@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from compressed_ad.errors import HistoryError
-from compressed_ad.files import UNREADABLE, write_atomically
+from compressed_ad.errors import HistoryError, one_line
+from compressed_ad.files import write_atomically
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.hdf5 import Group, child, foreign, read, write_array, write_file
 from compressed_ad.histories.header import short
@@ -186,8 +186,8 @@ def read_npz(path: Path) -> Mapping[int, Recorded]:
         with _npz(path) as file:
             try:
                 return {f.name: file[f"{task}/{f.name}"] for f in fields(Recorded) if f.name in names[task]}
-            except UNREADABLE as error:
-                raise HistoryError(f"{path}: task {task}: cannot be read ({error})") from error
+            except Exception as error:  # a changed byte can make zipfile and NumPy raise anything
+                raise HistoryError(f"{path}: task {task}: cannot be read ({one_line(error)})") from error
 
     return _Tasks(path, names, read_task)
 
@@ -201,7 +201,7 @@ def _npz(path: Path) -> Iterator[Any]:
     with raw:
         try:
             file = np.load(raw, allow_pickle=False)
-        except UNREADABLE as error:
+        except Exception as error:  # as above
             raise HistoryError(f"{path}: is not an npz file") from error
         if not hasattr(file, "files"):
             raise HistoryError(f"{path}: holds a single array; expected an npz file")
