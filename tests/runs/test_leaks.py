@@ -354,9 +354,12 @@ def test_marks_that_change_while_a_run_reads_them_stop_it(folder, said):
         data.raw(data.file.split.train)
 
 
-def test_edited_scales_are_noticed(folder):
-    sealed(folder / HISTORY, lambda file: put(file, "scales/reward", 7.5))
-    with pytest.raises(HistoryError, match=r"scales/reward: 7.5 is stored, but the training tasks give 1.0"):
+@pytest.mark.parametrize("scale", [7.5, 1.001])
+def test_edited_scales_are_noticed(folder, scale):
+    sealed(folder / HISTORY, lambda file: put(file, "scales/reward", scale))
+    with pytest.raises(
+        HistoryError, match=rf"scales/reward: {scale} is stored, but the training tasks give 1.0"
+    ):
         RunData(runs.stored_job(folder / "AD-darkroom-seed0")).scales()
 
 

@@ -114,6 +114,29 @@ def test_variants_of_a_run_share_histories_and_split_and_runs_do_not(finished: P
     assert len(splits) == 2
 
 
+def test_each_key_names_what_determines_the_files_and_nothing_else(tmp_path: Path) -> None:
+    path = written(tmp_path, TINY)
+
+    def keys(*words: tuple[str, str]) -> tuple[str, ...]:
+        cell = load_study(path, families=["room"], variants=["self"], overrides=words).cells[-1]
+        return cell.data_key, cell.training_key, cell.playing_key
+
+    usual = keys()
+    for key, value, kept in (
+        ("device", "cpu", (True, True, True)),
+        ("algorithm.n_process", "3", (True, True, True)),
+        ("algorithm.timeout", "60", (True, True, True)),
+        ("env.split_seed", "9", (False, False, True)),
+        ("algorithm.n_stream", "7", (False, False, True)),
+        ("env.training_tasks", "[0, 1]", (True, False, True)),
+        ("model.steps", "11", (True, False, True)),
+        ("evaluation.temperature", "0.5", (True, False, False)),  # validation plays with it, too
+        ("evaluation.rollouts", "2", (True, True, False)),
+    ):
+        same = tuple(a == b for a, b in zip(usual, keys((key, value)), strict=True))
+        assert same == kept, key
+
+
 def test_marks_are_the_variants_own(finished: Path) -> None:
     found = {}
     for folder in (finished / "out" / "runs").glob("CompressedAD-darkroom-seed0-*"):
@@ -196,8 +219,10 @@ def test_a_lost_evaluation_is_played_again_with_the_same_result(finished: Path, 
     ]
     path = group.plays[0][2]
     kept = dict(np.load(path))
+    path.write_bytes(path.read_bytes()[:100])
+    assert study.rows([group]) == []
     path.unlink()
-    assert not group.finished
+    assert not group.finished and study.rows([group]) == []
     outcome = study.run_group(group, report=silent, should_stop=lambda: False)
     assert outcome.failure is None
     again = dict(np.load(path))
