@@ -205,8 +205,9 @@ def test_another_configuration_is_refused(tmp_path: Path) -> None:
     c = config()
     train(c, sampler(c), tmp_path)
     before = digest(weights(tmp_path))
-    with pytest.raises(CheckpointError, match="another configuration"):
-        train(config(lr=0.02), sampler(c), tmp_path)
+    for other, seed in ((config(lr=0.02), 0), (c, 1)):
+        with pytest.raises(CheckpointError, match="another configuration"):
+            train(other, sampler(c), tmp_path, seed=seed)
     assert digest(weights(tmp_path)) == before
 
 
