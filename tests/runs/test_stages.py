@@ -441,6 +441,9 @@ def test_evaluation_is_done_once_and_again_after_a_change(histories, tmp_path):
     with np.load(path) as file:
         np.testing.assert_array_equal(file["returns"], file["returns_last"])
         assert file["step"] == 4
+    (job.path / "last_model.pt").unlink()
+    with pytest.raises(RunDirectoryError, match="its training is not finished"):
+        evaluate_run(job)
 
 
 @pytest.mark.parametrize("marks", ["off", "self", "prompt"])

@@ -98,6 +98,11 @@ def test_weights_are_shared_and_only_how_they_play_differs(finished: Path) -> No
     shared = [g for g in parts if len(g.plays) == 2]
     assert all({c.variant for c, _, _ in g.plays} == {"CompressedAD", "self"} for g in shared)
     assert len({path for g in shared for _, _, path in g.plays}) == 6
+    for _, _, path in shared[0].plays:
+        kept = path.rename(path.with_suffix(".kept"))
+        assert not shared[0].finished
+        kept.rename(path)
+    assert shared[0].finished
 
 
 def test_variants_of_a_run_share_histories_and_split_and_runs_do_not(finished: Path) -> None:
