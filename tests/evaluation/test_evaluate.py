@@ -6,7 +6,7 @@ from gymnasium.vector import SyncVectorEnv
 
 from compressed_ad.errors import NumericalError, RunError, SpaceError, UsageError
 from compressed_ad.evaluation.agents import InContextAgent, OptimalAgent, RandomAgent
-from compressed_ad.evaluation.evaluate import evaluate_in_context, evaluate_tasks
+from compressed_ad.evaluation.evaluate import evaluate_imitation, evaluate_in_context, evaluate_tasks
 from compressed_ad.evaluation.rollouts import record_rollouts
 from compressed_ad.models import MODEL
 from compressed_ad.models.ad import AD, evaluating
@@ -16,9 +16,12 @@ from compressed_ad.tasks.as_gymnasium import FamilyVectorEnv
 from compressed_ad.tasks.base import TASK_FAMILY
 from compressed_ad.tasks.gridworld import Darkroom
 from compressed_ad.tasks.point_mass import PointMass
+from compressed_ad.training.sequences import from_histories
+from compressed_ad.training.windows import WindowSampler
 from compressed_ad.types import AnyArray, Step, to_spec
 from tests.probes import VALUE
 from tests.tasks.test_as_batched import Native, Script, Scripted
+from tests.training.test_transforms import history
 
 SPACES = {
     "observation_space": {"kind": "multidiscrete", "nvec": [9, 9]},
@@ -246,6 +249,16 @@ def test_a_model_with_nan_weights_does_not_play() -> None:
         player.head.weight[0, 0] = np.nan
     with pytest.raises(NumericalError, match=r"^CompressedAD: the weight head.weight holds NaN or infinity"):
         evaluate_tasks(player, family, family.tasks()[:1], rollouts=1, episodes=1)
+
+
+def test_a_loss_that_is_not_finite_is_no_imitation() -> None:
+    player = model()
+    windows = WindowSampler(from_histories({0: history(4, 40)}), 24, 2, seed=0)
+    assert 0 < evaluate_imitation(player, windows, 2).cross_entropy < 100
+    with torch.no_grad():
+        player.head.weight.fill_(3e38)
+    with pytest.raises(NumericalError, match="of CompressedAD on recorded histories is not finite"):
+        evaluate_imitation(player, windows, 2)
 
 
 def test_greedy_and_temperature() -> None:
