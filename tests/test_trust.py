@@ -207,6 +207,20 @@ def test_a_run_directory_names_code(run, folder, old, new):
     assert not Path("PWNED").exists()
 
 
+def test_a_run_directory_names_a_marker_that_marks_when_histories_are_read(run, folder):
+    config, facts = RUN / "config.yaml", json.loads((RUN / "environment.json").read_text())
+    text = config.read_text()
+    assert text.count("marker: threshold\n") == 1
+    config.write_text(text.replace("marker: threshold\n", "marker: 'payload:marker'\n"))
+    del facts["config"]  # the copy that would show the change
+    facts["history"]["marked_at"] = None  # as in a study
+    (RUN / "environment.json").write_text(json.dumps(facts))
+    status, _, lines = run("attention", RUN)
+    assert (status, len(errors(lines))) == (2, 1)
+    assert f"{config}: names 'payload:marker'" in errors(lines)[0]
+    assert not Path("PWNED").exists()
+
+
 def _int8(content: dict[str, Any]) -> None:
     weights = content["model_state_dict"]
     content["model_state_dict"] = {name: value.char() for name, value in weights.items()}

@@ -6,19 +6,22 @@ from gymnasium.vector import SyncVectorEnv
 
 from compressed_ad.errors import NumericalError, RunError, SpaceError, UsageError
 from compressed_ad.evaluation.agents import InContextAgent, OptimalAgent, RandomAgent
-from compressed_ad.evaluation.evaluate import evaluate_in_context, evaluate_tasks
+from compressed_ad.evaluation.evaluate import evaluate_imitation, evaluate_in_context, evaluate_tasks
 from compressed_ad.evaluation.rollouts import record_rollouts
 from compressed_ad.models import MODEL
-from compressed_ad.models.ad import AD
+from compressed_ad.models.ad import AD, evaluating
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.models.tokens import shift
 from compressed_ad.tasks.as_gymnasium import FamilyVectorEnv
 from compressed_ad.tasks.base import TASK_FAMILY
 from compressed_ad.tasks.gridworld import Darkroom
 from compressed_ad.tasks.point_mass import PointMass
+from compressed_ad.training.sequences import from_histories
+from compressed_ad.training.windows import WindowSampler
 from compressed_ad.types import AnyArray, Step, to_spec
 from tests.probes import VALUE
 from tests.tasks.test_as_batched import Native, Script, Scripted
+from tests.training.test_transforms import history
 
 SPACES = {
     "observation_space": {"kind": "multidiscrete", "nvec": [9, 9]},
@@ -201,12 +204,61 @@ def test_same_seed_same_returns_and_training_mode_is_restored() -> None:
     assert not np.array_equal(play(0), play(1)) and player.training
 
 
+def test_every_slot_has_a_seed_of_its_own_that_no_player_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, make = list[list[int]](), Darkroom.make
+    monkeypatch.setattr(
+        Darkroom,
+        "make",
+        lambda family, tasks, seeds: given.append(seeds.tolist()) or make(family, tasks, seeds),
+    )
+    family, sizes = Darkroom(3, 2), {"rollouts": 3, "episodes": 1}
+    for player, seed in ((RandomAgent(5), 0), (RandomAgent(5, 1), 0), (RandomAgent(5), 1)):
+        evaluate_tasks(player, family, family.tasks()[:2], seed=seed, **sizes)
+    assert given[0] == given[1] and not set(given[0]) & set(given[2])
+    assert len(set(given[0])) == len(given[0]) == 6
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_slot_that_is_not_played_is_as_if_it_had_not_been_seen(cache: bool) -> None:
+    made, draw = model("CompressedAD"), np.random.default_rng(0)
+    rule = {"marks": "self", "on_policy_threshold": 0.0, "compression_window": 6}
+    steady, idling = (InContextAgent(made, sample=False, cache=cache, **rule) for _ in range(2))
+    never, unplayed = np.zeros(1, bool), np.zeros(1, np.float32)
+    with evaluating(made):
+        steady.reset(1)
+        idling.reset(1)
+        obs = draw.integers(0, 9, (1, 2))
+        for t in range(60):
+            actions = steady.act(obs)
+            np.testing.assert_array_equal(actions, idling.act(obs))
+            last, first = draw.integers(0, 9, (2, 1, 2))
+            ended, reward = np.array([t % 4 == 3]), np.array([t % 5 == 0], np.float32)
+            obs = first if ended[0] else last
+            steady.observe(actions, Step(last, reward, never, ended, obs))
+            idling.observe(actions, Step(last, reward, never, ended, last))
+            if ended[0]:  # the next call only resets
+                idling.observe(idling.act(last), Step(first, unplayed, never, never, first, played=never))
+            assert steady.latest is not None and idling.latest is not None
+            for name, value in steady.latest.items():
+                assert torch.equal(value, idling.latest[name]), (t, name)
+
+
 def test_a_model_with_nan_weights_does_not_play() -> None:
     player, family = model(), Darkroom()
     with torch.no_grad():
         player.head.weight[0, 0] = np.nan
     with pytest.raises(NumericalError, match=r"^CompressedAD: the weight head.weight holds NaN or infinity"):
         evaluate_tasks(player, family, family.tasks()[:1], rollouts=1, episodes=1)
+
+
+def test_a_loss_that_is_not_finite_is_no_imitation() -> None:
+    player = model()
+    windows = WindowSampler(from_histories({0: history(4, 40)}), 24, 2, seed=0)
+    assert 0 < evaluate_imitation(player, windows, 2).cross_entropy < 100
+    with torch.no_grad():
+        player.head.weight.fill_(3e38)
+    with pytest.raises(NumericalError, match="of CompressedAD on recorded histories is not finite"):
+        evaluate_imitation(player, windows, 2)
 
 
 def test_greedy_and_temperature() -> None:

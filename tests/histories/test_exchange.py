@@ -715,11 +715,13 @@ def test_ours_to_minari_and_back(tmp_path_factory, one):
     assert not pieces
 
 
-def test_minari_gets_whole_datasets_only(run, tmp_path, nine):
+def test_minari_gets_whole_datasets_only(run, tmp_path, nine, monkeypatch):
     pytest.importorskip("minari")
     file, _ = imported(nine, tmp_path / "h.hdf5")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", "the user's")
     code, out, _ = run("export", "h.hdf5", "--to", "minari", "--out", "mine")
     assert (code, out) == (0, "mine/darkroom-imported-seed0-v0: 9 tasks as minari\n")
+    assert os.environ["MINARI_DATASETS_PATH"] == "the user's"
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["darkroom-imported-seed0-v0"]
     (tmp_path / "file").write_text("")
     for out, cause in (
@@ -734,7 +736,10 @@ def test_minari_gets_whole_datasets_only(run, tmp_path, nine):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     (tmp_path / "sets" / f".partial-{gone.pid}" / "half").mkdir(parents=True)
+    other = tmp_path / "sets" / f".partial-{os.getppid()}"  # of an export that is at work
+    other.mkdir()
     EXPORT["minari"](file, tmp_path / "sets", True, silent)
+    other.rmdir()
     assert sorted(path.name for path in (tmp_path / "sets").rglob("*")) == before
 
 
@@ -758,6 +763,7 @@ def test_export_refuses_what_is_there(run, tmp_path, nine):
     before = tree(tmp_path)
     for to, out, code, cause in (
         ("npz", "h.hdf5", 1, "is the file that is exported"),
+        ("npz", "folder/../h.hdf5", 1, "is the file that is exported"),
         ("ancestor", "there", 1, "there exists; replace it with --overwrite"),
         ("npz", "folder", 1, "folder is a folder"),
         ("csv", "x", 2, "unknown export format 'csv'; known: ancestor, minari, npz, or module:attribute"),

@@ -625,9 +625,10 @@ def test_an_optimum_that_gives_no_scale_does_not_stop(path, number):
     assert HistoryFile(path).optimal_return[2] == pytest.approx(number, nan_ok=True)
 
 
-def test_an_optimum_below_random_is_refused(path):
-    tamper(path, value("optimal_return", (2,), -1e9))
-    with pytest.raises(HistoryError, match=r"optimal_return of task 2 is -1e\+09, but its random"):
+@pytest.mark.parametrize(("number", "shown"), [(-1e9, r"-1e\+09"), (0.2499, "0.2499")])
+def test_an_optimum_below_random_is_refused(path, number, shown):
+    tamper(path, value("optimal_return", (2,), number))
+    with pytest.raises(HistoryError, match=f"optimal_return of task 2 is {shown}, but its random"):
         HistoryFile(path)
 
 

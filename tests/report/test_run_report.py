@@ -530,7 +530,15 @@ def test_arrays_that_are_missing_or_called_otherwise_do_not_match_the_digest(tmp
     digest = content_digest(arrays)
     np.savez(path, **arrays, digest=digest)
     assert load_evaluation(path).keys() == arrays.keys()
-    for changed in ({**arrays, "extra": np.zeros(1)}, {k: v for k, v in arrays.items() if k != "horizon"}):
+    others = {k: v for k, v in arrays.items() if k != "horizon"}
+    for changed in (
+        others,
+        {**arrays, "extra": np.zeros(1)},
+        {**others, "horizons": arrays["horizon"]},
+        {**arrays, "horizon": arrays["horizon"].view(np.uint64)},
+        {**arrays, "returns": arrays["returns"].swapaxes(0, 1).reshape(arrays["returns"].shape)},
+        {**arrays, "returns": arrays["returns"].reshape(3, 2, 40)},
+    ):
         np.savez(path, **changed, digest=digest)
         with pytest.raises(RunDirectoryError, match="its arrays do not match its digest"):
             load_evaluation(path)

@@ -99,6 +99,8 @@ def test_families_count_the_same_however_many_runs_they_have() -> None:
     assert found[-1].verdict == "better" and math.isnan(found[-1].p_holm)
     few = differences(rows([0.0] * 2, [0.1, 0.2], "few") + two, [("a", "b")], "final")
     assert few[-1].verdict == "too few runs"
+    single = differences(rows([0.0], [0.1], "single") + two, [("a", "b")], "final")
+    assert [d.family for d in single] == ["single", "two"]  # one run has no spread to pool
 
 
 def test_convergence_is_interpolated_to_the_level_of_the_paired_baseline() -> None:

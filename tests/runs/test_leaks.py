@@ -14,6 +14,7 @@ from compressed_ad.cli.main import main
 from compressed_ad.errors import HistoryError, RunDirectoryError, SplitError
 from compressed_ad.histories import hdf5
 from compressed_ad.histories.file import HistoryFile
+from compressed_ad.histories.header import FEW_STEPS, same_steps
 from compressed_ad.report.results import load_runs
 from compressed_ad.runs import job as runs
 from compressed_ad.runs.data import RunData
@@ -304,6 +305,14 @@ def test_histories_without_a_reward_are_said_to_tell_nothing(tmp_path, said):
     assert "no step is rewarded, so that nothing shows whether these histories are of these tasks" in text
 
 
+def test_steps_that_agree_by_chance_are_no_copies():
+    actions, rewards = np.arange(FEW_STEPS) % 5, np.zeros(FEW_STEPS)
+    assert same_steps(actions, rewards) == same_steps(actions.copy(), rewards.copy()) is not None
+    assert same_steps(actions, rewards) != same_steps(actions, rewards + 1)
+    assert same_steps(actions[1:], rewards[1:]) is None
+    assert same_steps(actions * 0 + 3, rewards) is None
+
+
 def test_copies_under_two_numbers_are_not_imported(tmp_path, said):
     path = recorded(tmp_path, {0: 0, 1: 1, 2: 2}, greedy=False)
     with h5py.File(path, "r+") as file:
@@ -354,9 +363,12 @@ def test_marks_that_change_while_a_run_reads_them_stop_it(folder, said):
         data.raw(data.file.split.train)
 
 
-def test_edited_scales_are_noticed(folder):
-    sealed(folder / HISTORY, lambda file: put(file, "scales/reward", 7.5))
-    with pytest.raises(HistoryError, match=r"scales/reward: 7.5 is stored, but the training tasks give 1.0"):
+@pytest.mark.parametrize("scale", [7.5, 1.001])
+def test_edited_scales_are_noticed(folder, scale):
+    sealed(folder / HISTORY, lambda file: put(file, "scales/reward", scale))
+    with pytest.raises(
+        HistoryError, match=rf"scales/reward: {scale} is stored, but the training tasks give 1.0"
+    ):
         RunData(runs.stored_job(folder / "AD-darkroom-seed0")).scales()
 
 
@@ -394,8 +406,18 @@ def test_compare_says_what_was_judged(folder, said):
     assert "episodes 2, rollouts 1" in judged
 
 
-def test_a_report_is_of_the_histories_that_were_judged(folder, said):
-    assert said("collect", *COLLECT, "--out", folder, "--overwrite", "--env.split_seed", "5")[0] == 0
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["collect", *COLLECT, "--overwrite", "--env.split_seed", "5"],
+        ["collect", *COLLECT, "--overwrite", "--algorithm.n_timesteps", "100"],
+        ["mark", HISTORY, "--marker", "none"],
+    ],
+    ids=["split", "histories", "marks"],
+)
+def test_a_report_is_of_the_histories_that_were_judged(folder, said, words):
+    there = ["--out", folder] if words[0] == "collect" else []
+    assert said(*(folder / word if word == HISTORY else word for word in words), *there)[0] == 0
     code, text = said("report", *both(folder), "--out", folder / "report")
     assert (code, "holds other histories, marks or another split than the runs were judged on" in text) == (
         1,

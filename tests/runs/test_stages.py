@@ -382,6 +382,21 @@ def test_marking_as_it_is_marked_changes_nothing(histories):
     assert histories.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        (("seed", "1"), "seed", 1),
+        (("marker.marker", "rollout"), "marker", "rollout"),
+        (("marker.on_policy_threshold", "0.3"), "parameters", {"on_policy_threshold": 0.3}),
+    ],
+)
+def test_other_marks_are_made(histories, tmp_path, words, key, value):
+    copy = Path(shutil.copy(histories, tmp_path / "h.hdf5"))
+    mark_stage(tiny(words), copy)
+    found = HistoryFile(copy).marking[key]
+    assert ({**found, **value} if isinstance(value, dict) else value) == found
+
+
 def test_judging_on_tasks_of_the_training_split_is_refused(histories, tmp_path):
     job = runs.training_job(tiny(), "AD", 0, histories, tmp_path / "runs")
     train_run(job)
@@ -426,6 +441,9 @@ def test_evaluation_is_done_once_and_again_after_a_change(histories, tmp_path):
     with np.load(path) as file:
         np.testing.assert_array_equal(file["returns"], file["returns_last"])
         assert file["step"] == 4
+    (job.path / "last_model.pt").unlink()
+    with pytest.raises(RunDirectoryError, match="its training is not finished"):
+        evaluate_run(job)
 
 
 @pytest.mark.parametrize("marks", ["off", "self", "prompt"])
@@ -451,6 +469,9 @@ def test_a_moved_folder_is_still_evaluated(histories, tmp_path):
     job = runs.stored_job(tmp_path / "b" / "AD-darkroom-seed0")
     assert job.history == tmp_path / "b" / "h.hdf5"
     evaluate_run(job)
+    (tmp_path / "a").mkdir()
+    shutil.copy(histories, history)
+    assert runs.stored_job(job.path).history == history  # the one that it names goes first
 
 
 # ---------------------------------------------------------------- directories
@@ -478,6 +499,11 @@ def test_a_directory_is_held_by_one(tmp_path):
     with claimed(path, config), pytest.raises(RunDirectoryError, match=mine):
         claim(path, config)
     claim(path, config)  # free again
+    before = tree(path)
+    assert set(before) == {"config.yaml", "environment.json"}
+    with pytest.raises(KeyError), claimed(path, config):
+        raise KeyError
+    assert tree(path) == before  # it is not taken back, as it was there
 
 
 class Broken(AD):

@@ -98,6 +98,11 @@ def test_weights_are_shared_and_only_how_they_play_differs(finished: Path) -> No
     shared = [g for g in parts if len(g.plays) == 2]
     assert all({c.variant for c, _, _ in g.plays} == {"CompressedAD", "self"} for g in shared)
     assert len({path for g in shared for _, _, path in g.plays}) == 6
+    for _, _, path in shared[0].plays:
+        kept = path.rename(path.with_suffix(".kept"))
+        assert not shared[0].finished
+        kept.rename(path)
+    assert shared[0].finished
 
 
 def test_variants_of_a_run_share_histories_and_split_and_runs_do_not(finished: Path) -> None:
@@ -112,6 +117,29 @@ def test_variants_of_a_run_share_histories_and_split_and_runs_do_not(finished: P
         facts = json.loads((folder / "environment.json").read_text())["history"]
         splits.add(tuple(facts["split"]["heldout"]))
     assert len(splits) == 2
+
+
+def test_each_key_names_what_determines_the_files_and_nothing_else(tmp_path: Path) -> None:
+    path = written(tmp_path, TINY)
+
+    def keys(*words: tuple[str, str]) -> tuple[str, ...]:
+        cell = load_study(path, families=["room"], variants=["self"], overrides=words).cells[-1]
+        return cell.data_key, cell.training_key, cell.playing_key
+
+    usual = keys()
+    for key, value, kept in (
+        ("device", "cpu", (True, True, True)),
+        ("algorithm.n_process", "3", (True, True, True)),
+        ("algorithm.timeout", "60", (True, True, True)),
+        ("env.split_seed", "9", (False, False, True)),
+        ("algorithm.n_stream", "7", (False, False, True)),
+        ("env.training_tasks", "[0, 1]", (True, False, True)),
+        ("model.steps", "11", (True, False, True)),
+        ("evaluation.temperature", "0.5", (True, False, False)),  # validation plays with it, too
+        ("evaluation.rollouts", "2", (True, True, False)),
+    ):
+        same = tuple(a == b for a, b in zip(usual, keys((key, value)), strict=True))
+        assert same == kept, key
 
 
 def test_marks_are_the_variants_own(finished: Path) -> None:
@@ -196,8 +224,10 @@ def test_a_lost_evaluation_is_played_again_with_the_same_result(finished: Path, 
     ]
     path = group.plays[0][2]
     kept = dict(np.load(path))
+    path.write_bytes(path.read_bytes()[:100])
+    assert study.rows([group]) == []
     path.unlink()
-    assert not group.finished
+    assert not group.finished and study.rows([group]) == []
     outcome = study.run_group(group, report=silent, should_stop=lambda: False)
     assert outcome.failure is None
     again = dict(np.load(path))

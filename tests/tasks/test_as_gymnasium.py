@@ -245,6 +245,12 @@ class Wrapping(Darkroom):
         return outer
 
 
+class HeldOut(Darkroom):
+    def __init__(self, ids):
+        super().__init__(3, 5)
+        object.__setattr__(self, "heldout_tasks", lambda: np.array(ids))
+
+
 class IntegerReward(Wrapping):
     def change(self, step):
         return replace(step, reward=step.reward.astype(int))
@@ -275,6 +281,9 @@ class Overwrites(Wrapping):
         (BadReward(), r"reward\(\) of task 0"),
         (ShuffledTasks(), "order of the tasks must be fixed"),
         (TwiceTheSame(), "equal rows"),
+        (HeldOut(range(9)), "leaves no task to train on"),
+        (HeldOut([3, 3]), r"must be different numbers in 0\.\.8"),
+        (HeldOut([9]), r"must be different numbers in 0\.\.8"),
         (SharedRng(), "plays differently alone"),
         (TooLong(), "longer than horizon = 3"),
         (IntegerReward(), "reward must be float32"),

@@ -94,6 +94,9 @@ def test_other_broken_promises_are_told():
 
     with pytest.raises(RunError, match="task 7, step 5: an episode lasts longer than horizon = 5"):
         PLAY["ppo"](Changed(endless))
+    for play in ("ppo", "evaluation"):
+        with pytest.raises(NumericalError, match=r"step 2: step\(\).reward is not finite"):
+            PLAY[play](Changed(with_(reward=lambda a: a * np.nan)))
     space = spaces.Box(-1.0, 1.0, (2,), np.float32)
     flags, reward = np.zeros(1, bool), np.zeros(1, np.float32)
     buffer = np.zeros((1, 2), np.float32)

@@ -147,6 +147,9 @@ def test_time_limit_truncates_and_shows_the_true_successor():
     assert not steps[-1].terminated[0]
     assert steps[-1].next_obs[0].tolist() == [7, 4]
     assert steps[-1].obs[0].tolist() == [4, 4]
+    steps = play(DarkroomHard(9, 3), (7, 4), [RIGHT] * 9)
+    assert len(steps) == 3 and steps[-1].terminated[0]
+    assert not steps[-1].truncated[0]
 
 
 def test_permuted_actions():

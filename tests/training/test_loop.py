@@ -204,12 +204,22 @@ def test_weights_that_are_not_finite_are_neither_stored_nor_loaded(tmp_path: Pat
     assert found is not None and len(messages) == 1 and "skipped" in messages[0]
 
 
+def test_seconds_add_up_over_interruptions(tmp_path: Path) -> None:
+    c = config(steps=4)
+    with pytest.raises(Interrupted):
+        train(c, sampler(c), tmp_path, should_stop=lambda: True)
+    folder = CheckpointDirectory(tmp_path / "checkpoints", 3)
+    folder.save(1, {**load(folder.file(1)), "seconds": 1000.0})
+    assert 1000 < train(c, sampler(c), tmp_path).seconds < 1100
+
+
 def test_another_configuration_is_refused(tmp_path: Path) -> None:
     c = config()
     train(c, sampler(c), tmp_path)
     before = digest(weights(tmp_path))
-    with pytest.raises(CheckpointError, match="another configuration"):
-        train(config(lr=0.02), sampler(c), tmp_path)
+    for other, seed in ((config(lr=0.02), 0), (c, 1)):
+        with pytest.raises(CheckpointError, match="another configuration"):
+            train(other, sampler(c), tmp_path, seed=seed)
     assert digest(weights(tmp_path)) == before
 
 
