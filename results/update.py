@@ -16,7 +16,7 @@ from pathlib import Path
 from compressed_ad.evaluation.intervals import number
 from compressed_ad.report.comparison import convergence, differences, means
 from compressed_ad.report.pages import markdown
-from compressed_ad.report.results import Row, read_rows
+from compressed_ad.report.rows import Row, read_rows
 from compressed_ad.report.study_report import text
 from compressed_ad.runs.study import load_study
 

@@ -24,6 +24,8 @@ from compressed_ad.registry import own_names
 from compressed_ad.runs import layers, yaml_file
 from compressed_ad.runs.job import trained_job
 from compressed_ad.runs.judge import load_model
+from compressed_ad.runs.study import load_study
+from compressed_ad.runs.study_run import groups
 from compressed_ad.tasks.gridworld import Darkroom
 from compressed_ad.tasks.select import ADAPTER
 from compressed_ad.training import checkpoints
@@ -293,6 +295,14 @@ def test_a_study_of_own_code(run, folder):
     Path("own.yaml").write_text("families: {mine: {env: {family: 'payload:Family'}}}\nvariants: {AD: {}}\n")
     code, out, _ = run("study", "own.yaml", "--dry-run")
     assert (code, "payload:Family" in out, Path("PWNED").exists()) == (0, True, False)
+    Path("own.yaml").write_text(
+        "families: {room: {}}\nvariants:\n"
+        "  {AD: {}, own: {model: {transforms: [{name: 'payload:transform'}]}}}\n"
+    )
+    for group in groups(load_study(Path("own.yaml"), runs=1, own=False), Path("out")):
+        (cell, player, _), *_ = group.plays
+        named = {"payload:transform"} if cell.variant == "own" else set()
+        assert group.job.trust == player.trust == named  # what the user gave is trusted, in workers too
 
 
 @pytest.mark.parametrize(

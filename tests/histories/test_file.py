@@ -566,6 +566,7 @@ def virtual(file):
         (replaced("0/states", data=np.array([["a"]], h5py.string_dtype())), "dtype object"),
         (replaced("0/actions", data=np.zeros((3, 250), [("x", "i4")])), "dtype"),
         (replaced("0/rewards", shape=(3, 250), dtype="f4", external="secret.bin"), "never use"),
+        (replaced("0/rewards", data=np.ones((3, 250), "f4"), chunks=(3, 250), scaleoffset=2), "never use"),
         (virtual, "never use"),
         (linked(h5py.SoftLink("/2/rewards")), "missing or a link"),
         (linked(h5py.ExternalLink("other.h5", "/x")), "missing or a link"),

@@ -347,6 +347,8 @@ def test_without_an_optimum_the_source_sets_the_scale() -> None:
     assert np.allclose(analysis.optimal, 0.9 * OPTIMAL[HELD])
     assert "source" in analysis.scale
     assert analysis.methods["AD"]["final"].value > analyse([method()]).methods["AD"]["final"].value
+    weak = analyse([unknown], replace(source(), returns=source().returns * 0.3)).methods["AD"]["final"]
+    assert 1 < weak.value < weak.high  # a method may do better than its source
     said = "1 is the best episode of the source algorithm (the optimal return is unknown)."
     assert said in in_terminal(analysis)
     assert "the best episode" not in in_terminal(analyse([method()], source()))

@@ -221,6 +221,9 @@ def test_another_learner_drops_the_parameters_of_the_old_one():
         ("algorithm.learner", "compressed_ad.learners.ppo:BatchedPPO"),
     )
     assert config.algorithm.learner_kwargs == {"n_steps": 40}
+    assert "n_epochs" in asked(("algorithm.learner", "ppo")).algorithm.learner_kwargs  # it is the same one
+    again = asked(("algorithm.learner", "ppo"), ("algorithm.learner_kwargs.n_steps", "40"))
+    assert again.algorithm.learner_kwargs == {"n_steps": 40}  # named with all its parameters
     assert asked(("env.family", "darkroom_hard")).env.kwargs == {}
     assert asked(env="compressed_ad.tasks.gridworld:DarkroomLarge").env.kwargs == {}
 

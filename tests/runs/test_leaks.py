@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from compressed_ad.runs import job as runs
 from compressed_ad.runs.data import RunData
 from compressed_ad.runs.directory import family_meaning
 from compressed_ad.runs.judge import evaluate_run
+from compressed_ad.runs.stages import report_stage
 from compressed_ad.tasks.gridworld import Darkroom, DarkroomHard
 from compressed_ad.tasks.replay import play
 from compressed_ad.tasks.select import make_family
@@ -427,6 +429,16 @@ def test_a_report_is_of_the_histories_that_were_judged(folder, said, words):
     assert (code, "note: the table stands for the histories of the evaluation alone" in text) == (0, True), (
         text
     )
+
+
+def test_runs_of_other_transforms_have_no_common_report(folder):
+    one, two = map(runs.stored_job, both(folder))
+    settings = {**two.config.model.model_dump(), "transforms": [{"name": "streams", "n": 1}]}
+    model = type(two.config.model).model_validate(settings)
+    other = replace(two, config=two.config.model_copy(update={"model": model}))
+    with pytest.raises(RunDirectoryError, match=r"was trained otherwise than .* \(transforms\);"):
+        report_stage([one, other], folder / HISTORY, folder / "report", command="")
+    assert not (folder / "report").exists()
 
 
 def test_weights_replaced_after_the_evaluation_are_noticed(folder, said):

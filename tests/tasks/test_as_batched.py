@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit, TransformObservation
 from hypothesis import given, settings, strategies as st
 
-from compressed_ad.errors import UsageError
+from compressed_ad.errors import SpaceError, UsageError
 from compressed_ad.evaluation.agents import RandomAgent
 from compressed_ad.evaluation.evaluate import evaluate_in_context
 from compressed_ad.tasks.as_batched import as_batched
@@ -211,6 +211,19 @@ def test_noisy_and_blind_environments(mode: AutoresetMode) -> None:
             env = gymnasium.wrappers.vector.TransformObservation(vector(mode)(scripts), change)
         returns = evaluate_in_context(RandomAgent(3), env, episodes=4).reward_episode
         np.testing.assert_array_equal(returns, np.repeat([[3.0, 2.0]], 4, axis=0))
+
+
+def test_a_wrapper_that_does_not_pass_the_reset_of_single_slots_on_is_told() -> None:
+    class Deaf(gymnasium.vector.VectorWrapper):
+        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+            return self.env.reset(seed=seed)
+
+    script = Script((((1.0, 1.0), "terminated"),), None, (2,))
+    env = as_batched(Deaf(SyncVectorEnv([script.make, script.make])))
+    env.reset()
+    env.step(np.zeros(2, int))
+    with pytest.raises(SpaceError, match=r"ignores reset\(options=.*; pass the options on, or use"):
+        env.step(np.zeros(2, int))
 
 
 def test_vecnormalize_is_refused_as_in_recording() -> None:

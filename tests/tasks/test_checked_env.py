@@ -97,6 +97,10 @@ def test_other_broken_promises_are_told():
     for play in ("ppo", "evaluation"):
         with pytest.raises(NumericalError, match=r"step 2: step\(\).reward is not finite"):
             PLAY[play](Changed(with_(reward=lambda a: a * np.nan)))
+    family = Changed(None)
+    object.__setattr__(family, "make", lambda tasks, seeds: Darkroom(3, 5).make(tasks[:-1], seeds[:-1]))
+    with pytest.raises(RunError, match=r"make\(\) of 3 tasks gives num_envs 2"):
+        checked_slots(family, family.tasks()[:3], np.arange(3))
     space = spaces.Box(-1.0, 1.0, (2,), np.float32)
     flags, reward = np.zeros(1, bool), np.zeros(1, np.float32)
     buffer = np.zeros((1, 2), np.float32)
