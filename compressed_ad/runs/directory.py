@@ -20,6 +20,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
+from pydantic import Field
+
 from compressed_ad.errors import ConfigError, RunDirectoryError
 from compressed_ad.files import is_free, locked, write_atomically, write_json
 from compressed_ad.histories.file import HistoryFile
@@ -29,7 +31,7 @@ from compressed_ad.marking.settings import MarkerSettings
 from compressed_ad.runs import yaml_file
 from compressed_ad.runs.layers import nested
 from compressed_ad.runs.settings import Config
-from compressed_ad.settings import validated
+from compressed_ad.settings import Settings, validated
 from compressed_ad.tasks.base import TaskFamily
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
@@ -101,7 +103,7 @@ def check(
     stored, wanted = _stored_values(path), config.model_dump(mode="json")
     differing = differences(_compared(stored, keys), _compared(wanted, keys))
     if history is not None:
-        differing += other_data(stored_environment(path).get("history") or {}, history)
+        differing += other_data(stored_provenance(path), history)
     if differing:
         raise RunDirectoryError(
             f"{path}: belongs to another configuration and is left alone ({'; '.join(differing)});"
@@ -160,15 +162,41 @@ def _stored_values(path: Path) -> dict[str, Any]:
     return found
 
 
+class _Rows(Settings):
+    train: list[list[float]]
+    validation: list[list[float]]
+    heldout: list[list[float]]
+
+
+class _Provenance(Settings, extra="allow"):
+    path: str | None = None
+    rows: _Rows | None = None
+    meaning: dict[str, Any] = Field(default_factory=dict)
+    marker: str | None = None
+
+
+class _Environment(Settings, extra="allow"):
+    """The entries of ``environment.json`` that are used one by one; earlier versions lack some of them."""
+
+    config: dict[str, Any] | None = None
+    history: _Provenance | None = None
+
+
 def stored_environment(path: Path) -> dict[str, Any]:
     file = path / ENVIRONMENT
     try:
-        found = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        found: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        validated(_Environment, found, str(file))
+    except ConfigError as error:
+        raise RunDirectoryError(str(error)) from error
+    except (OSError, ValueError, TypeError) as error:
         raise RunDirectoryError(f"{file}: cannot be read ({error})") from error
-    if not isinstance(found, dict):
-        raise RunDirectoryError(f"{file}: not a JSON object")
     return found
+
+
+def stored_provenance(path: Path) -> dict[str, Any]:
+    """The ``history_provenance`` of the run in ``path``; empty if it stores none."""
+    return stored_environment(path).get("history") or {}
 
 
 def history_provenance(

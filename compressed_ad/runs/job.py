@@ -13,7 +13,7 @@ from typing import Any
 from compressed_ad.errors import RunDirectoryError, UsageError
 from compressed_ad.marking.apply import GUIDE_SETTINGS
 from compressed_ad.runs.config import own_code
-from compressed_ad.runs.directory import run_name, stored_config, stored_environment
+from compressed_ad.runs.directory import run_name, stored_config, stored_provenance
 from compressed_ad.runs.settings import Config
 
 WEIGHTS = {"best": "best_model.pt", "last": "last_model.pt"}
@@ -68,7 +68,7 @@ def stored_job(path: Path, history: Path | None = None, trust: frozenset[str] = 
     """The run in the directory ``path``, with the history file that it was trained on or another one."""
     config = stored_config(path)
     if history is None:
-        known = (stored_environment(path).get("history") or {}).get("path")
+        known = stored_provenance(path).get("path")
         if known is None:
             raise RunDirectoryError(f"{path}: does not say which history file it was trained on; give one")
         beside = path.parent / Path(known).name  # where it is if run and histories were moved together

@@ -35,7 +35,7 @@ from compressed_ad.runs.directory import (
     history_provenance,
     other_data,
     stored_config,
-    stored_environment,
+    stored_provenance,
 )
 from compressed_ad.runs.job import WEIGHTS, Job, device, playing
 from compressed_ad.tasks.select import stored_family
@@ -209,7 +209,7 @@ def check_unseen(data: RunData, part: str = "heldout") -> list[str]:
     ``part`` than the held-out tasks it is the only one.
     """
     job, ours, notes = data.job, data.file, list[str]()
-    trained = stored_environment(job.path).get("history") or {}
+    trained = stored_provenance(job.path)
     here = history_provenance(ours, job.config.marker if job.remark else None, data.family)
     if trained.get("sha256") != here["sha256"]:
         changed = "; ".join(other_data(trained, here)[:3]) or "only its marks, or when it was written"
@@ -252,7 +252,7 @@ def _check_origin(path: Path, content: Mapping[str, Any], job: Job) -> None:
 
     ``config.yaml`` and ``environment.json`` are held against the copies in the weights' file.
     """
-    stored, history = stored_config(job.path), content_of(stored_environment(job.path).get("history") or {})
+    stored, history = stored_config(job.path), content_of(stored_provenance(job.path))
     asked = stored.model.model_dump(mode="json", exclude=set(FROM_HISTORY))
     differing = differences(content["config"], asked, "model", shared=True)
     differing += differences(content.get("seed", stored.seed), stored.seed, "seed")

@@ -10,7 +10,7 @@ import numpy as np
 
 from compressed_ad.errors import CheckpointError, UsageError
 from compressed_ad.runs.data import PARTS, RunData
-from compressed_ad.runs.directory import stored_environment
+from compressed_ad.runs.directory import stored_provenance
 from compressed_ad.runs.job import WEIGHTS, Job, device, trained_job
 from compressed_ad.runs.judge import check_unseen, load_model
 from compressed_ad.types import BoolArray, FloatArray, IntArray
@@ -47,7 +47,7 @@ class ModelFindings:
 def examination_job(path: Path, history: Path | None = None, trust: frozenset[str] = frozenset()) -> Job:
     """The trained run in ``path``, with histories marked like those that it was trained on."""
     job = trained_job(path, history, trust)
-    trained_on = stored_environment(path)["history"]
+    trained_on = stored_provenance(path)
     # Marks without a time were made while the histories were read; no file holds them.
     return replace(job, remark=trained_on.get("marker") is not None and trained_on.get("marked_at") is None)
 

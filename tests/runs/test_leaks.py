@@ -494,6 +494,30 @@ def test_a_changed_configuration_is_named(folder, change, key):
         runs.stored_job(path.parent)
 
 
+@pytest.mark.parametrize(
+    ("keys", "value", "said"),
+    [
+        ((), [1], "cannot be read"),
+        (("history",), [1], "history "),
+        (("config",), "text", "config "),
+        (("history", "path"), 3, r"history\.path "),
+        (("history", "meaning"), "Darkroom", r"history\.meaning "),
+        (("history", "rows", "train"), ["text"], r"history\.rows\.train"),
+        (("history", "rows", "validation"), None, r"history\.rows\.validation"),
+    ],
+)
+def test_a_damaged_description_of_a_run_is_told(folder, keys, value, said):
+    place = folder / "AD-darkroom-seed0" / "environment.json"
+    facts = json.loads(place.read_text())
+    part = {"whole": facts}
+    for key in (path := ("whole", *keys))[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    place.write_text(json.dumps(facts if keys else value))
+    with pytest.raises(RunDirectoryError, match=rf"environment\.json: .*{said}"):
+        evaluate_run(runs.stored_job(place.parent))
+
+
 def test_without_the_copy_the_weights_tell(folder):
     path = folder / "AD-darkroom-seed0"
     facts = json.loads((path / "environment.json").read_text())
