@@ -111,6 +111,9 @@ class Optimisation(Settings):
     loss_weight_unproven: NonNegative | None = Field(
         None, description="the same before a stream's first reward; default: loss_weight_marked"
     )
+    loss_min_probability: Fraction = _later(
+        0.0, "actions that the source took with a lower probability are shown, but not learned"
+    )
     transforms: tuple[TransformSpec, ...] = Field((), description="applied to the histories, in order")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the forward pass")
     compile: bool = Field(False, description="torch.compile the model")

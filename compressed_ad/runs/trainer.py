@@ -46,6 +46,7 @@ def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = ne
             marker_dropout=config.marker_dropout,
             weight_marked=config.loss_weight_marked,
             weight_unproven=config.loss_weight_marked if unproven is None else unproven,
+            min_probability=config.loss_min_probability,
         )
         longest = int(sequences.lengths.max())
         if longest < config.n_transit:

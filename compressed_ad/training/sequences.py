@@ -11,7 +11,8 @@ import numpy as np
 from compressed_ad.errors import HistoryError, SplitError
 from compressed_ad.types import AnyArray, BoolArray, History, IntArray
 
-_PER_STEP = ("states", "actions", "rewards", "next_states", "ended", "mask", "update", "entropy")
+_OPTIONAL = ("entropy", "action_probs")
+_PER_STEP = ("states", "actions", "rewards", "next_states", "ended", "mask", "update", *_OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Sequences:
     task: IntArray  # (Q,) index of the task in the history file
     learner: IntArray  # (Q,) learner within the task
     entropy: AnyArray | None = None  # (M,) nats, of the acting policy; None where a history lacks it
+    action_probs: AnyArray | None = None  # (M,) of the action taken, NaN where unknown; None likewise
 
     def __len__(self) -> int:
         return len(self.task)
@@ -149,8 +151,9 @@ def from_histories(histories: Mapping[int, History]) -> Sequences:
         lengths += [history.n_step] * history.n_stream
         task += [index] * history.n_stream
         learner += history.learner.tolist()
-    if len(parts.get("entropy", ())) < len(histories):
-        parts.pop("entropy", None)
+    for name in _OPTIONAL:
+        if len(parts.get(name, ())) < len(histories):
+            parts.pop(name, None)
     return Sequences(
         **{name: np.concatenate(arrays) for name, arrays in parts.items()},
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),

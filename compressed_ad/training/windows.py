@@ -34,6 +34,8 @@ class WindowSampler:
     ``weight_marked`` is the weight of marked steps in the loss. ``weight_unproven``, if not None, is that of
     marked steps before the first reward of their sequence: streams share one policy, so these are
     exploitation steps that nothing in the context explains.
+
+    Actions that the source took with a probability below ``min_probability`` are shown but are no targets.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class WindowSampler:
         marker_dropout: float = 0.0,
         weight_marked: float = 1.0,
         weight_unproven: float | None = None,
+        min_probability: float = 0.0,
         rank: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -65,6 +68,9 @@ class WindowSampler:
         if (weight_marked, weight_before) != (1.0, 1.0):
             marked = np.where(sequences.rewarded_before, weight_marked, weight_before)
             data["weight"] = np.where(sequences.mask, marked, 1.0).astype(np.float32)
+        if min_probability > 0 and sequences.action_probs is not None:
+            intended = ~(sequences.action_probs < min_probability)  # also where unknown
+            data["weight"] = (data.get("weight", 1.0) * intended).astype(np.float32)
         self.device = torch.device(device)
         self.data = {name: _tensor(np.ascontiguousarray(x)).to(self.device) for name, x in data.items()}
 

@@ -129,3 +129,21 @@ def test_loss_weights_of_marked_steps_before_and_after_the_first_reward() -> Non
         assert batch.weight[row, col] == expected
     assert {0.0, 1.0, 2.0} == set(batch.weight.unique().tolist())
     assert WindowSampler(sequences, 12, 8, seed=0).batch(5).weight is None
+
+
+def test_improbable_actions_are_shown_but_are_no_targets() -> None:
+    sequences = from_histories({0: history(3, 60), 1: history(2, 44, seed=1)})
+    probs = np.random.default_rng(0).choice([0.02, 0.05, 0.5, np.nan], len(sequences.actions))
+    known = replace(sequences, action_probs=probs.astype(np.float64))
+    plain = WindowSampler(known, 12, 8, seed=0)
+    sampler = WindowSampler(known, 12, 8, seed=0, min_probability=0.05)
+    batch, (index, _) = sampler.batch(5), sampler.indices(5)
+    assert batch.weight is not None
+    np.testing.assert_array_equal(batch.weight.numpy(), np.where(probs[index] == 0.02, 0.0, 1.0))
+    for name, tensor in vars(plain.batch(5).tokens).items():
+        assert torch.equal(tensor, getattr(batch.tokens, name))
+    both = WindowSampler(known, 12, 8, seed=0, min_probability=0.05, weight_marked=2.0).batch(5).weight
+    assert both is not None and set(both[batch.weight == 0].tolist()) == {0.0}
+    assert {1.0, 2.0} == set(both[batch.weight == 1].tolist())
+    unknown = WindowSampler(replace(known, action_probs=None), 12, 8, seed=0, min_probability=0.05)
+    assert unknown.batch(5).weight is None
