@@ -49,14 +49,14 @@ def shipped_configs() -> dict[str, Path]:
     return {file.relative_to(top).with_suffix("").as_posix(): file for file in files}
 
 
-def config_file(name: Path) -> Path:
+def config_file(name: Path, where: str = "--config") -> Path:
     """The file that ``--config NAME`` means: one of that path, or else a shipped one of that name."""
     shipped, key = shipped_configs(), name.as_posix().removesuffix(".yaml")
     if name.is_file() or (name.suffix and key not in shipped):
         return name
     if key not in shipped:
         hint = f"{nearest(key, shipped)}; shipped are {', '.join(shipped)}"
-        raise ConfigError(f"--config {name}: no such file or shipped configuration{hint}")
+        raise ConfigError(f"{where} {name}: no such file or shipped configuration{hint}")
     return shipped[key]
 
 
@@ -85,7 +85,7 @@ def request_leaves(request: Request) -> Leaves:
     problems: list[str] = []
     for path in request.files:
         with gathering(problems):
-            _merge_file(leaves, config_file(path))
+            merge_config(leaves, path)
     for section, name in (request.sections or {}).items():
         with gathering(problems):
             merge(leaves, _section_layer(leaves, section, name))
@@ -94,6 +94,11 @@ def request_leaves(request: Request) -> Leaves:
     if problems:
         raise ConfigError(problems)
     return leaves
+
+
+def merge_config(leaves: Leaves, name: Path, where: str = "--config") -> None:
+    """Put what ``--config NAME`` means over ``leaves``, in place."""
+    _merge_file(leaves, config_file(name, where))
 
 
 @contextmanager

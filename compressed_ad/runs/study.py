@@ -5,6 +5,7 @@
     runs: 10                       # or a number for each family
     families:
       darkroom: {env: darkroom}    # a shipped section by name, or settings
+      large: {config: benchmark/darkroom_large}    # a whole configuration by name or file, and settings
     variants:
       AD: {model: {model: AD}}
       CompressedAD: {}
@@ -224,6 +225,8 @@ def _layered(study: Leaves, bottom: Leaves, family: str, variant: str, small: bo
     leaves, own = dict(bottom), ("variants", variant)
     for key in (("settings",), ("families", family), own, (*own, "in", family)):
         layer = _settings(study, *key)
+        if named := layer.pop(("config",), None):
+            layers.merge_config(leaves, Path(str(named[0])), f"{named[1]}: config")
         if small:  # what makes a study small goes over what makes it big
             layer = {p: leaf for p, leaf in layer.items() if p not in _SIZES}
         layers.merge(leaves, layers.resolve_sections(leaves, layer))

@@ -17,6 +17,8 @@ from compressed_ad.errors import ConfigError, UsageError
 from compressed_ad.files import locked
 from compressed_ad.report.rows import read_rows
 from compressed_ad.runs import study_run as study
+from compressed_ad.runs.config import load_config
+from compressed_ad.runs.layers import Request
 from compressed_ad.runs.study import load_study
 from compressed_ad.workers import WorkerPool, silent
 
@@ -291,12 +293,27 @@ def test_every_shipped_study_is_valid_and_can_be_made_small(path: Path) -> None:
         ("spread: 0.1", "spread: wide", r"tiny.yaml:5: spread must be a number above 0"),
         ("env: {family: darkroom_permuted", "env: {family: drkroom_permuted", r"unknown task family"),
         ("heldout: 3", "heldout: 300", r"300"),
+        ("room: {}", "room: {config: benchmark/dark}", r"tiny.yaml:11: config benchmark/dark: no such file"),
+        ("room: {}", "room: {config: 3}", r"tiny.yaml:11: config 3: no such file"),
     ],
 )
 def test_each_mistake_is_one_clear_line(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in TINY
     with pytest.raises(ConfigError, match=message):
         load_study(written(tmp_path, TINY.replace(old, new)))
+
+
+def test_a_family_may_be_a_whole_configuration(tmp_path: Path) -> None:
+    text = TINY.replace("room: {}", "room: {config: benchmark/darkroom_large, model: {n_transit: 77}}")
+    by_name, plain = load_study(written(tmp_path, text)), load_study(written(tmp_path, TINY, "plain.yaml"))
+    cell = by_name.cells[0]
+    whole = load_config(Request("smoke", files=(Path("benchmark/darkroom_large"),)))
+    assert cell.data.algorithm == whole.algorithm
+    assert cell.trained.evaluation == whole.evaluation.model_copy(update={"training_tasks": 2})
+    assert cell.trained.model.steps == whole.model.steps != plain.cells[0].trained.model.steps
+    assert (cell.trained.env.family, cell.trained.model.n_transit) == ("darkroom_large", 77)
+    small = load_study(written(tmp_path, text), small=True).cells[0]
+    assert small.trained.model.steps <= 60
 
 
 def test_parts_of_a_study_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
