@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -170,6 +171,12 @@ def _last_validation(runs: MethodRuns) -> list[float]:
     return [values[-1] if len(values) else math.nan for values in recorded]
 
 
+def _episode(number: int, runs: MethodRuns) -> ArrayLike | None:
+    """(R, N) normalised return in one episode, counted from 1."""
+    curves = runs.curves
+    return curves[..., number - 1] if number <= curves.shape[-1] else None
+
+
 _ROWS = (
     Measure("final", "Final return", "mean of the last 10 % of the episodes",
             lambda runs: final_return(runs.curves), RETURN),
@@ -200,6 +207,8 @@ _ROWS = (
             _last_validation),
     Measure("marked", "Marked", "share of marked steps in the training histories",
             lambda runs: runs.marked, SHARE, better=0, needs="own data"),
+    *(Measure(f"episode_{k}", f"Episode {k}", "return in this episode", partial(_episode, k), RETURN,
+              listed=False) for k in (1, 2, 5, 10, 20, 50, 100)),
 )  # fmt: skip
 MEASURES: dict[str, Measure] = {row.key: row for row in _ROWS}
 """Columns of a study's table and rows of a report's, in this order; keys are those of the files."""
