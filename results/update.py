@@ -10,40 +10,57 @@ import re
 import shutil
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from compressed_ad.evaluation.intervals import number
-from compressed_ad.report.comparison import convergence, differences, means
+from compressed_ad.report.comparison import POOLED, Difference, convergence, differences, means
+from compressed_ad.report.figures.comparison import forest
+from compressed_ad.report.figures.style import figure_to_png
 from compressed_ad.report.pages import markdown
 from compressed_ad.report.rows import Row, read_rows
 from compressed_ad.report.study_report import text
 from compressed_ad.runs.study import load_study
 
 ROOT = Path(__file__).parents[1]
-PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+FIGURE = re.compile(r"\((?:results/)?(\w+)-(\w+)\.png\)")
+"""How a page shows ``figures/FIGURE.png`` of a study: as ``STUDY-FIGURE.png`` of docs/results/."""
 PAIR = ("AD", "CompressedAD")
-FIGURES = {
-    "guide": ("differences", "convergence"),
-    "controls": ("differences",),
-    "sweep": ("marked",),
-    "frontier": ("differences",),
-    "thinning": ("differences",),
-    "context": ("costs",),
-    "shorter": ("differences",),
-    "condition": ("differences",),
+ANSWER = {
+    "the guide's marks": ("guide", "CompressedAD"),
+    "as many marks at random": ("controls", "random"),
+    "longer searches (prolong)": ("frontier", "prolong"),
+    "half the context": ("shorter", "AD_100"),
 }
+"""What docs/results.md compares with plain AD, in words: a study and its variant."""
+FAMILIES = {
+    "darkroom": "Darkroom",
+    "permuted": "Darkroom-Permuted",
+    "large": "Darkroom-Large",
+    "key_to_door": "Key-to-Door",
+    "wide": "Darkroom, 11x11",
+}
+BENCHMARK = {
+    "episode 1": "first episode",
+    "final": "last tenth of the episodes",
+    "area": "mean of all episodes",
+    "CPU minutes": "CPU minutes, all stages",
+}
+"""Columns of the table of docs/benchmark.md, as the README names them."""
 
 
 def keep(out: Path) -> None:
-    """Copy the rows and figures of the studies that are in ``out``."""
+    """Copy the rows of the studies that are in ``out``, and those of their figures that pages show."""
+    shown = [found for page in PAGES for found in FIGURE.findall(page.read_text("utf-8"))]
     for path in sorted((ROOT / "studies").glob("*.yaml")):
         name, kept = path.stem, out / path.stem
         if (kept / "table.csv").exists():
             shutil.copy(kept / "table.csv", ROOT / "results" / f"{name}.csv")
             shutil.copy(kept / "curves.csv", ROOT / "results" / f"{name}_curves.csv")
-            for figure in FIGURES.get(name, ()):
-                shutil.copy(kept / "figures" / f"{figure}.png", ROOT / "docs" / f"study_{name}_{figure}.png")
+            for figure in [figure for study, figure in shown if study == name]:
+                shutil.copy(kept / "figures" / f"{figure}.png", DOCS / "results" / f"{name}-{figure}.png")
 
 
 def rows_of(name: str) -> list[Row]:
@@ -62,9 +79,79 @@ def study_blocks() -> dict[str, str]:
     }
 
 
-def pages_blocks() -> dict[str, str]:
-    """Everything that docs/results.md is filled with."""
-    return {**study_blocks(), "marked": marked(), "inside": inside(), "exploration": exploration()}
+def blocks() -> dict[str, str]:
+    """Everything that pages are filled with, by the name of its place."""
+    own = (answer, at_strength, families, promises, processors, marked, inside, exploration)
+    return {**study_blocks(), **{block.__name__: block() for block in own}}
+
+
+def answer() -> str:
+    """What was compared with plain AD, one line for each family."""
+    return _compared({words: (rows_of(study), variant) for words, (study, variant) in ANSWER.items()})
+
+
+def at_strength() -> str:
+    """The same on stronger models; empty while no rows of the study ``strength`` are kept."""
+    if not (ROOT / "results" / "strength.csv").exists():
+        return ""
+    rows = rows_of("strength")
+    ends = [mean.value for (_, variant), mean in means(rows, "final").items() if variant == "AD"]
+    variants = {v: (rows, v) for v in dict.fromkeys(row.variant for row in rows) if v != "AD"}
+    gaps = [d for v in variants for lines in _gaps(rows, v) for d in lines]
+    said = (
+        f"**The same on stronger models.** AD ends at {number(min(ends))} to {number(max(ends))} of the"
+        f" optimum. {sum(d.decided for d in gaps)} of {len(gaps)} differences from it have an interval that"
+        " excludes 0:"
+    )
+    return f"{said}\n\n{_compared(variants)}"
+
+
+def _compared(variants: Mapping[str, tuple[Sequence[Row], str]]) -> str:
+    head = ["Compared with plain AD", "Family", "Runs", "AD ends at", "Final return"]
+    table = [[*head, "Seen with 80 % power", "Area under the curve"]]
+    for words, (rows, variant) in variants.items():
+        for final, area in _gaps(rows, variant):
+            family, e = FAMILIES.get(final.family, final.family), final.estimate
+            ends = means(rows, "final")[final.family, "AD"].value
+            cells = [_span(final), number(final.detectable), _span(area)]
+            table.append([words, family, str(e.n), number(ends), *cells])
+    return markdown(table)
+
+
+def _gaps(rows: Sequence[Row], variant: str) -> Iterator[tuple[Difference, Difference]]:
+    """The variant minus plain AD in each family: in final return, and in area under the curve."""
+    final, area = (differences(rows, [("AD", variant)], measure) for measure in ("final", "auc"))
+    return ((a, b) for a, b in zip(final, area, strict=True) if a.family != POOLED)
+
+
+def _span(d: Difference) -> str:
+    return f"{number(d.estimate.value, '+')} ({d.estimate.span('+')})"
+
+
+def draw_answer(path: Path) -> None:
+    """The differences of the table as a figure."""
+    panels: dict[str, list[tuple[str, Difference]]] = {"final return": [], "area under the curve": []}
+    for words, (study, variant) in ANSWER.items():
+        for pair in _gaps(rows_of(study), variant):
+            for panel, d in zip(panels.values(), pair, strict=True):
+                panel.append((f"{words}, {FAMILIES[d.family]}", d))
+    path.write_bytes(figure_to_png(forest(panels, "difference from plain AD")))
+
+
+def families() -> str:
+    """The table of docs/benchmark.md in short, with a column for each family."""
+    found = re.search(
+        r"^\| family .*?\n(?=\n)", (DOCS / "benchmark.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    assert found, "docs/benchmark.md has no table that begins with the column family"
+    head, _, *lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in found[0].splitlines()
+    ]
+    table = [["normalised return", *(line[0] for line in lines)]]
+    for column, words in BENCHMARK.items():
+        cells = [line[head.index(column)].partition(" (")[0] for line in lines]
+        table.append([words, *cells])
+    return markdown(table)
 
 
 def _lines(name: str) -> list[dict[str, str]]:
@@ -160,20 +247,37 @@ def promises() -> str:
 def _line(rows: Sequence[Row], pair: Sequence[str], measure: str) -> list[str]:
     one, other = (means(rows, measure)["darkroom", name].value for name in pair)
     (found,) = differences(rows, [(pair[0], pair[1])], measure)
-    e = found.estimate
-    return [number(one), number(other), f"{number(e.value, '+')} ({e.span('+')})", str(e.n)]
+    return [number(one), number(other), _span(found), str(found.estimate.n)]
 
 
-def fill(page: str, blocks: dict[str, str]) -> str:
-    """``page`` with each block between its two marks."""
-    for name, block in blocks.items():
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
-        page, count = re.subn(pattern, rf"\g<1>{block}\n\g<2>", page, flags=re.DOTALL)
-        assert count == 1, f"{count} places for {name}"
-    return page
+def processors() -> str:
+    """The same seeds and settings on two processors: that of the study ``guide`` and that of ``why``."""
+    table = [["Model", "Runs", "one processor", "another", "apart, mean", "largest"]]
+    for variant in PAIR:
+        ends = [
+            {r.run: r["final"] for r in rows_of(study) if (r.family, r.variant) == ("darkroom", variant)}
+            for study in ("guide", "why")
+        ]
+        pairs = [(ends[0][run], end) for run, end in ends[1].items()]
+        apart = [abs(one - other) for one, other in pairs]
+        shown = [*map(statistics.mean, zip(*pairs, strict=True)), statistics.mean(apart), max(apart)]
+        table.append([variant, str(len(pairs)), *map(number, shown)])
+    return markdown(table)
+
+
+def filled() -> dict[Path, str]:
+    """Every page with its blocks, each between its two marks, as the kept rows say today."""
+    pages = {path: path.read_text("utf-8") for path in PAGES}
+    for name, block in blocks().items():
+        place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        having = [path for path, page in pages.items() for _ in place.findall(page)]
+        assert len(having) == 1, f"{len(having)} places for {name}: {having}"
+        pages[having[0]] = place.sub(rf"\g<1>{block}\n\g<2>" if block else r"\g<1>\g<2>", pages[having[0]])
+    return pages
 
 
 if __name__ == "__main__":
     keep(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs" / "study")
-    PAGE.write_text(fill(PAGE.read_text("utf-8"), pages_blocks()), "utf-8")
-    README.write_text(fill(README.read_text("utf-8"), {"promises": promises()}), "utf-8")
+    draw_answer(DOCS / "results" / "answer.png")
+    for path, page in filled().items():
+        path.write_text(page, "utf-8")
