@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from compressed_ad.errors import NumericalError, RunError, UsageError
+from compressed_ad.errors import NumericalError, RunError, SpaceError, UsageError
 from compressed_ad.evaluation.agents import InContextAgent
+from compressed_ad.learners.rmax import DIRECTED_SEARCH
 from compressed_ad.models.ad import AD, evaluating
 from compressed_ad.seeding import seed64
 from compressed_ad.tasks.as_batched import as_batched
-from compressed_ad.tasks.base import ReferencePolicies, TaskFamily
+from compressed_ad.tasks.base import ReferencePolicies, SuccessorTable, TaskFamily
 from compressed_ad.tasks.checked_env import CheckedEnv, checked_slots
 from compressed_ad.training.windows import WindowSampler
 from compressed_ad.types import Agent, AnyArray, FloatArray, check_same, from_spec, to_spec
@@ -144,16 +145,23 @@ def evaluate_tasks(
 def evaluate_references(
     family: TaskFamily, tasks: AnyArray, *, rollouts: int, episodes: int, seed: int = 0
 ) -> dict[str, FloatArray]:
-    """Returns (N, M, E) of the family's reference algorithms by name; empty if it has none.
+    """Returns (N, M, E) by name of the family's reference algorithms and, if it has a successor table, of
+    directed search, which is told the moves; empty if it has neither.
 
     They play in the same environments as ``evaluate_tasks`` with the same ``seed``.
     """
-    if not isinstance(family, ReferencePolicies):
-        return {}
-    return {
-        name: evaluate_tasks(player(seed), family, tasks, rollouts=rollouts, episodes=episodes, seed=seed)
-        for name, player in family.references(tasks).items()
-    }
+    size = {"rollouts": rollouts, "episodes": episodes, "seed": seed}
+    named = family.references(tasks) if isinstance(family, ReferencePolicies) else {}
+    found = {name: evaluate_tasks(make(seed), family, tasks, **size) for name, make in named.items()}
+    if isinstance(family, SuccessorTable):
+        from compressed_ad.learners.directed_search import DirectedSearch
+
+        try:
+            search = DirectedSearch(family, tasks, seed)
+        except (SpaceError, UsageError):  # spaces that it cannot number or hold
+            return found
+        found[DIRECTED_SEARCH] = evaluate_tasks(search, family, tasks, **size)
+    return found
 
 
 @dataclass(frozen=True)

@@ -52,24 +52,24 @@ def play(
     record = _Record(observations, actions, len(who), n_timesteps, learner.judges_updates)
     elements = actions.elements.astype(np.int64)
     episode, obs = np.zeros(len(who), np.int64), np.empty(len(who), np.int64)
-    _number(observations, env.reset(), obs)
+    number(observations, env.reset(), obs)
     for t in range(n_timesteps):
         row, epsilon = record.row(t), learner.schedule.at(t, episode, n_timesteps)
         row["states"][:] = obs
         player.act(row, epsilon)
         step = env.step(elements.take(row["actions"], axis=0))
-        _number(observations, step.next_obs, row["next_states"])
+        number(observations, step.next_obs, row["next_states"])
         row["rewards"][:], row["terminated"][:] = step.reward, step.terminated
         row["truncated"][:] = step.truncated
         ended = step.terminated | step.truncated
         player.learn(row, epsilon, ended)
-        _number(observations, step.obs, obs)
+        number(observations, step.obs, obs)
         episode += ended
         progress(len(who))
     return histories_of_tasks(record.arrays(), np.arange(n_stream, dtype=np.int32))
 
 
-def _number(numbering: Numbering, elements: AnyArray, out: IntArray) -> None:
+def number(numbering: Numbering, elements: AnyArray, out: AnyArray) -> None:
     """Write the number (N,) of each of ``elements`` (N, ...) into ``out``."""
     rows = np.asarray(elements, np.int64).reshape(len(out), len(numbering.sizes))
     wrong = kernels.number(rows, numbering.first, numbering.sizes, out)

@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from compressed_ad.errors import SpaceError, UsageError
+from compressed_ad.errors import SpaceError, UsageError, users_code
 from compressed_ad.learners.finite import FiniteLearner, Schedule
 from compressed_ad.registry import checked
 from compressed_ad.settings import Count, Fraction, Whole
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 MAX_ACTIONS = 62
 """Plans keep sets of first actions in one 64-bit number."""
+
+DIRECTED_SEARCH = "directed search (told the moves)"
+"""What reports call R-max with ``dynamics: given`` where it plays beside models."""
 
 TOLD = {
     "moves": (
@@ -93,6 +96,19 @@ class RMax(FiniteLearner):
         kind = {"moves": MOVES, "pairs": PAIRS, "given": GIVEN}[self.dynamics]
         given = None
         if self.dynamics == "given":
-            assert isinstance(family, SuccessorTable)
-            given = family.successor_table(tasks)
+            given = _successor_table(family, tasks, observations.n, actions.n)
         return RMaxPlayer(kind, self.settle, observations, actions.n, self.memory, random, given)
+
+
+def _successor_table(family: TaskFamily, tasks: AnyArray, n_obs: int, n_action: int) -> AnyArray:
+    """The family's table (N, O, K); ``SpaceError`` if it leads out of the space."""
+    assert isinstance(family, SuccessorTable)
+    with users_code(f"{family.name}: successor_table"):
+        table = np.asarray(family.successor_table(tasks))
+    shape = (len(tasks), n_obs, n_action)
+    if table.shape != shape or table.dtype.kind not in "iu" or table.min() < -1 or table.max() >= n_obs:
+        raise SpaceError(
+            f"{family.name}: successor_table must give whole numbers {shape} from -1 to {n_obs - 1}, "
+            f"not {table.dtype} {table.shape} from {table.min()} to {table.max()}"
+        )
+    return table
