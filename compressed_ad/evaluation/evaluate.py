@@ -13,7 +13,7 @@ import torch
 
 from compressed_ad.errors import NumericalError, RunError, SpaceError, UsageError
 from compressed_ad.evaluation.agents import InContextAgent
-from compressed_ad.learners.rmax import DIRECTED_SEARCH
+from compressed_ad.learners.rmax import DIRECTED_SEARCH, directed_search
 from compressed_ad.models.ad import AD, evaluating
 from compressed_ad.seeding import seed64
 from compressed_ad.tasks.as_batched import as_batched
@@ -154,10 +154,8 @@ def evaluate_references(
     named = family.references(tasks) if isinstance(family, ReferencePolicies) else {}
     found = {name: evaluate_tasks(make(seed), family, tasks, **size) for name, make in named.items()}
     if isinstance(family, SuccessorTable):
-        from compressed_ad.learners.directed_search import DirectedSearch
-
         try:
-            search = DirectedSearch(family, tasks, seed)
+            search = directed_search(family, tasks, seed)
         except (SpaceError, UsageError):  # spaces that it cannot number or hold
             return found
         found[DIRECTED_SEARCH] = evaluate_tasks(search, family, tasks, **size)

@@ -22,7 +22,7 @@ from compressed_ad.errors import ConfigError, HistoryError, RunError, UsageError
 from compressed_ad.files import locked
 from compressed_ad.histories.file import HistoryFile, HistoryInfo, HistoryWriter, marking_provenance, remark
 from compressed_ad.histories.thinning import keep_episodes, kept_steps
-from compressed_ad.learners.base import Blocks, Checks, SourceLearner, Told
+from compressed_ad.learners.base import Blocks, Checks, Prepares, SourceLearner, Told
 from compressed_ad.learners.conformance import first_stream_problem, return_problem
 from compressed_ad.marking.apply import find_marker, mark_task, marker_name
 from compressed_ad.marking.conformance import marker_faults
@@ -81,8 +81,9 @@ def collect(
     """Let ``learner`` learn tasks of ``family`` and write their histories to ``path``, which is returned.
 
     Each task gets ``n_learner * n_stream`` streams of ``n_timesteps`` transitions, marked by ``marker``
-    (None: no mask). With ``keep_every`` k, the file holds one of k episodes (``thinning``), and marks are those
-    of what it holds; whole histories are in memory a block at a time. All tasks are collected, or a random ``n_task`` of them; the file numbers them from 0
+    (None: no mask). With ``keep_every`` k, the file holds about one of k episodes, as ``keep_episodes``
+    chooses them; marks are those of what it holds, and whole histories are in memory a block at a time.
+    All tasks are collected, or a random ``n_task`` of them; the file numbers them from 0
     and keeps the family's ids in its config (``task_ids``). ``split_family`` splits them with ``split_seed``
     (``seed`` if None). A caller that has chosen and split the tasks already passes ``task_ids`` and ``split``
     instead, and ``checked`` if learner and marker are known to fit. ``family_name``, ``family_kwargs`` and
@@ -119,6 +120,8 @@ def collect(
             parts = {"train": train, "validation": validation, "heldout": heldout}
             split = split_family(family, task_ids, seed if split_seed is None else split_seed, **parts)
         tasks = all_tasks[task_ids]
+        if isinstance(learner, Prepares):
+            learner = learner.prepared(family, tasks[split.train], seed)
         returns = family.optimal_return(tasks), family.random_return(tasks)
         spaces, horizon = family_specs(family), family.horizon
     facts = {"told": learner.told} if isinstance(learner, Told) else {}

@@ -332,7 +332,7 @@ def _regret_table(analysis: Analysis) -> list[list[str]]:
 
 
 def _reference_table(analysis: Analysis) -> list[list[str]]:
-    """Header and one line for each known algorithm; empty without any, or where the table of regret has them."""
+    """Header and one line for each known algorithm; empty where the table of regret has them."""
     lines = [["", MEASURES["final"].label, MEASURES["auc"].label]]
     for name, curves in analysis.references.items() if not analysis.regret else ():
         both = (intervals.mean(values(curves).ravel()) for values in (final_return, area_under_curve))

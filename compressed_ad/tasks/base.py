@@ -139,7 +139,7 @@ class SuccessorTable(Protocol):
 
 @runtime_checkable
 class HiddenProgress(Protocol):
-    """Optional for a family: what pays next depends on rewards already met in the episode, and is not seen."""
+    """Optional for a family: what pays depends on rewards already met in the episode, and is not seen."""
 
     @property
     def rewards_to_remember(self) -> int:

@@ -28,8 +28,8 @@ def streams(ends: Any) -> History:
     shape = np.shape(ends)
     step = np.broadcast_to(np.arange(shape[1]), shape)
     return History(
-        states=step[..., None], actions=step, rewards=step.astype(np.float32), next_states=step[..., None] + 1,
-        terminated=np.asarray(ends), truncated=np.zeros(shape, bool),
+        states=step[..., None], actions=step, rewards=step.astype(np.float32),
+        next_states=step[..., None] + 1, terminated=np.asarray(ends), truncated=np.zeros(shape, bool),
         action_probs=step.astype(np.float32), update=step.astype(np.int32), learner=np.arange(shape[0]),
     )  # fmt: skip
 

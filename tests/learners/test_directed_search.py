@@ -9,9 +9,8 @@ from gymnasium import spaces
 from compressed_ad import evaluate_references, make_learner
 from compressed_ad.errors import SpaceError, UsageError
 from compressed_ad.histories.summary import episode_returns
-from compressed_ad.learners import directed_search
-from compressed_ad.learners.directed_search import DirectedSearch
-from compressed_ad.learners.rmax import DIRECTED_SEARCH
+from compressed_ad.learners import finite_players
+from compressed_ad.learners.rmax import DIRECTED_SEARCH, directed_search
 from compressed_ad.seeding import seed64
 from compressed_ad.tasks.gridworld import Darkroom, DarkroomHard, DarkroomPermuted, KeyToDoor
 from compressed_ad.tasks.point_mass import PointMass
@@ -54,7 +53,11 @@ def test_plays_as_the_learner_does(family: Any, monkeypatch: pytest.MonkeyPatch)
     ids, episodes = np.array([3, 20]), 12
     who = [(task, stream) for task in ids.tolist() for stream in range(3)]
     own = [seed64(0, "RMax", *each) for each in who]
-    monkeypatch.setattr(directed_search, "seed64", lambda seed, name, k: own[k])
+
+    def drawn(seed: int, name: str, *parts: int) -> int:
+        return own[parts[0]] if name == "table agent" else seed64(seed, name, *parts)
+
+    monkeypatch.setattr(finite_players, "seed64", drawn)
     ours = evaluate_references(family, family.tasks()[ids], rollouts=3, episodes=episodes)[DIRECTED_SEARCH]
     memory = 1 if isinstance(family, KeyToDoor) else 0
     learner = make_learner("rmax", {"dynamics": "given", "epsilon": 0.0, "memory": memory})
@@ -80,4 +83,4 @@ def test_is_left_out_where_it_cannot_play() -> None:
     with pytest.raises(SpaceError, match=r"successor_table must give whole numbers .* from -1 to 8"):
         evaluate_references(Wrong(3, 5), Darkroom(3, 5).tasks()[:2], rollouts=1, episodes=2)
     with pytest.raises(UsageError, match="5 slots cannot be shared equally by 2 tasks"):
-        DirectedSearch(Darkroom(3, 5), Darkroom(3, 5).tasks()[:2]).reset(5)
+        directed_search(Darkroom(3, 5), Darkroom(3, 5).tasks()[:2], 0).reset(5)
