@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,21 +145,20 @@ def evaluate_tasks(
 def evaluate_references(
     family: TaskFamily, tasks: AnyArray, *, rollouts: int, episodes: int, seed: int = 0
 ) -> dict[str, FloatArray]:
-    """Returns (N, M, E) by name of the family's reference algorithms and, if it has a successor table, of
-    directed search, which is told the moves; empty if it has neither.
+    """Returns (N, M, E) of the family's reference algorithms by name, and of directed search, which is told
+    the moves, if the family has a successor table.
 
     They play in the same environments as ``evaluate_tasks`` with the same ``seed``.
     """
-    size = {"rollouts": rollouts, "episodes": episodes, "seed": seed}
-    named = family.references(tasks) if isinstance(family, ReferencePolicies) else {}
-    found = {name: evaluate_tasks(make(seed), family, tasks, **size) for name, make in named.items()}
+    known = family.references(tasks) if isinstance(family, ReferencePolicies) else {}
+    agents = {name: make(seed) for name, make in known.items()}
     if isinstance(family, SuccessorTable):
-        try:
-            search = directed_search(family, tasks, seed)
-        except (SpaceError, UsageError):  # spaces that it cannot number or hold
-            return found
-        found[DIRECTED_SEARCH] = evaluate_tasks(search, family, tasks, **size)
-    return found
+        with suppress(SpaceError, UsageError):  # it cannot number the spaces, or hold the tables
+            agents[DIRECTED_SEARCH] = directed_search(family, tasks, seed)
+    return {
+        name: evaluate_tasks(agent, family, tasks, rollouts=rollouts, episodes=episodes, seed=seed)
+        for name, agent in agents.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -120,11 +120,12 @@ def collect(
             parts = {"train": train, "validation": validation, "heldout": heldout}
             split = split_family(family, task_ids, seed if split_seed is None else split_seed, **parts)
         tasks = all_tasks[task_ids]
-        if isinstance(learner, Prepares):
-            learner = learner.prepared(family, tasks[split.train], seed)
         returns = family.optimal_return(tasks), family.random_return(tasks)
         spaces, horizon = family_specs(family), family.horizon
-    facts = {"told": learner.told} if isinstance(learner, Told) else {}
+    if isinstance(learner, Prepares):
+        with users_code(f"learner {learner.name!r}"):
+            learner = learner.prepared(family, tasks[split.train], seed)
+    facts: dict[str, Any] = {"told": learner.told} if isinstance(learner, Told) else {}
     facts |= {"keep_every": keep_every} if keep_every > 1 else {}
     most = max(1, learner.block_size(family, **sizes)) if isinstance(learner, Blocks) else MAX_BLOCK
     info = HistoryInfo(

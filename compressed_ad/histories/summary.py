@@ -74,11 +74,8 @@ class Overview:
         def numbers(values: tuple[float, ...]) -> str:
             return " ".join("-" if np.isnan(value) else f"{value:.2f}" for value in values)
 
-        info, kept, parts = (
-            self.info,
-            self.info.keep_every,
-            ", ".join(f"{count} {name}" for name, count in self.split.items()),
-        )
+        info, parts = self.info, ", ".join(f"{count} {name}" for name, count in self.split.items())
+        kept = info.keep_every
         spaces = ", ".join(f"{name} {_space(info.spaces[name])}" for name in ("observation", "action"))
         config = {name: value for name, value in info.config.items() if name != "told"}
         optimum = "unknown" if self.optimal_return is None else f"{self.optimal_return:.3f}"

@@ -69,6 +69,8 @@ class Told(Protocol):
 class Prepares(Protocol):
     """Optional for a learner: it gets to know the training tasks before anything is recorded."""
 
+    name: str
+
     def prepared(self, family: TaskFamily, tasks: AnyArray, seed: int) -> SourceLearner:
         """The learner that learns the histories; ``tasks`` (N, P) are all training tasks of a collection."""
 

@@ -215,9 +215,8 @@ class TableAgent:
         self.player = self._learner.player(self._family, self._tasks, n_env // len(self._tasks), random)
         self._epsilon = np.full(n_env, self._share)
         self._row: Row = {name: np.zeros(n_env, np.int64) for name in ("states", "actions", "next_states")}
-        self._row |= {
-            name: np.zeros(n_env, np.float32) for name in ("action_probs", "entropy", "log_prob_next")
-        }
+        floats = ("action_probs", "entropy", "log_prob_next")
+        self._row |= {name: np.zeros(n_env, np.float32) for name in floats}
 
     def act(self, obs: AnyArray) -> AnyArray:
         _number(self._observations, obs, self._row["states"])

@@ -161,7 +161,7 @@ def _successor_table(family: TaskFamily, tasks: AnyArray, n_obs: int, n_action: 
     shape = (len(tasks), n_obs, n_action)
     if table.shape != shape or table.dtype.kind not in "iu" or table.min() < -1 or table.max() >= n_obs:
         raise SpaceError(
-            f"{family.name}: successor_table must give whole numbers {shape} from -1 to {n_obs - 1}, "
-            f"not {table.dtype} {table.shape} from {table.min()} to {table.max()}"
+            f"{family.name}: successor_table must give whole numbers {shape} from -1 to {n_obs - 1}; "
+            f"it gives {table.dtype} {table.shape}"
         )
     return table

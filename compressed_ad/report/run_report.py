@@ -29,15 +29,7 @@ from compressed_ad.report import comparison
 from compressed_ad.report.comparison import IQM, MIN_RUNS, Analysis, analyse
 from compressed_ad.report.figures import histories, returns
 from compressed_ad.report.figures.comparison import forest
-from compressed_ad.report.measures import (
-    MEASURES,
-    NEEDS,
-    area_under_curve,
-    final_episodes,
-    final_return,
-    in_blocks,
-    normalise,
-)
+from compressed_ad.report.measures import MEASURES, NEEDS, final_episodes, final_return, in_blocks, normalise
 from compressed_ad.report.pages import Drawn, keep_figures, write_page
 from compressed_ad.report.results import MethodRuns, SourceSummary
 from compressed_ad.report.rows import text_cell, validations
@@ -335,7 +327,7 @@ def _reference_table(analysis: Analysis) -> list[list[str]]:
     """Header and one line for each known algorithm; empty where the table of regret has them."""
     lines = [["", MEASURES["final"].label, MEASURES["auc"].label]]
     for name, curves in analysis.references.items() if not analysis.regret else ():
-        both = (intervals.mean(values(curves).ravel()) for values in (final_return, area_under_curve))
+        both = (intervals.mean(values.ravel()) for values in (final_return(curves), curves))
         lines.append([name, *(intervals.number(float(value)) for value in both)])
     return lines if len(lines) > 1 else []
 
@@ -420,7 +412,7 @@ def _summary(
         "references": {
             name: {
                 "final": float(intervals.mean(final_return(curves).ravel())),
-                "auc": float(intervals.mean(area_under_curve(curves).ravel())),
+                "auc": float(intervals.mean(curves.ravel())),
             }
             for name, curves in analysis.references.items()
         },
