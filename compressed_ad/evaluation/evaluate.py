@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from compressed_ad.errors import NumericalError, RunError, UsageError
+from compressed_ad.errors import NumericalError, RunError, SpaceError, UsageError
 from compressed_ad.evaluation.agents import InContextAgent
+from compressed_ad.learners.rmax import DIRECTED_SEARCH, directed_search
 from compressed_ad.models.ad import AD, evaluating
 from compressed_ad.seeding import seed64
 from compressed_ad.tasks.as_batched import as_batched
-from compressed_ad.tasks.base import ReferencePolicies, TaskFamily
+from compressed_ad.tasks.base import ReferencePolicies, SuccessorTable, TaskFamily
 from compressed_ad.tasks.checked_env import CheckedEnv, checked_slots
 from compressed_ad.training.windows import WindowSampler
 from compressed_ad.types import Agent, AnyArray, FloatArray, check_same, from_spec, to_spec
@@ -144,15 +145,19 @@ def evaluate_tasks(
 def evaluate_references(
     family: TaskFamily, tasks: AnyArray, *, rollouts: int, episodes: int, seed: int = 0
 ) -> dict[str, FloatArray]:
-    """Returns (N, M, E) of the family's reference algorithms by name; empty if it has none.
+    """Returns (N, M, E) of the family's reference algorithms by name, and of directed search, which is told
+    the moves, if the family has a successor table.
 
     They play in the same environments as ``evaluate_tasks`` with the same ``seed``.
     """
-    if not isinstance(family, ReferencePolicies):
-        return {}
+    known = family.references(tasks) if isinstance(family, ReferencePolicies) else {}
+    agents = {name: make(seed) for name, make in known.items()}
+    if isinstance(family, SuccessorTable):
+        with suppress(SpaceError, UsageError):  # it cannot number the spaces, or hold the tables
+            agents[DIRECTED_SEARCH] = directed_search(family, tasks, seed)
     return {
-        name: evaluate_tasks(player(seed), family, tasks, rollouts=rollouts, episodes=episodes, seed=seed)
-        for name, player in family.references(tasks).items()
+        name: evaluate_tasks(agent, family, tasks, rollouts=rollouts, episodes=episodes, seed=seed)
+        for name, agent in agents.items()
     }
 
 

@@ -21,7 +21,8 @@ from compressed_ad import registry
 from compressed_ad.errors import ConfigError, HistoryError, RunError, UsageError, users_code
 from compressed_ad.files import locked
 from compressed_ad.histories.file import HistoryFile, HistoryInfo, HistoryWriter, marking_provenance, remark
-from compressed_ad.learners.base import Blocks, Checks, SourceLearner, Told
+from compressed_ad.histories.thinning import keep_episodes, kept_steps
+from compressed_ad.learners.base import Blocks, Checks, Prepares, SourceLearner, Told
 from compressed_ad.learners.conformance import first_stream_problem, return_problem
 from compressed_ad.marking.apply import find_marker, mark_task, marker_name
 from compressed_ad.marking.conformance import marker_faults
@@ -57,6 +58,7 @@ def collect(
     n_timesteps: Count,
     n_learner: Count = 1,
     n_stream: Count = 100,
+    keep_every: Count = 1,
     n_task: int | None = None,
     train: int | None = None,
     validation: int | None = None,
@@ -79,7 +81,9 @@ def collect(
     """Let ``learner`` learn tasks of ``family`` and write their histories to ``path``, which is returned.
 
     Each task gets ``n_learner * n_stream`` streams of ``n_timesteps`` transitions, marked by ``marker``
-    (None: no mask). All tasks are collected, or a random ``n_task`` of them; the file numbers them from 0
+    (None: no mask). With ``keep_every`` k, the file holds about one of k episodes, as ``keep_episodes``
+    chooses them; marks are those of what it holds, and whole histories are in memory a block at a time.
+    All tasks are collected, or a random ``n_task`` of them; the file numbers them from 0
     and keeps the family's ids in its config (``task_ids``). ``split_family`` splits them with ``split_seed``
     (``seed`` if None). A caller that has chosen and split the tasks already passes ``task_ids`` and ``split``
     instead, and ``checked`` if learner and marker are known to fit. ``family_name``, ``family_kwargs`` and
@@ -103,6 +107,7 @@ def collect(
         problems = marker_faults(find_marker(marker), **params)
         if problems:
             raise ConfigError(f"marker {marker_name(marker)!r}: {problem}" for problem in problems)
+    n_kept = kept_steps(family, n_timesteps, keep_every)
     if isinstance(learner, Checks) and not checked:
         learner.check(family, n_timesteps=n_timesteps, n_stream=n_stream)
     with users_code(f"task family {family_name!r}"):
@@ -117,7 +122,11 @@ def collect(
         tasks = all_tasks[task_ids]
         returns = family.optimal_return(tasks), family.random_return(tasks)
         spaces, horizon = family_specs(family), family.horizon
-    told = {"told": learner.told} if isinstance(learner, Told) else {}
+    if isinstance(learner, Prepares):
+        with users_code(f"learner {learner.name!r}"):
+            learner = learner.prepared(family, tasks[split.train], seed)
+    facts: dict[str, Any] = {"told": learner.told} if isinstance(learner, Told) else {}
+    facts |= {"keep_every": keep_every} if keep_every > 1 else {}
     most = max(1, learner.block_size(family, **sizes)) if isinstance(learner, Blocks) else MAX_BLOCK
     info = HistoryInfo(
         family=family_name,
@@ -125,7 +134,7 @@ def collect(
         spaces=spaces,
         horizon=horizon,
         learner=learner.name,
-        config={**(learner_config or {}), **sizes, "task_ids": task_ids.tolist(), **told},
+        config={**(learner_config or {}), **sizes, "task_ids": task_ids.tolist(), **facts},
         seed=seed,
     )
     with (
@@ -133,7 +142,7 @@ def collect(
         WorkerPool(n_process) if pool is None else nullcontext(pool) as workers,
     ):
         writer = HistoryWriter(path, info, split, tasks, *returns, resume=resume, overwrite=overwrite)
-        job = _Job(family, learner, writer, tasks, task_ids, sizes, seed, marker, params)
+        job = _Job(family, learner, writer, tasks, task_ids, sizes, keep_every, n_kept, seed, marker, params)
         done = writer.done_tasks()
         left = np.setdiff1d(np.arange(len(tasks)), sorted(done))
         blocks = _blocks(left, workers.n_process, block_size, most)
@@ -171,6 +180,8 @@ class _Job:
     tasks: AnyArray  # (N, P)
     task_ids: IntArray  # (N,) into the family
     sizes: dict[str, int]  # n_timesteps, n_learner, n_stream
+    keep_every: int
+    n_kept: int  # steps of each stream
     seed: int
     marker: str | Marker | None
     marker_params: dict[str, Any]
@@ -205,6 +216,8 @@ class _Job:
             history.check_finite(f"{name}, task {index}")
             if problem := first_stream_problem(self.family, self.tasks[index], history):
                 raise RunError(f"{name} on {self.family.name}, task {index}: {problem}")
+            if self.keep_every > 1:
+                history = keep_episodes(history, self.keep_every, self.n_kept)
             if marker is not None:
                 mask = mark_task(marker, history, index, seed=self.seed, **self.marker_params)
                 history = history.with_mask(mask)

@@ -45,6 +45,12 @@ class HistoryInfo:
     config: dict[str, Any]
     seed: int
 
+    @property
+    def keep_every(self) -> int:
+        """The file holds one of so many episodes."""
+        kept = self.config.get("keep_every", 1)
+        return kept if isinstance(kept, int) and kept > 1 else 1
+
 
 @dataclass(frozen=True)
 class Header:

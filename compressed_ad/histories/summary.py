@@ -75,6 +75,7 @@ class Overview:
             return " ".join("-" if np.isnan(value) else f"{value:.2f}" for value in values)
 
         info, parts = self.info, ", ".join(f"{count} {name}" for name, count in self.split.items())
+        kept = info.keep_every
         spaces = ", ".join(f"{name} {_space(info.spaces[name])}" for name in ("observation", "action"))
         config = {name: value for name, value in info.config.items() if name != "told"}
         optimum = "unknown" if self.optimal_return is None else f"{self.optimal_return:.3f}"
@@ -86,6 +87,7 @@ class Overview:
             f"  Tasks: {sum(self.split.values())} ({parts})",
             f"  Streams per task: {self.n_stream} of {self.n_learner} learner(s), {self.n_step} steps each",
             f"  Steps: {self.total_steps}, in {self.n_episode} finished episodes",
+            *([f"  Kept: about one of {kept} episodes; all that follows is of these"] if kept > 1 else []),
             "Learning, by tenth of training:",
             f"  Mean episode return: {numbers(self.learning_curve)}"
             f" (random {self.random_return:.3f}, optimal {optimum})",

@@ -65,6 +65,16 @@ class Told(Protocol):
     told: str
 
 
+@runtime_checkable
+class Prepares(Protocol):
+    """Optional for a learner: it gets to know the training tasks before anything is recorded."""
+
+    name: str
+
+    def prepared(self, family: TaskFamily, tasks: AnyArray, seed: int) -> SourceLearner:
+        """The learner that learns the histories; ``tasks`` (N, P) are all training tasks of a collection."""
+
+
 def histories_of_tasks(arrays: Mapping[str, AnyArray], learner: NDArray[np.int32]) -> list[History]:
     """One history for each task, from ``arrays`` (N * S, T, ...) of all tasks in order.
 

@@ -6,19 +6,19 @@ What a slot does depends on (seed, task id, stream) alone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compressed_ad.errors import SpaceError
+from compressed_ad.errors import SpaceError, UsageError
 from compressed_ad.learners import finite_kernels as kernels
 from compressed_ad.learners.base import Progress, histories_of_tasks
 from compressed_ad.learners.finite import FiniteLearner, Numbering
 from compressed_ad.seeding import seed64
 from compressed_ad.tasks.base import TaskFamily
 from compressed_ad.tasks.checked_env import checked_slots
-from compressed_ad.types import AnyArray, History, IntArray
+from compressed_ad.types import AnyArray, History, IntArray, Step
 
 _CHUNK = 64  # steps recorded in time order before they are sorted by stream
 Row = dict[str, AnyArray]
@@ -69,7 +69,7 @@ def play(
     return histories_of_tasks(record.arrays(), np.arange(n_stream, dtype=np.int32))
 
 
-def _number(numbering: Numbering, elements: AnyArray, out: IntArray) -> None:
+def _number(numbering: Numbering, elements: AnyArray, out: AnyArray) -> None:
     """Write the number (N,) of each of ``elements`` (N, ...) into ``out``."""
     rows = np.asarray(elements, np.int64).reshape(len(out), len(numbering.sizes))
     wrong = kernels.number(rows, numbering.first, numbering.sizes, out)
@@ -115,12 +115,23 @@ class TabularPlayer(Player):
         )  # fmt: skip
 
 
+class Shared(NamedTuple):
+    """What several learners by moves agree on."""
+
+    outcome: IntArray  # (O, K) where the actions lead that displace all of them by the same; -1: unknown
+    known: NDArray[np.uint8]  # (K,) as in ``Model``
+    flags: NDArray[np.uint8]  # (M, O) of the places that pay all of them, else 0
+
+
 class RMaxPlayer(Player):
-    """R-max of a ``kind`` of dynamics; ``given`` (tasks, O, K) are the outcomes of all pairs, if known."""
+    """R-max of a ``kind`` of dynamics.
+
+    ``given`` (tasks, O, K) are the outcomes of all pairs, if known; ``shared`` is what all slots know.
+    """
 
     def __init__(
         self, kind: int, settle: bool, observations: Numbering, n_action: int, memory: int,
-        random: NDArray[np.uint64], given: IntArray | None = None,
+        random: NDArray[np.uint64], given: IntArray | None = None, shared: Shared | None = None,
     ) -> None:  # fmt: skip
         n, n_obs, n_mode = len(random), observations.n, memory + 1
         pairs = kind == kernels.PAIRS
@@ -137,6 +148,10 @@ class RMaxPlayer(Player):
             ruled=np.zeros((n, n_action), np.int64),
             tried=np.zeros((n, n_action), np.uint8),
         )
+        if shared is not None:
+            outcome[:], self._model.known[:], self._model.flags[:] = shared
+            self._model.tried[:] = shared.known > 0
+            self._model.n_paying[:] = (shared.flags > 0).sum(axis=1)
         coordinates = np.stack(
             np.unravel_index(np.arange(n_obs), tuple(observations.sizes.tolist())), axis=-1
         )
@@ -157,6 +172,62 @@ class RMaxPlayer(Player):
             self._model, self._places, self._kind, self._memory, row["states"], self._met, row["actions"],
             row["rewards"], row["next_states"], row["terminated"], ended,
         )  # fmt: skip
+
+    def shared(self) -> Shared:
+        """What all learners agree on, by moves: displacements of actions, and places that pay."""
+        known, outcome, place = self._model.known, self._model.outcome[:, 0], self._places.coordinates
+        here = np.arange(len(place))[:, None]
+        moved = ((outcome >= 0) & (outcome != here)).argmax(axis=1)  # (N, K) a place from which it moved
+        to = np.take_along_axis(outcome, moved[:, None], 1)[:, 0]
+        shift = place[to] - place[moved]
+        agreed = (known[0] > 0) & (known == known[0]).all(0) & (shift == shift[0]).all((0, 2))
+        target = place[:, None] + shift[0]
+        inside = ((target >= 0) & (target < self._places.sizes)).all(-1)
+        number = np.ravel_multi_index(tuple(np.moveaxis(target, -1, 0)), tuple(self._places.sizes), "clip")
+        flags = np.bitwise_and.reduce(self._model.flags)
+        return Shared(
+            np.where(agreed, np.where(inside, number, here), -1),
+            np.where(agreed, known[0], 0).astype(np.uint8),
+            np.where(flags & kernels.PAYS, flags, 0).astype(np.uint8),
+        )
+
+
+class TableAgent:
+    """A learner as an agent, at the same ``epsilon`` all the time; each slot learns on its own.
+
+    ``tasks`` (N, P) are those of the slots; the slots of a task are adjacent, as in ``evaluate_tasks``.
+    """
+
+    def __init__(
+        self, learner: FiniteLearner, family: TaskFamily, tasks: AnyArray, seed: int, epsilon: float = 0.0
+    ) -> None:
+        learner.check(family, n_timesteps=1, n_stream=len(tasks))
+        self._observations, actions = learner.spaces(family)
+        self._actions = actions.elements.astype(np.int64)
+        self._learner, self._family, self._tasks = learner, family, np.asarray(tasks)
+        self._seed, self._share = seed, epsilon
+
+    def reset(self, n_env: int) -> None:
+        """Forget everything and start in ``n_env`` slots, a multiple of the number of tasks."""
+        if n_env == 0 or n_env % len(self._tasks):
+            raise UsageError(f"{n_env} slots cannot be shared equally by {len(self._tasks)} tasks")
+        random = np.array([seed64(self._seed, "table agent", k) for k in range(n_env)], np.uint64)
+        self.player = self._learner.player(self._family, self._tasks, n_env // len(self._tasks), random)
+        self._epsilon = np.full(n_env, self._share)
+        self._row: Row = {name: np.zeros(n_env, np.int64) for name in ("states", "actions", "next_states")}
+        floats = ("action_probs", "entropy", "log_prob_next")
+        self._row |= {name: np.zeros(n_env, np.float32) for name in floats}
+
+    def act(self, obs: AnyArray) -> AnyArray:
+        _number(self._observations, obs, self._row["states"])
+        self.player.act(self._row, self._epsilon)
+        return self._actions.take(self._row["actions"], axis=0)
+
+    def observe(self, actions: AnyArray, step: Step) -> None:
+        """Learn from the step."""
+        _number(self._observations, step.next_obs, self._row["next_states"])
+        row = {**self._row, "rewards": np.asarray(step.reward), "terminated": np.asarray(step.terminated)}
+        self.player.learn(row, self._epsilon, step.terminated | step.truncated)
 
 
 class _Record:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from compressed_ad.errors import SpaceError, UsageError
+from compressed_ad.errors import ConfigError, SpaceError, UsageError, users_code
 from compressed_ad.learners.finite import FiniteLearner, Schedule
 from compressed_ad.registry import checked
+from compressed_ad.seeding import rng
 from compressed_ad.settings import Count, Fraction, Whole
-from compressed_ad.tasks.base import SuccessorTable, TaskFamily
+from compressed_ad.tasks.base import HiddenProgress, SuccessorTable, TaskFamily
+from compressed_ad.tasks.checked_env import checked_slots
 from compressed_ad.types import AnyArray
 
 if TYPE_CHECKING:
-    from compressed_ad.learners.finite_players import Player
+    from compressed_ad.learners.finite_players import Player, Shared, TableAgent
 
 MAX_ACTIONS = 62
 """Plans keep sets of first actions in one 64-bit number."""
+
+DIRECTED_SEARCH = "directed search (told the moves)"
+"""What reports call R-max with ``dynamics: given`` where it plays beside models."""
+
+N_PILOT, PILOT_STEPS = 16, 2000
 
 TOLD = {
     "moves": (
@@ -40,8 +48,10 @@ class RMax(FiniteLearner):
     ``dynamics`` says what it must learn. ``moves``: by how much each action displaces the place, where walls
     are, and which places pay. ``pairs``: the outcome of every action in every place. ``given``: only which
     places pay; the family must have a successor table. What pays is learned for each number of rewards (above
-    0) met in the episode, up to ``memory``. Without ``settle``, it tries the unknown before going to a reward
-    that is farther away, as in the original algorithm.
+    0) met in the episode, up to ``memory``. With ``shared`` (moves only), 16 pilots first play 2000 steps
+    each on training tasks, which are not recorded. Every learner then knows the displacements and the paying
+    places on which all pilots agree. Without ``settle``, it tries the unknown before going to a reward that
+    is farther away, as in the original algorithm.
     """
 
     name = "RMax"
@@ -55,13 +65,44 @@ class RMax(FiniteLearner):
         epsilon_final: Fraction = 0.0,
         anneal: Fraction = 0.5,
         episodes: Count | None = None,
+        shared: bool = False,
     ) -> None:
+        if shared and dynamics != "moves":
+            raise ConfigError(f"rmax: shared needs dynamics moves, not {dynamics}")
+        self.shares = shared
+        self._shared: Shared | None = None
         self.dynamics, self.memory, self.settle = dynamics, memory, settle
         self.schedule = Schedule(epsilon, epsilon_final, anneal, episodes)
 
     @property
     def told(self) -> str:
-        return TOLD[self.dynamics]
+        pilots = f"{N_PILOT} pilots with {PILOT_STEPS} steps each on training tasks"
+        return TOLD[self.dynamics] + (
+            f"; and the displacements and paying places that {pilots} agreed on" if self.shares else ""
+        )
+
+    def prepared(self, family: TaskFamily, tasks: AnyArray, seed: int) -> RMax:
+        """As ``Prepares.prepared``: with what pilots on some of ``tasks`` agree on, if that is shared."""
+        if not self.shares:
+            return self
+        from compressed_ad.learners.finite_players import RMaxPlayer, TableAgent
+
+        random = rng(seed, "RMax pilots")
+        chosen = tasks[np.resize(random.permutation(len(tasks)), N_PILOT)]
+        pilot = RMax(memory=self.memory, settle=self.settle)
+        pilots = TableAgent(pilot, family, chosen, seed, epsilon=0.1)  # they try actions that they can spare
+        env = checked_slots(family, chosen, random.integers(2**31, size=N_PILOT))
+        pilots.reset(N_PILOT)
+        obs = env.reset()
+        for _ in range(PILOT_STEPS):
+            actions = pilots.act(obs)
+            step = env.step(actions)
+            pilots.observe(actions, step)
+            obs = step.obs
+        assert isinstance(pilots.player, RMaxPlayer)
+        learner = copy(self)
+        learner._shared = pilots.player.shared()
+        return learner
 
     def check(self, family: TaskFamily, *, n_timesteps: int, n_stream: int) -> None:
         super().check(family, n_timesteps=n_timesteps, n_stream=n_stream)
@@ -90,9 +131,37 @@ class RMax(FiniteLearner):
         from compressed_ad.learners.finite_players import RMaxPlayer
 
         observations, actions = self.spaces(family)
+        if self.shares and self._shared is None:
+            raise UsageError("rmax: shared needs the training tasks first: call prepared")
         kind = {"moves": MOVES, "pairs": PAIRS, "given": GIVEN}[self.dynamics]
         given = None
         if self.dynamics == "given":
-            assert isinstance(family, SuccessorTable)
-            given = family.successor_table(tasks)
-        return RMaxPlayer(kind, self.settle, observations, actions.n, self.memory, random, given)
+            given = _successor_table(family, tasks, observations.n, actions.n)
+        return RMaxPlayer(
+            kind, self.settle, observations, actions.n, self.memory, random, given, self._shared
+        )
+
+
+def directed_search(family: TaskFamily, tasks: AnyArray, seed: int) -> TableAgent:
+    """An agent that knows where actions lead in its ``tasks`` (N, P), but not what pays.
+
+    Raises ``UsageError`` without a successor table, and what ``RMax.check`` raises.
+    """
+    from compressed_ad.learners.finite_players import TableAgent
+
+    memory = family.rewards_to_remember if isinstance(family, HiddenProgress) else 0
+    return TableAgent(RMax("given", memory=memory), family, tasks, seed)
+
+
+def _successor_table(family: TaskFamily, tasks: AnyArray, n_obs: int, n_action: int) -> AnyArray:
+    """The family's table (N, O, K); ``SpaceError`` if it leads out of the space."""
+    assert isinstance(family, SuccessorTable)
+    with users_code(f"{family.name}: successor_table"):
+        table = np.asarray(family.successor_table(tasks))
+    shape = (len(tasks), n_obs, n_action)
+    if table.shape != shape or table.dtype.kind not in "iu" or table.min() < -1 or table.max() >= n_obs:
+        raise SpaceError(
+            f"{family.name}: successor_table must give whole numbers {shape} from -1 to {n_obs - 1}; "
+            f"it gives {table.dtype} {table.shape}"
+        )
+    return table

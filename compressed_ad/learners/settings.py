@@ -14,6 +14,9 @@ class AlgorithmSettings(Settings):
     n_learner: Count = Field(1, description="independent learners per task")
     n_stream: Count = Field(100, description="parallel environments of each learner, which share its policy")
     n_timesteps: Count = Field(1000, description="environment steps of each stream")
+    keep_every: Count = Field(
+        1, exclude_if=lambda value: bool(value == 1), description="the file keeps one of so many episodes"
+    )
     learner_kwargs: FreeParameters = Field(
         default_factory=dict, description="hyper-parameters of the learner (cad list learners)"
     )

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from compressed_ad.errors import UsageError
 from compressed_ad.evaluation import intervals
 from compressed_ad.evaluation.intervals import Floats, Interval
+from compressed_ad.learners.rmax import DIRECTED_SEARCH
 from compressed_ad.report.measures import ANY, MEASURES, RETURN, VALIDATED, normalise, step_to_reach
 from compressed_ad.report.results import MethodRuns, SourceSummary
 from compressed_ad.report.rows import Row
@@ -182,7 +183,7 @@ class Analysis:
     seeds: dict[str, tuple[int, ...]]
     scale: str  # what a normalised return of 1 stands for
     optimal: Floats  # (N,) the return that 1 stands for
-    references: dict[str, Floats]  # (1, N, E) of the family's reference algorithms, normalised as ``curves``
+    references: dict[str, Floats]  # (1, N, E) of known algorithms, normalised as ``curves``
     regret: dict[str, Floats]  # (R, N, E) see ``cumulative_regret``: methods, then references
     total_regret: dict[str, Interval]  # mean over runs and tasks, at the end
 
@@ -304,10 +305,11 @@ def cumulative_regret(methods: Sequence[MethodRuns]) -> dict[str, Floats]:
     """(R, N, E) optimal minus earned return, summed over the episodes so far, mean over rollouts.
 
     Of the methods and then the references (R = 1). Empty unless the optimum is known and regret is the usual
-    measure: an episode is one step, or the family offers reference algorithms.
+    measure: an episode is one step, or the family offers reference algorithms of its own.
     """
     base = methods[0]
-    if not np.isfinite(base.optimal).all() or not (base.references or base.horizon == 1):
+    own = base.references.keys() - {DIRECTED_SEARCH}
+    if not np.isfinite(base.optimal).all() or not (own or base.horizon == 1):
         return {}
     earned = {m.name: m.returns for m in methods}
     earned |= {name: returns[None] for name, returns in base.references.items()}

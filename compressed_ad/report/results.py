@@ -324,7 +324,8 @@ class SourceSummary:
 
 def summarise_source(file: HistoryFile) -> SourceSummary:
     """Learning curves, marks and a trace of all tasks of a history file; reads one task at a time."""
-    name, ids = file.info.learner, file.task_ids
+    kept, ids = file.info.keep_every, file.task_ids
+    name = file.info.learner + (f", one of {kept} episodes" if kept > 1 else "")
     tasks = list(task_summaries(file))
     marked = file.marking is not None and file.marking["marker"] != "none"
     marks = [task.marks for task in tasks if task.marks is not None and marked]

@@ -103,6 +103,7 @@ def build_report(
         notes_below=notes_below(analysis),
         left_out=left_out(analysis.shown),
         regret=_regret_table(analysis),
+        references=_reference_table(analysis),
         convergence=comparison.convergence_table(comparison.convergence(points, methods[0].name)),
         figures=shown,
         marking=source.marking if source is not None else None,
@@ -322,6 +323,25 @@ def _regret_table(analysis: Analysis) -> list[list[str]]:
     return lines if len(lines) > 1 else []
 
 
+def _reference_table(analysis: Analysis) -> list[list[str]]:
+    """Header and one line for each known algorithm; empty where the table of regret has them."""
+    lines = [["", MEASURES["final"].label, MEASURES["auc"].label]]
+    for name, curves in analysis.references.items() if not analysis.regret else ():
+        both = (intervals.mean(values.ravel()) for values in (final_return(curves), curves))
+        lines.append([name, *(intervals.number(float(value)) for value in both)])
+    return lines if len(lines) > 1 else []
+
+
+def _terminal(title: str, lines: Sequence[Sequence[str]]) -> Table:
+    """``lines``, the first of which is the header, with numbers in all columns but the first."""
+    table = Table(title=title, title_justify="left")
+    for heading in lines[0]:
+        table.add_column(Text(heading), justify="right" if heading else "left")
+    for line in lines[1:]:
+        table.add_row(*map(Text, line))
+    return table
+
+
 def terminal_table(analysis: Analysis) -> Group:
     """The comparison for the end of ``cad run``: means with intervals, paired differences, the verdict."""
     title = "Held-out tasks: mean over runs and tasks, 95 % interval"
@@ -334,12 +354,9 @@ def terminal_table(analysis: Analysis) -> Group:
     parts: list[Table | Text] = [table, *map(Text, notes_below(analysis))]
     if regret_lines := _regret_table(analysis):
         n_episode = next(iter(analysis.regret.values())).shape[-1]
-        regret = Table(title=f"Cumulative regret over {n_episode} episodes: mean", title_justify="left")
-        for heading in regret_lines[0]:
-            regret.add_column(Text(heading), justify="right" if heading else "left")
-        for line in regret_lines[1:]:
-            regret.add_row(*map(Text, line))
-        parts.append(regret)
+        parts.append(_terminal(f"Cumulative regret over {n_episode} episodes: mean", regret_lines))
+    if known := _reference_table(analysis):
+        parts.append(_terminal("Known algorithms on the same tasks: mean", known))
     if analysis.scale != comparison.OPTIMUM:
         parts.append(Text(f"Normalised return: 0 is the uniformly random policy, 1 is {analysis.scale}."))
     return Group(*parts, Text(" ".join(analysis.verdicts)))
@@ -393,7 +410,10 @@ def _summary(
         " difference of the methods' interquartile means",
         "regret": {name: row["regret"] for name, row in tables["regret"].items()},
         "references": {
-            name: {"final": float(intervals.mean(final_return(curves).ravel()))}
+            name: {
+                "final": float(intervals.mean(final_return(curves).ravel())),
+                "auc": float(intervals.mean(curves.ravel())),
+            }
             for name, curves in analysis.references.items()
         },
         "marking": marking,

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from compressed_ad.errors import ConfigError, SpaceError, UnknownNameError, UsageError, users_code
+from compressed_ad.histories.thinning import kept_steps
 from compressed_ad.learners.base import Checks, SourceLearner
 from compressed_ad.learners.select import learner_code, make_learner
 from compressed_ad.marking import apply
@@ -206,6 +207,8 @@ def _trial_problems(leaves: Leaves, config: Config, own: bool) -> list[str]:
     if family is not None:
         sizes = ("n_task", "heldout", "validation", "train", "family")
         chosen = attempt("env", lambda: _choose_and_split(config, family), *sizes)
+        kept = (config.algorithm.n_timesteps, config.algorithm.keep_every)
+        attempt("algorithm", partial(kept_steps, family, *kept), "keep_every", "n_timesteps")
         if isinstance(learner, Checks):
             steps = {key: getattr(config.algorithm, key) for key in ("n_timesteps", "n_stream")}
             attempt("algorithm", partial(learner.check, family, **steps), "learner", *steps, "learner_kwargs")

@@ -53,7 +53,7 @@ EVALUATION = "evaluation.npz"
 def _references(
     path: Path, digest: str, task_ids: tuple[int, ...], rollouts: int, episodes: int, trust: frozenset[str]
 ) -> dict[str, FloatArray]:
-    """Returns of the family's reference algorithms by name.
+    """Returns of ``evaluate_references`` by name.
 
     They depend on the seed of the histories, not of the run, so that the runs of one process share them.
     """
@@ -108,7 +108,7 @@ def evaluate_run(
     ``step_last``; ``marked`` (10,), the share of marked steps by tenth of the training histories; ``paying``,
     the share of rewarded steps in their first episodes; ``settings`` (JSON); ``judged`` (JSON), the family,
     the source, the split and the rows of the held-out tasks; ``horizon`` of the family; and
-    ``reference_<name>`` (N, M, E) for each of its reference algorithms. If ``evaluation.training_tasks`` is
+    ``reference_<name>`` (N, M, E) for each of ``evaluate_references``. If ``evaluation.training_tasks`` is
     N' > 0, also ``returns_training`` (N', M, E), ``training_ids``, ``training_optimal`` and
     ``training_random`` (N',), of the first N' training tasks of the split.
     """

@@ -20,6 +20,7 @@ from compressed_ad.files import write_json
 from compressed_ad.histories.collector import collect, history_path
 from compressed_ad.histories.file import HistoryFile, remark
 from compressed_ad.histories.header import differences, short
+from compressed_ad.histories.thinning import kept_steps
 from compressed_ad.learners.ppo import PPOConfig
 from compressed_ad.marking.apply import marker_params
 from compressed_ad.marking.statistics import MarkingStatistics
@@ -85,6 +86,7 @@ def collect_stage(
         n_timesteps=algorithm.n_timesteps,
         n_learner=algorithm.n_learner,
         n_stream=algorithm.n_stream,
+        keep_every=algorithm.keep_every,
         task_ids=planned.task_ids,
         split=planned.split,
         checked=True,
@@ -103,9 +105,10 @@ def collect_stage(
 def check_recipe(config: Config, path: Path) -> None:
     """``UsageError`` if the transforms of ``config`` would leave nothing of what is still to be collected."""
     if not path.exists():
-        planned = plan(config)
+        planned, algorithm = plan(config), config.algorithm
+        n_step = kept_steps(planned.family, algorithm.n_timesteps, algorithm.keep_every)
         tasks = planned.family.tasks()[planned.task_ids][planned.split.train]
-        check_episodes(transform_pairs(config.model), planned.family, tasks, config.algorithm.n_timesteps)
+        check_episodes(transform_pairs(config.model), planned.family, tasks, n_step)
 
 
 def mark_stage(
@@ -179,7 +182,7 @@ def require_judged_on(file: HistoryFile, methods: Sequence[MethodRuns]) -> None:
 
 def _training(job: Job, file: HistoryFile) -> dict[str, Any]:
     """What the training of ``job`` on ``file`` spent, for the report."""
-    model = job.config.model
+    model, info = job.config.model, file.info
     return {
         "gradient_steps": model.steps,
         "windows_per_step": model.batch_size,
@@ -187,7 +190,8 @@ def _training(job: Job, file: HistoryFile) -> dict[str, Any]:
         "supervised_actions": model.steps * model.batch_size * model.n_transit,
         "source_steps_per_task": file.n_stream * file.n_step,
         "model": f"d {model.tf_n_embd}, {model.tf_n_layer} layers, {model.tf_n_head} heads",
-        **({"source_was_told": file.info.config["told"]} if "told" in file.info.config else {}),
+        **({"histories_hold": f"one of {info.keep_every} episodes"} if info.keep_every > 1 else {}),
+        **({"source_was_told": info.config["told"]} if "told" in info.config else {}),
     }
 
 

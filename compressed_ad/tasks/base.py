@@ -138,6 +138,15 @@ class SuccessorTable(Protocol):
 
 
 @runtime_checkable
+class HiddenProgress(Protocol):
+    """Optional for a family: what pays depends on rewards already met in the episode, and is not seen."""
+
+    @property
+    def rewards_to_remember(self) -> int:
+        """How many rewards make a difference: 1 where a key that has paid opens a door."""
+
+
+@runtime_checkable
 class ReferencePolicies(Protocol):
     """Optional for a family: models should be compared with known algorithms."""
 

@@ -1,5 +1,6 @@
 """R-max: beside a plain-Python planner, source curves, inner walls, and collections in large blocks."""
 
+import pickle
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 
 from compressed_ad import Darkroom, History, HistoryFile, collect, make_family, make_learner
-from compressed_ad.errors import SpaceError
+from compressed_ad.errors import ConfigError, SpaceError, UsageError
 from compressed_ad.histories.summary import describe
+from compressed_ad.learners.base import Prepares
 from compressed_ad.learners.conformance import check_learner
 from compressed_ad.learners.finite import BLOCK
 from compressed_ad.tasks.base import SuccessorTable
@@ -271,6 +273,80 @@ def test_successor_tables_are_what_environments_do(family: Any) -> None:
             env._cell[:] = place
             x, y = env.step(np.array([action])).next_obs[0]
             assert table[0, place, action] == 4 * x + y
+
+
+# ---------------------------------------------------------------- what training tasks share
+
+
+def shared(family: Any, tasks: Any, **kwargs: Any) -> Any:
+    learner = make_learner("rmax", {"shared": True, **kwargs})
+    assert isinstance(learner, Prepares)
+    return learner.prepared(family, tasks, seed=1)
+
+
+@pytest.mark.parametrize("family", [Darkroom(5, 10), Walled(9, 40), KeyToDoor(4, 20)])
+def test_pilots_agree_on_the_moves_where_all_tasks_have_them(family: Any) -> None:
+    memory = 1 if isinstance(family, KeyToDoor) else 0
+    known = shared(family, family.tasks(), memory=memory)._shared
+    np.testing.assert_array_equal(known.outcome, successors(family.size).T)
+    assert known.known.tolist() == [2, 1, 1, 1, 1]  # the first rests, the others shift
+    assert known.flags.shape == (memory + 1, family.size**2) and not known.flags.any()
+
+
+def test_pilots_agree_on_the_goal_where_all_tasks_have_it() -> None:
+    family = DarkroomPermuted(5, 20)
+    known = shared(family, family.tasks())._shared
+    assert (known.outcome == -1).all() and not known.known.any()
+    assert np.flatnonzero(known.flags).tolist() == [24]
+    known = shared(family, family.tasks()[7:8])._shared  # one task: all of it
+    np.testing.assert_array_equal(known.outcome, family.successor_table(family.tasks()[7:8])[0])
+
+
+def test_learners_use_what_pilots_share() -> None:
+    family, ids = DarkroomPermuted(), np.arange(40)
+    optimal = family.optimal_return(family.tasks()[ids])[0]
+    earned = {}
+    for name, learner in {
+        "alone": make_learner("rmax", {"epsilon": 0.0}),
+        "shared": shared(family, family.tasks()[40:], epsilon=0.0),
+    }.items():
+        histories = learn(pickle.loads(pickle.dumps(learner)), family, ids, family.horizon, 2)
+        earned[name] = np.mean([history.rewards.sum(1) for history in histories]) / optimal
+    assert earned["alone"] < 0.75 and earned["shared"] > 0.88  # .53 and .93 in the first episode
+    assert check_learner(make_learner("rmax", {"shared": True}), DarkroomPermuted(3, 9)) == []
+
+
+def test_pilots_play_training_tasks_once_for_all_blocks(tmp_path: Path) -> None:
+    played: list[Any] = []
+
+    class Watched(Darkroom):
+        def make(self, tasks: Any, seeds: Any) -> Any:
+            played.append(tasks.tolist())
+            return super().make(tasks, seeds)
+
+    kwargs = {"shared": True, "epsilon": 0.2}
+    settings = {"family_name": "darkroom", "n_timesteps": 30, "n_stream": 2, "heldout": 2, "validation": 1}
+    path = collect(
+        Watched(3, 6), make_learner("rmax", kwargs), tmp_path / "one.hdf5", **settings, block_size=5
+    )
+    file = HistoryFile(path)
+    assert [len(tasks) for tasks in played] == [16, 10, 8]
+    assert {tuple(task) for task in played[0]} == {tuple(file.tasks[k].tolist()) for k in file.split.train}
+    told = "paying places that 16 pilots with 2000 steps each on training tasks agreed on"
+    assert told in describe(path).text()
+    other = collect(
+        Darkroom(3, 6), make_learner("rmax", kwargs), tmp_path / "two.hdf5", **settings, block_size=9
+    )
+    for task, history in file.load().items():
+        again = HistoryFile(other).load([task])[task]
+        assert all(np.array_equal(array, getattr(again, name)) for name, array in history.per_step())
+
+
+def test_sharing_needs_moves_and_training_tasks() -> None:
+    with pytest.raises(ConfigError, match="rmax: shared needs dynamics moves, not given"):
+        make_learner("rmax", {"shared": True, "dynamics": "given"})
+    with pytest.raises(UsageError, match="rmax: shared needs the training tasks first: call prepared"):
+        learn(make_learner("rmax", {"shared": True}), Darkroom(3, 5), [0], 10)
 
 
 def test_collected_in_large_blocks_with_what_the_source_was_told(

@@ -108,6 +108,14 @@ def test_a_benchmark_in_miniature(tmp_path, monkeypatch, capsys):
     assert out.rstrip().endswith("Report: runs/benchmark/darkroom/report/index.html")
     page = Path("runs/benchmark/darkroom/report/index.html").read_text()
     assert "Source was told" in page and "nothing of the task" in page
+    search = "directed search (told the moves)"
+    assert f"<td>{search}</td>" in page and search in out and "regret" not in (out + page).lower()
+    with np.load("runs/benchmark/darkroom/AD-darkroom-seed1/evaluation.npz") as file:
+        earned = file[f"reference_{search}"]
+        assert earned.shape == file["returns"].shape
+        scaled = (earned[..., -1].mean(1) - file["random"]) / (file["optimal"] - file["random"])
+    summary = json.loads(Path("runs/benchmark/darkroom/report/summary.json").read_text())
+    assert summary["references"][search]["final"] == pytest.approx(scaled.mean())
     for words_of_marks_or_pairs in ("Compression Statistics", "paired difference", "Marking", "Convergence"):
         assert words_of_marks_or_pairs not in out + page
     assert "note:" not in err and "Note:" not in page  # the source learned
