@@ -58,6 +58,9 @@ class Architecture(Settings):
     position: Literal["rotary", "learned"] = Field("rotary", description="how a token knows its place")
     dropout: BelowOne = Field(0.0, description="dropout on the embedding and on each residual branch")
     action_mixture: Count = _later(4, "normal distributions that make up that of a continuous action")
+    embedding_dropout: BelowOne | None = _later(None, "dropout on the embedding; default: dropout")
+    residual_dropout: BelowOne | None = _later(None, "dropout on each residual branch; default: dropout")
+    attention_dropout: BelowOne = _later(0.0, "dropout of attention weights, which dropout leaves alone")
     token_inputs: tuple[TokenInputName, ...] = _later(
         (), "further inputs of a token: previous_state, episode_return (so far), episode_time (steps so far)"
     )
@@ -67,6 +70,13 @@ class Architecture(Settings):
     observation_std: tuple[NonNegative, ...] | None = _later(None)
     reward_scale: Positive = _later(1.0)
     one_step: bool = _later(False, f"whether an episode is one step; {_FILLED_IN}")
+
+    @property
+    def dropouts(self) -> tuple[float, float, float]:
+        """Shares dropped of the embedding, of attention weights and of each residual branch."""
+        embedding = self.dropout if self.embedding_dropout is None else self.embedding_dropout
+        residual = self.dropout if self.residual_dropout is None else self.residual_dropout
+        return embedding, self.attention_dropout, residual
 
     @model_validator(mode="after")
     def _fits_together(self) -> Architecture:

@@ -58,8 +58,13 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return load(run_dir / "last_model.pt")["model_state_dict"]
 
 
-def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
-    c = config()
+@pytest.mark.parametrize("drawn", [{"dropout": 0.1}, {"attention_dropout": 0.2}])
+def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(
+    tmp_path: Path, drawn: dict[str, float]
+) -> None:
+    c = config(**{"dropout": 0.0, **drawn})
+    plain = train(config(dropout=0.0), sampler(c), tmp_path / "plain", validate=validate).model
+    assert not torch.equal(plain.head.weight, train(c, sampler(c), tmp_path / "drawn").model.head.weight)
     train(c, sampler(c), tmp_path / "whole", validate=validate)
     for stop_after in (1, 4, 7, 11):
         run = tmp_path / f"stopped{stop_after}"
