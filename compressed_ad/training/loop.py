@@ -52,7 +52,10 @@ def build_model(config: ModelConfig, seed: int, device: torch.device | str = "cp
 
 
 def learning_rate(config: ModelConfig, step: int) -> float:
-    """Linear warm-up to ``lr``, then half a cosine down to ``lr * lr_final`` at the last step."""
+    """Linear warm-up to ``lr``, then half a cosine down to ``lr * lr_final`` at the last step.
+
+    Constant with ``warmup`` 0 and ``lr_final`` 1.
+    """
     rising = max(1, round(config.warmup * config.steps))
     if step < rising:
         return config.lr * (step + 1) / rising

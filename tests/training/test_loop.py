@@ -173,6 +173,8 @@ def test_learning_rate_schedule() -> None:
     assert rates[-1] == pytest.approx(0.1) and all(a >= b for a, b in itertools.pairwise(rates[9:]))
     middle = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 45 / 89))
     assert rates[55] == pytest.approx(middle)
+    constant = config(steps=100, warmup=0.0, lr=3e-4, lr_final=1.0)
+    assert {learning_rate(constant, step) for step in range(100)} == {3e-4}
 
 
 @pytest.mark.parametrize("at", ["every", "query"])
