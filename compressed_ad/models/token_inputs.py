@@ -6,8 +6,7 @@ the next while playing, where values go on if a context was cut inside an episod
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,33 +15,20 @@ from compressed_ad.models.encoders import SpaceEncoder
 from compressed_ad.models.settings import Architecture, TokenInputName
 from compressed_ad.models.tokens import Tokens
 
+Values = Mapping[str, Tensor]
+"""One token (N, ...) of each of N contexts, by the names in ``Tokens``."""
+
 
 class TokenInput(nn.Module):
-    """One input: how it is computed, and the vector that is added to the token's."""
+    """One input. A call with its values, the tokens and the observations' stem gives vectors (B, L, D)."""
 
-    def __init__(self, config: Architecture, n_feature: int | None) -> None:
-        """``n_feature`` is the number of features of the observations' stem."""
-        super().__init__()
-
-    @staticmethod
-    @abstractmethod
-    def of_windows(tokens: Tokens) -> Tensor:
-        """(B, L, ...) for windows that start with an episode."""
-
-    @staticmethod
-    @abstractmethod
-    def following(token: Mapping[str, Tensor], last: Mapping[str, Tensor]) -> Tensor:
-        """(N, ...) for a new token of each of N contexts; ``last`` is the one before, empty at the start.
-
-        Both are tensors (N, ...) by their names in ``Tokens``.
-        """
-
-    @abstractmethod
-    def forward(self, value: Tensor, tokens: Tokens, stem: nn.Module) -> Tensor:
-        """(B, L, D)."""
+    of_windows: Callable[[Tokens], Tensor]
+    """Values (B, L, ...) of whole windows."""
+    following: Callable[[Values, Values], Tensor]
+    """Values (N, ...) of new tokens, from these and from those before them, which are none at the start."""
 
 
-def _opens(token: Mapping[str, Tensor]) -> Tensor:
+def _opens(token: Values) -> Tensor:
     """Whether a token is the first one of its episode, as far as its context shows."""
     return token["ended"] | ~token["has_previous"]
 
@@ -57,7 +43,7 @@ class PreviousState(TokenInput):
     """State t - 1, which is not shown across the border of an episode."""
 
     def __init__(self, config: Architecture, n_feature: int | None) -> None:
-        super().__init__(config, n_feature)
+        super().__init__()
         self.encoder = SpaceEncoder(config.observation_space or {}, config.tf_n_embd, n_feature)
 
     @staticmethod
@@ -65,7 +51,7 @@ class PreviousState(TokenInput):
         return torch.cat([tokens.state[:, :1], tokens.state[:, :-1]], dim=1)
 
     @staticmethod
-    def following(token: Mapping[str, Tensor], last: Mapping[str, Tensor]) -> Tensor:
+    def following(token: Values, last: Values) -> Tensor:
         return last.get("state", token["state"])
 
     def forward(self, value: Tensor, tokens: Tokens, stem: nn.Module) -> Tensor:
@@ -80,7 +66,7 @@ class EpisodeReturn(TokenInput):
     """
 
     def __init__(self, config: Architecture, n_feature: int | None) -> None:
-        super().__init__(config, n_feature)
+        super().__init__()
         self.scale = config.reward_scale
         self.steps = nn.Linear(1, 16)
         self.linear = nn.Linear(17, config.tf_n_embd, bias=False)
@@ -92,7 +78,7 @@ class EpisodeReturn(TokenInput):
         return total - total.gather(1, _episode_start(tokens))
 
     @staticmethod
-    def following(token: Mapping[str, Tensor], last: Mapping[str, Tensor]) -> Tensor:
+    def following(token: Values, last: Values) -> Tensor:
         return torch.where(_opens(token), 0.0, last.get("episode_return", 0.0) + token["reward"].double())
 
     def forward(self, value: Tensor, tokens: Tokens, stem: nn.Module) -> Tensor:
@@ -111,7 +97,7 @@ class EpisodeTime(TokenInput):
     frequency: Tensor
 
     def __init__(self, config: Architecture, n_feature: int | None) -> None:
-        super().__init__(config, n_feature)
+        super().__init__()
         self.register_buffer("frequency", 10000 ** -(torch.arange(16) / 16), persistent=False)
         self.linear = nn.Linear(32, config.tf_n_embd, bias=False)
         nn.init.normal_(self.linear.weight, std=16**-0.5)
@@ -122,7 +108,7 @@ class EpisodeTime(TokenInput):
         return torch.arange(start.shape[1], device=start.device) - start
 
     @staticmethod
-    def following(token: Mapping[str, Tensor], last: Mapping[str, Tensor]) -> Tensor:
+    def following(token: Values, last: Values) -> Tensor:
         opens = _opens(token)
         return torch.where(opens, 0, last.get("episode_time", opens.long()) + 1)
 
