@@ -12,6 +12,7 @@ from torch import Tensor
 from compressed_ad.errors import UsageError
 from compressed_ad.marking.markers import borders
 from compressed_ad.models.ad import AD
+from compressed_ad.models.token_inputs import TOKEN_INPUT
 from compressed_ad.models.tokens import Tokens
 from compressed_ad.seeding import rng
 from compressed_ad.tasks.base import OptimalPolicy, TaskFamily
@@ -150,10 +151,14 @@ class InContextAgent:
             **dict.fromkeys(("ended", *_MARKS), torch.zeros(self.n_env, dtype=torch.bool)),
         }
         token = {"state": state, **outcome, "has_previous": self.length > 0}
+        rows, asked = torch.arange(self.n_env), self.model.config.token_inputs
+        needed = ("state", *asked) if asked else ()
+        last = {name: value[rows, self.length - 1] for name, value in self.memory.items() if name in needed}
+        token |= {name: TOKEN_INPUT[name].following(token, last) for name in asked}
         for name, value in token.items():
             if name not in self.memory:
                 self.memory[name] = value.new_zeros((self.n_env, self.n_transit, *value.shape[1:]))
-            self.memory[name][torch.arange(self.n_env), self.length] = value
+            self.memory[name][rows, self.length] = value
         self.length += 1
         given = self._parameters(token).float().cpu().numpy()
         temperature = np.where(self._rewarded()[:, None], self.temperature_rewarded, self.temperature)
@@ -242,8 +247,8 @@ class InContextAgent:
         if self.cache is not None:
             tokens = Tokens(**{name: value[:, None].to(self.device) for name, value in token.items()})
             if self.guidance:
-                both = vars(tokens), vars(tokens.without(*_MARKS))
-                tokens = Tokens(**{name: torch.cat([part[name] for part in both]) for name in both[0]})
+                both = tokens, tokens.without(*_MARKS)
+                tokens = Tokens(**{name: torch.cat([getattr(part, name) for part in both]) for name in token})
             given: Tensor = self.model(tokens, self.cache)[:, 0]
         else:
             rows, last = torch.arange(self.n_env), self.length - 1

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from compressed_ad.errors import ConfigError, NumericalError
+from compressed_ad.errors import ConfigError, NumericalError, UsageError
 from compressed_ad.models.encoders import SpaceEncoder, action_stem, observation_stem
 from compressed_ad.models.heads import HEAD
 from compressed_ad.models.settings import Architecture, ModelConfig
+from compressed_ad.models.token_inputs import TOKEN_INPUT
 from compressed_ad.models.tokens import Batch, Tokens
 from compressed_ad.models.transformer import Cache, Transformer
 from compressed_ad.settings import validated
@@ -55,6 +56,10 @@ class AD(nn.Module):
         self.first = nn.Parameter(torch.randn(width))
         self.transformer = Transformer(self.config, mark_bias=self.biased)
         self.head = HEAD[action["kind"]](width, action, self.config.action_mixture)
+        # Last, so that models with and without them share all other initial weights.
+        self.token_inputs = nn.ModuleDict()
+        for name in self.config.token_inputs:
+            self.token_inputs[name] = TOKEN_INPUT[name](self.config, n_feature)
         # In bandits, contextual or not, the last state of an episode does not depend on the last action.
         self.shows_last_action = self.config.one_step or observation == {"kind": "discrete", "n": 1}
 
@@ -75,13 +80,22 @@ class AD(nn.Module):
             + reward * (self.reward + self.rewarded_state(next_state))
             + ended * (self.ended + self.final_state(next_state))
         )
-        return self.state(self.stem(tokens.state)) + torch.where(known, outcome, self.first)  # type: ignore[no-any-return]
+        x = self.state(self.stem(tokens.state)) + torch.where(known, outcome, self.first)
+        for name in self.config.token_inputs:
+            value = getattr(tokens, name)
+            value = TOKEN_INPUT[name].of_windows(tokens) if value is None else value
+            x = x + self.token_inputs[name](value, tokens, self.stem)
+        return x  # type: ignore[no-any-return]
 
     def forward(self, tokens: Tokens, cache: Cache | None = None) -> Tensor:
         """Parameters (B, L, P) of the head's distribution of the action at every step; for Discrete, logits.
 
         With a ``cache``, L is 1: the tokens continue the contexts in the cache, which is updated.
         """
+        if cache is not None and any(getattr(tokens, name) is None for name in self.config.token_inputs):
+            raise UsageError(
+                f"tokens that continue a context need their {', '.join(self.config.token_inputs)}"
+            )
         x, marked = self.embed(tokens), self.attended(tokens)
         if cache is None:
             return self.head(self.transformer(x, marked))  # type: ignore[no-any-return]

@@ -36,6 +36,9 @@ FROM_HISTORY = (
 _FILLED_IN = "filled in from the history file"
 
 
+TokenInputName = Literal["previous_state", "episode_return", "episode_time"]
+
+
 def _later(default: Any, description: str = _FILLED_IN) -> Any:
     """A setting added after the first runs: files leave it out while it has its default.
 
@@ -55,6 +58,13 @@ class Architecture(Settings):
     position: Literal["rotary", "learned"] = Field("rotary", description="how a token knows its place")
     dropout: BelowOne = Field(0.0, description="dropout on the embedding and on each residual branch")
     action_mixture: Count = _later(4, "normal distributions that make up that of a continuous action")
+    embedding_dropout: BelowOne | None = _later(None, "dropout on the embedding; default: dropout")
+    residual_dropout: BelowOne | None = _later(None, "dropout on each residual branch; default: dropout")
+    attention_dropout: BelowOne = _later(0.0, "dropout of attention weights, which dropout leaves alone")
+    token_masking: BelowOne = _later(0.0, "share of tokens whose content is hidden in training")
+    token_inputs: tuple[TokenInputName, ...] = _later(
+        (), "further inputs of a token: previous_state, episode_return (so far), episode_time (steps so far)"
+    )
     observation_space: dict[str, Any] | None = Field(None, description=_FILLED_IN)
     action_space: dict[str, Any] | None = Field(None, description=_FILLED_IN)
     observation_mean: tuple[float, ...] | None = _later(None)
@@ -62,14 +72,23 @@ class Architecture(Settings):
     reward_scale: Positive = _later(1.0)
     one_step: bool = _later(False, f"whether an episode is one step; {_FILLED_IN}")
 
+    @property
+    def dropouts(self) -> tuple[float, float, float]:
+        """Shares dropped of the embedding, of attention weights and of each residual branch."""
+        embedding = self.dropout if self.embedding_dropout is None else self.embedding_dropout
+        residual = self.dropout if self.residual_dropout is None else self.residual_dropout
+        return embedding, self.attention_dropout, residual
+
     @model_validator(mode="after")
-    def _heads_divide(self) -> Architecture:
+    def _fits_together(self) -> Architecture:
         if self.tf_n_embd % self.tf_n_head:
             message = f"tf_n_embd {self.tf_n_embd} is not a multiple of tf_n_head {self.tf_n_head}"
             raise ValueError(Problem(message, ("tf_n_embd",), ("tf_n_head",)))
         if self.position == "rotary" and self.tf_n_embd // self.tf_n_head % 2:
             message = "rotary positions need an even tf_n_embd / tf_n_head"
             raise ValueError(Problem(message, ("tf_n_embd",), ("tf_n_head",), ("position",)))
+        if twice := [name for name in self.token_inputs if self.token_inputs.count(name) > 1]:
+            raise ValueError(Problem(f"token_inputs: {twice[0]} is named twice", ("token_inputs",)))
         return self
 
 

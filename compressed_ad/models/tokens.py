@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,9 +26,17 @@ class Tokens:
     end_mark: Tensor  # (B, L) bool: \compress>
     marked: Tensor  # (B, L) bool: t - 1 is inside a marked segment
     has_previous: Tensor  # (B, L) bool
+    # Further inputs of some models (``token_inputs``), None where a model computes them from a whole window:
+    previous_state: Tensor | None = None  # (B, L, ...)
+    episode_return: Tensor | None = None  # (B, L) float64 rewards of the episode before step t
+    episode_time: Tensor | None = None  # (B, L) int64 steps of the episode before step t
 
     def part(self, rows: slice | Tensor) -> Tokens:
-        return Tokens(**{name: tensor[rows] for name, tensor in vars(self).items()})
+        return self.each(lambda tensor: tensor[rows])
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Tokens:
+        """``change`` of every tensor."""
+        return Tokens(**{name: change(tensor) for name, tensor in vars(self).items() if tensor is not None})
 
     def without(self, *names: str) -> Tokens:
         """The same tokens with the named tensors set to 0, or False."""

@@ -69,14 +69,15 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, n_embd: int, n_head: int, dropout: float, mark_bias: bool = False) -> None:
+    def __init__(self, config: Architecture, mark_bias: bool = False) -> None:
         super().__init__()
+        n_embd = config.tf_n_embd
         self.norm_attention = nn.LayerNorm(n_embd, bias=False)
-        self.attention = Attention(n_embd, n_head, mark_bias)
+        self.attention = Attention(n_embd, config.tf_n_head, mark_bias)
         self.norm_mlp = nn.LayerNorm(n_embd, bias=False)
         self.up = nn.Linear(n_embd, 4 * n_embd, bias=False)
         self.down = nn.Linear(4 * n_embd, n_embd, bias=False)
-        self.dropout = dropout
+        _, self.attention_dropout, self.dropout = config.dropouts
 
     def mlp(self, x: Tensor) -> Tensor:
         """The feed-forward half, residual included."""
@@ -88,7 +89,8 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, L, D) -> (B, L, D), with the keys and values."""
         q, k, v = self.attention.heads(self.norm_attention(x), rotation, marked)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.attention.scale)
+        dropped = self.attention_dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, None, dropped, is_causal=True, scale=self.attention.scale)
         x = x + F.dropout(self.attention.merge(y), self.dropout, self.training)
         return self.mlp(x), k, v
 
@@ -105,10 +107,10 @@ class Transformer(nn.Module):
     def __init__(self, config: Architecture, mark_bias: bool = False) -> None:
         super().__init__()
         width, n_layer, self.n_head = config.tf_n_embd, config.tf_n_layer, config.tf_n_head
-        self.n_context, self.head_dim, self.dropout = config.n_transit, width // self.n_head, config.dropout
+        self.n_context, self.head_dim = config.n_transit, width // self.n_head
+        self.token_masking, (self.dropout, _, _) = config.token_masking, config.dropouts
         self.mark_bias = mark_bias
-        blocks = (Block(width, self.n_head, self.dropout, mark_bias) for _ in range(n_layer))
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.ModuleList(Block(config, mark_bias) for _ in range(n_layer))
         self.norm = nn.LayerNorm(width, bias=False)
         self.position = None
         if config.position == "learned":
@@ -130,9 +132,13 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """All positions at once, (B, L, D) -> (B, L, D), for L <= n_context; ``marked`` (B, L) bool.
 
-        Keys and values are stored in ``rows`` (B,) of the ``cache``, if there is one.
+        In training, the content of a share ``token_masking`` of the tokens is hidden (after Laskin et al.
+        2022); the actions at these steps are predicted all the same. Keys and values are stored in ``rows``
+        (B,) of the ``cache``, if there is one.
         """
         length, rotation = x.shape[1], None
+        if self.training and self.token_masking:
+            x = x * (torch.rand(x.shape[:2], device=x.device) >= self.token_masking)[..., None]
         if self.position is not None:
             x = x + self.position[:length]
         else:

@@ -52,7 +52,10 @@ def build_model(config: ModelConfig, seed: int, device: torch.device | str = "cp
 
 
 def learning_rate(config: ModelConfig, step: int) -> float:
-    """Linear warm-up to ``lr``, then half a cosine down to ``lr * lr_final`` at the last step."""
+    """Linear warm-up to ``lr``, then half a cosine down to ``lr * lr_final`` at the last step.
+
+    Constant with ``warmup`` 0 and ``lr_final`` 1.
+    """
     rising = max(1, round(config.warmup * config.steps))
     if step < rising:
         return config.lr * (step + 1) / rising
@@ -182,7 +185,7 @@ class _Run:
     def update(self, batch: Batch) -> Metrics:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
-        if self.config.dropout > 0:
+        if any((*self.config.dropouts, self.config.token_masking)):
             torch.manual_seed(seed64(self.seed, "dropout", self.step) >> 1)
         loss, accuracy = gradient(self.model, self.loss, batch, self.config)
         if not math.isfinite(loss):

@@ -42,11 +42,14 @@ def lively(model: AD) -> AD:
     return model.eval()
 
 
+@pytest.mark.parametrize("inputs", [[], ["previous_state", "episode_return", "episode_time"]])
 @pytest.mark.parametrize("position", ["rotary", "learned"])
 @pytest.mark.parametrize("name", ["AD", "CompressedAD"])
-def test_nothing_about_a_transition_is_visible_when_its_action_is_predicted(name: str, position: str) -> None:
+def test_nothing_about_a_transition_is_visible_when_its_action_is_predicted(
+    name: str, position: str, inputs: list[str]
+) -> None:
     torch.manual_seed(0)
-    model = lively(MODEL[name](config(model=name, position=position)))
+    model = lively(MODEL[name](config(model=name, position=position, token_inputs=inputs)))
     before = transitions(1, 20)
     reference = model(shift(**before))
     for key in before:
@@ -220,11 +223,11 @@ def test_cached_logits_equal_the_full_forward_pass(position: str) -> None:
     for k in range(14):
         at = lengths + k
         row = torch.arange(3)
-        token = Tokens(**{name: value[row, at][:, None] for name, value in vars(tokens).items()})
+        token = tokens.each(lambda value, row=row, at=at: value[row, at][:, None])
         logits = model(token, cache)[:, 0]
         torch.testing.assert_close(logits, reference[row, at], rtol=1e-5, atol=1e-5)
     assert cache.length.tolist() == [24, 18, 21]
 
 
 def part(tokens: Tokens, steps: slice) -> Tokens:
-    return Tokens(**{name: value[:, steps] for name, value in vars(tokens).items()})
+    return tokens.each(lambda value: value[:, steps])

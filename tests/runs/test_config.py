@@ -352,6 +352,8 @@ def test_all_mistakes_of_all_layers_are_reported_together(tmp_path):
         ("model.transforms", "[subsample]", "parameter 'every' is missing"),
         ("model.transforms", "[{name: subsample, evry: 2, every: 2}]", "unknown parameter 'evry'"),
         ("model.lr", ".inf", "finite number"),
+        ("model.token_inputs", "[state]", "one of previous_state, episode_return, episode_time, got 'state'"),
+        ("model.token_inputs", "[episode_time, episode_time]", "episode_time is named twice"),
         ("model", "5", "must be keys with values, got 5"),
         ("evaluation.marks", "on", "must be one of off, self, prompt, prompt_rewarded, got 'on'"),
         ("comparison.methods", "[AD, AD]", "names a model twice"),

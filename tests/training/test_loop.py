@@ -58,8 +58,13 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return load(run_dir / "last_model.pt")["model_state_dict"]
 
 
-def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
-    c = config()
+@pytest.mark.parametrize("drawn", [{"dropout": 0.1}, {"attention_dropout": 0.2}, {"token_masking": 0.2}])
+def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(
+    tmp_path: Path, drawn: dict[str, float]
+) -> None:
+    c = config(**{"dropout": 0.0, **drawn})
+    plain = train(config(dropout=0.0), sampler(c), tmp_path / "plain", validate=validate).model
+    assert not torch.equal(plain.head.weight, train(c, sampler(c), tmp_path / "drawn").model.head.weight)
     train(c, sampler(c), tmp_path / "whole", validate=validate)
     for stop_after in (1, 4, 7, 11):
         run = tmp_path / f"stopped{stop_after}"
@@ -168,6 +173,8 @@ def test_learning_rate_schedule() -> None:
     assert rates[-1] == pytest.approx(0.1) and all(a >= b for a, b in itertools.pairwise(rates[9:]))
     middle = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 45 / 89))
     assert rates[55] == pytest.approx(middle)
+    constant = config(steps=100, warmup=0.0, lr=3e-4, lr_final=1.0)
+    assert {learning_rate(constant, step) for step in range(100)} == {3e-4}
 
 
 @pytest.mark.parametrize("at", ["every", "query"])

@@ -1,0 +1,77 @@
+"""What is dropped while training: the embedding, attention weights, residual branches, whole tokens."""
+
+import pytest
+import torch
+
+from compressed_ad.models.ad import AD
+from compressed_ad.models.settings import ModelConfig
+from compressed_ad.models.tokens import shift
+from tests.models.test_models import config, lively, transitions
+
+
+def test_one_setting_sets_embedding_and_residual_unless_they_are_given() -> None:
+    assert config(dropout=0.1).dropouts == (0.1, 0.0, 0.1)
+    assert config(dropout=0.1, residual_dropout=0.0, attention_dropout=0.5).dropouts == (0.1, 0.5, 0.0)
+    assert config(embedding_dropout=0.3).dropouts == (0.3, 0.0, 0.0)
+    kept = set(ModelConfig().model_dump(mode="json"))
+    assert not {"embedding_dropout", "residual_dropout", "attention_dropout", "token_masking"} & kept
+
+
+@pytest.mark.parametrize(
+    "part", ["embedding_dropout", "residual_dropout", "attention_dropout", "token_masking"]
+)
+def test_each_acts_in_training_alone(part: str) -> None:
+    torch.manual_seed(0)
+    plain = lively(AD(config()))
+    torch.manual_seed(0)
+    model = lively(AD(config(**{part: 0.2})))
+    tokens = shift(**transitions(2, 20))
+    torch.testing.assert_close(model(tokens), plain(tokens), rtol=0, atol=0)
+    assert not torch.equal(model.train()(tokens), plain(tokens))
+    assert not torch.equal(model(tokens), model(tokens))
+
+
+def test_attention_dropout_drops_weights_and_scales_up_the_others() -> None:
+    """With one token, attention is its value: none of it, or 1 / (1 - p) of it."""
+    p = 0.25
+    block = AD(config(attention_dropout=p, tf_n_head=1)).transformer.blocks[0].train()
+    x = torch.randn(1, 1, 16).expand(4000, 1, 16)
+    value = block.attention.heads(block.norm_attention(x[:1]), None)[2]
+    with torch.no_grad():
+        found = block(x, None)[0][:, 0]
+        none, scaled = (block.mlp(x[:1] + block.attention.merge(value * k))[0, 0] for k in (0.0, 1 / (1 - p)))
+    dropped = torch.isclose(found, none, atol=1e-5).all(dim=-1)
+    kept = torch.isclose(found, scaled, atol=1e-5).all(dim=-1)
+    assert (dropped ^ kept).all()
+    # Four standard errors of a share of 4000 draws.
+    assert abs(dropped.float().mean() - p) < 4 * (p * (1 - p) / 4000) ** 0.5
+
+
+def test_masking_hides_the_content_of_a_token_from_every_step_and_never_its_place() -> None:
+    """A masked model sees what it would see if these tokens' vectors were zero."""
+    p, x = 0.25, torch.randn(300, 24, 16)
+    for position in ("rotary", "learned"):
+        model = AD(config(token_masking=p, position=position)).transformer
+        torch.manual_seed(3)
+        found = model.train()(x)
+        torch.manual_seed(3)
+        hidden = torch.rand(300, 24) < p
+        zeroed = torch.where(hidden[..., None], 0.0, x)
+        torch.testing.assert_close(found, model.eval()(zeroed), rtol=0, atol=1e-6)
+        # Four standard errors of a share of 7200 draws.
+        assert abs(hidden.float().mean() - p) < 4 * (p * (1 - p) / 7200) ** 0.5
+
+
+@pytest.mark.parametrize("part", ["attention_dropout", "token_masking"])
+def test_training_stays_causal(part: str) -> None:
+    torch.manual_seed(0)
+    model = lively(AD(config(**{part: 0.3}))).train()
+    before = transitions(1, 20)
+    changed = {**before, "states": before["states"].clone()}
+    changed["states"][:, 12:] = 8 - changed["states"][:, 12:]
+    given = []
+    for window in (before, changed):
+        torch.manual_seed(1)
+        given.append(model(shift(**window)))
+    torch.testing.assert_close(given[0][:, :12], given[1][:, :12], rtol=0, atol=1e-6)
+    assert not torch.allclose(given[0][:, 12:], given[1][:, 12:])
