@@ -159,7 +159,7 @@ class HiddenPlaces(_Room):
         curve, totals = list[float](), list[float]()
         while not curve or (curve[-1] < DONE and len(curve) <= len(gains)):
             ages = range(len(curve), -1, -1)  # of what is met in each episode so far
-            curve.append(self.unpaid + best([gains[:, :, min(age, last)] for age in ages]))
+            curve.append(round(self.unpaid + best([gains[:, :, min(age, last)] for age in ages]), 12))
             worth = [sums[:, :, min(age, last)] + max(0, age - last) * gains[:, :, last] for age in ages]
             totals.append(self.unpaid * len(ages) + best(worth))
         return tuple(curve), tuple(totals)
@@ -170,7 +170,7 @@ class HiddenPlaces(_Room):
         gained = np.zeros(1 + max(episode for episode, gain in events if gain))
         for episode, group in groupby(events, key=lambda event: event[0]):
             gained[episode : episode + 1] += sum(gain for _, gain in group)
-        return tuple((self.unpaid + np.cumsum(gained)).tolist())
+        return tuple((self.unpaid + np.cumsum(gained)).round(12).tolist())
 
     def _events(self, random: np.random.Generator) -> Iterator[tuple[int, float]]:
         """(episode, by how much more its return is than that of the episode before)."""
