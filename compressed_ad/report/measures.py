@@ -52,6 +52,7 @@ NEEDS = {
     "imitation": "discrete actions and a source whose entropy is known",
     "training tasks": "evaluation.training_tasks above 0",
     "own data": "runs that each have their own histories",
+    "limit": "a family whose limit is known",
 }
 
 
@@ -166,6 +167,11 @@ def _generalisation(runs: MethodRuns) -> ArrayLike | None:
     return None if known is None else mean(final_return(runs.curves)) - mean(known)
 
 
+def _share_of_limit(runs: MethodRuns) -> ArrayLike | None:
+    limit = runs.limit
+    return None if limit is None else area_under_curve(runs.curves) / limit.area(runs.curves.shape[-1])
+
+
 def _last_validation(runs: MethodRuns) -> list[float]:
     recorded = [series(rows, "validation_return")[1] for rows in runs.metrics]
     return [values[-1] if len(values) else math.nan for values in recorded]
@@ -182,6 +188,9 @@ _ROWS = (
             lambda runs: final_return(runs.curves), RETURN),
     Measure("auc", "Area under the curve", "mean of all episodes",
             lambda runs: area_under_curve(runs.curves), RETURN),
+    Measure("share_of_limit", "Share of the limit",
+            "area under the curve over that of an agent that knows the room, but not the task",
+            _share_of_limit, needs="limit"),
     Measure("found_by_10", "Met by episode 10",
             "share of rollouts with a reward in one of the first 10 episodes",
             lambda runs: found_by(runs.returns, 10), SHARE, needs="search"),

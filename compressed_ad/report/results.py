@@ -22,6 +22,7 @@ from compressed_ad.histories.summary import learning_by_tenth, shortfall, task_s
 from compressed_ad.marking.statistics import MarkingStatistics
 from compressed_ad.report.measures import MEASURES, final_return, normalise, series
 from compressed_ad.report.rows import TENTHS, Row
+from compressed_ad.tasks.limits import Limit, shipped_limit
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, History, IntArray
 
 if TYPE_CHECKING:
@@ -78,6 +79,11 @@ class MethodRuns:
         It need not be where an episode is one step or random play is paid anyway.
         """
         return self.horizon != 1 and (self.paying is None or self.paying <= PAYS_ALWAYS)
+
+    @property
+    def limit(self) -> Limit | None:
+        """That of the family; None where it is unknown."""
+        return shipped_limit(str(self.judged.get("family", "")))
 
     @cached_property
     def normalised(self) -> Floats:
@@ -374,7 +380,7 @@ def cell_row(cell: Cell, run_dir: Path, evaluation: Path) -> Row:
     """What ``cell`` left behind; ``RunDirectoryError`` names the file that is missing or damaged."""
     found = load_evaluation(evaluation)
     metrics = load_metrics(run_dir / "metrics.jsonl", found.get("step_last"))
-    runs = _method(cell.variant, (cell.run,), [found], [metrics])
+    runs = _method(cell.variant, (cell.run,), [found], [metrics], judgement(evaluation, found))
     if np.isnan(runs.optimal).any():
         raise RunDirectoryError(f"{evaluation}: a study needs families whose optimal return is known")
     values = {key: float(mean(measure.scores(runs).ravel())) for key, measure in MEASURES.items()}

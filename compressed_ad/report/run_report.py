@@ -33,6 +33,7 @@ from compressed_ad.report.measures import MEASURES, NEEDS, final_episodes, final
 from compressed_ad.report.pages import Drawn, keep_figures, write_page
 from compressed_ad.report.results import MethodRuns, SourceSummary
 from compressed_ad.report.rows import text_cell, validations
+from compressed_ad.tasks.limits import Limit
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def _result_figures(
     known = {name: in_blocks(curves)[0][0] for name, curves in analysis.references.items()}
     n_episode = base.returns.shape[-1]
     _, episodes = in_blocks(np.zeros(n_episode))
-    size = -(-n_episode // len(episodes))
+    size, limit = -(-n_episode // len(episodes)), base.limit
     learning = None
     if source is not None and rows is not None:
         scaled = normalise(source.returns[rows], base.random, analysis.optimal)
@@ -187,6 +188,7 @@ def _result_figures(
         "In-context return on the held-out tasks: mean over runs and tasks. The weights are frozen: a model "
         "can improve only by what its context holds. 0 is the uniformly random policy, 1 is "
         f"{analysis.scale}. The band covers {'new training seeds and ' * (len(base.seeds) > 1)}new tasks."
+        + (" The limit: an agent that knows the room, but not where rewards are." if limit else "")
         + (" The source algorithm learns the same tasks from scratch." if learning is not None else "")
         + (" Dotted: known algorithms on the same tasks." if analysis.references else "")
         + (f" Points are means of {size} consecutive episodes." if size > 1 else ""),
@@ -194,6 +196,7 @@ def _result_figures(
             {name: intervals.bootstrap_curve(values, seed=seed) for name, values in blocks.items()},
             source=learning,
             source_name=source.name if source is not None else "source",
+            limit=in_blocks(limit.curve(n_episode))[0] if limit else None,
             references={name: intervals.mean(curves, axis=0) for name, curves in known.items()},
             episodes=episodes,
         ),
@@ -375,12 +378,21 @@ def _experiment_rows(
         ("Training seeds", "; ".join(f"{m}: {', '.join(map(str, s))}" for m, s in analysis.seeds.items())),
         ("In-context evaluation", f"{n_episode} episodes, {n_rollout} rollouts per task and run"),
         ("Final", f"mean of the last {final_episodes(n_episode)} of {n_episode} episodes"),
+        *_limit_row(methods[0].limit, n_episode),
         ("History transforms", ", ".join(experiment.transforms) or "none"),
         *(
             (key.replace("_", " ").capitalize(), f"{n:,}" if isinstance(n, int | np.integer) else str(n))
             for key, n in experiment.budget.items()
         ),
     ]
+
+
+def _limit_row(limit: Limit | None, n_episode: int) -> list[tuple[str, str]]:
+    if limit is None:
+        return []
+    reached, bound = (intervals.number(x(n_episode)) for x in (limit.area, limit.bound_area))
+    about = "area under the curve of an agent that knows the family, but not which of its tasks it plays"
+    return [("Limit", f"{reached}, the {about}; none exceeds {bound}")]
 
 
 # ---------------------------------------------------------------- files for scripts

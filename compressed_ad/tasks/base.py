@@ -147,6 +147,28 @@ class HiddenProgress(Protocol):
 
 
 @runtime_checkable
+class RewardedPlaces(SuccessorTable, Protocol):
+    """Optional for a family with a successor table: it is known which places (observations) pay.
+
+    Every reward is 1 and is paid for stepping onto a place, or for staying there.
+    """
+
+    @property
+    def fixed_start(self) -> int | None:
+        """Number of the observation where every episode begins; None if they differ."""
+
+    @property
+    def pays_on(self) -> bool:
+        """Whether the last of a task's places pays with every step onto it, or once in an episode."""
+
+    def rewarded_places(self, tasks: AnyArray) -> IntArray:
+        """(N, 1) or (N, 2) numbers of the observations that pay, in the order in which they must be met.
+
+        The first of two pays once. Where both are the same, one step is paid for both.
+        """
+
+
+@runtime_checkable
 class ReferencePolicies(Protocol):
     """Optional for a family: models should be compared with known algorithms."""
 

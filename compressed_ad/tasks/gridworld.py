@@ -238,6 +238,13 @@ class Darkroom(Grid):
     size: Size = 9
     horizon: Count = 20
 
+    @property
+    def pays_on(self) -> bool:
+        return not self.terminates
+
+    def rewarded_places(self, tasks: AnyArray) -> Int64Array:
+        return self.index(self.check(tasks, 2))[:, None]
+
     def tasks(self) -> Int64Array:
         """(size**2, 2) goal cells; y changes fastest."""
         return all_cells(self.size).copy()
@@ -314,6 +321,7 @@ class DarkroomPermuted(Grid):
     """
 
     name: ClassVar[str] = "darkroom_permuted"
+    pays_on: ClassVar[bool] = True
     size: Size = 9
     horizon: Count = 50
 
@@ -360,6 +368,9 @@ class DarkroomPermuted(Grid):
     def successor_table(self, tasks: AnyArray) -> Int64Array:
         return successors(self.size)[self._permutations(tasks)].swapaxes(1, 2)
 
+    def rewarded_places(self, tasks: AnyArray) -> Int64Array:
+        return np.full((len(tasks), 1), self.index(self.goal))
+
     def _permutations(self, tasks: AnyArray) -> Int64Array:
         tasks = np.asarray(tasks)
         if tasks.ndim != 2 or tasks.shape[1] != N_ACTION or (np.sort(tasks, 1) != np.arange(N_ACTION)).any():
@@ -385,6 +396,7 @@ class KeyToDoor(Grid):
     """
 
     name: ClassVar[str] = "key_to_door"
+    pays_on: ClassVar[bool] = False
     size: Size = 9
     horizon: Count = 50
     start: Literal["centre", "random"] = "centre"
@@ -394,6 +406,10 @@ class KeyToDoor(Grid):
         """(size**4, 4) key and door cells; the door changes fastest."""
         cells = all_cells(self.size)
         return np.concatenate([np.repeat(cells, len(cells), 0), np.tile(cells, (len(cells), 1))], 1)
+
+    def rewarded_places(self, tasks: AnyArray) -> Int64Array:
+        tasks = self.check(tasks, 4)
+        return np.stack([self.index(tasks[:, :2]), self.index(tasks[:, 2:])], axis=1)
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> GridEnv:
         tasks = self.check(tasks, 4)

@@ -15,11 +15,13 @@ from hypothesis.extra.numpy import arrays
 from compressed_ad.evaluation.intervals import Interval
 from compressed_ad.report import measures
 from compressed_ad.report.comparison import Difference, analyse, differences
+from compressed_ad.report.figures.returns import in_context_curves
 from compressed_ad.report.measures import MEASURES, NEEDS, Measure
 from compressed_ad.report.rows import Row, read_rows, result_columns, write_rows
 from compressed_ad.report.run_report import build_report
 from compressed_ad.report.study_report import answers, difference_table, means_table
 from compressed_ad.runs.study import load_study
+from compressed_ad.tasks.limits import shipped_limit
 from tests.report.test_run_report import EXPERIMENT, in_terminal, method
 
 FINITE = st.floats(-100, 100, allow_nan=False, width=32)
@@ -143,6 +145,44 @@ def test_a_table_of_before_the_measure_is_still_read(further: str, tmp_path: Pat
     assert row["final"] == 0.5 and math.isnan(row[further]) and "unheard_of" not in row.values
     head, line = means_table([row], ["a"])
     assert "First return" not in head and line[3] == "0.500"
+
+
+# ---------------------------------------------------------------- the limit
+
+
+def test_the_limit_is_drawn_and_printed_where_it_is_known(tmp_path: Path) -> None:
+    judged = {"family": "darkroom(horizon=20, size=9)"}
+    methods = [replace(method(name, level), judged=judged) for name, level in (("AD", 0.6), ("B", 0.9))]
+    limit = shipped_limit("darkroom")
+    assert limit is not None
+    report = build_report(tmp_path, methods, experiment=EXPERIMENT)
+    for runs in methods:
+        share = report.summary["methods"][runs.name]["share_of_limit"]["mean"]
+        assert share == pytest.approx(runs.curves.mean() / limit.area(20))
+    page = report.index.read_text()
+    assert "Share of the limit" in page and "The limit: an agent that knows the room" in page
+    assert f"{limit.area(20):.3f}, the area under the curve of an agent" in page
+    assert f"none exceeds {limit.bound_area(20):.3f}" in page
+    assert "Share of the limit" in in_terminal(report.analysis)
+    assert [line for line in (tmp_path / "table.csv").read_text().splitlines() if ",share_of_limit," in line]
+
+
+@pytest.mark.parametrize("judged", [{}, {"family": "darkroom(horizon=20, size=8)"}, {"family": "mine:Room"}])
+def test_nothing_is_said_of_a_limit_that_is_unknown(judged: dict[str, str], tmp_path: Path) -> None:
+    report = build_report(tmp_path, [replace(method(), judged=judged)], experiment=EXPERIMENT)
+    page = report.index.read_text()
+    assert report.summary["methods"]["AD"]["share_of_limit"]["mean"] is None
+    assert "Share of the limit" not in page + in_terminal(report.analysis) and "none exceeds" not in page
+    assert "The limit:" not in page and "a family whose limit is known" in page
+
+
+def test_the_first_figure_has_a_curve_of_the_limit() -> None:
+    bands = {"AD": np.tile(np.linspace(0, 0.8, 4), (3, 1))}
+    (axes,) = in_context_curves(bands, limit=[0.2, 0.6, 1, 1]).axes
+    assert "limit" in [text.get_text() for text in axes.texts]
+    assert [0.2, 0.6, 1, 1] in [list(line.get_ydata()) for line in axes.lines]
+    (axes,) = in_context_curves(bands).axes
+    assert "limit" not in [text.get_text() for text in axes.texts]
 
 
 @pytest.mark.parametrize(

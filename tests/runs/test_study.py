@@ -1,6 +1,7 @@
 """Studies end to end: what a file asks for, what is run, what is shared, what comes out."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from compressed_ad.runs import study_run as study
 from compressed_ad.runs.config import load_config
 from compressed_ad.runs.layers import Request
 from compressed_ad.runs.study import load_study
+from compressed_ad.tasks.limits import shipped_limit
 from compressed_ad.workers import WorkerPool, silent
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
@@ -77,6 +79,9 @@ def test_a_study_leaves_rows_tables_and_a_page(finished: Path) -> None:
     rows = read_rows(own / "table.csv")
     assert len({(row.family, row.variant, row.run) for row in rows}) == 3 * 5
     assert all(np.isfinite(row["final"]) and np.isfinite(row["generalisation"]) for row in rows)
+    for row in rows:  # the limit is known for the default parameters, which only one family has
+        known = row["auc"] / shipped_limit("darkroom").area(3) if row.family == "room" else math.nan
+        assert row["share_of_limit"] == pytest.approx(known, nan_ok=True, rel=1e-4)
     page = (own / "index.html").read_text()
     assert "Does it work?" in page and "http://" not in page.replace("http://www.w3.org", "")
     assert {p.stem for p in (own / "figures").glob("*.png")} >= {
@@ -86,6 +91,7 @@ def test_a_study_leaves_rows_tables_and_a_page(finished: Path) -> None:
         "costs",
     }
     text = (own / "table.md").read_text()
+    assert "Share of the limit" in text
     assert "CompressedAD − AD" in text and "CompressedAD − random" in text
     contexts = [line.split(" | ")[2:4] for line in text.splitlines() if line.startswith("| room | plain")]
     assert contexts == [["short", "10"], ["AD", "60"]]

@@ -27,13 +27,15 @@ def in_context_curves(
     *,
     source: ArrayLike | None = None,
     source_name: str = "source",
+    limit: ArrayLike | None = None,
     references: Mapping[str, ArrayLike] | None = None,
     episodes: ArrayLike | None = None,
 ) -> Figure:
     """Normalised return per in-context episode: bands (3, E) of mean, low and high per method.
 
     ``source`` (E',) is the source algorithm's normalised return per episode, from scratch, on the same
-    tasks; it is cut to the episodes shown. ``references`` (E,) are those of known algorithms. ``episodes``
+    tasks; it is cut to the episodes shown. ``limit`` (E,) is the best that an agent can do that knows the
+    family, but not the task. ``references`` (E,) are those of known algorithms. ``episodes``
     (E,) numbers the episodes, by default from 1.
     """
     figure, ((axes,),) = style.panels(7.6, 4.4)
@@ -44,6 +46,10 @@ def in_context_curves(
         learning = np.asarray(source)[:n_episode]
         name = f"{source_name}, learning"
         labels.append(style.curve(axes, numbers, learning, name, style.SOURCE, linewidth=1.5))
+    if limit is not None:
+        labels.append(
+            style.curve(axes, numbers, limit, "limit", style.INK, linestyle=style.DASHED, linewidth=1.2)
+        )
     labels += _by_episode(axes, numbers, bands, references or {})
     axes.set_ylabel("normalised return")
     axes.set_ylim(min(-0.08, axes.get_ylim()[0]), max(1.08, min(1.6, axes.get_ylim()[1])))
