@@ -240,6 +240,7 @@ class Darkroom(Grid):
 
     @property
     def pays_on(self) -> bool:
+        """Whether every step on the goal pays; if not, the first one ends the episode."""
         return not self.terminates
 
     def rewarded_places(self, tasks: AnyArray) -> Int64Array:

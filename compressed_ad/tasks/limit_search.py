@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -166,10 +165,8 @@ class HiddenPlaces(_Room):
 
     def reached(self, random: np.random.Generator) -> tuple[float, ...]:
         """The return in each episode of an agent that follows good plans, exact over all tasks."""
-        events = sorted(self._events(random))
-        gained = np.zeros(1 + max(episode for episode, gain in events if gain))
-        for episode, group in groupby(events, key=lambda event: event[0]):
-            gained[episode : episode + 1] += sum(gain for _, gain in group)
+        episodes, gains = np.array([*self._events(random)]).T
+        gained = np.bincount(episodes[gains > 0].astype(np.int64), gains[gains > 0])
         return tuple((self.unpaid + np.cumsum(gained)).round(12).tolist())
 
     def _events(self, random: np.random.Generator) -> Iterator[tuple[int, float]]:
@@ -200,11 +197,12 @@ class HiddenPlaces(_Room):
         random: np.random.Generator,
         rounds: int = 0,
     ) -> Plan:
-        """Steps onto every place that is worth something, and loses little.
+        """A plan that steps onto every place that is worth something, and loses little.
 
-        A place is worth ``full`` (O,) in every episode after that in which it is met, there less by ``late``
-        (O, horizon). ``begins``: places where the search of the first episodes begins and its steps; the last
-        holds for all further ones. Plans with one of them can be improved in ``rounds``.
+        A place is worth ``full`` (O,) in each episode after that in which it is met. There it is worth less
+        by ``late`` (O, horizon), which depends on the step. ``begins``: (place, steps left) from which on
+        episodes search, one after the other; the last holds for all further ones. ``rounds`` of improvement
+        need a single one.
         """
         far = self.steps[begins[0][0]] / len(full)
 

@@ -122,8 +122,7 @@ def best_of_all_agents(family: TaskFamily, n_episode: int) -> tuple[float, list[
         (DarkroomHard(3, 2), 3),
         (DarkroomHard(3, 5), 1),
         (KeyToDoor(2, 3), 2),
-        (KeyToDoor(2, 2), 2),
-        (KeyToDoor(2, 3, ends=False), 2),
+        (KeyToDoor(2, 2, ends=False), 2),
         (DarkroomPermuted(2, 4), 1),
         (DarkroomPermuted(2, 2), 2),
         (Corridor(3), 3),
@@ -141,9 +140,12 @@ def test_the_best_of_all_agents_lies_between_what_is_reached_and_the_bound(
     assert area <= limit.bound_area(n_episode) + 1e-9
     assert (limit.curve(n_episode) <= np.add(each, 1e-9)).all()
     assert (limit.bound_curve(n_episode) >= np.subtract(each, 1e-9)).all()
-    if isinstance(family, DarkroomPermuted):  # exact
+    if isinstance(family, DarkroomPermuted):  # where moves are hidden, the first episode is exact
         assert limit.reached[0] == pytest.approx(each[0], abs=1e-9)
         assert limit.bound[0] == pytest.approx(each[0], abs=1e-9)
+    if isinstance(family, Corridor):  # so simple that nothing is between plan and bound
+        assert limit.area(n_episode) == pytest.approx(area, abs=1e-9)
+        assert limit.bound_area(n_episode) == pytest.approx(area, abs=1e-9)
 
 
 SMALL = st.one_of(
