@@ -61,7 +61,6 @@ class Architecture(Settings):
     embedding_dropout: BelowOne | None = _later(None, "dropout on the embedding; default: dropout")
     residual_dropout: BelowOne | None = _later(None, "dropout on each residual branch; default: dropout")
     attention_dropout: BelowOne = _later(0.0, "dropout of attention weights, which dropout leaves alone")
-    token_masking: BelowOne = _later(0.0, "share of tokens whose content is hidden in training")
     token_inputs: tuple[TokenInputName, ...] = _later(
         (), "further inputs of a token: previous_state, episode_return (so far), episode_time (steps so far)"
     )

@@ -108,7 +108,7 @@ class Transformer(nn.Module):
         super().__init__()
         width, n_layer, self.n_head = config.tf_n_embd, config.tf_n_layer, config.tf_n_head
         self.n_context, self.head_dim = config.n_transit, width // self.n_head
-        self.token_masking, (self.dropout, _, _) = config.token_masking, config.dropouts
+        self.dropout, _, _ = config.dropouts
         self.mark_bias = mark_bias
         self.blocks = nn.ModuleList(Block(config, mark_bias) for _ in range(n_layer))
         self.norm = nn.LayerNorm(width, bias=False)
@@ -132,13 +132,9 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """All positions at once, (B, L, D) -> (B, L, D), for L <= n_context; ``marked`` (B, L) bool.
 
-        In training, the content of a share ``token_masking`` of the tokens is hidden (after Laskin et al.
-        2022); the actions at these steps are predicted all the same. Keys and values are stored in ``rows``
-        (B,) of the ``cache``, if there is one.
+        Keys and values are stored in ``rows`` (B,) of the ``cache``, if there is one.
         """
         length, rotation = x.shape[1], None
-        if self.training and self.token_masking:
-            x = x * (torch.rand(x.shape[:2], device=x.device) >= self.token_masking)[..., None]
         if self.position is not None:
             x = x + self.position[:length]
         else:

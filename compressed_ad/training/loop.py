@@ -185,7 +185,7 @@ class _Run:
     def update(self, batch: Batch) -> Metrics:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
-        if any((*self.config.dropouts, self.config.token_masking)):
+        if any(self.config.dropouts):
             torch.manual_seed(seed64(self.seed, "dropout", self.step) >> 1)
         loss, accuracy = gradient(self.model, self.loss, batch, self.config)
         if not math.isfinite(loss):

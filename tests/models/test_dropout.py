@@ -1,4 +1,4 @@
-"""What is dropped while training: the embedding, attention weights, residual branches, whole tokens."""
+"""What is dropped while training: the embedding, attention weights, residual branches."""
 
 import pytest
 import torch
@@ -14,12 +14,10 @@ def test_one_setting_sets_embedding_and_residual_unless_they_are_given() -> None
     assert config(dropout=0.1, residual_dropout=0.0, attention_dropout=0.5).dropouts == (0.1, 0.5, 0.0)
     assert config(embedding_dropout=0.3).dropouts == (0.3, 0.0, 0.0)
     kept = set(ModelConfig().model_dump(mode="json"))
-    assert not {"embedding_dropout", "residual_dropout", "attention_dropout", "token_masking"} & kept
+    assert not {"embedding_dropout", "residual_dropout", "attention_dropout"} & kept
 
 
-@pytest.mark.parametrize(
-    "part", ["embedding_dropout", "residual_dropout", "attention_dropout", "token_masking"]
-)
+@pytest.mark.parametrize("part", ["embedding_dropout", "residual_dropout", "attention_dropout"])
 def test_each_acts_in_training_alone(part: str) -> None:
     torch.manual_seed(0)
     plain = lively(AD(config()))
@@ -47,25 +45,9 @@ def test_attention_dropout_drops_weights_and_scales_up_the_others() -> None:
     assert abs(dropped.float().mean() - p) < 4 * (p * (1 - p) / 4000) ** 0.5
 
 
-def test_masking_hides_the_content_of_a_token_from_every_step_and_never_its_place() -> None:
-    """A masked model sees what it would see if these tokens' vectors were zero."""
-    p, x = 0.25, torch.randn(300, 24, 16)
-    for position in ("rotary", "learned"):
-        model = AD(config(token_masking=p, position=position)).transformer
-        torch.manual_seed(3)
-        found = model.train()(x)
-        torch.manual_seed(3)
-        hidden = torch.rand(300, 24) < p
-        zeroed = torch.where(hidden[..., None], 0.0, x)
-        torch.testing.assert_close(found, model.eval()(zeroed), rtol=0, atol=1e-6)
-        # Four standard errors of a share of 7200 draws.
-        assert abs(hidden.float().mean() - p) < 4 * (p * (1 - p) / 7200) ** 0.5
-
-
-@pytest.mark.parametrize("part", ["attention_dropout", "token_masking"])
-def test_training_stays_causal(part: str) -> None:
+def test_attention_dropout_stays_causal() -> None:
     torch.manual_seed(0)
-    model = lively(AD(config(**{part: 0.3}))).train()
+    model = lively(AD(config(attention_dropout=0.3))).train()
     before = transitions(1, 20)
     changed = {**before, "states": before["states"].clone()}
     changed["states"][:, 12:] = 8 - changed["states"][:, 12:]
