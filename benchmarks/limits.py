@@ -1,6 +1,6 @@
 """The limits of the room families: finds them again, writes them into the package, prints the table of docs.
 
-    python -m benchmarks.limits            # two minutes
+    python -m benchmarks.limits            # 40 CPU seconds
     python -m benchmarks.limits --quick    # only the fastest family, compared with what is kept
 
 What a limit is: docs/environments.md. The search is seeded, so equal versions of NumPy find equal limits.
