@@ -216,6 +216,9 @@ _ROWS = (
             _last_validation),
     Measure("marked", "Marked", "share of marked steps in the training histories",
             lambda runs: runs.marked, SHARE, better=0, needs="own data"),
+    Measure("auc_50", "Area over 50", "mean of the first 50 episodes",
+            lambda runs: None if runs.curves.shape[-1] < 50 else area_under_curve(runs.curves[..., :50]),
+            RETURN, listed=False),
     *(Measure(f"episode_{k}", f"Episode {k}", "return in this episode", partial(_episode, k), RETURN,
               listed=False) for k in (1, 2, 5, 10, 20, 50, 100)),
 )  # fmt: skip
