@@ -6,6 +6,7 @@ python results/update.py [runs/study]    after the studies that are to be kept
 from __future__ import annotations
 
 import csv
+import math
 import re
 import shutil
 import statistics
@@ -40,15 +41,10 @@ FAMILIES = {
     "permuted": "Darkroom-Permuted",
     "large": "Darkroom-Large",
     "key_to_door": "Key-to-Door",
+    "hard": "Darkroom-Hard",
     "wide": "Darkroom, 11x11",
 }
-BENCHMARK = {
-    "episode 1": "first episode",
-    "final": "last tenth of the episodes",
-    "area": "mean of all episodes",
-    "CPU minutes": "CPU minutes, all stages",
-}
-"""Columns of the table of docs/benchmark.md, as the README names them."""
+EPISODES = (1, 5, 10, 20, 50, 100)
 
 
 def keep(out: Path) -> None:
@@ -81,7 +77,7 @@ def study_blocks() -> dict[str, str]:
 
 def blocks() -> dict[str, str]:
     """Everything that pages are filled with, by the name of its place."""
-    own = (answer, at_strength, families, promises, processors, marked, inside, exploration)
+    own = (answer, at_strength, benchmark, families, promises, processors, marked, inside, exploration)
     return {**study_blocks(), **{block.__name__: block() for block in own}}
 
 
@@ -138,20 +134,54 @@ def draw_answer(path: Path) -> None:
     path.write_bytes(figure_to_png(forest(panels, "difference from plain AD")))
 
 
-def families() -> str:
-    """The table of docs/benchmark.md in short, with a column for each family."""
-    found = re.search(
-        r"^\| family .*?\n(?=\n)", (DOCS / "benchmark.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
-    )
-    assert found, "docs/benchmark.md has no table that begins with the column family"
-    head, _, *lines = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in found[0].splitlines()
+def benchmark() -> str:
+    """The table of docs/benchmark.md: AD on each family, over runs, beside the limit."""
+    rows, costs = rows_of("benchmark"), {line["family"]: line for line in _lines("benchmark_cost")}
+    head = [
+        "family",
+        "runs",
+        *(f"episode {k}" for k in EPISODES),
+        "final",
+        "area",
+        "limit",
+        "share",
+        "over 50",
     ]
-    table = [["normalised return", *(line[0] for line in lines)]]
-    for column, words in BENCHMARK.items():
-        cells = [line[head.index(column)].partition(" (")[0] for line in lines]
-        table.append([words, *cells])
+    table = [[*head, "CPU minutes"]]
+    for family in dict.fromkeys(row.family for row in rows):
+        found = {m: means(rows, m)[family, "AD"] for m in ("final", "auc", "auc_50", "share_of_limit")}
+        curve = [_mean_of(rows, family, f"episode_{k}") for k in EPISODES]
+        area, share = found["auc"], found["share_of_limit"]
+        cells = [f"{number(i.value)} ({i.span()})" for i in (found["final"], area)]
+        cells += [number(area.value / share.value), number(share.value), number(found["auc_50"].value)]
+        minutes = float(costs[family]["cpu_seconds"]) / float(costs[family]["runs"]) / 60
+        table.append([FAMILIES[family], str(area.n), *map(_short, curve), *cells, f"{minutes:.1f}"])
     return markdown(table)
+
+
+def families() -> str:
+    """The benchmark in short, with a column for each family."""
+    rows, costs = rows_of("benchmark"), {line["family"]: line for line in _lines("benchmark_cost")}
+    names = list(dict.fromkeys(row.family for row in rows))
+    table = [["normalised return", *(FAMILIES[family] for family in names)]]
+    for words, measure in (
+        ("first episode", "episode_1"),
+        ("last tenth of the episodes", "final"),
+        ("mean of all episodes", "auc"),
+        ("share of the best possible mean", "share_of_limit"),
+    ):
+        table.append([words, *(number(_mean_of(rows, family, measure)) for family in names)])
+    minutes = [float(costs[f]["cpu_seconds"]) / float(costs[f]["runs"]) / 60 for f in names]
+    table.append(["CPU minutes, all stages", *(f"{m:.1f}" for m in minutes)])
+    return markdown(table)
+
+
+def _mean_of(rows: Sequence[Row], family: str, measure: str) -> float:
+    return statistics.mean(row[measure] for row in rows if row.family == family)
+
+
+def _short(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:z.2f}".replace("-", "−")
 
 
 def _lines(name: str) -> list[dict[str, str]]:

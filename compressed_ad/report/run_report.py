@@ -188,7 +188,7 @@ def _result_figures(
         "In-context return on the held-out tasks: mean over runs and tasks. The weights are frozen: a model "
         "can improve only by what its context holds. 0 is the uniformly random policy, 1 is "
         f"{analysis.scale}. The band covers {'new training seeds and ' * (len(base.seeds) > 1)}new tasks."
-        + (" The limit: an agent that knows the room, but not the task." if limit else "")
+        + (" Dashed: the limit, of an agent that knows the room, but not the task." if limit else "")
         + (" The source algorithm learns the same tasks from scratch." if learning is not None else "")
         + (" Dotted: known algorithms on the same tasks." if analysis.references else "")
         + (f" Points are means of {size} consecutive episodes." if size > 1 else ""),

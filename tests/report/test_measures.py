@@ -160,7 +160,7 @@ def test_the_limit_is_drawn_and_printed_where_it_is_known(tmp_path: Path) -> Non
         share = report.summary["methods"][runs.name]["share_of_limit"]["mean"]
         assert share == pytest.approx(runs.curves.mean() / limit.area(20))
     page = report.index.read_text()
-    assert "Share of the limit" in page and "The limit: an agent that knows the room" in page
+    assert "Share of the limit" in page and "Dashed: the limit, of an agent that knows the room" in page
     assert f"{limit.area(20):.3f}, the area under the curve of an agent" in page
     assert f"none exceeds {limit.bound_area(20):.3f}" in page
     assert "Share of the limit" in in_terminal(report.analysis)
@@ -173,7 +173,7 @@ def test_nothing_is_said_of_a_limit_that_is_unknown(judged: dict[str, str], tmp_
     page = report.index.read_text()
     assert report.summary["methods"]["AD"]["share_of_limit"]["mean"] is None
     assert "Share of the limit" not in page + in_terminal(report.analysis) and "none exceeds" not in page
-    assert "The limit:" not in page and "a family whose limit is known" in page
+    assert "Dashed: the limit" not in page and "a family whose limit is known" in page
 
 
 def test_the_first_figure_has_a_curve_of_the_limit() -> None:
