@@ -64,7 +64,7 @@ def costs(study: Study, rows: Sequence[Row]) -> list[Cost]:
 def tables(study: Study, rows: Sequence[Row], points: Sequence[Row]) -> list[tuple[Table, str]]:
     """All tables of a study with their captions.
 
-    Means, differences by measure, cost curves if there are any, convergence if it was recorded.
+    Means, differences by measure and cost curves if there are any, convergence if it was recorded.
     """
     scale = "Returns are normalised per task: 0 is the uniformly random policy, 1 the optimal one."
     found = [(means_table(rows, study.variants), f"Means over runs. {scale}")]
@@ -73,8 +73,8 @@ def tables(study: Study, rows: Sequence[Row], points: Sequence[Row]) -> list[tup
         " interval; Holm's adjustment counts all comparisons of this table."
     )
     for measure in dict.fromkeys((study.metric, "final", "auc")):
-        gaps = differences(rows, study.comparisons, measure)
-        found.append((difference_table(gaps, measure), caption))
+        if gaps := differences(rows, study.comparisons, measure):
+            found.append((difference_table(gaps, measure), caption))
     if by_cost := costs(study, rows):
         caption = (
             "What a model costs and what it achieves: floating-point operations of one in-context step, and"

@@ -79,7 +79,7 @@ def _benchmark_can_start(name):
     assert planned.family.name == config.env.family == name
     assert "nothing of the task" in planned.learner.told
     assert len(planned.split.validation) >= 8 and len(planned.split.heldout) >= 8
-    assert config.model.n_transit >= 200 and config.model.n_transit <= config.algorithm.n_timesteps
+    assert config.model.n_transit >= 100 and config.model.n_transit <= config.algorithm.n_timesteps
     return planned
 
 

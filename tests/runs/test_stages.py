@@ -536,7 +536,7 @@ def test_a_run_that_fails_at_once_leaves_the_directory_free(histories, tmp_path,
             train_run(job)
     assert tree(path) == {}
     train_run(job)
-    assert runs.stored_environment(path)["history"]["marker"] == "none"
+    assert runs.stored_provenance(path)["marker"] == "none"
 
 
 def test_a_damaged_config_is_named(tmp_path):

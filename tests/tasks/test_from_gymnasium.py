@@ -265,7 +265,7 @@ def test_every_mistake_is_one_line_when_the_family_is_made(env_id, options, kind
 def test_what_the_page_says_of_mistakes_is_what_is_said():
     """Every message that the table of docs/environments.md quotes comes, word for word."""
     page = (Path(__file__).parents[2] / "docs" / "environments.md").read_text("utf-8")
-    quoted = re.findall(r"^\| `(.*?)` \|", page, re.MULTILINE)
+    quoted = re.findall(r"^\| `(.*?)` \|", page.partition("| message |")[2], re.MULTILINE)
     said = []
     for env_id, options, *_ in REFUSED:
         with pytest.raises(CompressedADError) as caught:
