@@ -9,12 +9,12 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from compressed_ad.errors import ConfigError, SpaceError, UsageError, users_code
+from compressed_ad.errors import ConfigError, SpaceError, UsageError
 from compressed_ad.learners.finite import FiniteLearner, Schedule
 from compressed_ad.registry import checked
 from compressed_ad.seeding import rng
 from compressed_ad.settings import Count, Fraction, Whole
-from compressed_ad.tasks.base import HiddenProgress, SuccessorTable, TaskFamily
+from compressed_ad.tasks.base import HiddenProgress, SuccessorTable, TaskFamily, successors
 from compressed_ad.tasks.checked_env import checked_slots
 from compressed_ad.types import AnyArray
 
@@ -87,6 +87,8 @@ class RMax(FiniteLearner):
             return self
         from compressed_ad.learners.finite_players import RMaxPlayer, TableAgent
 
+        if len(np.unique(tasks, axis=0)) < 2:
+            raise UsageError("rmax: shared needs at least two training tasks, to find what they share")
         random = rng(seed, "RMax pilots")
         chosen = tasks[np.resize(random.permutation(len(tasks)), N_PILOT)]
         pilot = RMax(memory=self.memory, settle=self.settle)
@@ -136,7 +138,7 @@ class RMax(FiniteLearner):
         kind = {"moves": MOVES, "pairs": PAIRS, "given": GIVEN}[self.dynamics]
         given = None
         if self.dynamics == "given":
-            given = _successor_table(family, tasks, observations.n, actions.n)
+            given = successors(family, tasks)
         return RMaxPlayer(
             kind, self.settle, observations, actions.n, self.memory, random, given, self._shared
         )
@@ -151,17 +153,3 @@ def directed_search(family: TaskFamily, tasks: AnyArray, seed: int) -> TableAgen
 
     memory = family.rewards_to_remember if isinstance(family, HiddenProgress) else 0
     return TableAgent(RMax("given", memory=memory), family, tasks, seed)
-
-
-def _successor_table(family: TaskFamily, tasks: AnyArray, n_obs: int, n_action: int) -> AnyArray:
-    """The family's table (N, O, K); ``SpaceError`` if it leads out of the space."""
-    assert isinstance(family, SuccessorTable)
-    with users_code(f"{family.name}: successor_table"):
-        table = np.asarray(family.successor_table(tasks))
-    shape = (len(tasks), n_obs, n_action)
-    if table.shape != shape or table.dtype.kind not in "iu" or table.min() < -1 or table.max() >= n_obs:
-        raise SpaceError(
-            f"{family.name}: successor_table must give whole numbers {shape} from -1 to {n_obs - 1}; "
-            f"it gives {table.dtype} {table.shape}"
-        )
-    return table
