@@ -14,7 +14,7 @@ from compressed_ad.learners.finite import FiniteLearner, Schedule
 from compressed_ad.registry import checked
 from compressed_ad.seeding import rng
 from compressed_ad.settings import Count, Fraction, Whole
-from compressed_ad.tasks.base import HiddenProgress, SuccessorTable, TaskFamily, successors
+from compressed_ad.tasks.base import HiddenProgress, SuccessorTable, TaskFamily, successors_of
 from compressed_ad.tasks.checked_env import checked_slots
 from compressed_ad.types import AnyArray
 
@@ -87,8 +87,6 @@ class RMax(FiniteLearner):
             return self
         from compressed_ad.learners.finite_players import RMaxPlayer, TableAgent
 
-        if len(np.unique(tasks, axis=0)) < 2:
-            raise UsageError("rmax: shared needs at least two training tasks, to find what they share")
         random = rng(seed, "RMax pilots")
         chosen = tasks[np.resize(random.permutation(len(tasks)), N_PILOT)]
         pilot = RMax(memory=self.memory, settle=self.settle)
@@ -138,7 +136,7 @@ class RMax(FiniteLearner):
         kind = {"moves": MOVES, "pairs": PAIRS, "given": GIVEN}[self.dynamics]
         given = None
         if self.dynamics == "given":
-            given = successors(family, tasks)
+            given = successors_of(family, tasks)
         return RMaxPlayer(
             kind, self.settle, observations, actions.n, self.memory, random, given, self._shared
         )

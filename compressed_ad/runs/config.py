@@ -28,7 +28,7 @@ from compressed_ad.runs.layers import Request, nested, request_leaves
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.yaml_file import Leaves
 from compressed_ad.settings import Problem, S, problems
-from compressed_ad.tasks.base import TaskFamily, family_specs, has_successors, successors
+from compressed_ad.tasks.base import TaskFamily, family_specs, has_successors, successors_of
 from compressed_ad.tasks.select import family_code, make_family
 from compressed_ad.tasks.split import choose_tasks, split_family
 from compressed_ad.training.transforms import check_transforms
@@ -236,7 +236,7 @@ def _trial_problems(leaves: Leaves, config: Config, own: bool) -> list[str]:
 def _check_successors(family: TaskFamily) -> None:
     """A wrong table shall not come to light after training, when directed search plays."""
     if has_successors(family):
-        successors(family, family.tasks()[:1])
+        successors_of(family, family.tasks()[:1])
 
 
 def _check_marker(settings: MarkerSettings) -> None:

@@ -241,11 +241,12 @@ TASK_FAMILY: Registry[Callable[..., TaskFamily]] = Registry(
 
 def has_successors(family: TaskFamily) -> bool:
     """Whether ``family`` has a successor table, and spaces whose elements can be numbered."""
-    numbered = all(spec["kind"] != "box" for spec in family_specs(family).values())
-    return numbered and isinstance(family, SuccessorTable)
+    return isinstance(family, SuccessorTable) and all(
+        spec["kind"] != "box" for spec in family_specs(family).values()
+    )
 
 
-def successors(family: Any, tasks: AnyArray) -> IntArray:
+def successors_of(family: Any, tasks: AnyArray) -> IntArray:
     """``SuccessorTable.successor_table`` of ``tasks``; ``SpaceError`` names a family without such a table."""
     if not has_successors(family):
         raise SpaceError(f"{family.name}: successors need a successor_table, and spaces that can be numbered")

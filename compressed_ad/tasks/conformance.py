@@ -16,7 +16,7 @@ from compressed_ad.tasks.base import (
     TaskFamily,
     family_specs,
     has_successors,
-    successors,
+    successors_of,
 )
 from compressed_ad.tasks.checked_env import checked_slots, family_label
 from compressed_ad.types import AnyArray, SpaceSpec, Step, sizes, starts
@@ -118,7 +118,7 @@ def _play_problems(family: TaskFamily, n_task: int, seed: int) -> Iterator[str]:
             break
     states, reached = np.stack([first, *(s.obs for s in steps[:-1])]), np.stack([s.next_obs for s in steps])
     if has_successors(family):
-        table = successors(family, tasks)
+        table = successors_of(family, tasks)
         specs = family_specs(family)
         here, to = (_numbers(specs["observation"], array) for array in (states, reached))
         wrong = table[np.arange(len(tasks)), here, _numbers(specs["action"], actions)] != to
