@@ -230,9 +230,8 @@ def gradient(model: AD, loss: Any, batch: Batch, config: ModelConfig) -> tuple[f
     for start in range(0, config.batch_size, size):
         part = batch.part(slice(start, start + size)) if config.accumulate > 1 else batch
         # A batch without a target teaches nothing; its accuracy is still that of all actions.
-        share = len(part.valid) / len(batch.valid)
-        if total_weight > 0:
-            share = part.total_weight(config.loss_at) / total_weight
+        weight, size_share = float(part.total_weight(config.loss_at)), len(part.valid) / len(batch.valid)
+        share = weight / total_weight if total_weight > 0 else size_share
         with torch.autocast(batch.valid.device.type, torch.bfloat16) if half else nullcontext():
             part_loss, accuracy = loss(part, config.loss_at, config.label_smoothing)
         (part_loss * share).backward()

@@ -197,7 +197,7 @@ def test_a_batch_without_a_target_teaches_nothing(parts: int) -> None:
     model, batch = build_model(c, 0), sampler(c).batch(0)
     _, accuracy = gradient(model, model.loss, batch, c)
     model.zero_grad()
-    found = gradient(model, model.loss, replace(batch, weight=torch.zeros_like(batch.valid, dtype=float)), c)
+    found = gradient(model, model.loss, replace(batch, weight=batch.valid.float() * 0), c)
     assert found == pytest.approx((0.0, accuracy))
     assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
 

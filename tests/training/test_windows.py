@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,7 +153,8 @@ def test_histories_without_any_target_are_refused() -> None:
     sequences = from_histories({0: history(3, 60)})
     probs = np.full(len(sequences.actions), 0.5)
     known = replace(sequences, action_probs=probs, mask=np.ones_like(sequences.mask))
-    for options in ({"min_probability": 1.0}, {"weight_marked": 0.0}):
+    choices: list[dict[str, Any]] = [{"min_probability": 1.0}, {"weight_marked": 0.0}]
+    for options in choices:
         with pytest.raises(HistoryError, match=r"no action is left to learn: .* lower loss_min_probability"):
             WindowSampler(known, 12, 8, seed=0, **options)
     WindowSampler(known, 12, 8, seed=0, min_probability=0.5)
