@@ -22,7 +22,7 @@ from compressed_ad.errors import ConfigError, HistoryError, RunError, UsageError
 from compressed_ad.files import locked
 from compressed_ad.histories.file import HistoryFile, HistoryInfo, HistoryWriter, marking_provenance, remark
 from compressed_ad.histories.thinning import keep_episodes, kept_steps
-from compressed_ad.learners.base import Blocks, Checks, Prepares, SourceLearner, Told
+from compressed_ad.learners.base import Blocks, Checks, SourceLearner, Told, prepared
 from compressed_ad.learners.conformance import first_stream_problem, return_problem
 from compressed_ad.marking.apply import find_marker, mark_task, marker_name
 from compressed_ad.marking.conformance import marker_faults
@@ -122,9 +122,7 @@ def collect(
         tasks = all_tasks[task_ids]
         returns = family.optimal_return(tasks), family.random_return(tasks)
         spaces, horizon = family_specs(family), family.horizon
-    if isinstance(learner, Prepares):
-        with users_code(f"learner {learner.name!r}"):
-            learner = learner.prepared(family, tasks[split.train], seed)
+    learner = prepared(learner, family, tasks[split.train], seed)
     facts: dict[str, Any] = {"told": learner.told} if isinstance(learner, Told) else {}
     facts |= {"keep_every": keep_every} if keep_every > 1 else {}
     most = max(1, learner.block_size(family, **sizes)) if isinstance(learner, Blocks) else MAX_BLOCK

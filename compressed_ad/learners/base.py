@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from compressed_ad.errors import RunError, users_code
 from compressed_ad.registry import Registry, makes
 from compressed_ad.tasks.base import TaskFamily
 from compressed_ad.types import AnyArray, History, IntArray
@@ -73,6 +74,19 @@ class Prepares(Protocol):
 
     def prepared(self, family: TaskFamily, tasks: AnyArray, seed: int) -> SourceLearner:
         """The learner that learns the histories; ``tasks`` (N, P) are all training tasks of a collection."""
+
+
+def prepared(learner: SourceLearner, family: TaskFamily, tasks: AnyArray, seed: int) -> SourceLearner:
+    """The learner that is to learn, after ``Prepares.prepared`` if it has that; ``RunError`` if it fails."""
+    if not isinstance(learner, Prepares):
+        return learner
+    with users_code(f"learner {learner.name!r}: prepared() fails"):
+        found = learner.prepared(family, tasks, seed)
+    if not (hasattr(found, "name") and hasattr(found, "learn")):
+        raise RunError(
+            f"learner {learner.name!r}: prepared() must return the learner that learns, not {found!r}"
+        )
+    return found
 
 
 def histories_of_tasks(arrays: Mapping[str, AnyArray], learner: NDArray[np.int32]) -> list[History]:

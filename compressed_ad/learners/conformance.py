@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from compressed_ad.errors import CompressedADError, users_code
-from compressed_ad.learners.base import Prepares, SourceLearner
+from compressed_ad.learners.base import SourceLearner, prepared
 from compressed_ad.tasks.base import RewardFunction, TaskFamily
 from compressed_ad.tasks.gridworld import Darkroom
 from compressed_ad.tasks.replay import differ, episode_step, play
@@ -39,8 +39,10 @@ def check_learner(
     if not isinstance(learner.name, str) or not learner.name:
         problems.append(f"Its name must be a string that is not empty, not {learner.name!r}.")
     family = family or Darkroom(3, 5)
-    if isinstance(learner, Prepares):
-        learner = learner.prepared(family, family.tasks(), seed)
+    try:
+        learner = prepared(learner, family, family.tasks(), seed)
+    except CompressedADError as error:
+        return [*problems, f"It cannot be tried: {error}"]
     return [*problems, *_Trial(learner, family, n_timesteps, seed).problems()]
 
 

@@ -9,12 +9,12 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from compressed_ad.errors import ConfigError, SpaceError, UsageError, users_code
+from compressed_ad.errors import ConfigError, SpaceError, UsageError
 from compressed_ad.learners.finite import FiniteLearner, Schedule
 from compressed_ad.registry import checked
 from compressed_ad.seeding import rng
 from compressed_ad.settings import Count, Fraction, Whole
-from compressed_ad.tasks.base import HiddenProgress, SuccessorTable, TaskFamily
+from compressed_ad.tasks.base import HiddenProgress, SuccessorTable, TaskFamily, successors_of
 from compressed_ad.tasks.checked_env import checked_slots
 from compressed_ad.types import AnyArray
 
@@ -136,7 +136,7 @@ class RMax(FiniteLearner):
         kind = {"moves": MOVES, "pairs": PAIRS, "given": GIVEN}[self.dynamics]
         given = None
         if self.dynamics == "given":
-            given = _successor_table(family, tasks, observations.n, actions.n)
+            given = successors_of(family, tasks)
         return RMaxPlayer(
             kind, self.settle, observations, actions.n, self.memory, random, given, self._shared
         )
@@ -151,17 +151,3 @@ def directed_search(family: TaskFamily, tasks: AnyArray, seed: int) -> TableAgen
 
     memory = family.rewards_to_remember if isinstance(family, HiddenProgress) else 0
     return TableAgent(RMax("given", memory=memory), family, tasks, seed)
-
-
-def _successor_table(family: TaskFamily, tasks: AnyArray, n_obs: int, n_action: int) -> AnyArray:
-    """The family's table (N, O, K); ``SpaceError`` if it leads out of the space."""
-    assert isinstance(family, SuccessorTable)
-    with users_code(f"{family.name}: successor_table"):
-        table = np.asarray(family.successor_table(tasks))
-    shape = (len(tasks), n_obs, n_action)
-    if table.shape != shape or table.dtype.kind not in "iu" or table.min() < -1 or table.max() >= n_obs:
-        raise SpaceError(
-            f"{family.name}: successor_table must give whole numbers {shape} from -1 to {n_obs - 1}; "
-            f"it gives {table.dtype} {table.shape}"
-        )
-    return table

@@ -141,6 +141,13 @@ class Optimisation(Settings):
     checkpoints: Annotated[int, Ge(2)] = Field(2, description="checkpoints kept")
     checkpoint_every: Count = Field(250, description="gradient steps between checkpoints")
 
+    @model_validator(mode="after")
+    def _query_has_no_weight(self) -> Optimisation:
+        if self.loss_at == "query" and self.loss_min_probability > 0:
+            message = "loss_min_probability has no effect with loss_at query; set it to 0 or loss_at to every"
+            raise ValueError(Problem(message, ("loss_min_probability",), ("loss_at",)))
+        return self
+
 
 class ModelConfig(Architecture, Optimisation):
     """The flat section of a model file such as ``config/model/ad_dr.yaml``."""

@@ -28,7 +28,7 @@ from compressed_ad.runs.layers import Request, nested, request_leaves
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.yaml_file import Leaves
 from compressed_ad.settings import Problem, S, problems
-from compressed_ad.tasks.base import TaskFamily, family_specs
+from compressed_ad.tasks.base import TaskFamily, family_specs, has_successors, successors_of
 from compressed_ad.tasks.select import family_code, make_family
 from compressed_ad.tasks.split import choose_tasks, split_family
 from compressed_ad.training.transforms import check_transforms
@@ -207,6 +207,7 @@ def _trial_problems(leaves: Leaves, config: Config, own: bool) -> list[str]:
     if family is not None:
         sizes = ("n_task", "heldout", "validation", "train", "family")
         chosen = attempt("env", lambda: _choose_and_split(config, family), *sizes)
+        attempt("env", partial(_check_successors, family), "kwargs", "family")
         kept = (config.algorithm.n_timesteps, config.algorithm.keep_every)
         attempt("algorithm", partial(kept_steps, family, *kept), "keep_every", "n_timesteps")
         if isinstance(learner, Checks):
@@ -230,6 +231,12 @@ def _trial_problems(leaves: Leaves, config: Config, own: bool) -> list[str]:
     for name in config.comparison.methods:
         attempt("comparison", partial(_check_model_name, name), "methods", code=own_names(name))
     return found
+
+
+def _check_successors(family: TaskFamily) -> None:
+    """A wrong table shall not come to light after training, when directed search plays."""
+    if has_successors(family):
+        successors_of(family, family.tasks()[:1])
 
 
 def _check_marker(settings: MarkerSettings) -> None:

@@ -185,11 +185,11 @@ class _Environment(Settings, extra="allow"):
 def stored_environment(path: Path) -> dict[str, Any]:
     file = path / ENVIRONMENT
     try:
-        found: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        found: dict[str, Any] = {**json.loads(file.read_text("utf-8"))}
         validated(_Environment, found, str(file))
     except ConfigError as error:
         raise RunDirectoryError(str(error)) from error
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise RunDirectoryError(f"{file}: cannot be read ({error})") from error
     return found
 

@@ -132,6 +132,7 @@ def evaluate_run(
 
         return data.play(model, task_ids, *size, job.config.seed, show)
 
+    references = _references(data.file.path, data.file.digest(), tuple(ids.tolist()), *size, job.trust)
     returns, histories = play(model, 0, ids), data.raw(training_ids)
     arrays: dict[str, Any] = {
         "returns": returns,
@@ -150,7 +151,6 @@ def evaluate_run(
         "judged": json.dumps(_judged(data.file)),
         "horizon": data.family.horizon,
     }
-    references = _references(data.file.path, data.file.digest(), tuple(ids.tolist()), *size, job.trust)
     arrays |= {f"{REFERENCE}{name}": theirs for name, theirs in references.items()}
     if evaluation.training_tasks:
         seen = training_ids[: evaluation.training_tasks]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.runs.data import RunData
 from compressed_ad.runs.directory import claimed, content_of, history_provenance
@@ -48,6 +50,12 @@ def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = ne
             weight_unproven=config.loss_weight_marked if unproven is None else unproven,
             min_probability=config.loss_min_probability,
         )
+        probs = sequences.action_probs
+        if config.loss_min_probability > 0 and (probs is None or np.isnan(probs).all()):
+            notes.append(
+                f"{job.name}: the histories do not tell how probable their actions were, so"
+                " loss_min_probability leaves none out"
+            )
         longest = int(sequences.lengths.max())
         if longest < config.n_transit:
             notes.append(

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from compressed_ad.errors import SpaceError
+from compressed_ad.errors import SpaceError, users_code
 from compressed_ad.registry import Registry, call_text, makes
 from compressed_ad.types import (
     LONGEST,
@@ -24,6 +25,7 @@ from compressed_ad.types import (
     IntArray,
     SpaceSpec,
     Step,
+    sizes,
     to_spec,
 )
 
@@ -235,3 +237,26 @@ TASK_FAMILY: Registry[Callable[..., TaskFamily]] = Registry(
     },
     makes("TaskFamily", "tasks", "make", "optimal_return", "random_return"),
 )
+
+
+def has_successors(family: TaskFamily) -> bool:
+    """Whether ``family`` has a successor table, and spaces whose elements can be numbered."""
+    return isinstance(family, SuccessorTable) and all(
+        spec["kind"] != "box" for spec in family_specs(family).values()
+    )
+
+
+def successors_of(family: Any, tasks: AnyArray) -> IntArray:
+    """``SuccessorTable.successor_table`` of ``tasks``; ``SpaceError`` names a family without such a table."""
+    if not has_successors(family):
+        raise SpaceError(f"{family.name}: successors need a successor_table, and spaces that can be numbered")
+    with users_code(f"{family.name}: successor_table"):
+        table = np.asarray(family.successor_table(tasks))
+    n_obs, n_action = (prod(sizes(spec)) for spec in family_specs(family).values())
+    shape = (len(tasks), n_obs, n_action)
+    if table.shape != shape or table.dtype.kind not in "iu" or table.min() < -1 or table.max() >= n_obs:
+        raise SpaceError(
+            f"{family.name}: successor_table must give whole numbers {shape} from -1 to {n_obs - 1}; "
+            f"it gives {table.dtype} {table.shape}"
+        )
+    return table

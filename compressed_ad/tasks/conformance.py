@@ -10,9 +10,16 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import CompressedADError, SpaceError, UsageError, users_code
-from compressed_ad.tasks.base import FixedSplit, RewardFunction, TaskFamily, family_specs
+from compressed_ad.tasks.base import (
+    FixedSplit,
+    RewardFunction,
+    TaskFamily,
+    family_specs,
+    has_successors,
+    successors_of,
+)
 from compressed_ad.tasks.checked_env import checked_slots, family_label
-from compressed_ad.types import Step
+from compressed_ad.types import AnyArray, SpaceSpec, Step, sizes, starts
 
 _PLAYED = 10_000  # steps, at most
 
@@ -109,16 +116,31 @@ def _play_problems(family: TaskFamily, n_task: int, seed: int) -> Iterator[str]:
         ):
             yield f"task {i} with the same seed and actions plays differently alone than beside other slots"
             break
+    states, reached = np.stack([first, *(s.obs for s in steps[:-1])]), np.stack([s.next_obs for s in steps])
+    if has_successors(family):
+        table = successors_of(family, tasks)
+        specs = family_specs(family)
+        here, to = (_numbers(specs["observation"], array) for array in (states, reached))
+        wrong = table[np.arange(len(tasks)), here, _numbers(specs["action"], actions)] != to
+        if wrong.any():
+            yield f"successor_table() of task {wrong.any(0).argmax()} does not lead where its actions led"
     if isinstance(family, RewardFunction):
-        ended = np.stack([s.terminated | s.truncated for s in steps])
-        states, rewards = np.stack([first, *(s.obs for s in steps[:-1])]), np.stack([s.reward for s in steps])
-        successors = np.stack([s.next_obs for s in steps])
+        ended, rewards = (
+            np.stack([s.terminated | s.truncated for s in steps]),
+            np.stack([s.reward for s in steps]),
+        )
         start = np.concatenate([np.ones_like(ended[:1]), ended[:-1]])
         for i, task in enumerate(tasks):
-            got = family.reward(task, states[:, i], actions[:, i], successors[:, i], start[:, i])
+            got = family.reward(task, states[:, i], actions[:, i], reached[:, i], start[:, i])
             if np.shape(got) != rewards[:, i].shape or not np.allclose(got, rewards[:, i]):
                 yield f"reward() of task {i} does not give the rewards that its environment gave"
                 break
+
+
+def _numbers(spec: SpaceSpec, array: AnyArray) -> AnyArray:
+    """(T, N) numbers of the elements (T, N, ...) of a space, the last component changing fastest."""
+    digits = array.reshape(*array.shape[:2], -1).astype(np.int64) - starts(spec)
+    return np.ravel_multi_index(tuple(np.moveaxis(digits, -1, 0)), sizes(spec))
 
 
 def _same(a: Step, b: Step, slot: slice = slice(None)) -> bool:

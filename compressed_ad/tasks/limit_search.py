@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressed_ad.errors import UsageError
-from compressed_ad.tasks.base import RewardedPlaces, TaskFamily
+from compressed_ad.tasks.base import RewardedPlaces, TaskFamily, successors_of
 from compressed_ad.tasks.limits import Limit
 from compressed_ad.types import BoolArray, IntArray
 
@@ -44,7 +44,14 @@ def find_limit(family: TaskFamily, seed: int = 0) -> Limit:
     if not isinstance(family, RewardedPlaces) or family.fixed_start is None:
         raise UsageError(f"{family.name}: a limit needs known moves, places that pay, and one place to start")
     tasks = family.tasks()
-    moves, places = family.successor_table(tasks), family.rewarded_places(tasks)
+    moves, places = successors_of(family, tasks), np.asarray(family.rewarded_places(tasks))
+    inside = range(moves.shape[1])
+    if moves.min() < 0 or family.fixed_start not in inside or not np.isin(places, inside).all():
+        raise UsageError(f"{family.name}: a limit needs all moves, from places to places; -1 stands for none")
+    if places.shape not in ((len(tasks), 1), (len(tasks), 2)):
+        raise UsageError(
+            f"{family.name}: rewarded_places must give one or two places for each task, not {places.shape}"
+        )
     optimal, random = np.asarray(family.optimal_return(tasks), np.float64), family.random_return(tasks)
     scaled = optimal > random  # as in ``measures.normalise``: other tasks have no scale
     if not scaled.any():

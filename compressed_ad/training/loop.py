@@ -225,11 +225,13 @@ def gradient(model: AD, loss: Any, batch: Batch, config: ModelConfig) -> tuple[f
     """Accumulate the gradient of one batch, in ``config.accumulate`` parts; mean loss and accuracy."""
     total_loss, total_accuracy = 0.0, 0.0
     size = math.ceil(config.batch_size / config.accumulate)
-    total_weight = batch.total_weight(config.loss_at)
+    total_weight = float(batch.total_weight(config.loss_at))
     half = config.precision == "bfloat16"
     for start in range(0, config.batch_size, size):
         part = batch.part(slice(start, start + size)) if config.accumulate > 1 else batch
-        share = part.total_weight(config.loss_at) / total_weight
+        # A batch without a target teaches nothing; its accuracy is still that of all actions.
+        weight, size_share = float(part.total_weight(config.loss_at)), len(part.valid) / len(batch.valid)
+        share = weight / total_weight if total_weight > 0 else size_share
         with torch.autocast(batch.valid.device.type, torch.bfloat16) if half else nullcontext():
             part_loss, accuracy = loss(part, config.loss_at, config.label_smoothing)
         (part_loss * share).backward()

@@ -36,6 +36,7 @@ class WindowSampler:
     exploitation steps that nothing in the context explains.
 
     Actions that the source took with a probability below ``min_probability`` are shown but are no targets.
+    ``HistoryError`` if these settings leave no target at all.
     """
 
     def __init__(
@@ -71,6 +72,12 @@ class WindowSampler:
         if min_probability > 0 and sequences.action_probs is not None:
             intended = ~(sequences.action_probs < min_probability)  # also where unknown
             data["weight"] = (data.get("weight", 1.0) * intended).astype(np.float32)
+        if "weight" in data and not data["weight"].any():
+            raise HistoryError(
+                "no action is left to learn: the weights of marked steps and loss_min_probability"
+                f" {min_probability} leave out every step; raise loss_weight_marked or lower"
+                " loss_min_probability"
+            )
         self.device = torch.device(device)
         self.data = {name: _tensor(np.ascontiguousarray(x)).to(self.device) for name, x in data.items()}
 

@@ -1,12 +1,14 @@
 """Directed search as a reference: as R-max that is told the moves, and only where it can play."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from gymnasium import spaces
 
-from compressed_ad import evaluate_references, make_learner
+from compressed_ad import evaluate_references, family_problems, make_learner
+from compressed_ad.cli.main import main
 from compressed_ad.errors import SpaceError, UsageError
 from compressed_ad.histories.summary import episode_returns
 from compressed_ad.learners import finite_players
@@ -84,3 +86,24 @@ def test_is_left_out_where_it_cannot_play() -> None:
         evaluate_references(Wrong(3, 5), Darkroom(3, 5).tasks()[:2], rollouts=1, episodes=2)
     with pytest.raises(UsageError, match="5 slots cannot be shared equally by 2 tasks"):
         directed_search(Darkroom(3, 5), Darkroom(3, 5).tasks()[:2], 0).reset(5)
+
+
+def test_a_wrong_table_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "--env.family", f"{__name__}:Wrong", "--env.kwargs.size", "3"]) == 2
+    assert not any(tmp_path.iterdir())
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "successor_table" in line)
+    assert "env: darkroom: successor_table must give whole numbers (1, 9, 5) from -1 to 8" in line
+
+
+class Turned(Darkroom):
+    def successor_table(self, tasks: Any) -> Any:
+        return super().successor_table(tasks)[..., [1, 0, 2, 3, 4]]
+
+
+def test_a_table_that_does_not_lead_where_actions_lead_is_a_broken_promise() -> None:
+    (problem,) = family_problems(Turned(3, 5))
+    assert problem.endswith("successor_table() of task 0 does not lead where its actions led")
+    assert not any(map(family_problems, (Darkroom(3, 5), KeyToDoor(3, 9), DarkroomPermuted(3, 9))))

@@ -1,6 +1,7 @@
 """R-max: beside a plain-Python planner, source curves, inner walls, and collections in large blocks."""
 
 import pickle
+import re
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 
 from compressed_ad import Darkroom, History, HistoryFile, collect, make_family, make_learner
-from compressed_ad.errors import ConfigError, SpaceError, UsageError
+from compressed_ad.errors import ConfigError, RunError, SpaceError, UsageError
 from compressed_ad.histories.summary import describe
 from compressed_ad.learners.base import Prepares
 from compressed_ad.learners.conformance import check_learner
 from compressed_ad.learners.finite import BLOCK
+from compressed_ad.learners.rmax import RMax
 from compressed_ad.tasks.base import SuccessorTable
 from compressed_ad.tasks.gridworld import DarkroomHard, DarkroomPermuted, KeyToDoor, successors
 from tests.learners.learning import learn
@@ -347,6 +349,26 @@ def test_sharing_needs_moves_and_training_tasks() -> None:
         make_learner("rmax", {"shared": True, "dynamics": "given"})
     with pytest.raises(UsageError, match="rmax: shared needs the training tasks first: call prepared"):
         learn(make_learner("rmax", {"shared": True}), Darkroom(3, 5), [0], 10)
+
+
+def test_what_is_wrong_with_prepared_is_one_line(tmp_path: Path) -> None:
+    class Breaks(RMax):
+        def prepared(self, family: Any, tasks: Any, seed: int) -> Any:
+            return {}["no key"]
+
+    class Forgets(RMax):
+        def prepared(self, family: Any, tasks: Any, seed: int) -> Any:
+            return None
+
+    fails = r"learner 'RMax': prepared\(\) fails: 'no key' \(KeyError in .*test_rmax.py:\d+\)"
+    forgets = r"learner 'RMax': prepared\(\) must return the learner that learns, not None"
+    path = tmp_path / "h.hdf5"
+    for learner, message in ((Breaks(), fails), (Forgets(), forgets)):
+        (problem,) = check_learner(learner)
+        assert re.fullmatch("It cannot be tried: " + message, problem)
+        with pytest.raises(RunError, match=message):
+            collect(Darkroom(3, 5), learner, path, family_name="darkroom", n_timesteps=10, n_stream=1)
+        assert not path.exists()
 
 
 def test_collected_in_large_blocks_with_what_the_source_was_told(

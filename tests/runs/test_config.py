@@ -354,6 +354,7 @@ def test_all_mistakes_of_all_layers_are_reported_together(tmp_path):
         ("model.lr", ".inf", "finite number"),
         ("model.token_inputs", "[state]", "one of previous_state, episode_return, episode_time, got 'state'"),
         ("model.token_inputs", "[episode_time, episode_time]", "episode_time is named twice"),
+        ("model.loss_min_probability", "1.1", "must be a number between 0 and 1, got 1.1"),
         ("model", "5", "must be keys with values, got 5"),
         ("evaluation.marks", "on", "must be one of off, self, prompt, prompt_rewarded, got 'on'"),
         ("comparison.methods", "[AD, AD]", "names a model twice"),
@@ -367,6 +368,11 @@ def test_each_mistake_is_one_clear_line(key, text, cause):
     (line,) = mistakes((key, text))
     assert cause in line
     assert line.startswith(f"--{key}: ")
+
+
+def test_a_query_has_no_weight():
+    (line,) = mistakes(("model.loss_at", "query"), ("model.loss_min_probability", "0.1"))
+    assert "model: loss_min_probability has no effect with loss_at query; set it to 0" in line
 
 
 def test_unknown_preset():

@@ -19,7 +19,7 @@ from compressed_ad.histories.header import FEW_STEPS, same_steps
 from compressed_ad.report.results import load_runs
 from compressed_ad.runs import job as runs
 from compressed_ad.runs.data import RunData
-from compressed_ad.runs.directory import family_meaning
+from compressed_ad.runs.directory import family_meaning, stored_environment
 from compressed_ad.runs.judge import evaluate_run
 from compressed_ad.runs.stages import report_stage
 from compressed_ad.tasks.gridworld import Darkroom, DarkroomHard
@@ -544,3 +544,10 @@ def test_a_run_of_an_earlier_version_is_judged_by_its_file(folder, tmp_path):
     sealed(folder / HISTORY, exchange("train"))
     with pytest.raises(HistoryError, match="it is unknown whether"):
         evaluate_run(runs.stored_job(path))
+
+
+@pytest.mark.parametrize("text", ["[]", "[" * 100_000, "3", "null", "{"])
+def test_an_environment_that_is_no_object_is_one_line(tmp_path, text):
+    (tmp_path / "environment.json").write_text(text)
+    with pytest.raises(RunDirectoryError, match=r"environment\.json: cannot be read \("):
+        stored_environment(tmp_path)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -321,6 +322,14 @@ def test_a_history_shorter_than_the_context_works_and_is_told(histories, tmp_pat
         runs.training_job(tiny(("model.n_transit", "100")), "CompressedAD", 0, histories, tmp_path)
     )
     assert "the longest history has 60 steps after its transforms, fewer than n_transit 100" in note
+
+
+def test_unknown_probabilities_leave_no_action_out_and_it_is_told(histories, tmp_path, monkeypatch):
+    raw = RunData.raw
+    monkeypatch.setattr(RunData, "raw", lambda *args: replace(raw(*args), action_probs=None))
+    job = runs.training_job(tiny(("model.loss_min_probability", "0.9")), "AD", 0, histories, tmp_path)
+    (note,) = train_run(job)
+    assert "do not tell how probable their actions were, so loss_min_probability leaves none out" in note
 
 
 def test_without_validation_tasks_the_last_weights_count(tmp_path):

@@ -262,7 +262,22 @@ def test_families_without_a_limit_say_why() -> None:
         def rewarded_places(self, tasks: Any) -> Any:
             return np.arange(len(tasks))[:, None] % 4
 
+    class Blocked(Darkroom):
+        def successor_table(self, tasks: Any) -> Any:
+            return np.where(np.arange(5) == 1, -1, super().successor_table(tasks))
+
+    class Three(Darkroom):
+        def rewarded_places(self, tasks: Any) -> Any:
+            return np.repeat(super().rewarded_places(tasks), 3, axis=1)
+
+    class Outside(Darkroom):
+        def rewarded_places(self, tasks: Any) -> Any:
+            return super().rewarded_places(tasks) + 1
+
     for family, why in (
+        (Blocked(3, 5), "-1 stands for none"),
+        (Outside(3, 5), "from places to places"),
+        (Three(3, 5), r"one or two places for each task, not \(9, 3\)"),
         (BernoulliBandit(), "needs known moves"),
         (KeyToDoor(start="random"), "one place to start"),
         (DarkroomPermuted(9, 3), "no task pays more than random actions"),

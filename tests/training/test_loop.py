@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -188,6 +189,17 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(at: str) -> None:
         gradients.append(model.transformer.blocks[0].up.weight.grad)
     torch.testing.assert_close(gradients[0], gradients[1])
     torch.testing.assert_close(gradients[0], gradients[2])
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_batch_without_a_target_teaches_nothing(parts: int) -> None:
+    c = config(accumulate=parts, dropout=0.0)
+    model, batch = build_model(c, 0), sampler(c).batch(0)
+    _, accuracy = gradient(model, model.loss, batch, c)
+    model.zero_grad()
+    found = gradient(model, model.loss, replace(batch, weight=batch.valid.float() * 0), c)
+    assert found == pytest.approx((0.0, accuracy))
+    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_place_named(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,3 +147,14 @@ def test_improbable_actions_are_shown_but_are_no_targets() -> None:
     assert {1.0, 2.0} == set(both[batch.weight == 1].tolist())
     unknown = WindowSampler(replace(known, action_probs=None), 12, 8, seed=0, min_probability=0.05)
     assert unknown.batch(5).weight is None
+
+
+def test_histories_without_any_target_are_refused() -> None:
+    sequences = from_histories({0: history(3, 60)})
+    probs = np.full(len(sequences.actions), 0.5)
+    known = replace(sequences, action_probs=probs, mask=np.ones_like(sequences.mask))
+    choices: list[dict[str, Any]] = [{"min_probability": 1.0}, {"weight_marked": 0.0}]
+    for options in choices:
+        with pytest.raises(HistoryError, match=r"no action is left to learn: .* lower loss_min_probability"):
+            WindowSampler(known, 12, 8, seed=0, **options)
+    WindowSampler(known, 12, 8, seed=0, min_probability=0.5)
