@@ -140,7 +140,7 @@ def _play_problems(family: TaskFamily, n_task: int, seed: int) -> Iterator[str]:
 def _numbers(spec: SpaceSpec, array: AnyArray) -> AnyArray:
     """(T, N) numbers of the elements (T, N, ...) of a space, the last component changing fastest."""
     digits = array.reshape(*array.shape[:2], -1).astype(np.int64) - starts(spec)
-    return np.ravel_multi_index(tuple(np.moveaxis(digits, -1, 0)), sizes(spec))
+    return np.asarray(np.ravel_multi_index(tuple(np.moveaxis(digits, -1, 0)), sizes(spec)))
 
 
 def _same(a: Step, b: Step, slot: slice = slice(None)) -> bool:
