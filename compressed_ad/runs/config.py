@@ -207,7 +207,8 @@ def _trial_problems(leaves: Leaves, config: Config, own: bool) -> list[str]:
     if family is not None:
         sizes = ("n_task", "heldout", "validation", "train", "family")
         chosen = attempt("env", lambda: _choose_and_split(config, family), *sizes)
-        attempt("env", partial(_check_successors, family), "kwargs", "family")
+        if chosen is not None:  # else what makes the tasks is to blame, and was told
+            attempt("env", partial(_check_successors, family), "kwargs", "family")
         kept = (config.algorithm.n_timesteps, config.algorithm.keep_every)
         attempt("algorithm", partial(kept_steps, family, *kept), "keep_every", "n_timesteps")
         if isinstance(learner, Checks):
