@@ -92,10 +92,10 @@ def test_a_wrong_table_is_refused_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["run", "--env.family", f"{__name__}:Wrong", "--env.kwargs.size", "3"]) == 2
+    assert main(["run", "--env.family", f"{__name__}:Wrong", "--env.kwargs.size", "6"]) == 2
     assert not any(tmp_path.iterdir())
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "successor_table" in line)
-    assert "env: darkroom: successor_table must give whole numbers (1, 9, 5) from -1 to 8" in line
+    assert "env: darkroom: successor_table must give whole numbers (1, 36, 5) from -1 to 35" in line
 
 
 class Turned(Darkroom):
