@@ -12,7 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from compressed_ad.errors import ConfigError, nearest
@@ -28,6 +36,14 @@ Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
 
 _LARGE = 2**31 - 1
 """Messages mention an upper limit of this size only if it is exceeded."""
+
+
+def later(default: Any, description: str) -> Any:
+    """A setting added after the first runs: files leave it out while it has its default.
+
+    So the files of earlier runs do not change, nor do the names that are derived from their content.
+    """
+    return Field(default, exclude_if=lambda value: bool(value == default), description=description)
 
 
 class Settings(BaseModel):

@@ -113,7 +113,7 @@ def _compare(call: Call) -> None:
     methods = stages.method_runs(todo)
     from compressed_ad.report.comparison import analyse
     from compressed_ad.report.results import judgement_text, summarise_source
-    from compressed_ad.report.run_report import terminal_table
+    from compressed_ad.report.run_tables import terminal_table
 
     unknown = any(np.isnan(method.optimal).any() for method in methods)
     source = None

@@ -64,7 +64,7 @@ def run(call: Call) -> None:
             written = stages.report_stage(
                 todo, history, out / "report", seconds=watch.seconds, command=call.typed, progress=report
             )
-    from compressed_ad.report.run_report import terminal_table
+    from compressed_ad.report.run_tables import terminal_table
 
     if config.marker.marker != "none":
         print_lines(statistics.text() + "\n")

@@ -9,12 +9,12 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from compressed_ad.errors import ConfigError, SpaceError, UsageError
+from compressed_ad.errors import ConfigError, SpaceError, UsageError, users_code
 from compressed_ad.learners.finite import FiniteLearner, Schedule
 from compressed_ad.registry import checked
 from compressed_ad.seeding import rng
 from compressed_ad.settings import Count, Fraction, Whole
-from compressed_ad.tasks.base import HiddenProgress, SuccessorTable, TaskFamily, successors_of
+from compressed_ad.tasks.base import RewardedPlaces, SuccessorTable, TaskFamily, successors_of
 from compressed_ad.tasks.checked_env import checked_slots
 from compressed_ad.types import AnyArray
 
@@ -149,5 +149,8 @@ def directed_search(family: TaskFamily, tasks: AnyArray, seed: int) -> TableAgen
     """
     from compressed_ad.learners.finite_players import TableAgent
 
-    memory = family.rewards_to_remember if isinstance(family, HiddenProgress) else 0
+    memory = 0
+    if isinstance(family, RewardedPlaces) and not family.pays_on:  # what has paid will not pay again
+        with users_code(f"{family.name}: rewarded_places"):
+            memory = np.asarray(family.rewarded_places(tasks[:1])).shape[1]
     return TableAgent(RMax("given", memory=memory), family, tasks, seed)

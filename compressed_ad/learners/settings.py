@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from compressed_ad.settings import Count, FreeParameters, Positive, Settings
+from compressed_ad.settings import Count, FreeParameters, Positive, Settings, later
 
 
 class AlgorithmSettings(Settings):
@@ -14,9 +14,7 @@ class AlgorithmSettings(Settings):
     n_learner: Count = Field(1, description="independent learners per task")
     n_stream: Count = Field(100, description="parallel environments of each learner, which share its policy")
     n_timesteps: Count = Field(1000, description="environment steps of each stream")
-    keep_every: Count = Field(
-        1, exclude_if=lambda value: bool(value == 1), description="the file keeps one of so many episodes"
-    )
+    keep_every: Count = later(1, "the file keeps one of so many episodes")
     learner_kwargs: FreeParameters = Field(
         default_factory=dict, description="hyper-parameters of the learner (cad list learners)"
     )

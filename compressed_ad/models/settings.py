@@ -21,6 +21,7 @@ from compressed_ad.settings import (
     Problem,
     Settings,
     Whole,
+    later,
 )
 
 FROM_HISTORY = (
@@ -39,14 +40,6 @@ _FILLED_IN = "filled in from the history file"
 TokenInputName = Literal["previous_state", "episode_return", "episode_time"]
 
 
-def _later(default: Any, description: str = _FILLED_IN) -> Any:
-    """A setting added after the first runs: files leave it out while it has its default.
-
-    So the files of earlier runs do not change, nor do the names that are derived from their content.
-    """
-    return Field(default, exclude_if=lambda value: bool(value == default), description=description)
-
-
 class Architecture(Settings):
     """The architecture of a model; stored in every checkpoint."""
 
@@ -57,19 +50,19 @@ class Architecture(Settings):
     n_transit: Count = Field(200, description="context length in time steps")
     position: Literal["rotary", "learned"] = Field("rotary", description="how a token knows its place")
     dropout: BelowOne = Field(0.0, description="dropout on the embedding and on each residual branch")
-    action_mixture: Count = _later(4, "normal distributions that make up that of a continuous action")
-    embedding_dropout: BelowOne | None = _later(None, "dropout on the embedding; default: dropout")
-    residual_dropout: BelowOne | None = _later(None, "dropout on each residual branch; default: dropout")
-    attention_dropout: BelowOne = _later(0.0, "dropout of attention weights, which dropout leaves alone")
-    token_inputs: tuple[TokenInputName, ...] = _later(
+    action_mixture: Count = later(4, "normal distributions that make up that of a continuous action")
+    embedding_dropout: BelowOne | None = later(None, "dropout on the embedding; default: dropout")
+    residual_dropout: BelowOne | None = later(None, "dropout on each residual branch; default: dropout")
+    attention_dropout: BelowOne = later(0.0, "dropout of attention weights, which dropout leaves alone")
+    token_inputs: tuple[TokenInputName, ...] = later(
         (), "further inputs of a token: previous_state, episode_return (so far), episode_time (steps so far)"
     )
     observation_space: dict[str, Any] | None = Field(None, description=_FILLED_IN)
     action_space: dict[str, Any] | None = Field(None, description=_FILLED_IN)
-    observation_mean: tuple[float, ...] | None = _later(None)
-    observation_std: tuple[NonNegative, ...] | None = _later(None)
-    reward_scale: Positive = _later(1.0)
-    one_step: bool = _later(False, f"whether an episode is one step; {_FILLED_IN}")
+    observation_mean: tuple[float, ...] | None = later(None, _FILLED_IN)
+    observation_std: tuple[NonNegative, ...] | None = later(None, _FILLED_IN)
+    reward_scale: Positive = later(1.0, _FILLED_IN)
+    one_step: bool = later(False, f"whether an episode is one step; {_FILLED_IN}")
 
     @property
     def dropouts(self) -> tuple[float, float, float]:
@@ -129,7 +122,7 @@ class Optimisation(Settings):
     loss_weight_unproven: NonNegative | None = Field(
         None, description="the same before a stream's first reward; default: loss_weight_marked"
     )
-    loss_min_probability: Fraction = _later(
+    loss_min_probability: Fraction = later(
         0.0, "actions that the source took with a lower probability are shown, but not learned"
     )
     transforms: tuple[TransformSpec, ...] = Field((), description="applied to the histories, in order")

@@ -140,15 +140,6 @@ class SuccessorTable(Protocol):
 
 
 @runtime_checkable
-class HiddenProgress(Protocol):
-    """Optional for a family: what pays depends on rewards already met in the episode, and is not seen."""
-
-    @property
-    def rewards_to_remember(self) -> int:
-        """How many rewards make a difference: 1 where a key that has paid opens a door."""
-
-
-@runtime_checkable
 class RewardedPlaces(SuccessorTable, Protocol):
     """Optional for a family with a successor table: it is known which places (observations) pay.
 

@@ -430,10 +430,6 @@ class KeyToDoor(Grid):
         return lambda slots: np.array([cells[rngs[k].integers(len(cells)), k] for k in slots.tolist()])
 
     @property
-    def rewards_to_remember(self) -> int:
-        return 1 if self.ends else 2  # the key, and a door that has paid and will not pay again
-
-    @property
     def fixed_start(self) -> int | None:
         return super().fixed_start if self.start == "centre" else None
 

@@ -43,7 +43,8 @@ from compressed_ad.report.results import (
     summarise_source,
 )
 from compressed_ad.report.rows import validations
-from compressed_ad.report.run_report import Experiment, WrittenReport, build_report, terminal_table
+from compressed_ad.report.run_report import Experiment, WrittenReport, build_report
+from compressed_ad.report.run_tables import terminal_table
 from compressed_ad.runs.judge import stored_evaluation
 from compressed_ad.types import History, Split
 

@@ -1,0 +1,124 @@
+"""The tables of a report: measures by method, regret, known algorithms, for the page and for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from compressed_ad.evaluation import intervals
+from compressed_ad.report import comparison
+from compressed_ad.report.comparison import IQM, Analysis
+from compressed_ad.report.measures import MEASURES, NEEDS, final_return
+
+
+def header(analysis: Analysis) -> list[str]:
+    """Names of the columns: the methods, and their differences."""
+    return [*analysis.methods, *(row[analysis.metric].label for row in analysis.pairs.values())]
+
+
+def lines(analysis: Analysis) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """(label, meaning, (value, interval) per method and difference) as text, for each measure."""
+    found, uneven = [], _uneven(analysis)
+    for key in analysis.shown:
+        measure = MEASURES[analysis.metric if key == IQM else key]
+        cells = [(intervals.number(row[key].value), row[key].span()) for row in analysis.methods.values()]
+        gaps = [row[key].estimate for row in analysis.pairs.values()]
+        cells += [(intervals.number(gap.value, "+"), gap.span("+")) for gap in gaps]
+        label = (
+            f"{measure.label}, interquartile mean*" if key == IQM else measure.label + "†" * (key in uneven)
+        )
+        found.append((label, "" if key == IQM else measure.meaning, cells))
+    return found
+
+
+def _uneven(analysis: Analysis) -> set[str]:
+    """Measures that some run or task has of one method only, so that the columns of means do not subtract."""
+    means = {name: {key: i.value for key, i in row.items()} for name, row in analysis.methods.items()}
+    return {
+        key
+        for row in analysis.pairs.values()
+        for key, d in row.items()
+        if key != IQM and abs(means[d.other][key] - means[d.one][key] - d.estimate.value) > 5e-4
+    }
+
+
+def notes_below(analysis: Analysis) -> list[str]:
+    """What is to be known of the lines whose columns need not subtract."""
+    middle = (
+        "* The interquartile mean leaves out the highest and the lowest quarter of the scores of all runs and"
+        " tasks."
+    )
+    if not analysis.pairs:
+        return [middle]
+    middle += (
+        " Its difference is the interquartile mean of the paired differences, which need not be the"
+        " difference of the two columns."
+    )
+    pairs = (
+        "† The difference is over the runs and tasks of which both methods have a value, the columns over all"
+        " of which each has one."
+    )
+    return [middle, pairs] if _uneven(analysis) & set(analysis.shown) else [middle]
+
+
+def left_out(shown: Sequence[str]) -> str:
+    """Which measures a table has no values of, in a sentence; empty if it has all."""
+    missing = dict.fromkeys(
+        NEEDS[m.needs] for key, m in MEASURES.items() if m.listed and m.needs and key not in shown
+    )
+    return f"Left out are the measures that need {', or '.join(missing)}." if missing else ""
+
+
+def regret_table(analysis: Analysis) -> list[list[str]]:
+    """Header and one line for each method and reference; empty without regret."""
+    curves = {**analysis.curves, **analysis.references}
+    table = [["", "Regret", "95 % interval", "Final return"]]
+    for name, total in analysis.total_regret.items():
+        middle, low, high = (f"{x:z.2f}".replace("-", "−") for x in (total.value, total.low, total.high))
+        span = f"{low} to {high}" if math.isfinite(total.low) else ""
+        final = float(intervals.mean(final_return(curves[name]).ravel()))
+        table.append([name, middle, span, intervals.number(final)])
+    return table if len(table) > 1 else []
+
+
+def reference_table(analysis: Analysis) -> list[list[str]]:
+    """Header and one line for each known algorithm; empty where the table of regret has them."""
+    table = [["", MEASURES["final"].label, MEASURES["auc"].label]]
+    for name, curves in analysis.references.items() if not analysis.regret else ():
+        both = (intervals.mean(values.ravel()) for values in (final_return(curves), curves))
+        table.append([name, *(intervals.number(float(value)) for value in both)])
+    return table if len(table) > 1 else []
+
+
+def _terminal(title: str, rows: Sequence[Sequence[str]]) -> Table:
+    """``rows``, the first of which is the header, with numbers in all columns but the first."""
+    table = Table(title=title, title_justify="left")
+    for heading in rows[0]:
+        table.add_column(Text(heading), justify="right" if heading else "left")
+    for row in rows[1:]:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def terminal_table(analysis: Analysis) -> Group:
+    """The comparison for the end of ``cad run``: means with intervals, paired differences, the verdict."""
+    title = "Held-out tasks: mean over runs and tasks, 95 % interval"
+    table = Table(title=title, title_justify="left", min_width=len(title))
+    table.add_column("", min_width=20)
+    for name in header(analysis):
+        table.add_column(Text(name, justify="right"), justify="right", overflow="fold")
+    for label, _, cells in lines(analysis):
+        table.add_row(Text(label), *(Text(f"{value}\n{span}".rstrip()) for value, span in cells))
+    parts: list[Table | Text] = [table, *map(Text, notes_below(analysis))]
+    if regret_lines := regret_table(analysis):
+        n_episode = next(iter(analysis.regret.values())).shape[-1]
+        parts.append(_terminal(f"Cumulative regret over {n_episode} episodes: mean", regret_lines))
+    if known := reference_table(analysis):
+        parts.append(_terminal("Known algorithms on the same tasks: mean", known))
+    if analysis.scale != comparison.OPTIMUM:
+        parts.append(Text(f"Normalised return: 0 is the uniformly random policy, 1 is {analysis.scale}."))
+    return Group(*parts, Text(" ".join(analysis.verdicts)))
