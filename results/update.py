@@ -98,8 +98,7 @@ def at_strength() -> str:
     said = (
         f"**The same on stronger models**, from histories of `rmax` ([more](results/strength.md)). AD ends at"
         f" {' to '.join(dict.fromkeys(map(number, (min(ends), max(ends)))))} of the optimum."
-        f" {sum(d.decided for d in gaps)} of {len(gaps)} differences from it have an interval that excludes"
-        " 0:"
+        f" {sum(d.decided for d in gaps) or 'None'} of the {len(gaps)} intervals below excludes 0:"
     )
     return f"{said}\n\n{_compared(variants)}"
 
@@ -167,7 +166,7 @@ def families() -> str:
         ("first episode", "episode_1"),
         ("last tenth of the episodes", "final"),
         ("mean of all episodes", "auc"),
-        ("share of the best possible mean", "share_of_limit"),
+        ("share of the limit", "share_of_limit"),
     ):
         table.append([words, *(number(_mean_of(rows, family, measure)) for family in minutes)])
     table.append(["CPU minutes, all stages", *(f"{m:.1f}" for m in minutes.values())])

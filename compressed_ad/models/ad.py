@@ -29,6 +29,8 @@ class AD(nn.Module):
     at every t. Attention is causal, so nothing about transition t is visible when its action is predicted.
     """
 
+    reads_marks = False
+    """Whether marks of its histories change what the model sees."""
     biased = False
     """Whether attention to the tokens of ``attended`` has a learned bias."""
 

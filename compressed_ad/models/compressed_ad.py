@@ -20,6 +20,8 @@ class CompressedAD(AD):
     are drawn after all other weights, so that with one seed both models share all other initial weights.
     """
 
+    reads_marks = True
+
     def __init__(self, config: Architecture | Mapping[str, Any]) -> None:
         super().__init__(config)
         width = self.config.tf_n_embd
@@ -40,6 +42,7 @@ class MarkedAttentionAD(AD):
     Without marks, and with all biases zero as at the start, it equals AD.
     """
 
+    reads_marks = True
     biased = True
 
     def attended(self, tokens: Tokens) -> Tensor:

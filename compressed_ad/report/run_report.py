@@ -287,7 +287,7 @@ def _experiment_rows(
 def _limit_row(limit: Limit | None, n_episode: int) -> list[tuple[str, str]]:
     if limit is None:
         return []
-    reached, bound = (intervals.number(x(n_episode)) for x in (limit.area, limit.bound_area))
+    reached, bound = (f"{x(n_episode):.4f}" for x in (limit.area, limit.bound_area))
     about = "area under the curve of an agent that knows the family, but not which of its tasks it plays"
     return [("Limit", f"{reached}, the {about}; none exceeds {bound}")]
 

@@ -22,6 +22,7 @@ def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = ne
     Training histories are read only through the stored split. The best checkpoint is the one with the highest
     in-context return on the validation tasks.
     """
+    from compressed_ad.models import MODEL
     from compressed_ad.training.loop import train
 
     data, notes, where = RunData(job), list[str](), device(job.config)
@@ -50,6 +51,11 @@ def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = ne
             weight_unproven=config.loss_weight_marked if unproven is None else unproven,
             min_probability=config.loss_min_probability,
         )
+        if getattr(MODEL[config.model], "reads_marks", False) and not sequences.mask.any():
+            notes.append(
+                f"{job.name}: no step of its histories is marked, so {config.model} learns what AD does;"
+                " choose a marker, such as threshold"
+            )
         probs = sequences.action_probs
         if config.loss_min_probability > 0 and (probs is None or np.isnan(probs).all()):
             notes.append(

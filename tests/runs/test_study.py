@@ -253,7 +253,10 @@ def test_none_is_plain_ad_bit_for_bit(tmp_path: Path) -> None:
     loaded = load_study(file, families=["room"], runs=1, variants=["none"])
     study.collect_histories(loaded, tmp_path / "out", silent)
     with WorkerPool(1) as pool:
-        study.run_study(loaded, tmp_path / "out", pool, should_stop=lambda: False)
+        done = study.run_study(loaded, tmp_path / "out", pool, should_stop=lambda: False)
+    told = {name: outcome.notes for name, outcome in done.items() if outcome.notes}
+    ((name, (note,)),) = told.items()
+    assert name.startswith("CompressedAD") and "no step of its histories is marked" in note
     found = {row.variant: row for row in study.rows(study.groups(loaded, tmp_path / "out"))}
     assert set(found) == {"AD", "none"}
     assert found["AD"]["final"] == found["none"]["final"] and found["AD"]["auc"] == found["none"]["auc"]
