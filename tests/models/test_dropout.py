@@ -13,6 +13,7 @@ def test_one_setting_sets_embedding_and_residual_unless_they_are_given() -> None
     assert config(dropout=0.1).dropouts == (0.1, 0.0, 0.1)
     assert config(dropout=0.1, residual_dropout=0.0, attention_dropout=0.5).dropouts == (0.1, 0.5, 0.0)
     assert config(embedding_dropout=0.3).dropouts == (0.3, 0.0, 0.0)
+    assert config(dropout=0.1, embedding_dropout=0.0).dropouts == (0.0, 0.0, 0.1)
     kept = set(ModelConfig().model_dump(mode="json"))
     assert not {"embedding_dropout", "residual_dropout", "attention_dropout"} & kept
 

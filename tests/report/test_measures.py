@@ -91,6 +91,19 @@ def test_every_measure_is_one_well_formed_row() -> None:
     assert np.isnan(MEASURES["found"].scores(replace(runs, horizon=1))).all()
 
 
+@pytest.mark.parametrize("episodes", [49, 50, 120])
+def test_measures_of_single_episodes_count_from_1_and_end_with_the_curve(episodes: int) -> None:
+    base = method()
+    returns = np.broadcast_to(np.arange(1, episodes + 1, dtype=np.float64), (3, 3, 4, episodes))
+    runs = replace(base, returns=returns, random=np.zeros(3), optimal=np.ones(3))
+    for key in (key for key in MEASURES if key.startswith("episode_")):
+        number = int(key.removeprefix("episode_"))
+        scores = MEASURES[key].scores(runs)
+        assert (scores == number).all() if number <= episodes else np.isnan(scores).all(), key
+    area = MEASURES["auc_50"].scores(runs)
+    assert (area == 25.5).all() if episodes >= 50 else np.isnan(area).all()
+
+
 def first_episode(runs: object) -> np.ndarray:
     return np.asarray(runs.curves[..., 0])  # type: ignore[attr-defined]
 

@@ -15,7 +15,8 @@ from compressed_ad.errors import UsageError
 from compressed_ad.report.comparison import POOLED, convergence, convergence_table, differences
 from compressed_ad.report.pages import markdown, plain
 from compressed_ad.report.rows import POINT_COLUMNS, Row, read_rows, result_columns, write_rows
-from compressed_ad.report.study_report import difference_table, means_table
+from compressed_ad.report.study_report import difference_table, means_table, tables
+from compressed_ad.runs.study import load_study
 
 NAN = math.nan
 
@@ -101,6 +102,13 @@ def test_families_count_the_same_however_many_runs_they_have() -> None:
     assert few[-1].verdict == "too few runs"
     single = differences(rows([0.0], [0.1], "single") + two, [("a", "b")], "final")
     assert [d.family for d in single] == ["single", "two"]  # one run has no spread to pool
+
+
+def test_a_study_of_one_variant_has_no_empty_table(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("families: {darkroom: {}}\nvariants: {AD: {}}\n")
+    found = tables(load_study(file), [row("AD", k, 0.5, "darkroom") for k in range(3)], [])
+    assert [table[0][:3] for table, _ in found] == [["Family", "Variant", "Runs"]]
 
 
 def test_convergence_is_interpolated_to_the_level_of_the_paired_baseline() -> None:

@@ -19,7 +19,7 @@ from compressed_ad.histories.header import FEW_STEPS, same_steps
 from compressed_ad.report.results import load_runs
 from compressed_ad.runs import job as runs
 from compressed_ad.runs.data import RunData
-from compressed_ad.runs.directory import family_meaning, stored_environment
+from compressed_ad.runs.directory import family_meaning, stored_environment, stored_provenance
 from compressed_ad.runs.judge import evaluate_run
 from compressed_ad.runs.stages import report_stage
 from compressed_ad.tasks.gridworld import Darkroom, DarkroomHard
@@ -504,6 +504,8 @@ def test_a_changed_configuration_is_named(folder, change, key):
         (("history", "meaning"), "Darkroom", r"history\.meaning "),
         (("history", "rows", "train"), ["text"], r"history\.rows\.train"),
         (("history", "rows", "validation"), None, r"history\.rows\.validation"),
+        (("history", "rows", "heldout"), 3, r"history\.rows\.heldout"),
+        (("history", "marker"), ["threshold"], r"history\.marker "),
     ],
 )
 def test_a_damaged_description_of_a_run_is_told(folder, keys, value, said):
@@ -551,3 +553,9 @@ def test_an_environment_that_is_no_object_is_one_line(tmp_path, text):
     (tmp_path / "environment.json").write_text(text)
     with pytest.raises(RunDirectoryError, match=r"environment\.json: cannot be read \("):
         stored_environment(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"history": null}'])
+def test_an_environment_may_lack_the_histories(tmp_path, text):
+    (tmp_path / "environment.json").write_text(text)
+    assert stored_provenance(tmp_path) == {}

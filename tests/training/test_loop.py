@@ -94,6 +94,7 @@ def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(
         numbers = [step for step, _, _ in steps[0]]
         assert numbers == sorted(set(numbers))  # one row for each step, the last for the last step
         assert numbers[-1] == c.steps
+        assert None not in steps[0][-1]  # which has both loss and validation
 
 
 KILLED = """

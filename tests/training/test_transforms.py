@@ -80,6 +80,17 @@ def test_streams_become_sequences_with_their_masks() -> None:
     np.testing.assert_array_equal(s.states[20:30], h.states[2])
 
 
+@pytest.mark.parametrize("name", ["entropy", "action_probs"])
+def test_what_one_history_lacks_is_unknown_of_all(name: str) -> None:
+    known = replace(history(2, 8), entropy=np.ones((2, 8), np.float32))
+    lacks = replace(known, **{name: None})
+    np.testing.assert_array_equal(
+        getattr(from_histories({0: known, 1: known}), name), np.tile(getattr(known, name).ravel(), 2)
+    )
+    for mixed in ({0: known, 1: lacks}, {0: lacks, 1: known}, {0: lacks}):
+        assert getattr(from_histories(mixed), name) is None
+
+
 def test_episodes_include_an_incomplete_last_one() -> None:
     e = from_histories({0: history(2, 10)}).episodes
     assert e.length.tolist() == [4, 4, 2, 4, 4, 2]
