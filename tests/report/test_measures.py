@@ -174,7 +174,7 @@ def test_the_limit_is_drawn_and_printed_where_it_is_known(tmp_path: Path) -> Non
         assert share == pytest.approx(runs.curves.mean() / limit.area(20))
     page = report.index.read_text()
     assert "Share of the limit" in page and "Dashed: the limit, of an agent that knows the room" in page
-    assert f"{limit.area(20):.3f}, the area under the curve of an agent" in page
+    assert f"{limit.area(20):.4f}, the area under the curve of an agent" in page
     assert f"none exceeds {limit.bound_area(20):.4f}" in page
     assert "Share of the limit" in in_terminal(report.analysis)
     assert [line for line in (tmp_path / "table.csv").read_text().splitlines() if ",share_of_limit," in line]
