@@ -17,6 +17,7 @@ from compressed_ad.errors import UsageError, nearest
 from compressed_ad.runs.layers import Request
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.yaml_file import dump
+from compressed_ad.training import ranks
 
 
 class Stop:
@@ -56,6 +57,8 @@ class Stop:
 
     def _hear(self, number: int, frame: Any) -> None:
         first, self.signum = self.signum is None, number
+        if self._polite and ranks.started() > 1:
+            return  # all of them save together, however often a cluster signals
         if self._polite and first:
             complain("cad: saving (once more to stop at once)")
         elif _is_finaliser(frame):  # Python drops what is raised there: try again
@@ -142,6 +145,7 @@ class Command:
     sections: tuple[str, ...] = ()  # of the configuration, whose settings it uses
     common: tuple[str, ...] = ("seed", "device", "dry-run")  # options of many commands that it has
     overrides: bool = False  # takes --section.key although it has no sections
+    torchrun: bool = False  # may be started by torchrun, in several processes
 
 
 # ---------------------------------------------------------------- options

@@ -21,6 +21,7 @@ from compressed_ad.cli.display import Display, complain, drop, lenient_streams, 
 from compressed_ad.errors import CompressedADError, ConfigError, UsageError, one_line, raised, users_line
 from compressed_ad.registry import import_attribute, own_names, search_current_folder
 from compressed_ad.runs.layers import PRESETS, SECTIONS, Request, describe, suggest
+from compressed_ad.training import ranks
 
 COMMANDS = {
     "run": ("run:RUN", "the main job: collect, mark, train, evaluate, compare, report"),
@@ -54,22 +55,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop = cli.Stop()
     with lenient_streams():
         try:
-            with stop.listening(), _search_path():
+            with stop.listening(), _search_path(), ranks.one_voice():
                 call = parse(words, stop)
-                load_command(call.name).run(call)
+                command = load_command(call.name)
+                if not command.torchrun and ranks.started() > 1:
+                    raise UsageError(
+                        f"cad {call.name} starts its own processes: give it without torchrun, which is for"
+                        " cad train alone"
+                    )
+                command.run(call)
         except BrokenPipeError:  # the reader of our output has closed it
             drop(sys.stdout)
             return 1
         except BaseException as error:
             if isinstance(error, SystemExit) and not users_line(error):  # argparse, after --help
                 return int(error.code or 0)
+            say = complain if ranks.first_to_fail() else lambda text: None
             if "--debug" in words:
-                complain(traceback.format_exc())
+                say(traceback.format_exc())
             if isinstance(error, KeyboardInterrupt):
-                complain("cad: stopped; what was finished is kept")
+                say("cad: stopped; what was finished is kept")
                 return 128 + (stop.signum or signal.SIGINT)
             for line in _explanation(error).splitlines():
-                complain(f"cad: error: {line}")
+                say(f"cad: error: {line}")
             return getattr(error, "exit_code", 1)
     return 0
 

@@ -20,11 +20,18 @@ from compressed_ad.runs.job import Job
 from compressed_ad.runs.judge import EVALUATION, check_unseen, evaluate_run, is_evaluated, stored_evaluation
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.trainer import train_run
+from compressed_ad.training import ranks
 from compressed_ad.workers import WorkerPool
 
 
 def _train(call: Call) -> None:
-    config, out = call.config(), call.options.out or Path("runs")
+    config = call.config()
+    with ranks.joined(lambda: runs.device(config), config.model.batch_size):
+        _train_here(call, config)
+
+
+def _train_here(call: Call, config: Config) -> None:
+    out = call.options.out or Path("runs")
     history: Path = call.options.history or stages.default_history(config, Path("datasets"))
     if not history.exists() and call.options.history is None:
         others = sorted(history.parent.glob("history_*.hdf5"))
@@ -38,7 +45,7 @@ def _train(call: Call) -> None:
         state = "continue" if (job.path / CONFIG).exists() else "train"
         print_lines(f"Would {state} {job.path}: {model.steps:,} gradient steps of {model.model} on {history}")
         return
-    if not call.options.resume and (job.path / CONFIG).exists():
+    if not call.options.resume and ranks.of_first((job.path / CONFIG).exists()):
         raise RunDirectoryError(f"{job.path}: exists; continue it with --resume, or choose another --out")
     with call.stop.politely(), call.display.stage("train") as report:
         for note in train_run(job, report=report, should_stop=call.stop):
@@ -155,9 +162,11 @@ TRAIN = Command(
     ],
     text=(
         "The task family and the split are those of the history file. Of the section evaluation only "
-        "how models play matters here, since the best checkpoint is chosen by in-context return."
+        "how models play matters here, since the best checkpoint is chosen by in-context return. "
+        "torchrun --nproc-per-node N -m compressed_ad train ... shares every batch among N processes."
     ),
     sections=("env", "model", "evaluation"),
+    torchrun=True,
 )
 EVALUATE = Command(
     _evaluate,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from compressed_ad.runs.data import RunData
 from compressed_ad.runs.directory import claimed, content_of, history_provenance
 from compressed_ad.runs.job import TRAINING_KEYS, Job, device
 from compressed_ad.settings import validated
+from compressed_ad.training import ranks
 from compressed_ad.types import check_same
 from compressed_ad.workers import Report, ShouldStop, never, silent
 
@@ -38,8 +40,9 @@ def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = ne
         from_history[f"observation_{name}"] = None if values is None else values.tolist()
     filled = validated(ModelConfig, {**config.model_dump(), **from_history}, "model")
     provenance = history_provenance(file, job.config.marker if job.remark else None, data.family)
-    with claimed(job.path, job.config, keys=TRAINING_KEYS, history=provenance):
-        if job.trained:
+    first = ranks.rank() == 0
+    with claimed(job.path, job.config, keys=TRAINING_KEYS, history=provenance) if first else nullcontext():
+        if ranks.of_first(job.trained):
             return notes
         unproven = config.loss_weight_unproven
         sampler, sequences = data.sampler(

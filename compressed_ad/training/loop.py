@@ -21,6 +21,7 @@ from compressed_ad.models.ad import AD, check_finite
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.models.tokens import Batch
 from compressed_ad.seeding import seed64
+from compressed_ad.training import ranks
 from compressed_ad.training.checkpoints import CheckpointDirectory, save
 from compressed_ad.training.windows import WindowSampler
 
@@ -93,6 +94,9 @@ def train(
     with bit-identical weights: batches and dropout are functions of the step, the rest is in the checkpoint.
     Raises ``Interrupted`` after saving when ``should_stop()`` is true, ``NumericalError`` if the loss is not
     finite. ``trained_on``, plain data that says what the windows are from, is stored with the weights.
+
+    In a process group of torch.distributed, all processes call this together. Each computes the gradient of
+    its share of every batch, the first does the rest; the others need no ``run_dir``.
     """
     run_dir = Path(run_dir)
     run = _Run(config, run_dir, seed, device, trained_on)
@@ -101,6 +105,8 @@ def train(
     checkpoint_steps = {*validation_steps, config.steps}
     logged, clock = run.step, time.perf_counter()
     run.model.train()
+    if ranks.rank() > 0:
+        return run.follow(sampler, should_stop)
     with closing(MetricsLog(run_dir, run.rows)) as log:
         while run.step < config.steps:
             metrics, row = run.update(sampler.batch(run.step)), Metrics()
@@ -122,17 +128,16 @@ def train(
             if row:  # one for each step, so that the last step shows whether a log is whole
                 log.write(run.step, row)
             progress(run.step, metrics)
-            stopping = run.step < config.steps and should_stop()
+            stopping = run.step < config.steps and ranks.any_of(should_stop())
             if stopping or run.step % config.checkpoint_every == 0 or run.step in checkpoint_steps:
                 run.save_checkpoint()
             if stopping:
+                ranks.any_of(True)  # it is saved, so all may end
                 raise Interrupted
     save(run_dir / "last_model.pt", run.weights())
     if run.best["step"] < 0:
         save(run.best_file, run.weights())
-    return Trained(
-        run.model, int(run.best["step"]), time.perf_counter() - run.started, [*messages, *log.notes]
-    )
+    return run.finished([*messages, *log.notes])
 
 
 class _Run:
@@ -158,12 +163,13 @@ class _Run:
 
     def resume(self) -> list[str]:
         """Continue from the newest sound checkpoint, if there is one; messages about what was not usable."""
-        state, messages = self.checkpoints.latest()
+        state, messages = self.checkpoints.latest() if ranks.rank() == 0 else (None, [])
         if state is not None and state["best"]["step"] >= 0 and not self.best_file.exists():
             messages.append(f"{self.best_file}: is missing, so this run is trained again from its start")
             for step in self.checkpoints.steps():
                 self.checkpoints.file(step).unlink()
             state = None
+        state = ranks.of_first(state)
         if state is None:
             return messages
         if state["model_config"] != self.config.model_dump(mode="json") or state["seed"] != self.seed:
@@ -186,7 +192,7 @@ class _Run:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
         if any(self.config.dropouts):
-            torch.manual_seed(seed64(self.seed, "dropout", self.step) >> 1)
+            torch.manual_seed((seed64(self.seed, "dropout", self.step) >> 1) + ranks.rank())
         loss, accuracy = gradient(self.model, self.loss, batch, self.config)
         if not math.isfinite(loss):
             where = f"{self.run_dir}: the loss is {loss} at gradient step {self.step}"
@@ -196,6 +202,19 @@ class _Run:
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
         return {"loss": loss, "accuracy": accuracy}
+
+    def follow(self, sampler: WindowSampler, should_stop: Callable[[], bool]) -> Trained:
+        """What all processes but the first do: the same updates."""
+        while self.step < self.config.steps:
+            self.update(sampler.batch(self.step))
+            if self.step < self.config.steps and ranks.any_of(should_stop()):
+                ranks.any_of(True)  # until the first has saved
+                raise Interrupted
+        return self.finished([])
+
+    def finished(self, messages: list[str]) -> Trained:
+        best_step = ranks.of_first(int(self.best["step"]))
+        return Trained(self.model, best_step, time.perf_counter() - self.started, messages)
 
     def weights(self) -> dict[str, Any]:
         """Content of a model file; ``NumericalError`` if a weight is NaN or infinity."""
@@ -222,13 +241,18 @@ class _Run:
 
 
 def gradient(model: AD, loss: Any, batch: Batch, config: ModelConfig) -> tuple[float, float]:
-    """Accumulate the gradient of one batch, in ``config.accumulate`` parts; mean loss and accuracy."""
+    """Accumulate the gradient of one batch, in ``config.accumulate`` parts; mean loss and accuracy.
+
+    Of several processes, each accumulates that of its share of the rows; then all add them up.
+    """
     total_loss, total_accuracy = 0.0, 0.0
-    size = math.ceil(config.batch_size / config.accumulate)
+    rows = ranks.share(config.batch_size)
+    size = max(1, math.ceil(len(rows) / config.accumulate))
     total_weight = float(batch.total_weight(config.loss_at))
     half = config.precision == "bfloat16"
-    for start in range(0, config.batch_size, size):
-        part = batch.part(slice(start, start + size)) if config.accumulate > 1 else batch
+    for start in rows[::size]:
+        whole = size == config.batch_size
+        part = batch if whole else batch.part(slice(start, min(start + size, rows.stop)))
         # A batch without a target teaches nothing; its accuracy is still that of all actions.
         weight, size_share = float(part.total_weight(config.loss_at)), len(part.valid) / len(batch.valid)
         share = weight / total_weight if total_weight > 0 else size_share
@@ -237,6 +261,7 @@ def gradient(model: AD, loss: Any, batch: Batch, config: ModelConfig) -> tuple[f
         (part_loss * share).backward()
         total_loss += float(part_loss.detach() * share)
         total_accuracy += float(accuracy * share)
+    total_loss, total_accuracy = ranks.sum_up([total_loss, total_accuracy], model)
     return total_loss, total_accuracy
 
 

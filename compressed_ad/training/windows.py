@@ -29,7 +29,7 @@ class WindowSampler:
 
     A share ``first_window`` of the windows starts at the first step of a sequence, as every evaluation does;
     the others start at an episode start, drawn uniformly from those that leave a full window. Windows never
-    cross sequences. ``batch(step)`` is a pure function of (seed, step, rank).
+    cross sequences. ``batch(step)`` is a pure function of (seed, step).
 
     ``weight_marked`` is the weight of marked steps in the loss. ``weight_unproven``, if not None, is that of
     marked steps before the first reward of their sequence: streams share one policy, so these are
@@ -51,12 +51,11 @@ class WindowSampler:
         weight_marked: float = 1.0,
         weight_unproven: float | None = None,
         min_probability: float = 0.0,
-        rank: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
         if len(sequences) == 0:
             raise HistoryError("no sequences to draw windows from")
-        self.n_transit, self.batch_size, self.seed, self.rank = n_transit, batch_size, seed, rank
+        self.n_transit, self.batch_size, self.seed = n_transit, batch_size, seed
         self.first_window, self.marker_dropout = first_window, marker_dropout
         self.begin, self.end = sequences.offsets[:-1], sequences.offsets[1:]
         episodes = sequences.episodes
@@ -83,7 +82,7 @@ class WindowSampler:
 
     def starts(self, step: int) -> tuple[IntArray, IntArray]:
         """First transition of each window, and the end of its sequence: both (B,)."""
-        random = rng(self.seed, "windows", self.rank, step)
+        random = rng(self.seed, "windows", 0, step)  # the 0 keeps the numbers of earlier versions
         at_begin = random.random(self.batch_size) < self.first_window
         outer = random.integers(len(self.begin), size=self.batch_size)
         if len(self.inner) == 0:
@@ -108,7 +107,7 @@ class WindowSampler:
             if not window[name].is_floating_point() and window[name].dim() <= 3:
                 window[name] = window[name].long()
         if self.marker_dropout > 0:
-            draws = rng(self.seed, "marker_dropout", self.rank, step).random(self.batch_size)
+            draws = rng(self.seed, "marker_dropout", 0, step).random(self.batch_size)
             window["mask"] &= torch.from_numpy(draws >= self.marker_dropout).to(self.device)[:, None]
         weight = window.pop("weight", None)
         return Batch(shift(**window), window["actions"], torch.from_numpy(valid).to(self.device), weight)
