@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -248,21 +248,27 @@ def gradient(model: AD, loss: Any, batch: Batch, config: ModelConfig) -> tuple[f
     total_loss, total_accuracy = 0.0, 0.0
     rows = ranks.share(config.batch_size)
     size = max(1, math.ceil(len(rows) / config.accumulate))
-    total_weight = float(batch.total_weight(config.loss_at))
+    total_weight, n_target = _weights(batch, config)
     half = config.precision == "bfloat16"
     for start in rows[::size]:
         whole = size == config.batch_size
         part = batch if whole else batch.part(slice(start, min(start + size, rows.stop)))
-        # A batch without a target teaches nothing; its accuracy is still that of all actions.
-        weight, size_share = float(part.total_weight(config.loss_at)), len(part.valid) / len(batch.valid)
-        share = weight / total_weight if total_weight > 0 else size_share
+        weight, n = _weights(part, config)
+        share = weight / (total_weight or 1.0)  # without any weight, the batch teaches nothing
         with torch.autocast(batch.valid.device.type, torch.bfloat16) if half else nullcontext():
             part_loss, accuracy = loss(part, config.loss_at, config.label_smoothing)
         (part_loss * share).backward()
         total_loss += float(part_loss.detach() * share)
-        total_accuracy += float(accuracy * share)
+        total_accuracy += float(accuracy * (n / n_target))
     total_loss, total_accuracy = ranks.sum_up([total_loss, total_accuracy], model)
     return total_loss, total_accuracy
+
+
+def _weights(batch: Batch, config: ModelConfig) -> tuple[float, float]:
+    """By what the parts of a batch count: for the loss the weight of their targets, for accuracy their number."""
+    both = batch, replace(batch, weight=None)
+    weight, n = (float(each.total_weight(config.loss_at)) for each in both)
+    return weight, n
 
 
 class MetricsLog:

@@ -13,7 +13,7 @@ from datetime import timedelta
 from io import StringIO
 from typing import TYPE_CHECKING, TypeVar
 
-from compressed_ad.errors import RunError, UsageError, one_line
+from compressed_ad.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,7 +49,7 @@ def first_to_fail() -> bool:
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
             is_master=False,
-            timeout=timedelta(seconds=10),
+            timeout=timedelta(seconds=5),
             wait_for_workers=False,
         )
         return store.add(f"cad failed {os.environ['TORCHELASTIC_RESTART_COUNT']}", 1) == 1
@@ -67,7 +67,7 @@ def joined(device: Callable[[], str], batch_size: int) -> Iterator[None]:
         yield
         return
     if count > batch_size:
-        raise UsageError(f"model.batch_size: {batch_size} windows are too few for {count} processes")
+        raise UsageError(f"model.batch_size: {batch_size} windows cannot be shared by {count} processes")
     import torch
     import torch.distributed as dist
 
@@ -151,6 +151,6 @@ def _together() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RunError(
-            "a process of this job has ended, or cannot be reached; what was saved is kept, continue with"
-            f" --resume ({one_line(error, 200)})"
+            "another process of this job has ended, or cannot be reached; what was saved is kept, and"
+            " --resume continues it (--debug shows more)"
         ) from error
