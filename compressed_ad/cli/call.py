@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compressed_ad.cli import torchrun
 from compressed_ad.cli.display import Display, complain, print_lines
 from compressed_ad.errors import UsageError, nearest
 from compressed_ad.runs.layers import Request
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.yaml_file import dump
-from compressed_ad.training import ranks
 
 
 class Stop:
@@ -57,7 +57,7 @@ class Stop:
 
     def _hear(self, number: int, frame: Any) -> None:
         first, self.signum = self.signum is None, number
-        if self._polite and ranks.started() > 1:
+        if self._polite and torchrun.started() > 1:
             return  # all of them save together, however often a cluster signals
         if self._polite and first:
             complain("cad: saving (once more to stop at once)")

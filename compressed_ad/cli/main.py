@@ -16,12 +16,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
-from compressed_ad.cli import call as cli
+from compressed_ad.cli import call as cli, torchrun
 from compressed_ad.cli.display import Display, complain, drop, lenient_streams, print_lines
 from compressed_ad.errors import CompressedADError, ConfigError, UsageError, one_line, raised, users_line
 from compressed_ad.registry import import_attribute, own_names, search_current_folder
 from compressed_ad.runs.layers import PRESETS, SECTIONS, Request, describe, suggest
-from compressed_ad.training import ranks
 
 COMMANDS = {
     "run": ("run:RUN", "the main job: collect, mark, train, evaluate, compare, report"),
@@ -55,10 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop = cli.Stop()
     with lenient_streams():
         try:
-            with stop.listening(), _search_path(), ranks.one_voice():
+            with stop.listening(), _search_path(), torchrun.one_voice():
                 call = parse(words, stop)
                 command = load_command(call.name)
-                if not command.torchrun and ranks.started() > 1:
+                if not command.torchrun and torchrun.started() > 1:
                     raise UsageError(
                         f"cad {call.name} starts its own processes: give it without torchrun, which is for"
                         " cad train alone"
@@ -70,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BaseException as error:
             if isinstance(error, SystemExit) and not users_line(error):  # argparse, after --help
                 return int(error.code or 0)
-            say = complain if ranks.first_to_fail() else lambda text: None
+            say = complain if torchrun.first_to_fail() else lambda text: None
             if "--debug" in words:
                 say(traceback.format_exc())
             if isinstance(error, KeyboardInterrupt):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from compressed_ad.cli import torchrun
 from compressed_ad.cli.call import Call, Command, flag, history_option, option, out_option
 from compressed_ad.cli.display import print_lines, print_table
 from compressed_ad.errors import ConfigError, HistoryError, RunDirectoryError, RunError, UsageError
@@ -20,17 +21,18 @@ from compressed_ad.runs.job import Job
 from compressed_ad.runs.judge import EVALUATION, check_unseen, evaluate_run, is_evaluated, stored_evaluation
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.trainer import train_run
-from compressed_ad.training import ranks
 from compressed_ad.workers import WorkerPool
 
 
 def _train(call: Call) -> None:
     config = call.config()
-    with ranks.joined(lambda: runs.device(config), config.model.batch_size):
+    with torchrun.joined(lambda: runs.device(config), config.model.batch_size):
         _train_here(call, config)
 
 
 def _train_here(call: Call, config: Config) -> None:
+    from compressed_ad.training import ranks
+
     out = call.options.out or Path("runs")
     history: Path = call.options.history or stages.default_history(config, Path("datasets"))
     if not history.exists() and call.options.history is None:

@@ -13,7 +13,6 @@ from compressed_ad.runs.data import RunData
 from compressed_ad.runs.directory import claimed, content_of, history_provenance
 from compressed_ad.runs.job import TRAINING_KEYS, Job, device
 from compressed_ad.settings import validated
-from compressed_ad.training import ranks
 from compressed_ad.types import check_same
 from compressed_ad.workers import Report, ShouldStop, never, silent
 
@@ -25,6 +24,7 @@ def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = ne
     in-context return on the validation tasks.
     """
     from compressed_ad.models import MODEL
+    from compressed_ad.training import ranks
     from compressed_ad.training.loop import train
 
     data, notes, where = RunData(job), list[str](), device(job.config)

@@ -265,7 +265,7 @@ def gradient(model: AD, loss: Any, batch: Batch, config: ModelConfig) -> tuple[f
 
 
 def _weights(batch: Batch, config: ModelConfig) -> tuple[float, float]:
-    """By what the parts of a batch count: for the loss the weight of their targets, for accuracy their number."""
+    """How much a part of a batch counts: in the loss, in the accuracy."""
     both = batch, replace(batch, weight=None)
     weight, n = (float(each.total_weight(config.loss_at)) for each in both)
     return weight, n
