@@ -31,8 +31,6 @@ def _train(call: Call) -> None:
 
 
 def _train_here(call: Call, config: Config) -> None:
-    from compressed_ad.training import ranks
-
     out = call.options.out or Path("runs")
     history: Path = call.options.history or stages.default_history(config, Path("datasets"))
     if not history.exists() and call.options.history is None:
@@ -47,7 +45,8 @@ def _train_here(call: Call, config: Config) -> None:
         state = "continue" if (job.path / CONFIG).exists() else "train"
         print_lines(f"Would {state} {job.path}: {model.steps:,} gradient steps of {model.model} on {history}")
         return
-    if not call.options.resume and ranks.of_first((job.path / CONFIG).exists()):
+    # The others may come when the first has made the directory; they end with it.
+    if torchrun.is_first() and not call.options.resume and (job.path / CONFIG).exists():
         raise RunDirectoryError(f"{job.path}: exists; continue it with --resume, or choose another --out")
     with call.stop.politely(), call.display.stage("train") as report:
         for note in train_run(job, report=report, should_stop=call.stop):

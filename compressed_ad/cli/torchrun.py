@@ -19,11 +19,15 @@ def started() -> int:
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
+def is_first() -> bool:
+    return started() == 1 or os.environ["RANK"] == "0"
+
+
 @contextmanager
 def one_voice() -> Iterator[None]:
     """Inside, only the first process writes to the standard streams."""
     with ExitStack() as stack:
-        if started() > 1 and os.environ["RANK"] != "0":
+        if not is_first():
             stack.enter_context(redirect_stdout(StringIO()))
             stack.enter_context(redirect_stderr(StringIO()))
         yield
