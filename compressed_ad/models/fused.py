@@ -56,7 +56,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor, None, None]:
         from compressed_ad.models import kernels
 
         qkv, cos, sin, out, log_sums = ctx.saved_tensors
@@ -81,7 +81,7 @@ class _Gelu(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, *given: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, *given: Tensor) -> Tensor:
         from compressed_ad.models import kernels
 
         (x,) = ctx.saved_tensors

@@ -1,13 +1,12 @@
 """Compiled kernels of training on CPUs: causal attention with rotary positions, and gelu.
 
 Attention follows Dao et al. 2022: scores are never stored as a whole, the backward pass computes them again
-from the logarithm of each row's sum. Only the causal half is computed, in blocks of ``ROWS`` queries or
-``BLOCK`` in the backward pass. Heads are small (16 to 32 numbers), so scores are products of a few rows of
-queries with transposed keys. ``_tile`` emits LLVM vector code that keeps its sums in registers.
+from the logarithm of each query's sum. Only the causal half is computed, in blocks of queries. Heads are
+small (16 to 32 numbers) and contexts long, so arrays are laid out such that the long side is contiguous
+wherever it can be: a vector holds queries in the forward pass, keys in the backward pass.
 
 Everything is added up in an order that depends on the shapes alone, never on where arrays lie in memory, so
-that the same inputs give the same bits. All kernels release the GIL and are cached on disk; everything
-compiled is in this file, because Numba recompiles only when the file of the called function changes.
+that the same inputs give the same bits.
 """
 
 # Numba infers the types of compiled functions; annotations would only repeat the docstrings.
@@ -18,86 +17,40 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-# ---------------------------------------------------------------------------------------------------------
-# Vector code
+from compressed_ad.models.vector_code import (
+    INTEGERS,
+    WIDTH,
+    compiled,
+    constant,
+    emit_exp,
+    emit_fma,
+    emit_products,
+    integers,
+    load,
+    number,
+    pointers,
+    spread,
+    store,
+)
 
-
-def _vector_width() -> int:
-    features = llvm.get_host_cpu_features()
-    if features.get("avx512f"):
-        return 16
-    return 8 if features.get("avx2") else 4
-
-
-WIDTH = _vector_width()
-"""float32 numbers in a vector register of this machine."""
 ROWS = 8 if WIDTH == 16 else 4
 COLUMNS = 2 * WIDTH
+"""A product is computed in tiles of ``ROWS`` x ``COLUMNS``."""
 BLOCK = 32
 """Queries in a block of the backward pass; lengths are padded to a multiple."""
 
-_FLOAT, _INT = ir.FloatType(), ir.IntType(32)
-_VECTOR, _INTEGERS = ir.VectorType(_FLOAT, WIDTH), ir.VectorType(_INT, WIDTH)
-_FAST = ("contract",)
+_compile = compiled()
+_F = np.float32
 
 
-def _number(value: int) -> ir.Constant:
-    return ir.Constant(ir.IntType(64), value)
-
-
-def _constant(value: float) -> ir.Constant:
-    return ir.Constant(_VECTOR, [float(np.float32(value))] * WIDTH)
-
-
-def _spread(builder, scalar):
-    one = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, ir.Constant(_INT, 0))
-    return builder.shuffle_vector(one, one, ir.Constant(_INTEGERS, [0] * WIDTH))
-
-
-def _pointers(context, builder, signature, args):
-    """For each array argument, a function of an offset (in numbers) that points there."""
-
-    def pointer(kind, value):
-        data = cgutils.create_struct_proxy(kind)(context, builder, value=value).data
-        return lambda at: builder.gep(data, [at])
-
-    arrays = zip(signature.args, args, strict=True)
-    return [pointer(kind, value) for kind, value in arrays if isinstance(kind, types.Array)]
-
-
-def _load(builder, pointer):
-    return builder.load(builder.bitcast(pointer, _VECTOR.as_pointer()), align=4)
-
-
-def _store(builder, value, pointer):
-    builder.store(value, builder.bitcast(pointer, _VECTOR.as_pointer()), align=4)
-
-
-def _fma(builder, a, b, c):
-    return builder.fadd(builder.fmul(a, b, flags=_FAST), c, flags=_FAST)
-
-
-def _emit_exp(builder, x):
-    """e^x, relative error below 3e-7, for x up to 88; 1.6e-38 below -87."""
-    low = _constant(-87.0)
-    x = builder.select(builder.fcmp_ordered(">", x, low), x, low)
-    shift = _constant(12582912.0)  # 1.5 x 2^23: adding it rounds to a whole number
-    n = builder.fsub(builder.fadd(builder.fmul(x, _constant(1.4426950408889634)), shift), shift)
-    r = _fma(builder, n, _constant(-0.693359375), x)
-    r = _fma(builder, n, _constant(2.12194440e-4), r)
-    y = _constant(1 / 720)
-    for c in (1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
-        y = _fma(builder, y, r, _constant(c))
-    bits = builder.shl(builder.fptosi(n, _INTEGERS), ir.Constant(_INTEGERS, [23] * WIDTH))
-    bits = builder.add(bits, ir.Constant(_INTEGERS, [0x3F800000] * WIDTH))
-    return builder.fmul(y, builder.bitcast(bits, _VECTOR))
+# ---------------------------------------------------------------------------------------------------------
+# Vector code
 
 
 def _make_tile(vectors: int, add: bool) -> Any:
@@ -109,28 +62,17 @@ def _make_tile(vectors: int, add: bool) -> Any:
 
         def codegen(context, builder, signature, args):
             _, c_at, c_row, _, a_at, a_row, a_k, _, b_at, b_k, n = args
-            c, a, b = _pointers(context, builder, signature, args)
+            c, a, b = pointers(context, builder, signature, args)
             plus, times = builder.add, builder.mul
             to = {
-                (r, v): c(plus(c_at, plus(times(c_row, _number(r)), _number(v * WIDTH))))
+                (r, v): c(plus(c_at, plus(times(c_row, number(r)), number(v * WIDTH))))
                 for r in range(ROWS)
                 for v in range(vectors)
             }
-            sums = {  # stack slots in the source, registers after optimisation
-                place: cgutils.alloca_once_value(builder, _load(builder, at) if add else _constant(0.0))
-                for place, at in to.items()
-            }
-            with cgutils.for_range(builder, n) as loop:
-                row = plus(b_at, times(loop.index, b_k))
-                columns = [_load(builder, b(plus(row, _number(v * WIDTH)))) for v in range(vectors)]
-                first = plus(a_at, times(loop.index, a_k))
-                for r in range(ROWS):
-                    spread = _spread(builder, builder.load(a(plus(first, times(a_row, _number(r))))))
-                    for v in range(vectors):
-                        total = _fma(builder, spread, columns[v], builder.load(sums[r, v]))
-                        builder.store(total, sums[r, v])
-            for place, at in to.items():
-                _store(builder, builder.load(sums[place]), at)
+            begin = {place: load(builder, at) if add else constant(0.0) for place, at in to.items()}
+            sums = emit_products(builder, begin, a, a_at, a_row, a_k, b, b_at, b_k, n)
+            for place, value in sums.items():
+                store(builder, value, to[place])
             return context.get_dummy_value()
 
         return sig, codegen
@@ -155,41 +97,36 @@ def _softmax_columns(typingctx, x, n, first, log_sums):
 
     def codegen(context, builder, signature, args):
         _, n, first, _ = args
-        x, log_sums = _pointers(context, builder, signature, args)
-        log = builder.module.declare_intrinsic("llvm.log", [_FLOAT])
+        x, log_sums = pointers(context, builder, signature, args)
+        log = builder.module.declare_intrinsic("llvm.log", [ir.FloatType()])
         for v in range(COLUMNS // WIDTH):
-            lanes = ir.Constant(_INTEGERS, [v * WIDTH + i for i in range(WIDTH)])
+            lanes = integers([v * WIDTH + i for i in range(WIDTH)])
 
             def place(row, v=v):
-                return x(builder.add(builder.mul(row, _number(COLUMNS)), _number(v * WIDTH)))
+                return x(builder.add(builder.mul(row, number(COLUMNS)), number(v * WIDTH)))
 
             def counts(row, lanes=lanes):
-                late = builder.trunc(builder.sub(row, first), _INT)
-                one = builder.insert_element(ir.Constant(_INTEGERS, ir.Undefined), late, ir.Constant(_INT, 0))
-                rows = builder.shuffle_vector(one, one, ir.Constant(_INTEGERS, [0] * WIDTH))
-                return builder.icmp_signed(">=", lanes, rows)
+                late = builder.trunc(builder.sub(row, first), ir.IntType(32))
+                return builder.icmp_signed(">=", lanes, spread(builder, late, INTEGERS))
 
-            top = cgutils.alloca_once_value(builder, _constant(-3e38))
-            total = cgutils.alloca_once_value(builder, _constant(0.0))
+            top = cgutils.alloca_once_value(builder, constant(-3e38))
+            total = cgutils.alloca_once_value(builder, constant(0.0))
             with cgutils.for_range(builder, n) as loop:
-                value = builder.select(
-                    counts(loop.index), _load(builder, place(loop.index)), _constant(-3e38)
-                )
+                value = builder.select(counts(loop.index), load(builder, place(loop.index)), constant(-3e38))
                 best = builder.load(top)
                 builder.store(builder.select(builder.fcmp_ordered(">", value, best), value, best), top)
             shift = builder.load(top)
             with cgutils.for_range(builder, n) as loop:
-                y = _emit_exp(builder, builder.fsub(_load(builder, place(loop.index)), shift))
-                y = builder.select(counts(loop.index), y, _constant(0.0))
-                _store(builder, y, place(loop.index))
+                y = emit_exp(builder, builder.fsub(load(builder, place(loop.index)), shift))
+                y = builder.select(counts(loop.index), y, constant(0.0))
+                store(builder, y, place(loop.index))
                 builder.store(builder.fadd(y, builder.load(total)), total)
             whole = builder.load(total)
-            _store(builder, builder.fdiv(_constant(1.0), whole), place(n))
+            store(builder, builder.fdiv(constant(1.0), whole), place(n))
             for i in range(WIDTH):
-                at = ir.Constant(_INT, i)
-                found = builder.call(log, [builder.extract_element(whole, at)])
-                found = builder.fadd(found, builder.extract_element(shift, at))
-                builder.store(found, log_sums(_number(v * WIDTH + i)))
+                found = builder.call(log, [builder.extract_element(whole, number(i))])
+                found = builder.fadd(found, builder.extract_element(shift, number(i)))
+                builder.store(found, log_sums(number(v * WIDTH + i)))
         return context.get_dummy_value()
 
     return sig, codegen
@@ -203,14 +140,14 @@ def _softmax_backward(typingctx, x, dx, at, n, log_sum, mean):
 
     def codegen(context, builder, signature, args):
         _, _, at, n, log_sum, mean = args
-        x, dx = _pointers(context, builder, signature, args)
-        log_sum, mean = _spread(builder, log_sum), _spread(builder, mean)
-        with cgutils.for_range(builder, builder.sdiv(n, _number(WIDTH))) as loop:
-            place = builder.add(at, builder.mul(loop.index, _number(WIDTH)))
-            y = _emit_exp(builder, builder.fsub(_load(builder, x(place)), log_sum))
-            slope = builder.fsub(_load(builder, dx(place)), mean)
-            _store(builder, y, x(place))
-            _store(builder, builder.fmul(y, slope), dx(place))
+        x, dx = pointers(context, builder, signature, args)
+        log_sum, mean = spread(builder, log_sum), spread(builder, mean)
+        with cgutils.for_range(builder, builder.sdiv(n, number(WIDTH))) as loop:
+            place = builder.add(at, builder.mul(loop.index, number(WIDTH)))
+            y = emit_exp(builder, builder.fsub(load(builder, x(place)), log_sum))
+            slope = builder.fsub(load(builder, dx(place)), mean)
+            store(builder, y, x(place))
+            store(builder, builder.fmul(y, slope), dx(place))
         return context.get_dummy_value()
 
     return sig, codegen
@@ -227,24 +164,24 @@ def _make_gelu(backward: bool) -> Any:
         sig = types.void(x, dy, y, types.int64)
 
         def codegen(context, builder, signature, args):
-            x, dy, y = _pointers(context, builder, signature, args)
-            slope, cube, high = 2 * math.sqrt(2 / math.pi), 0.044715, _constant(88.0)
-            with cgutils.for_range(builder, builder.sdiv(args[3], _number(WIDTH))) as loop:
-                at = builder.mul(loop.index, _number(WIDTH))
-                value = _load(builder, x(at))
+            x, dy, y = pointers(context, builder, signature, args)
+            slope, cube, high = 2 * math.sqrt(2 / math.pi), 0.044715, constant(88.0)
+            with cgutils.for_range(builder, builder.sdiv(args[3], number(WIDTH))) as loop:
+                at = builder.mul(loop.index, number(WIDTH))
+                value = load(builder, x(at))
                 square = builder.fmul(value, value)
-                inner = _fma(builder, square, _constant(-slope * cube), _constant(-slope))
+                inner = emit_fma(builder, square, constant(-slope * cube), constant(-slope))
                 power = builder.fmul(value, inner)
-                power = builder.select(builder.fcmp_ordered("<", power, high), power, high)
-                e = _emit_exp(builder, power)
-                s = builder.fdiv(_constant(1.0), builder.fadd(e, _constant(1.0)))
+                power = builder.select(builder.fcmp_unordered("<", power, high), power, high)
+                e = emit_exp(builder, power)
+                s = builder.fdiv(constant(1.0), builder.fadd(e, constant(1.0)))
                 if backward:
-                    du = _fma(builder, square, _constant(3 * slope * cube), _constant(slope))
+                    du = emit_fma(builder, square, constant(3 * slope * cube), constant(slope))
                     rest = builder.fmul(builder.fmul(value, du), builder.fmul(builder.fmul(e, s), s))
-                    result = builder.fmul(_load(builder, dy(at)), builder.fadd(s, rest))
+                    result = builder.fmul(load(builder, dy(at)), builder.fadd(s, rest))
                 else:
                     result = builder.fmul(value, s)
-                _store(builder, result, y(at))
+                store(builder, result, y(at))
             return context.get_dummy_value()
 
         return sig, codegen
@@ -253,10 +190,6 @@ def _make_gelu(backward: bool) -> Any:
 
 
 _gelu, _gelu_backward = _make_gelu(backward=False), _make_gelu(backward=True)
-
-
-_compile = njit(cache=True, nogil=True, error_model="numpy")
-_F = np.float32
 
 
 # ---------------------------------------------------------------------------------------------------------

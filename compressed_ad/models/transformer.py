@@ -177,7 +177,7 @@ class Transformer(nn.Module):
         x = F.dropout(x, self.dropout, self.training)
         for layer, block in enumerate(self.blocks):
             store = None if cache is None else partial(cache.store, layer, rows)
-            x = block(x, rotation, marked, store)
+            x = block(x, rotation, marked, store=store)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def step(self, x: Tensor, cache: Cache, marked: Tensor | None = None) -> Tensor:
