@@ -42,19 +42,16 @@ def synthetic(n_stream: int = 400, n_step: int = 1000, horizon: int = 20) -> Seq
     """Random transitions in the shape of Darkroom's."""
     random = np.random.default_rng(0)
     m = n_stream * n_step
-    return Sequences(
-        states=random.integers(0, 9, (m, 2)).astype(np.uint8),
-        actions=random.integers(0, 5, m).astype(np.uint8),
-        rewards=(random.random(m) < 0.1).astype(np.float32),
-        next_states=random.integers(0, 9, (m, 2)).astype(np.uint8),
-        ended=np.arange(m) % horizon == horizon - 1,
-        mask=random.random(m) < 0.5,
-        update=np.zeros(m, np.int32),
-        entropy=np.zeros(m, np.float32),
-        offsets=np.arange(0, m + 1, n_step),
-        task=np.arange(n_stream),
-        learner=np.zeros(n_stream, np.int64),
-    )
+    store = {
+        "states": random.integers(0, 9, (m, 2)).astype(np.uint8),
+        "actions": random.integers(0, 5, m).astype(np.uint8),
+        "rewards": (random.random(m) < 0.1).astype(np.float32),
+        "next_states": random.integers(0, 9, (m, 2)).astype(np.uint8),
+        "ended": np.arange(m) % horizon == horizon - 1,
+        "mask": random.random(m) < 0.5,
+        "update": np.zeros(m, np.int32),
+    }
+    return Sequences.of(store, np.arange(0, m + 1, n_step), np.arange(n_stream), np.zeros(n_stream, np.int64))
 
 
 def default_model(**changes: Any) -> ModelConfig:

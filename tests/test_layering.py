@@ -35,7 +35,10 @@ ONLY_IN = {
     "metaworld": {"tasks.metaworld"},
     "xminigrid": {"tasks.xland"},
     "jax": {"tasks.xland"},
-    "numba": {"learners.ppo.kernels", "learners.finite_kernels", "tasks.bandit_kernels"},
+    "numba": {
+        *("learners.ppo.kernels", "learners.finite_kernels", "tasks.bandit_kernels"),
+        *("models.kernels", "models.vector_code"),
+    },
     "rich": {"cli", "report"},
 }
 """Files, or whole rooms, that may import a library."""

@@ -266,7 +266,11 @@ class HistoryFile:
         return opened(self.path, check=check, digest=self._digest)
 
     def load(self, task_ids: Iterable[int] | None = None) -> dict[int, History]:
-        """Histories by task index; all tasks if ``task_ids`` is None.
+        """Histories by task index; all tasks if ``task_ids`` is None: see ``each``."""
+        return dict(self.each(task_ids))
+
+    def each(self, task_ids: Iterable[int] | None = None) -> Iterator[tuple[int, History]]:
+        """Task indices and histories, read one by one; all tasks if ``task_ids`` is None.
 
         Observations and actions of discrete spaces have compact dtypes (uint8, int16, ...): cast before
         arithmetic. Raises ``NumericalError`` for NaN or infinity in observations or rewards.
@@ -277,7 +281,8 @@ class HistoryFile:
             has = f"it has {len(self.task_ids)} tasks"
             raise HistoryError(f"{self.path}: has no task {short(unknown)}; {has}")
         with self.opened() as file:
-            return {task: self._load(file, task) for task in chosen}
+            for task in chosen:
+                yield task, self._load(file, task)
 
     def statistics(self) -> MarkingStatistics:
         """Marked steps in all and by tenth of training; ``HistoryError`` if the file is not marked."""

@@ -57,6 +57,7 @@ class Architecture(Settings):
     token_inputs: tuple[TokenInputName, ...] = later(
         (), "further inputs of a token: previous_state, episode_return (so far), episode_time (steps so far)"
     )
+    kernels: bool = later(True, "train with compiled attention and gelu on CPUs; false: PyTorch's")
     observation_space: dict[str, Any] | None = Field(None, description=_FILLED_IN)
     action_space: dict[str, Any] | None = Field(None, description=_FILLED_IN)
     observation_mean: tuple[float, ...] | None = later(None, _FILLED_IN)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compressed_ad.models import fused
 from compressed_ad.models.settings import Architecture
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosine and sine (L, D / 2) of the angle by which each pair of numbers is turned: see ``rotate``."""
 
 
 class Cache:
@@ -24,6 +30,11 @@ class Cache:
         self.key = torch.zeros((n_layer, n_row, n_head, transformer.n_context, width), device=device)
         self.value = torch.zeros_like(self.key)
         self.length = torch.zeros(n_row, dtype=torch.long, device=device)
+
+    def store(self, layer: int, rows: Tensor | None, key: Tensor, value: Tensor) -> None:
+        """Replace what ``layer`` knows of the first L tokens of ``rows``: (B, H, L, D / H) each."""
+        self.key[layer, rows, :, : key.shape[2]] = key
+        self.value[layer, rows, :, : key.shape[2]] = value
 
 
 class Attention(nn.Module):
@@ -41,7 +52,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(n_embd, n_embd, bias=False)
 
     def heads(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, marked: Tensor | None = None
+        self, x: Tensor, rotation: Rotation | None, marked: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys, values, each (B, H, L, D / H), or one component wider with ``marked`` (B, L).
 
@@ -78,21 +89,45 @@ class Block(nn.Module):
         self.up = nn.Linear(n_embd, 4 * n_embd, bias=False)
         self.down = nn.Linear(4 * n_embd, n_embd, bias=False)
         _, self.attention_dropout, self.dropout = config.dropouts
+        self.kernels = config.kernels
 
     def mlp(self, x: Tensor) -> Tensor:
         """The feed-forward half, residual included."""
-        hidden = F.gelu(self.up(self.norm_mlp(x)), approximate="tanh")
+        hidden = self.up(self.norm_mlp(x))
+        compiled = self.kernels and fused.usable(hidden)
+        hidden = fused.gelu(hidden) if compiled else F.gelu(hidden, approximate="tanh")
         return x + F.dropout(self.down(hidden), self.dropout, self.training)
 
+    def attend(
+        self,
+        x: Tensor,
+        rotation: Rotation | None,
+        marked: Tensor | None,
+        store: Callable[[Tensor, Tensor], None] | None,
+    ) -> Tensor:
+        """Causal attention (B, L, D) of normalised ``x``; in training, where it can, by a compiled kernel."""
+        attention, dropped = self.attention, self.attention_dropout if self.training else 0.0
+        if self.kernels and store is None and attention.mark_bias is None and not dropped:
+            qkv = attention.qkv(x)
+            if fused.usable(qkv):
+                y = fused.attention(qkv.unflatten(-1, (3, attention.n_head, -1)), rotation)
+                return attention.out(y.flatten(2))  # type: ignore[no-any-return]
+        q, k, v = attention.heads(x, rotation, marked)
+        if store is not None:
+            store(k, v)
+        y = F.scaled_dot_product_attention(q, k, v, None, dropped, is_causal=True, scale=attention.scale)
+        return attention.merge(y)
+
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, marked: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, L, D) -> (B, L, D), with the keys and values."""
-        q, k, v = self.attention.heads(self.norm_attention(x), rotation, marked)
-        dropped = self.attention_dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, None, dropped, is_causal=True, scale=self.attention.scale)
-        x = x + F.dropout(self.attention.merge(y), self.dropout, self.training)
-        return self.mlp(x), k, v
+        self,
+        x: Tensor,
+        rotation: Rotation | None,
+        marked: Tensor | None = None,
+        store: Callable[[Tensor, Tensor], None] | None = None,
+    ) -> Tensor:
+        """x (B, L, D) -> (B, L, D); ``store`` gets the keys and values."""
+        y = self.attend(self.norm_attention(x), rotation, marked, store)
+        return self.mlp(x + F.dropout(y, self.dropout, self.training))
 
 
 class Transformer(nn.Module):
@@ -141,10 +176,8 @@ class Transformer(nn.Module):
             rotation = self.cos[:length], self.sin[:length]
         x = F.dropout(x, self.dropout, self.training)
         for layer, block in enumerate(self.blocks):
-            x, k, v = block(x, rotation, marked)
-            if cache is not None:
-                cache.key[layer, rows, :, :length] = k
-                cache.value[layer, rows, :, :length] = v
+            store = None if cache is None else partial(cache.store, layer, rows)
+            x = block(x, rotation, marked, store=store)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def step(self, x: Tensor, cache: Cache, marked: Tensor | None = None) -> Tensor:

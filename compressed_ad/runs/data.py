@@ -13,7 +13,7 @@ from compressed_ad.evaluation.intervals import mean
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.header import Scales, short
 from compressed_ad.histories.summary import episode_returns
-from compressed_ad.marking.apply import mark_all, marker_params
+from compressed_ad.marking.apply import mark_task, marker_params
 from compressed_ad.marking.settings import MarkerSettings
 from compressed_ad.registry import check_trust
 from compressed_ad.report.measures import area_under_curve, final_return, normalise
@@ -39,11 +39,15 @@ PARTS = {"heldout": "held-out", "validation": "validation", "train": "training"}
 def _sequences(path: Path, digest: str, task_ids: tuple[int, ...], marking: str | None) -> Sequences:
     """Raw sequences of some tasks, shared by the runs of one process. The digest tells files apart."""
     file = HistoryFile(path, verify=False, digest=digest)
-    histories = file.load(task_ids)
-    if marking is not None:
-        settings = MarkerSettings.model_validate_json(marking)
-        histories = mark_all(settings.marker, histories, seed=file.info.seed, **marker_params(settings))
-    return from_histories(histories)
+    histories = file.each(task_ids)
+    if marking is None:
+        return from_histories(histories)
+    settings, seed = MarkerSettings.model_validate_json(marking), file.info.seed
+    params = marker_params(settings)
+    return from_histories(
+        (task, history.with_mask(mark_task(settings.marker, history, task, seed=seed, **params)))
+        for task, history in histories
+    )
 
 
 @lru_cache(maxsize=8)
@@ -142,9 +146,10 @@ class RunData:
         batches = -(-windows // size)
         judged = evaluate_imitation(model, sampler, batches)
         entropy = float("nan")
-        if sequences.entropy is not None and self.file.info.spaces["action"]["kind"] != "box":
+        if "entropy" in sequences.store and self.file.info.spaces["action"]["kind"] != "box":
             steps = [sampler.indices(k) for k in range(batches)]
-            entropy = float(np.mean([sequences.entropy[index[valid]].mean() for index, valid in steps]))
+            judged_steps = [sequences.gather("entropy", index[valid]) for index, valid in steps]
+            entropy = float(np.mean([values.mean() for values in judged_steps]))
         return {
             "accuracy": judged.accuracy,
             "cross_entropy": judged.cross_entropy,

@@ -1,8 +1,8 @@
-"""Learning histories as flat sequences of transitions, for transforms and windows."""
+"""Learning histories as sequences of transitions, for transforms and windows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,12 +12,13 @@ from compressed_ad.errors import HistoryError, SplitError
 from compressed_ad.types import AnyArray, BoolArray, History, IntArray
 
 _OPTIONAL = ("entropy", "action_probs")
-_PER_STEP = ("states", "actions", "rewards", "next_states", "ended", "mask", "update", *_OPTIONAL)
+COLUMNS = ("states", "actions", "rewards", "next_states", "ended", "mask", "update", *_OPTIONAL)
+_BLOCK = 1 << 16  # pieces whose rows are looked up at a time
 
 
 @dataclass(frozen=True)
 class Episodes:
-    """The K episodes of some sequences, in order; ``start`` points into the flat arrays."""
+    """The K episodes of some sequences, in order; ``start`` counts transitions from the first sequence on."""
 
     start: IntArray  # (K,)
     length: IntArray  # (K,)
@@ -29,40 +30,121 @@ class Episodes:
 
 @dataclass(frozen=True)
 class Sequences:
-    """Time-ordered runs of transitions, one after another in flat arrays of M transitions.
+    """Time-ordered runs of transitions, one after another: M transitions in all.
 
-    Sequence q, one stream of one learner, is ``[offsets[q], offsets[q + 1])``.
+    Sequence q, one stream of one learner, is ``[offsets[q], offsets[q + 1])``. Transforms choose and reorder
+    transitions without copying them: the M transitions are *pieces*, runs of consecutive rows of ``store``,
+    which holds the histories as they were read. A property such as ``states`` gathers its M values anew each
+    time, unless they are one piece; ``gather`` reads some of them.
     """
 
-    states: AnyArray  # (M, ...)
-    actions: AnyArray  # (M, ...)
-    rewards: AnyArray  # (M,) float32
-    next_states: AnyArray  # (M, ...)
-    ended: BoolArray  # (M,) last transition of an episode
-    mask: BoolArray  # (M,) compression mask
-    update: IntArray  # (M,)
+    store: Mapping[str, AnyArray]  # name -> (N, ...), as in ``COLUMNS``; the optional ones may be missing
+    row: IntArray  # (P,) row of the store with which each piece begins
+    at: IntArray  # (P + 1,) piece p is the transitions [at[p], at[p + 1])
     offsets: IntArray  # (Q + 1,)
     task: IntArray  # (Q,) index of the task in the history file
     learner: IntArray  # (Q,) learner within the task
-    entropy: AnyArray | None = None  # (M,) nats, of the acting policy; None where a history lacks it
-    action_probs: AnyArray | None = None  # (M,) of the action taken, NaN where unknown; None likewise
+
+    @classmethod
+    def of(
+        cls, store: Mapping[str, AnyArray], offsets: IntArray, task: IntArray, learner: IntArray
+    ) -> Sequences:
+        """All rows of ``store`` in order, as one piece."""
+        return cls(store, np.zeros(1, np.int64), np.array([0, offsets[-1]]), offsets, task, learner)
 
     def __len__(self) -> int:
         return len(self.task)
+
+    @property
+    def states(self) -> AnyArray:
+        """(M, ...)"""
+        return self._column("states")
+
+    @property
+    def actions(self) -> AnyArray:
+        """(M, ...)"""
+        return self._column("actions")
+
+    @property
+    def rewards(self) -> AnyArray:
+        """(M,) float32"""
+        return self._column("rewards")
+
+    @property
+    def next_states(self) -> AnyArray:
+        """(M, ...)"""
+        return self._column("next_states")
+
+    @property
+    def ended(self) -> BoolArray:
+        """(M,) last transition of an episode"""
+        return self._column("ended")
+
+    @property
+    def mask(self) -> BoolArray:
+        """(M,) compression mask"""
+        return self._column("mask")
+
+    @property
+    def update(self) -> IntArray:
+        """(M,) number of the source policy's version"""
+        return self._column("update")
+
+    @property
+    def entropy(self) -> AnyArray | None:
+        """(M,) nats, of the acting policy; None where a history lacks it"""
+        return self._column("entropy") if "entropy" in self.store else None
+
+    @property
+    def action_probs(self) -> AnyArray | None:
+        """(M,) of the action taken, NaN where unknown; None where a history lacks it"""
+        return self._column("action_probs") if "action_probs" in self.store else None
+
+    def _column(self, name: str) -> AnyArray:
+        array = self.store[name]
+        if len(self.row) == 1:
+            return array[self.row[0] : self.row[0] + self.at[-1]]
+        values = np.empty((self.at[-1], *array.shape[1:]), array.dtype)
+        length = np.diff(self.at)
+        for p in range(0, len(self.row), _BLOCK):  # in blocks, because the rows take 8 bytes a transition
+            some = slice(p, p + _BLOCK)
+            end = min(p + _BLOCK, len(self.row))
+            values[self.at[p] : self.at[end]] = array[expand(self.row[some], length[some])]
+        return values
+
+    def rows(self, steps: IntArray) -> IntArray:
+        """The row in the store of each of the transitions ``steps``, of any shape."""
+        piece = np.searchsorted(self.at, steps, side="right") - 1
+        return np.asarray(self.row[piece] + steps - self.at[piece])
+
+    def gather(self, name: str, steps: IntArray) -> AnyArray:
+        """The values of one column at the transitions ``steps``, of any shape."""
+        values: AnyArray = self.store[name][self.rows(steps)]
+        return values
+
+    def with_columns(self, **columns: AnyArray) -> Sequences:
+        """The same sequences with other values (M, ...) in some columns. This copies all columns."""
+        store = {name: columns[name] if name in columns else self._column(name) for name in self.store}
+        return Sequences.of({**columns, **store}, self.offsets, self.task, self.learner)
 
     @property
     def lengths(self) -> IntArray:
         """(Q,) number of transitions of each sequence."""
         return np.diff(self.offsets)
 
+    def sequence_of(self, steps: IntArray) -> IntArray:
+        """The sequence to which each of the transitions ``steps`` belongs."""
+        return np.searchsorted(self.offsets, steps, side="right") - 1
+
     @cached_property
     def episodes(self) -> Episodes:
         """The episodes of all sequences; the last one of a sequence may be incomplete."""
-        last = self.ended.copy()
+        ended = self.ended
+        last = ended.copy()
         last[self.offsets[1:] - 1] = True
         stop = np.flatnonzero(last) + 1
         start = np.concatenate([[0], stop[:-1]]).astype(np.int64)
-        sequence = np.searchsorted(self.offsets, start, side="right") - 1
+        sequence = self.sequence_of(start)
         first = np.searchsorted(sequence, np.arange(len(self)))
         rewarded = np.maximum.reduceat(self.rewards, start) > 0 if len(start) else np.zeros(0, bool)
         return Episodes(
@@ -71,7 +153,7 @@ class Sequences:
             sequence=sequence,
             ordinal=np.arange(len(start)) - first[sequence],
             rewarded=rewarded,
-            complete=self.ended[stop - 1],
+            complete=ended[stop - 1],
         )
 
     def full_windows(self, n_transit: int) -> BoolArray:
@@ -80,20 +162,16 @@ class Sequences:
         return np.asarray(episodes.start + n_transit <= self.offsets[episodes.sequence + 1])
 
     @cached_property
-    def rewarded_before(self) -> BoolArray:
-        """(M,) whether the sequence has met a reward above 0 before this step."""
-        met = np.cumsum(self.rewards > 0)
-        before: IntArray = met - (self.rewards > 0)
-        at_start = np.concatenate([[0], met])[self.offsets[:-1]]
-        return np.asarray(before > np.repeat(at_start, self.lengths))
+    def first_reward(self) -> IntArray:
+        """(Q,) the first transition of each sequence with a reward above 0; M where there is none."""
+        paid = np.append(np.flatnonzero(self.rewards > 0), self.at[-1])
+        first: IntArray = paid[np.searchsorted(paid, self.offsets[:-1])]
+        return np.where(first < self.offsets[1:], first, self.at[-1])
 
     def take(self, steps: IntArray, lengths: IntArray, task: IntArray, learner: IntArray) -> Sequences:
-        """New sequences of the given ``lengths``, made of the flat transitions ``steps`` in that order."""
-        keep = lengths > 0
-        per_step = {name: getattr(self, name) for name in _PER_STEP}
-        taken = {name: array[steps] for name, array in per_step.items() if array is not None}
-        offsets = np.concatenate([[0], np.cumsum(lengths[keep])])
-        return Sequences(**taken, offsets=offsets, task=task[keep], learner=learner[keep])
+        """New sequences of the given ``lengths``, made of the transitions ``steps`` in that order."""
+        begins = np.flatnonzero(np.diff(steps, prepend=-2) != 1)
+        return self._runs(steps[begins], np.diff(begins, append=len(steps)), lengths, task, learner)
 
     def take_episodes(self, rows: IntArray, group: IntArray, n_group: int, source: IntArray) -> Sequences:
         """New sequences made of whole episodes: ``rows`` of ``episodes``, sorted by ``group`` (new sequence).
@@ -102,8 +180,29 @@ class Sequences:
         """
         length = self.episodes.length[rows]
         lengths = np.bincount(group, weights=length, minlength=n_group).astype(np.int64)
-        steps = expand(self.episodes.start[rows], length)
-        return self.take(steps, lengths, self.task[source], self.learner[source])
+        return self._runs(self.episodes.start[rows], length, lengths, self.task[source], self.learner[source])
+
+    def _runs(
+        self, start: IntArray, length: IntArray, lengths: IntArray, task: IntArray, learner: IntArray
+    ) -> Sequences:
+        """New sequences of the given ``lengths``, made of runs of transitions, none of them empty."""
+        first = np.searchsorted(self.at, start, side="right") - 1
+        count = np.searchsorted(self.at, start + length) - first  # pieces that each run touches
+        piece, run = expand(first, count), np.repeat(np.arange(len(start)), count)
+        begin = np.maximum(start[run], self.at[piece])
+        end = np.minimum(start[run] + length[run], self.at[piece + 1])
+        row = self.row[piece] + begin - self.at[piece]
+        fresh = np.append(True, row[1:] != row[:-1] + (end - begin)[:-1])[: len(row)]  # not what comes next
+        at = np.concatenate([[0], np.cumsum(end - begin)])
+        keep = lengths > 0
+        return Sequences(
+            self.store,
+            row[fresh],
+            np.append(at[:-1][fresh], at[-1]),
+            np.concatenate([[0], np.cumsum(lengths[keep])]),
+            task[keep],
+            learner[keep],
+        )
 
 
 def expand(start: IntArray, length: IntArray) -> IntArray:
@@ -134,28 +233,48 @@ class TaskRows:
         return rows
 
 
-def from_histories(histories: Mapping[int, History]) -> Sequences:
-    """All streams of ``histories`` (task index -> history) as sequences; without a mask, none is marked."""
-    if not histories:
-        raise HistoryError("no histories to train on")
-    parts: dict[str, list[AnyArray]] = {}
+class _Column:
+    """An array that grows at its end; what it has in reserve takes no memory until it is filled."""
+
+    def __init__(self, values: AnyArray) -> None:
+        self.array, self.n = values, len(values)
+
+    def append(self, values: AnyArray) -> None:
+        end, dtype = self.n + len(values), np.result_type(self.array, values)
+        if end > len(self.array) or dtype != self.array.dtype:
+            grown = np.empty((max(end, 2 * len(self.array)), *self.array.shape[1:]), dtype)
+            grown[: self.n] = self.array[: self.n]
+            self.array = grown
+        self.array[self.n : end] = values
+        self.n = end
+
+
+def from_histories(histories: Mapping[int, History] | Iterable[tuple[int, History]]) -> Sequences:
+    """All streams of ``histories`` (task index -> history) as sequences; without a mask, none is marked.
+
+    Pairs that come one by one, as from ``HistoryFile.each``, are not all in memory at once.
+    """
+    columns: dict[str, _Column] = {}
     lengths, task, learner = [], [], []
-    for index, history in histories.items():
+    for n, (index, history) in enumerate(histories.items() if isinstance(histories, Mapping) else histories):
         mask = history.compression_mask
         mask = np.zeros(history.rewards.shape, bool) if mask is None else mask
         arrays = {"ended": history.episode_end, "mask": mask}
-        arrays |= {name: getattr(history, name) for name in _PER_STEP if name not in arrays}
+        arrays |= {name: getattr(history, name) for name in COLUMNS if name not in arrays}
         for name, array in arrays.items():
-            if array is not None:
-                parts.setdefault(name, []).append(array.reshape(-1, *array.shape[2:]))
+            if array is None:
+                columns.pop(name, None)
+            elif name in columns:
+                columns[name].append(array.reshape(-1, *array.shape[2:]))
+            elif n == 0:
+                columns[name] = _Column(array.reshape(-1, *array.shape[2:]))
         lengths += [history.n_step] * history.n_stream
         task += [index] * history.n_stream
         learner += history.learner.tolist()
-    for name in _OPTIONAL:
-        if len(parts.get(name, ())) < len(histories):
-            parts.pop(name, None)
-    return Sequences(
-        **{name: np.concatenate(arrays) for name, arrays in parts.items()},
+    if not task:
+        raise HistoryError("no histories to train on")
+    return Sequences.of(
+        {name: column.array[: column.n] for name, column in columns.items()},
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         task=np.array(task, np.int64),
         learner=np.array(learner, np.int64),

@@ -6,8 +6,6 @@ one after another.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from compressed_ad.errors import UsageError
@@ -99,7 +97,7 @@ def stitched(
     kept = np.flatnonzero(found[episodes.sequence] & episodes.complete & _after_learning(s, skill))
     rewards.append(s.rewards[expand(episodes.start[kept], episodes.length[kept])])
     result, steps = composer.finish(kept)
-    return replace(result, rewards=np.concatenate(rewards)[steps].astype(np.float32))
+    return result.with_columns(rewards=np.concatenate(rewards)[steps].astype(np.float32))
 
 
 def _of_other_tasks(

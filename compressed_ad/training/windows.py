@@ -5,7 +5,7 @@ The sampler has no state, so an exact resume needs only the step, and gathers by
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,10 @@ from compressed_ad.seeding import rng
 from compressed_ad.tasks.select import stored_family
 from compressed_ad.training.sequences import Sequences, from_histories
 from compressed_ad.training.transforms import apply_transforms
-from compressed_ad.types import AnyArray, BoolArray, IntArray
+from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray
+
+SHOWN = ("states", "actions", "rewards", "next_states", "ended", "mask")
+"""Columns of sequences that windows show."""
 
 
 class WindowSampler:
@@ -55,30 +58,24 @@ class WindowSampler:
     ) -> None:
         if len(sequences) == 0:
             raise HistoryError("no sequences to draw windows from")
-        self.n_transit, self.batch_size, self.seed = n_transit, batch_size, seed
+        self.sequences, self.seed = sequences, seed
+        self.n_transit, self.batch_size = n_transit, batch_size
         self.first_window, self.marker_dropout = first_window, marker_dropout
         self.begin, self.end = sequences.offsets[:-1], sequences.offsets[1:]
         episodes = sequences.episodes
         inner = sequences.full_windows(n_transit) & (episodes.ordinal > 0)
-        self.inner, self.inner_end = episodes.start[inner], self.end[episodes.sequence[inner]]
-        names = ("states", "actions", "rewards", "next_states", "ended", "mask")
-        data = {name: getattr(sequences, name) for name in names}
-        data["rewards"] = data["rewards"].astype(np.float32)
-        weight_before = weight_marked if weight_unproven is None else weight_unproven
-        if (weight_marked, weight_before) != (1.0, 1.0):
-            marked = np.where(sequences.rewarded_before, weight_marked, weight_before)
-            data["weight"] = np.where(sequences.mask, marked, 1.0).astype(np.float32)
-        if min_probability > 0 and sequences.action_probs is not None:
-            intended = ~(sequences.action_probs < min_probability)  # also where unknown
-            data["weight"] = (data.get("weight", 1.0) * intended).astype(np.float32)
-        if "weight" in data and not data["weight"].any():
+        self.inner = np.flatnonzero(inner)  # episodes
+        self.weights = (weight_marked, weight_marked if weight_unproven is None else weight_unproven)
+        self.min_probability = min_probability if "action_probs" in sequences.store else 0.0
+        self.weighted = self.weights != (1.0, 1.0) or self.min_probability > 0
+        if self.weighted and not any(self._weight(steps).any() for steps in _blocks(sequences.offsets[-1])):
             raise HistoryError(
                 "no action is left to learn: the weights of marked steps and loss_min_probability"
                 f" {min_probability} leave out every step; raise loss_weight_marked or lower"
                 " loss_min_probability"
             )
         self.device = torch.device(device)
-        self.data = {name: _tensor(np.ascontiguousarray(x)).to(self.device) for name, x in data.items()}
+        self.store = {name: _tensor(sequences.store[name]).to(self.device) for name in SHOWN}
 
     def starts(self, step: int) -> tuple[IntArray, IntArray]:
         """First transition of each window, and the end of its sequence: both (B,)."""
@@ -87,9 +84,10 @@ class WindowSampler:
         outer = random.integers(len(self.begin), size=self.batch_size)
         if len(self.inner) == 0:
             return self.begin[outer], self.end[outer]
-        inner = random.integers(len(self.inner), size=self.batch_size)
-        start = np.where(at_begin, self.begin[outer], self.inner[inner])
-        return start, np.where(at_begin, self.end[outer], self.inner_end[inner])
+        episodes = self.sequences.episodes
+        inner = self.inner[random.integers(len(self.inner), size=self.batch_size)]
+        start = np.where(at_begin, self.begin[outer], episodes.start[inner])
+        return start, np.where(at_begin, self.end[outer], self.end[episodes.sequence[inner]])
 
     def indices(self, step: int) -> tuple[IntArray, BoolArray]:
         """Transition at each position of the windows, and whether it is valid: both (B, L)."""
@@ -100,8 +98,9 @@ class WindowSampler:
     def batch(self, step: int) -> Batch:
         """The windows of gradient step ``step``."""
         index, valid = self.indices(step)
-        at = torch.from_numpy(index).to(self.device)
-        window = {name: array[at] for name, array in self.data.items()}
+        at = torch.from_numpy(self.sequences.rows(index)).to(self.device)
+        window = {name: array[at] for name, array in self.store.items()}
+        window["rewards"] = window["rewards"].float()
         for name in ("states", "actions", "next_states"):
             # Images stay in bytes; the model's stem converts them.
             if not window[name].is_floating_point() and window[name].dim() <= 3:
@@ -109,8 +108,26 @@ class WindowSampler:
         if self.marker_dropout > 0:
             draws = rng(self.seed, "marker_dropout", 0, step).random(self.batch_size)
             window["mask"] &= torch.from_numpy(draws >= self.marker_dropout).to(self.device)[:, None]
-        weight = window.pop("weight", None)
+        weight = torch.from_numpy(self._weight(index)).to(self.device) if self.weighted else None
         return Batch(shift(**window), window["actions"], torch.from_numpy(valid).to(self.device), weight)
+
+    def _weight(self, steps: IntArray) -> FloatArray:
+        """Weight in the loss of each of the transitions ``steps``, float32."""
+        sequences, (proven, unproven) = self.sequences, self.weights
+        weight = np.ones(steps.shape, np.float32)
+        if self.weights != (1.0, 1.0):
+            rewarded = steps > sequences.first_reward[sequences.sequence_of(steps)]
+            marked = np.where(rewarded, proven, unproven)
+            weight = np.where(sequences.gather("mask", steps), marked, 1.0).astype(np.float32)
+        if self.min_probability > 0:
+            improbable = sequences.gather("action_probs", steps) < self.min_probability  # not where unknown
+            weight[improbable] = 0
+        return weight
+
+
+def _blocks(n: int) -> Iterator[IntArray]:
+    """0, ..., n - 1, a million at a time."""
+    return (np.arange(k, min(k + 2**20, n)) for k in range(0, n, 2**20))
 
 
 def _tensor(array: AnyArray) -> Tensor:
@@ -149,7 +166,7 @@ class CompressedADDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         ``trust`` names code from outside this library (``module:attribute``) that the file may name.
         """
         file, chosen = HistoryFile(path), list(transforms)
-        sequences = from_histories(file.load(file.split.train.tolist()))
+        sequences = from_histories(file.each(file.split.train.tolist()))
         if chosen:
             info = file.info
             family = stored_family(path, info.family, info.family_kwargs, trust)
@@ -160,15 +177,15 @@ class CompressedADDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         return len(self.start)
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
-        steps = slice(self.start[i], self.start[i] + self.n_transit)
-        names = ("states", "actions", "rewards", "next_states", "ended", "update")
-        mask = self.sequences.mask[steps]
+        steps = np.arange(self.start[i], self.start[i] + self.n_transit)
+        window = {name: self.sequences.gather(name, steps) for name in (*SHOWN, "update")}
+        mask = window.pop("mask")
         _, start, stop = segments(mask)
         pairs = np.full(((self.n_transit + 1) // 2, 2), self.n_transit, np.int64)
         pairs[: len(start)] = np.stack([start, stop], axis=1)
         return {
-            **{name: _tensor(getattr(self.sequences, name)[steps].copy()) for name in names},
-            "compression_mask": torch.from_numpy(mask.copy()),
+            **{name: _tensor(array) for name, array in window.items()},
+            "compression_mask": torch.from_numpy(mask),
             "segments": torch.from_numpy(pairs),
             "n_segments": torch.tensor(len(start)),
         }

@@ -37,7 +37,7 @@ def test_attention_dropout_drops_weights_and_scales_up_the_others() -> None:
     x = torch.randn(1, 1, 16).expand(4000, 1, 16)
     value = block.attention.heads(block.norm_attention(x[:1]), None)[2]
     with torch.no_grad():
-        found = block(x, None)[0][:, 0]
+        found = block(x, None)[:, 0]
         none, scaled = (block.mlp(x[:1] + block.attention.merge(value * k))[0, 0] for k in (0.0, 1 / (1 - p)))
     dropped = torch.isclose(found, none, atol=1e-5).all(dim=-1)
     kept = torch.isclose(found, scaled, atol=1e-5).all(dim=-1)

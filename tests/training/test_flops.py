@@ -22,6 +22,7 @@ FAMILY = Darkroom(size=5, horizon=20)
 def config(width: int, layers: int, context: int, inputs: tuple[str, ...] = ()) -> ModelConfig:
     return ModelConfig(
         model="AD",
+        kernels=False,  # PyTorch counts its own operations only
         tf_n_embd=width,
         tf_n_layer=layers,
         n_transit=context,

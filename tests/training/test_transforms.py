@@ -320,3 +320,57 @@ def test_transforms_that_need_complete_episodes_are_tried_before_anything_is_lea
             with pytest.raises(UsageError, match=f"{name} keeps complete episodes.* to the horizon, 50"):
                 check_episodes([(name, {})], family, family.tasks(), n_step)
     check_episodes([("first_updates", {"n": 3})], family, family.tasks(), n_step)
+
+
+@given(st.integers(0, 10**6))
+def test_sequences_of_sequences_are_what_copies_of_their_transitions_would_be(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    s = from_histories({3: history(int(random.integers(1, 4)), int(random.integers(1, 30)), seed)})
+    stored, number = s.states, s.update  # every transition has a number of its own
+    for _ in range(4):
+        e = s.episodes
+        if random.random() < 0.5:
+            steps = random.permutation(len(number))[: random.integers(1, len(number) + 1)]
+            steps = np.sort(steps) if random.random() < 0.7 else steps  # runs, or nearly none
+            cut = np.sort(random.integers(0, len(steps) + 1, 2))
+            lengths = np.diff([0, *cut, len(steps)])
+            s, number = s.take(steps, lengths, np.arange(3), np.arange(3)), number[steps]
+        else:
+            rows = random.integers(0, len(e.start), random.integers(1, 8))
+            group = np.sort(random.integers(0, 3, len(rows)))
+            number = number[expand(e.start[rows], e.length[rows])]
+            lengths = np.bincount(group, weights=e.length[rows], minlength=3)
+            s = s.take_episodes(rows, group, 3, np.zeros(3, int))
+        assert s.lengths.tolist() == [n for n in lengths if n]
+        np.testing.assert_array_equal(s.update, number)
+        np.testing.assert_array_equal(s.states, stored[number])
+        some = random.integers(0, len(number), (2, 3))
+        np.testing.assert_array_equal(s.gather("states", some), stored[number[some]])
+        assert (s.row[1:] != s.row[:-1] + np.diff(s.at)[:-1]).all()  # what follows itself is one piece
+        if random.random() < 0.2:
+            s = s.with_columns(mask=~s.mask)
+            np.testing.assert_array_equal(s.update, number)
+
+
+def test_episodes_are_chosen_without_copying_their_transitions() -> None:
+    before = from_histories({0: history(4, 400)})
+    after = apply_transforms(before, [("subsample", {"every": 2, "copies": 9})], seed=0)
+    assert all(after.store[name] is array for name, array in before.store.items())
+    assert np.shares_memory(before.states, before.store["states"])
+
+
+@given(st.lists(st.sampled_from([np.uint8, np.int16, np.int64]), min_size=1, max_size=6))
+def test_histories_that_come_one_by_one_are_read_as_those_of_a_mapping(dtypes: list[type]) -> None:
+    some = {
+        k: replace(h, states=h.states.astype(dtype), entropy=None if k == 2 else h.action_probs)
+        for k, dtype in enumerate(dtypes)
+        for h in [history(2, 3 + k, k)]
+    }
+    whole, each = from_histories(some), from_histories((k, h) for k, h in some.items())
+    assert whole.states.dtype == np.result_type(*dtypes) and (each.entropy is None) == (len(dtypes) > 2)
+    assert whole.store.keys() == each.store.keys()
+    for name, array in whole.store.items():
+        np.testing.assert_array_equal(array, each.store[name])
+    np.testing.assert_array_equal(
+        whole.states, np.concatenate([h.states.reshape(-1, 2) for h in some.values()])
+    )

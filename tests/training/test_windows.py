@@ -102,8 +102,8 @@ def test_dataset_items_carry_their_segments() -> None:
 def test_a_data_loader_batches_the_dataset(n_worker: int, shuffle: bool) -> None:
     plain = from_histories({0: history(3, 40)})
     # A mask of single steps has the most segments; torch cannot stack unsigned integers of two bytes.
-    sequences = replace(
-        plain, states=plain.states.astype(np.uint16), mask=np.arange(len(plain.mask)) % 2 == 0
+    sequences = plain.with_columns(
+        states=plain.states.astype(np.uint16), mask=np.arange(len(plain.mask)) % 2 == 0
     )
     dataset = CompressedADDataset(sequences, 11)
     loader = torch.utils.data.DataLoader(dataset, batch_size=5, shuffle=shuffle, num_workers=n_worker)
@@ -134,7 +134,7 @@ def test_loss_weights_of_marked_steps_before_and_after_the_first_reward() -> Non
 def test_improbable_actions_are_shown_but_are_no_targets() -> None:
     sequences = from_histories({0: history(3, 60), 1: history(2, 44, seed=1)})
     probs = np.random.default_rng(0).choice([0.02, 0.05, 0.5, np.nan], len(sequences.actions))
-    known = replace(sequences, action_probs=probs.astype(np.float64))
+    known = sequences.with_columns(action_probs=probs.astype(np.float64))
     plain = WindowSampler(known, 12, 8, seed=0)
     sampler = WindowSampler(known, 12, 8, seed=0, min_probability=0.05)
     batch, (index, _) = sampler.batch(5), sampler.indices(5)
@@ -145,14 +145,15 @@ def test_improbable_actions_are_shown_but_are_no_targets() -> None:
     both = WindowSampler(known, 12, 8, seed=0, min_probability=0.05, weight_marked=2.0).batch(5).weight
     assert both is not None and set(both[batch.weight == 0].tolist()) == {0.0}
     assert {1.0, 2.0} == set(both[batch.weight == 1].tolist())
-    unknown = WindowSampler(replace(known, action_probs=None), 12, 8, seed=0, min_probability=0.05)
+    nothing = from_histories({0: replace(history(3, 60), action_probs=None)})
+    unknown = WindowSampler(nothing, 12, 8, seed=0, min_probability=0.05)
     assert unknown.batch(5).weight is None
 
 
 def test_histories_without_any_target_are_refused() -> None:
     sequences = from_histories({0: history(3, 60)})
     probs = np.full(len(sequences.actions), 0.5)
-    known = replace(sequences, action_probs=probs, mask=np.ones_like(sequences.mask))
+    known = sequences.with_columns(action_probs=probs, mask=np.ones_like(sequences.mask))
     choices: list[dict[str, Any]] = [{"min_probability": 1.0}, {"weight_marked": 0.0}]
     for options in choices:
         with pytest.raises(HistoryError, match=r"no action is left to learn: .* lower loss_min_probability"):

@@ -13,8 +13,8 @@ Policy and value network have equal widths and are stored side by side: a hidden
 policy's units in its first half and the value's in its second. Widths are padded to ``TILE_COLUMNS`` with
 units whose weights are and stay zero.
 
-All kernels release the GIL and are cached on disk; everything compiled is in this file, because Numba
-recompiles only when the file of the called function changes.
+All kernels release the GIL and are cached on disk; everything compiled is in this file and in
+``models.vector_code``.
 """
 
 # Numba infers the types of compiled functions; annotations would only repeat the docstrings.
@@ -24,27 +24,26 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import llvmlite.binding as llvm
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
+from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+
+from compressed_ad.models.vector_code import (
+    WIDTH,
+    compiled,
+    constant,
+    emit_products,
+    load,
+    number,
+    pointers,
+    shuffled,
+    store,
+)
 
 # ---------------------------------------------------------------------------------------------------------
 # Register-blocked product
 
-
-def _vector_width() -> int:
-    features = llvm.get_host_cpu_features()
-    if features.get("avx512f"):
-        return 16
-    return 8 if features.get("avx2") else 4
-
-
-WIDTH = _vector_width()
-"""float32 numbers in a vector register of this machine."""
 TILE_ROWS = 4
 TILE_VECTORS = 4 if WIDTH != 8 else 2  # AVX2 has 16 registers, the others 32
 TILE_COLUMNS = WIDTH * TILE_VECTORS
@@ -57,54 +56,18 @@ _TANH_RANGE = 8.0
 
 # Sums may be reordered and contracted; NaN and infinity keep their meaning, so that they can be noticed.
 _FAST = ("contract", "reassoc", "arcp", "nsz", "afn")
-_VECTOR = ir.VectorType(ir.FloatType(), WIDTH)
-
-
-def _number(value: int) -> ir.Constant:
-    return ir.Constant(ir.IntType(64), value)
-
-
-def _constant(value: float) -> ir.Constant:
-    # LLVM's text form of a float is a double that float32 holds exactly.
-    return ir.Constant(_VECTOR, [float(np.float32(value))] * WIDTH)
-
-
-def _shuffled(builder, a, b, order):
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), order))
-
-
-def _pointers(context, builder, signature, args):
-    """For each array argument, a function of an offset (in numbers) that points there."""
-
-    def pointer(kind, value):
-        data = cgutils.create_struct_proxy(kind)(context, builder, value=value).data
-        return lambda at: builder.gep(data, [at])
-
-    return [
-        pointer(kind, value)
-        for kind, value in zip(signature.args, args, strict=True)
-        if isinstance(kind, types.Array)
-    ]
-
-
-def _load(builder, pointer):
-    return builder.load(builder.bitcast(pointer, _VECTOR.as_pointer()), align=4)
-
-
-def _store(builder, value, pointer):
-    builder.store(value, builder.bitcast(pointer, _VECTOR.as_pointer()), align=4)
 
 
 def _emit_tanh(builder, x):
     for bound, order in ((_TANH_RANGE, "<"), (-_TANH_RANGE, ">")):
-        limit = _constant(bound)
+        limit = constant(bound)
         x = builder.select(builder.fcmp_ordered(order, x, limit), x, limit)
     square = builder.fmul(x, x, flags=_FAST)
 
     def horner(coefficients):
-        y = _constant(coefficients[0])
+        y = constant(coefficients[0])
         for c in coefficients[1:]:
-            y = builder.fadd(builder.fmul(y, square, flags=_FAST), _constant(c), flags=_FAST)
+            y = builder.fadd(builder.fmul(y, square, flags=_FAST), constant(c), flags=_FAST)
         return y
 
     return builder.fdiv(builder.fmul(x, horner(_TANH_P), flags=_FAST), horner(_TANH_Q), flags=_FAST)
@@ -123,36 +86,20 @@ def _make_tile(epilogue: str) -> Any:
 
         def codegen(context, builder, signature, args):
             _, c_at, c_row, _, a_at, a_row, a_k, _, b_at, b_k, _, e_at, n = args
-            c, a, b, e = _pointers(context, builder, signature, args)
-            places = [(r, v) for r in range(TILE_ROWS) for v in range(TILE_VECTORS)]
+            c, a, b, e = pointers(context, builder, signature, args)
             add, mul = builder.add, builder.mul
-
-            # Stack slots in the source, registers after optimisation.
-            sums = {place: cgutils.alloca_once_value(builder, _constant(0.0)) for place in places}
-            with cgutils.for_range(builder, n) as loop:
-                row_b = add(b_at, mul(loop.index, b_k))
-                columns = [_load(builder, b(add(row_b, _number(v * WIDTH)))) for v in range(TILE_VECTORS)]
-                column_a = add(a_at, mul(loop.index, a_k))
-                for r in range(TILE_ROWS):
-                    scalar = builder.load(a(add(column_a, mul(a_row, _number(r)))))
-                    one = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, _number(0))
-                    spread = _shuffled(builder, one, one, [0] * WIDTH)
-                    for v in range(TILE_VECTORS):
-                        product = builder.fmul(spread, columns[v], flags=_FAST)
-                        total = builder.fadd(builder.load(sums[r, v]), product, flags=_FAST)
-                        builder.store(total, sums[r, v])
-
-            for r, v in places:
-                value = builder.load(sums[r, v])
-                at = add(mul(c_row, _number(r)), _number(v * WIDTH))
+            begin = {(r, v): constant(0.0) for r in range(TILE_ROWS) for v in range(TILE_VECTORS)}
+            sums = emit_products(builder, begin, a, a_at, a_row, a_k, b, b_at, b_k, n, _FAST)
+            for (r, v), value in sums.items():
+                at = add(mul(c_row, number(r)), number(v * WIDTH))
                 if epilogue == "tanh":
-                    bias = _load(builder, e(add(e_at, _number(v * WIDTH))))
+                    bias = load(builder, e(add(e_at, number(v * WIDTH))))
                     value = _emit_tanh(builder, builder.fadd(value, bias, flags=_FAST))
                 elif epilogue == "dtanh":
-                    h = _load(builder, e(add(e_at, at)))
-                    slope = builder.fsub(_constant(1.0), builder.fmul(h, h, flags=_FAST), flags=_FAST)
+                    h = load(builder, e(add(e_at, at)))
+                    slope = builder.fsub(constant(1.0), builder.fmul(h, h, flags=_FAST), flags=_FAST)
                     value = builder.fmul(value, slope, flags=_FAST)
-                _store(builder, value, c(add(c_at, at)))
+                store(builder, value, c(add(c_at, at)))
             return context.get_dummy_value()
 
         return sig, codegen
@@ -168,12 +115,12 @@ def _transpose_block(typingctx, to, to_at, to_row, of, of_at, of_row):
 
     def codegen(context, builder, signature, args):
         _, to_at, to_row, _, of_at, of_row = args
-        to, of = _pointers(context, builder, signature, args)
+        to, of = pointers(context, builder, signature, args)
 
         def line(at, stride, row):
-            return builder.add(at, builder.mul(stride, _number(row)))
+            return builder.add(at, builder.mul(stride, number(row)))
 
-        lines = [_load(builder, of(line(of_at, of_row, row))) for row in range(WIDTH)]
+        lines = [load(builder, of(line(of_at, of_row, row))) for row in range(WIDTH)]
         step = WIDTH // 2
         while step:  # swap the off-diagonal quarters of every 2 step x 2 step block
             upper = [c + WIDTH - step if c & step else c for c in range(WIDTH)]
@@ -181,11 +128,11 @@ def _transpose_block(typingctx, to, to_at, to_row, of, of_at, of_row):
             for r in range(WIDTH):
                 if not r & step:
                     a, b = lines[r], lines[r + step]
-                    lines[r] = _shuffled(builder, a, b, upper)
-                    lines[r + step] = _shuffled(builder, a, b, lower)
+                    lines[r] = shuffled(builder, a, b, upper)
+                    lines[r + step] = shuffled(builder, a, b, lower)
             step //= 2
         for row in range(WIDTH):
-            _store(builder, lines[row], to(line(to_at, to_row, row)))
+            store(builder, lines[row], to(line(to_at, to_row, row)))
         return context.get_dummy_value()
 
     return sig, codegen
@@ -195,7 +142,7 @@ _tile = _make_tile("none")
 _tile_tanh = _make_tile("tanh")
 _tile_dtanh = _make_tile("dtanh")
 
-_compile = njit(cache=True, nogil=True, fastmath=set(_FAST), error_model="numpy")
+_compile = compiled(fastmath=set(_FAST))
 
 _F = np.float32
 

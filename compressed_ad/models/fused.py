@@ -1,0 +1,105 @@
+"""Attention and gelu of a training step on a CPU, as single compiled operations with their gradients.
+
+They replace some dozen passes over memory of PyTorch's, and are the same functions up to rounding. Whatever
+they cannot do stays PyTorch's: see ``usable``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def usable(x: Tensor) -> bool:
+    """Whether compiled kernels can take ``x``: while gradients are recorded, for float32 on a CPU.
+
+    Not for vectors that get no gradient: a step of evaluation is too small to gain from it.
+    """
+    plain = x.dtype == torch.float32 and x.device.type == "cpu"
+    return plain and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def attention(qkv: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Causal attention (B, L, H, D) of ``qkv`` (B, L, 3, H, D), all float32.
+
+    Queries and keys are turned by ``rotation``, cosine and sine (L, D / 2), as by ``transformer.rotate``.
+    """
+    if rotation is None:
+        cos = qkv.new_ones((qkv.shape[1], qkv.shape[-1] // 2))
+        rotation = cos, torch.zeros_like(cos)
+    cos, sin = rotation
+    return _Attention.apply(qkv, cos, sin)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def gelu(x: Tensor) -> Tensor:
+    """``torch.nn.functional.gelu(x, approximate="tanh")`` of float32 ``x``."""
+    return _Gelu.apply(x)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        from compressed_ad.models import kernels
+
+        batch, length, _, n_head, width = qkv.shape
+        qkv, cos, sin = qkv.contiguous(), cos.contiguous(), sin.contiguous()
+        out = qkv.new_empty((batch, length, n_head, width))
+        log_sums = qkv.new_empty((batch, n_head, length))
+        ctx.save_for_backward(qkv, cos, sin, out, log_sums)
+        given = (*_arrays(qkv, cos, sin), np.float32(width**-0.5), *_arrays(out, log_sums))
+        _of_heads(batch * n_head, lambda first, last: kernels.attention(*given, first, last))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor, None, None]:
+        from compressed_ad.models import kernels
+
+        qkv, cos, sin, out, log_sums = ctx.saved_tensors
+        grad = torch.empty_like(qkv)
+        rest = _arrays(out, log_sums, given[0].contiguous(), grad)
+        known = (*_arrays(qkv, cos, sin), np.float32(qkv.shape[-1] ** -0.5), *rest)
+        _of_heads(
+            log_sums[..., 0].numel(), lambda first, last: kernels.attention_backward(*known, first, last)
+        )
+        return grad, None, None
+
+
+class _Gelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        from compressed_ad.models import kernels
+
+        x = x.contiguous()
+        ctx.save_for_backward(x)
+        y = torch.empty_like(x)
+        kernels.gelu(*_arrays(x.view(-1), y.view(-1)))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> Tensor:
+        from compressed_ad.models import kernels
+
+        (x,) = ctx.saved_tensors
+        dx = torch.empty_like(x)
+        kernels.gelu_backward(*_arrays(x.view(-1), given[0].contiguous().view(-1), dx.view(-1)))
+        return dx
+
+
+def _arrays(*tensors: Tensor) -> list[Any]:
+    return [tensor.detach().numpy() for tensor in tensors]
+
+
+def _of_heads(n: int, work: Callable[[int, int], None]) -> None:
+    """``work(first, last)`` on shares of ``n`` heads, in as many threads as PyTorch uses."""
+    n_thread = min(torch.get_num_threads(), n)
+    if n_thread == 1:
+        return work(0, n)
+    cuts = [n * k // n_thread for k in range(n_thread + 1)]
+    with ThreadPoolExecutor(n_thread) as pool:
+        list(pool.map(work, cuts[:-1], cuts[1:]))
+    return None

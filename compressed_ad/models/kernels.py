@@ -1,0 +1,362 @@
+"""Compiled kernels of training on CPUs: causal attention with rotary positions, and gelu.
+
+Attention follows Dao et al. 2022: scores are never stored as a whole, the backward pass computes them again
+from the logarithm of each query's sum. Only the causal half is computed, in blocks of queries. Heads are
+small (16 to 32 numbers) and contexts long, so arrays are laid out such that the long side is contiguous
+wherever it can be: a vector holds queries in the forward pass, keys in the backward pass.
+
+Everything is added up in an order that depends on the shapes alone, never on where arrays lie in memory, so
+that the same inputs give the same bits.
+"""
+
+# Numba infers the types of compiled functions; annotations would only repeat the docstrings.
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from compressed_ad.models.vector_code import (
+    INTEGERS,
+    WIDTH,
+    compiled,
+    constant,
+    emit_exp,
+    emit_fma,
+    emit_products,
+    integers,
+    load,
+    number,
+    pointers,
+    spread,
+    store,
+)
+
+ROWS = 8 if WIDTH == 16 else 4
+COLUMNS = 2 * WIDTH
+"""A product is computed in tiles of ``ROWS`` x ``COLUMNS``."""
+BLOCK = 32
+"""Queries in a block of the backward pass; lengths are padded to a multiple."""
+
+_compile = compiled()
+_F = np.float32
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Vector code
+
+
+def _make_tile(vectors: int, add: bool) -> Any:
+    """C[0:ROWS, 0:vectors WIDTH] = sum_k A[., k] B[k, .], k < n, or C += it; by offsets and strides."""
+
+    def tile(typingctx, c, c_at, c_row, a, a_at, a_row, a_k, b, b_at, b_k, n):
+        i64 = types.int64
+        sig = types.void(c, i64, i64, a, i64, i64, i64, b, i64, i64, i64)
+
+        def codegen(context, builder, signature, args):
+            _, c_at, c_row, _, a_at, a_row, a_k, _, b_at, b_k, n = args
+            c, a, b = pointers(context, builder, signature, args)
+            plus, times = builder.add, builder.mul
+            to = {
+                (r, v): c(plus(c_at, plus(times(c_row, number(r)), number(v * WIDTH))))
+                for r in range(ROWS)
+                for v in range(vectors)
+            }
+            begin = {place: load(builder, at) if add else constant(0.0) for place, at in to.items()}
+            sums = emit_products(builder, begin, a, a_at, a_row, a_k, b, b_at, b_k, n)
+            for place, value in sums.items():
+                store(builder, value, to[place])
+            return context.get_dummy_value()
+
+        return sig, codegen
+
+    return intrinsic(tile)
+
+
+_product = _make_tile(2, add=False)
+_narrow_product = _make_tile(1, add=False)
+_add_product = _make_tile(2, add=True)
+
+
+@intrinsic
+def _softmax_columns(typingctx, x, n, first, log_sums):
+    """x (n, COLUMNS) = exp(x - its largest) for each column; the numbers after ``n`` rows are 1 / their sums.
+
+    Column c counts the rows up to ``first`` + c only, the others become 0; ``first`` + COLUMNS = n. Fills
+    ``log_sums`` (COLUMNS,): the logarithm of the sum before the largest was taken off.
+    """
+    i64 = types.int64
+    sig = types.void(x, i64, i64, log_sums)
+
+    def codegen(context, builder, signature, args):
+        _, n, first, _ = args
+        x, log_sums = pointers(context, builder, signature, args)
+        log = builder.module.declare_intrinsic("llvm.log", [ir.FloatType()])
+        for v in range(COLUMNS // WIDTH):
+            lanes = integers([v * WIDTH + i for i in range(WIDTH)])
+
+            def place(row, v=v):
+                return x(builder.add(builder.mul(row, number(COLUMNS)), number(v * WIDTH)))
+
+            def counts(row, lanes=lanes):
+                late = builder.trunc(builder.sub(row, first), ir.IntType(32))
+                return builder.icmp_signed(">=", lanes, spread(builder, late, INTEGERS))
+
+            top = cgutils.alloca_once_value(builder, constant(-3e38))
+            total = cgutils.alloca_once_value(builder, constant(0.0))
+            with cgutils.for_range(builder, n) as loop:
+                value = builder.select(counts(loop.index), load(builder, place(loop.index)), constant(-3e38))
+                best = builder.load(top)
+                builder.store(builder.select(builder.fcmp_ordered(">", value, best), value, best), top)
+            shift = builder.load(top)
+            with cgutils.for_range(builder, n) as loop:
+                y = emit_exp(builder, builder.fsub(load(builder, place(loop.index)), shift))
+                y = builder.select(counts(loop.index), y, constant(0.0))
+                store(builder, y, place(loop.index))
+                builder.store(builder.fadd(y, builder.load(total)), total)
+            whole = builder.load(total)
+            store(builder, builder.fdiv(constant(1.0), whole), place(n))
+            for i in range(WIDTH):
+                found = builder.call(log, [builder.extract_element(whole, number(i))])
+                found = builder.fadd(found, builder.extract_element(shift, number(i)))
+                builder.store(found, log_sums(number(v * WIDTH + i)))
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+@intrinsic
+def _softmax_backward(typingctx, x, dx, at, n, log_sum, mean):
+    """x = exp(x - log_sum) and dx = x (dx - mean) on [at : at + n], n a multiple of WIDTH."""
+    i64, f32 = types.int64, types.float32
+    sig = types.void(x, dx, i64, i64, f32, f32)
+
+    def codegen(context, builder, signature, args):
+        _, _, at, n, log_sum, mean = args
+        x, dx = pointers(context, builder, signature, args)
+        log_sum, mean = spread(builder, log_sum), spread(builder, mean)
+        with cgutils.for_range(builder, builder.sdiv(n, number(WIDTH))) as loop:
+            place = builder.add(at, builder.mul(loop.index, number(WIDTH)))
+            y = emit_exp(builder, builder.fsub(load(builder, x(place)), log_sum))
+            slope = builder.fsub(load(builder, dx(place)), mean)
+            store(builder, y, x(place))
+            store(builder, builder.fmul(y, slope), dx(place))
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+def _make_gelu(backward: bool) -> Any:
+    """y = gelu(x) on [0 : n], or y = gelu'(x) dy; n a multiple of WIDTH.
+
+    gelu(x) = x s, s = 1 / (1 + e), e = exp(-u), u = 2 sqrt(2 / pi) (x + .044715 x^3): the form with tanh of
+    Hendrycks & Gimpel 2016. Its derivative is s + x u' e s^2.
+    """
+
+    def gelu(typingctx, x, dy, y, n):
+        sig = types.void(x, dy, y, types.int64)
+
+        def codegen(context, builder, signature, args):
+            x, dy, y = pointers(context, builder, signature, args)
+            slope, cube, high = 2 * math.sqrt(2 / math.pi), 0.044715, constant(88.0)
+            with cgutils.for_range(builder, builder.sdiv(args[3], number(WIDTH))) as loop:
+                at = builder.mul(loop.index, number(WIDTH))
+                value = load(builder, x(at))
+                square = builder.fmul(value, value)
+                inner = emit_fma(builder, square, constant(-slope * cube), constant(-slope))
+                power = builder.fmul(value, inner)
+                power = builder.select(builder.fcmp_unordered("<", power, high), power, high)
+                e = emit_exp(builder, power)
+                s = builder.fdiv(constant(1.0), builder.fadd(e, constant(1.0)))
+                if backward:
+                    du = emit_fma(builder, square, constant(3 * slope * cube), constant(slope))
+                    rest = builder.fmul(builder.fmul(value, du), builder.fmul(builder.fmul(e, s), s))
+                    result = builder.fmul(load(builder, dy(at)), builder.fadd(s, rest))
+                else:
+                    result = builder.fmul(value, s)
+                store(builder, result, y(at))
+            return context.get_dummy_value()
+
+        return sig, codegen
+
+    return intrinsic(gelu)
+
+
+_gelu, _gelu_backward = _make_gelu(backward=False), _make_gelu(backward=True)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Attention
+
+
+@_compile
+def _take(qkv, which, b, h, scale, cos, sin, rows, deep, columns, wide):
+    """Queries (0), keys (1) or values (2) of a head, flat: ``rows`` (., deep) and ``columns`` (., wide).
+
+    Queries and keys are rotated (Su et al. 2021) and scaled.
+    """
+    length, dim = qkv.shape[1], qkv.shape[4]
+    half = dim // 2
+    for i in range(length):
+        if which < 2:
+            for d in range(half):
+                x, y = qkv[b, i, which, h, d], qkv[b, i, which, h, d + half]
+                rows[i * deep + d] = (x * cos[i, d] - y * sin[i, d]) * scale
+                rows[i * deep + d + half] = (y * cos[i, d] + x * sin[i, d]) * scale
+        else:
+            for d in range(dim):
+                rows[i * deep + d] = qkv[b, i, which, h, d]
+    for d in range(dim):
+        for i in range(length):
+            columns[d * wide + i] = rows[i * deep + d]
+
+
+@_compile
+def _give_back(grad, which, b, h, scale, cos, sin, of, row, column):
+    """The gradient of ``_take`` from that of its rows, number d of row i at ``of[i * row + d * column]``."""
+    length, dim = grad.shape[1], grad.shape[4]
+    half = dim // 2
+    for i in range(length):
+        if which < 2:
+            for d in range(half):
+                x, y = of[i * row + d * column] * scale, of[i * row + (d + half) * column] * scale
+                grad[b, i, which, h, d] = x * cos[i, d] + y * sin[i, d]
+                grad[b, i, which, h, d + half] = y * cos[i, d] - x * sin[i, d]
+        else:
+            for d in range(dim):
+                grad[b, i, which, h, d] = of[i * row + d * column]
+
+
+@_compile
+def _padded(n, multiple):
+    return (n + multiple - 1) // multiple * multiple
+
+
+@_compile
+def _dot(a, b):
+    total = _F(0)
+    for d in range(len(a)):
+        total += a[d] * b[d]
+    return total
+
+
+@_compile
+def attention(qkv, cos, sin, scale, out, log_sums, first, last):
+    """Causal attention of the heads ``first`` <= b H + h < ``last`` of ``qkv`` (B, L, 3, H, D).
+
+    ``cos`` and ``sin`` (L, D / 2) rotate queries and keys. Fills ``out`` (B, L, H, D) and ``log_sums``
+    (B, H, L). All float32.
+    """
+    length, n_head, dim = qkv.shape[1], qkv.shape[3], qkv.shape[4]
+    wide, deep = _padded(length, COLUMNS), _padded(dim, COLUMNS)
+    k, v, rows = np.zeros(wide * deep, _F), np.zeros(wide * deep, _F), np.zeros(wide * deep, _F)
+    q, columns = np.zeros(deep * wide, _F), np.zeros(deep * wide, _F)
+    p, o, sums = np.zeros((wide + 1) * COLUMNS, _F), np.zeros(deep * COLUMNS, _F), np.zeros(COLUMNS, _F)
+    for unit in range(first, last):
+        b, h = unit // n_head, unit % n_head
+        _take(qkv, 0, b, h, scale, cos, sin, rows, deep, q, wide)
+        _take(qkv, 1, b, h, _F(1), cos, sin, k, deep, columns, wide)
+        _take(qkv, 2, b, h, _F(1), cos, sin, v, deep, columns, wide)
+        for i in range(0, length, COLUMNS):  # a column is a query, a row a key
+            n = i + COLUMNS
+            for j in range(0, n, ROWS):
+                _product(p, j * COLUMNS, COLUMNS, k, j * deep, deep, 1, q, i, wide, dim)
+            _softmax_columns(p, n, i, sums)
+            for d in range(0, _padded(dim, ROWS), ROWS):
+                _product(o, d * COLUMNS, COLUMNS, v, d, 1, deep, p, 0, COLUMNS, n)
+            for c in range(min(COLUMNS, length - i)):
+                log_sums[b, h, i + c] = sums[c]
+                for d in range(dim):
+                    out[b, i + c, h, d] = o[d * COLUMNS + c] * p[n * COLUMNS + c]
+
+
+@_compile
+def attention_backward(qkv, cos, sin, scale, out, log_sums, dout, grad, first, last):
+    """The gradient ``grad`` (B, L, 3, H, D) with respect to ``qkv`` from that of ``out``, ``dout``."""
+    length, n_head, dim = qkv.shape[1], qkv.shape[3], qkv.shape[4]
+    wide, deep = _padded(length, BLOCK), _padded(dim, COLUMNS)
+    narrow = _padded(dim, WIDTH)
+    q, k, v = np.zeros(wide * deep, _F), np.zeros(wide * deep, _F), np.zeros(wide * deep, _F)
+    do, dq = np.zeros(wide * deep, _F), np.zeros(wide * deep, _F)
+    k_columns, v_columns, unused = (
+        np.zeros(deep * wide, _F),
+        np.zeros(deep * wide, _F),
+        np.zeros(deep * wide, _F),
+    )
+    dk, dv = np.zeros(deep * wide, _F), np.zeros(deep * wide, _F)  # by column
+    p, dp = np.zeros(BLOCK * wide, _F), np.zeros(BLOCK * wide, _F)
+    for unit in range(first, last):
+        b, h = unit // n_head, unit % n_head
+        _take(qkv, 0, b, h, scale, cos, sin, q, deep, unused, wide)
+        _take(qkv, 1, b, h, _F(1), cos, sin, k, deep, k_columns, wide)
+        _take(qkv, 2, b, h, _F(1), cos, sin, v, deep, v_columns, wide)
+        for i in range(length):
+            for d in range(dim):
+                do[i * deep + d] = dout[b, i, h, d]
+        dk[:] = 0
+        dv[:] = 0
+        for block in range(0, length, BLOCK):  # a row is a query, a column a key
+            n = block + BLOCK
+            for r in range(0, BLOCK, ROWS):
+                for j in range(0, _padded(block + r + ROWS, COLUMNS), COLUMNS):
+                    at, of = r * wide + j, (block + r) * deep
+                    _product(p, at, wide, q, of, deep, 1, k_columns, j, wide, dim)
+                    _product(dp, at, wide, do, of, deep, 1, v_columns, j, wide, dim)
+            for r in range(BLOCK):
+                row, at = block + r, r * wide
+                if row < length:
+                    mean = _dot(dout[b, row, h], out[b, row, h])
+                    _softmax_backward(p, dp, at, _padded(row + 1, WIDTH), log_sums[b, h, row], mean)
+                for j in range(at + (row + 1 if row < length else 0), at + n):
+                    p[j] = _F(0)
+                    dp[j] = _F(0)
+            for r in range(0, BLOCK, ROWS):
+                to = (block + r) * deep
+                for d in range(0, narrow - WIDTH, COLUMNS):
+                    _product(dq, to + d, deep, dp, r * wide, wide, 1, k, d, deep, n)
+                if narrow % COLUMNS:
+                    d = narrow - WIDTH
+                    _narrow_product(dq, to + d, deep, dp, r * wide, wide, 1, k, d, deep, n)
+            for j in range(0, n, COLUMNS):
+                for d in range(0, _padded(dim, ROWS), ROWS):
+                    at, of = d * wide + j, block * deep + d
+                    _add_product(dk, at, wide, q, of, 1, deep, dp, j, wide, BLOCK)
+                    _add_product(dv, at, wide, do, of, 1, deep, p, j, wide, BLOCK)
+        _give_back(grad, 0, b, h, scale, cos, sin, dq, deep, 1)
+        _give_back(grad, 1, b, h, _F(1), cos, sin, dk, 1, wide)
+        _give_back(grad, 2, b, h, _F(1), cos, sin, dv, 1, wide)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Gelu
+
+
+@_compile
+def gelu(x, y):
+    """Gelu, in its form with tanh, of flat float32 ``x`` into ``y``."""
+    n = len(x) // WIDTH * WIDTH
+    _gelu(x, x, y, n)
+    if n < len(x):
+        tail = np.zeros(WIDTH, _F)
+        tail[: len(x) - n] = x[n:]
+        _gelu(tail, tail, tail, WIDTH)
+        y[n:] = tail[: len(x) - n]
+
+
+@_compile
+def gelu_backward(x, dy, dx):
+    """The gradient ``dx`` of ``gelu`` at ``x`` from that of its result, ``dy``."""
+    n = len(x) // WIDTH * WIDTH
+    _gelu_backward(x, dy, dx, n)
+    if n < len(x):
+        tail, slope = np.zeros(WIDTH, _F), np.zeros(WIDTH, _F)
+        tail[: len(x) - n], slope[: len(x) - n] = x[n:], dy[n:]
+        _gelu_backward(tail, slope, tail, WIDTH)
+        dx[n:] = tail[: len(x) - n]

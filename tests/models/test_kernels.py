@@ -1,0 +1,220 @@
+"""Compiled attention and gelu: the functions that PyTorch computes, repeatable bit for bit."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from compressed_ad.models import MODEL, fused
+from compressed_ad.models.transformer import Rotation, rotate
+from compressed_ad.training.loop import gradient
+from tests.models.test_models import batch, config
+
+SHAPES = st.tuples(
+    st.integers(1, 3), st.integers(1, 70), st.integers(1, 3), st.integers(1, 20).map(lambda n: 2 * n)
+)
+
+
+def drawn(shape: tuple[int, int, int, int], seed: int) -> tuple[Tensor, Rotation, Tensor]:
+    """Queries, keys and values (B, L, 3, H, D), a rotation, and a gradient of the result."""
+    n_batch, length, n_head, width = shape
+    random = torch.Generator().manual_seed(seed)
+    angle = torch.arange(length)[:, None] / 10.0 ** torch.arange(width // 2)
+    qkv = 2 * torch.randn((n_batch, length, 3, n_head, width), generator=random)
+    return qkv, (angle.cos(), angle.sin()), torch.randn((n_batch, length, n_head, width), generator=random)
+
+
+def plain(qkv: Tensor, rotation: Rotation | None) -> Tensor:
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    if rotation is not None:
+        q, k = rotate(q, *rotation), rotate(k, *rotation)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+
+def with_gradient(
+    function: Callable[..., Tensor], x: Tensor, dy: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    x = x.clone().requires_grad_()
+    y = function(x, *rest)
+    y.backward(dy)
+    assert x.grad is not None
+    return y.detach(), x.grad
+
+
+@given(SHAPES, st.booleans(), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)  # the first example may compile
+def test_attention_is_that_of_float64(shape: tuple[int, int, int, int], rotary: bool, seed: int) -> None:
+    qkv, rotation, dy = drawn(shape, seed)
+    wide = [x.double() for x in rotation]
+    exact = with_gradient(plain, qkv.double(), dy.double(), (wide[0], wide[1]) if rotary else None)
+    found = with_gradient(fused.attention, qkv, dy, rotation if rotary else None)
+    # Rounding errors (6e-8) are in proportion to what is added up, which may cancel. These are its bounds:
+    longest = qkv.norm(dim=-1).max()
+    bound = 3e-7 * (1 + longest**2 / qkv.shape[-1] ** 0.5)
+    for own, expected, size in zip(found, exact, (longest, dy.norm(dim=-1).max()), strict=True):
+        assert bool((own - expected).abs().max() <= bound * size)
+
+
+@pytest.mark.parametrize("shape", [(2, 400, 2, 16), (1, 257, 1, 24)])
+def test_long_contexts_are_as_near_to_float64_as_those_of_pytorch(shape: tuple[int, int, int, int]) -> None:
+    qkv, rotation, dy = drawn(shape, 0)
+    exact = with_gradient(plain, qkv.double(), dy.double(), tuple(x.double() for x in rotation))
+    own, theirs = (with_gradient(f, qkv, dy, rotation) for f in (fused.attention, plain))
+    for a, b, e in zip(own, theirs, exact, strict=True):
+        assert (a - e).abs().max() < 4 * (b - e).abs().max()
+
+
+@given(st.integers(1, 200), st.floats(0.1, 100), st.integers(0, 99))
+@settings(deadline=None)
+def test_gelu_is_that_of_float64(n: int, scale: float, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    x, dy = scale * torch.randn(n, generator=random), torch.randn(n, generator=random)
+    exact = with_gradient(lambda x: F.gelu(x, approximate="tanh"), x.double(), dy.double())
+    for own, expected in zip(with_gradient(fused.gelu, x, dy), exact, strict=True):
+        torch.testing.assert_close(own.double(), expected, rtol=2e-6, atol=1e-6)
+
+
+def test_extreme_inputs() -> None:
+    big = torch.tensor([-1e9, -1e4, -90.0, 0.0, 90.0, 1e4])
+    y, slope = with_gradient(fused.gelu, big, torch.ones(6))
+    torch.testing.assert_close(y, torch.relu(big))
+    torch.testing.assert_close(slope, torch.tensor([0.0, 0, 0, 0.5, 1, 1]))
+    # Scores of 1e4 apart: each query sees the one key that is its own.
+    qkv = torch.zeros(1, 40, 3, 1, 64)
+    qkv[0, range(40), 0, 0, range(40)] = qkv[0, range(40), 1, 0, range(40)] = 300.0
+    qkv[0, :, 2, 0, 0] = torch.arange(40.0)
+    torch.testing.assert_close(fused.attention(qkv, None)[0, :, 0, 0], torch.arange(40.0))
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_nan_is_not_hidden(which: int) -> None:
+    qkv, rotation, _ = drawn((1, 50, 2, 8), 0)
+    qkv[0, 20, which, 1, 3] = torch.nan
+    y = fused.attention(qkv, rotation)
+    assert torch.isfinite(y[:, :, 0]).all() and y[0, 20, 1].isnan().any()
+    assert fused.gelu(torch.tensor([1.0, torch.nan]))[1].isnan()
+
+
+def moved(x: Tensor, random: np.random.Generator) -> Tensor:
+    """``x`` elsewhere in memory, at any distance from a cache line."""
+    room = torch.empty(x.numel() + 64)
+    at = int(random.integers(64))
+    room[at : at + x.numel()] = x.flatten()
+    return room[at : at + x.numel()].view(x.shape)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 2), (2, 37, 3, 6), (2, 70, 2, 16), (1, 129, 1, 24), (3, 8, 20, 32)]
+)
+def test_the_same_inputs_give_the_same_bits_wherever_they_lie(shape: tuple[int, int, int, int]) -> None:
+    random = np.random.default_rng(0)
+    qkv, (cos, sin), dy = drawn(shape, 0)
+    first = with_gradient(fused.attention, qkv, dy, (cos, sin))
+    gelus = with_gradient(fused.gelu, dy, dy)
+    keep = []
+    for _ in range(25):
+        keep.append(torch.empty(int(random.integers(1, 5000))))  # so that results lie elsewhere, too
+        again = with_gradient(
+            fused.attention, moved(qkv, random), moved(dy, random), (moved(cos, random), moved(sin, random))
+        )
+        assert all(map(torch.equal, first, again))
+        assert all(map(torch.equal, gelus, with_gradient(fused.gelu, moved(dy, random), moved(dy, random))))
+
+
+def test_threads_change_nothing() -> None:
+    qkv, rotation, dy = drawn((2, 50, 3, 16), 0)
+    n_thread = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = with_gradient(fused.attention, qkv, dy, rotation)
+        torch.set_num_threads(4)
+        assert all(map(torch.equal, one, with_gradient(fused.attention, qkv, dy, rotation)))
+    finally:
+        torch.set_num_threads(n_thread)
+
+
+NARROW = """
+import llvmlite.binding as llvm
+true = llvm.get_host_cpu_features
+llvm.get_host_cpu_features = lambda: {features}
+import compressed_ad.models.vector_code
+llvm.get_host_cpu_features = true
+import torch
+from compressed_ad.models import fused, kernels
+from tests.models import test_kernels as t
+assert kernels.WIDTH == {width}
+for shape in [(1, 5, 1, 2), (2, 70, 2, 24), (1, 33, 3, 16)]:
+    qkv, rotation, dy = t.drawn(shape, 0)
+    exact = t.with_gradient(t.plain, qkv.double(), dy.double(), tuple(x.double() for x in rotation))
+    for own, expected in zip(t.with_gradient(fused.attention, qkv, dy, rotation), exact):
+        torch.testing.assert_close(own.double(), expected, rtol=1e-5, atol=1e-5)
+"""
+
+
+@pytest.mark.parametrize(("features", "width"), [({"avx2": True}, 8), ({}, 4)])
+def test_processors_with_narrower_vectors(features: dict[str, bool], width: int) -> None:
+    code = NARROW.format(features=features, width=width)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def trained(name: str, **changes: Any) -> tuple[list[float], list[Tensor]]:
+    """Losses and weights of three gradient steps."""
+    torch.manual_seed(0)
+    asked = config(model=name, batch_size=4, **changes)
+    model = MODEL[name](asked).train()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for _ in range(3):
+        losses.append(gradient(model, model.loss, batch(4, 20), asked)[0])
+        optimiser.step()
+        optimiser.zero_grad()
+    return losses, [parameter.detach() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("name", ["AD", "CompressedAD"])
+@pytest.mark.parametrize("position", ["rotary", "learned"])
+def test_training_is_the_same_with_pytorch_alone(
+    name: str, position: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = trained(name, position=position)
+    monkeypatch.setattr(fused, "_Attention", None)
+    monkeypatch.setattr(fused, "_Gelu", None)
+    with pytest.raises(AttributeError):
+        trained(name, position=position)
+    theirs = trained(name, position=position, kernels=False)
+    assert own[0] == pytest.approx(theirs[0], rel=1e-5)
+    for a, b in zip(own[1], theirs[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "gelu"),
+    [
+        ("MarkedAttentionAD", {}, True),
+        ("AD", {"attention_dropout": 0.1}, True),
+        ("AD", {"precision": "bfloat16"}, False),
+    ],
+)
+def test_what_the_kernels_cannot_do_is_left_to_pytorch(
+    name: str, changes: dict[str, Any], gelu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "_Attention", None)
+    if not gelu:
+        monkeypatch.setattr(fused, "_Gelu", None)
+    assert np.isfinite(trained(name, **changes)[0]).all()
+
+
+def test_a_model_that_plays_uses_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODEL["AD"](config(model="AD")).eval()
+    monkeypatch.setattr(fused, "_Attention", None)
+    monkeypatch.setattr(fused, "_Gelu", None)
+    with torch.no_grad():
+        model(batch(2, 10).tokens)
