@@ -4,7 +4,8 @@
 
 Sampling: a batch gathered by index beside the same batch made item by item from the dataset, as tokens.
 Training: supervised actions per CPU second with every position supervised, beside the guide's loss at the
-query alone, and the share of the matmul peak that was measured in the same run. The floor of a step is
+query alone and beside PyTorch's attention and gelu, and the share of the matmul peak that was measured in the
+same run; for the default model and for that of the large rooms. The floor of a step is
 ``flops.training_flops`` at peak.
 Evaluation: environment steps with the key-value cache beside the uncached reference, 32 environments, once
 the context (``n_transit`` 200) has filled up; both compute the same logits.
@@ -87,16 +88,16 @@ def sampling(quick: bool) -> dict[str, Any]:
     }
 
 
-def training(quick: bool) -> dict[str, Any]:
+def training(quick: bool, **changes: Any) -> dict[str, Any]:
     """Supervised actions per CPU second and the share of the matmul peak."""
-    config = default_model()
+    config = default_model(**changes)
     sampler = WindowSampler(synthetic(), config.n_transit, config.batch_size, seed=0)
     calls = {}
-    for at in ("every", "query"):
-        c = config.model_copy(update={"loss_at": at})
+    for name, other in {"every": {}, "query": {"loss_at": "query"}, "pytorch": {"kernels": False}}.items():
+        c = config.model_copy(update=other)
         model = build_model(c, 0)
         optimiser = make_optimiser(model, c)
-        calls[at] = _stepper(model, optimiser, sampler, c)
+        calls[name] = _stepper(model, optimiser, sampler, c)
     seconds = side_by_side(calls, 3 if quick else 15)
     tokens = config.batch_size * config.n_transit
     peak = matmul_peak()
@@ -105,6 +106,8 @@ def training(quick: bool) -> dict[str, Any]:
     return {
         "parameters": sum(p.numel() for p in build_model(config, 0).parameters()),
         "ms_per_step": 1e3 * seconds["every"],
+        "ms_per_step_pytorch": 1e3 * seconds["pytorch"],
+        "ratio_pytorch": seconds["pytorch"] / seconds["every"],
         "floor_ms_per_step": 1e3 * flops / peak / 1e9,
         "targets_per_s": tokens / seconds["every"],
         "targets_per_s_query_only": config.batch_size / seconds["query"],
@@ -165,9 +168,14 @@ def evaluation(quick: bool, n_env: int = 32) -> dict[str, Any]:
 
 
 def run(quick: bool = False) -> dict[str, dict[str, Any]]:
-    """All three."""
+    """All of them."""
     torch.set_num_threads(1)
-    results = {"sampling": sampling(quick), "training": training(quick), "evaluation": evaluation(quick)}
+    results = {
+        "sampling": sampling(quick),
+        "training": training(quick),
+        "training_rooms": training(quick, tf_n_embd=64, n_transit=400, batch_size=8),
+        "evaluation": evaluation(quick),
+    }
     for name, result in results.items():
         write(name, result)
     return results
