@@ -114,7 +114,7 @@ class AD(nn.Module):
 
     def prefill(self, tokens: Tokens, lengths: Tensor, cache: Cache, rows: Tensor) -> None:
         """Replace the cache's ``rows`` by the contexts ``tokens`` (A, L) of ``lengths`` (A,) steps."""
-        self.transformer(self.embed(tokens), self.attended(tokens), cache, rows)
+        self.transformer.prefill(self.embed(tokens), self.attended(tokens), cache, rows)
         cache.length[rows] = lengths
 
     def loss(self, batch: Batch, at: str = "every", smoothing: float = 0.0) -> tuple[Tensor, Tensor]:

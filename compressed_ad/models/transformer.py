@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +28,6 @@ class Cache:
         self.key = torch.zeros((n_layer, n_row, n_head, transformer.n_context, width), device=device)
         self.value = torch.zeros_like(self.key)
         self.length = torch.zeros(n_row, dtype=torch.long, device=device)
-
-    def store(self, layer: int, rows: Tensor | None, key: Tensor, value: Tensor) -> None:
-        """Replace what ``layer`` knows of the first L tokens of ``rows``: (B, H, L, D / H) each."""
-        self.key[layer, rows, :, : key.shape[2]] = key
-        self.value[layer, rows, :, : key.shape[2]] = value
 
 
 class Attention(nn.Module):
@@ -69,6 +62,11 @@ class Attention(nn.Module):
             k, v = torch.cat([k, bias], dim=-1), torch.cat([v, torch.zeros_like(bias)], dim=-1)
         return q, k, v
 
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+        """Causal attention (B, L, D) of queries, keys and values as ``heads`` gives them."""
+        y = F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, scale=self.scale)
+        return self.merge(y)
+
     def merge(self, y: Tensor) -> Tensor:
         """(B, H, L, D / H or wider) -> (B, L, D) through the output projection."""
         if self.mark_bias is not None:
@@ -98,35 +96,19 @@ class Block(nn.Module):
         hidden = fused.gelu(hidden) if compiled else F.gelu(hidden, approximate="tanh")
         return x + F.dropout(self.down(hidden), self.dropout, self.training)
 
-    def attend(
-        self,
-        x: Tensor,
-        rotation: Rotation | None,
-        marked: Tensor | None,
-        store: Callable[[Tensor, Tensor], None] | None,
-    ) -> Tensor:
+    def attend(self, x: Tensor, rotation: Rotation | None, marked: Tensor | None) -> Tensor:
         """Causal attention (B, L, D) of normalised ``x``; in training, where it can, by a compiled kernel."""
         attention, dropped = self.attention, self.attention_dropout if self.training else 0.0
-        if self.kernels and store is None and attention.mark_bias is None and not dropped:
+        if self.kernels and attention.mark_bias is None and not dropped:
             qkv = attention.qkv(x)
             if fused.usable(qkv):
                 y = fused.attention(qkv.unflatten(-1, (3, attention.n_head, -1)), rotation)
                 return attention.out(y.flatten(2))  # type: ignore[no-any-return]
-        q, k, v = attention.heads(x, rotation, marked)
-        if store is not None:
-            store(k, v)
-        y = F.scaled_dot_product_attention(q, k, v, None, dropped, is_causal=True, scale=attention.scale)
-        return attention.merge(y)
+        return attention.mix(*attention.heads(x, rotation, marked), dropped)
 
-    def forward(
-        self,
-        x: Tensor,
-        rotation: Rotation | None,
-        marked: Tensor | None = None,
-        store: Callable[[Tensor, Tensor], None] | None = None,
-    ) -> Tensor:
-        """x (B, L, D) -> (B, L, D); ``store`` gets the keys and values."""
-        y = self.attend(self.norm_attention(x), rotation, marked, store)
+    def forward(self, x: Tensor, rotation: Rotation | None, marked: Tensor | None = None) -> Tensor:
+        """x (B, L, D) -> (B, L, D)."""
+        y = self.attend(self.norm_attention(x), rotation, marked)
         return self.mlp(x + F.dropout(y, self.dropout, self.training))
 
 
@@ -162,23 +144,31 @@ class Transformer(nn.Module):
                 std = 1 / math.sqrt(weight.shape[1]) / (math.sqrt(2 * n_layer) if residual else 1.0)
                 nn.init.normal_(weight, std=std)
 
-    def forward(
-        self, x: Tensor, marked: Tensor | None = None, cache: Cache | None = None, rows: Tensor | None = None
-    ) -> Tensor:
-        """All positions at once, (B, L, D) -> (B, L, D), for L <= n_context; ``marked`` (B, L) bool.
+    def forward(self, x: Tensor, marked: Tensor | None = None) -> Tensor:
+        """All positions at once, (B, L, D) -> (B, L, D), for L <= n_context; ``marked`` (B, L) bool."""
+        x, rotation = self._placed(x)
+        for block in self.blocks:
+            x = block(x, rotation, marked)
+        return self.norm(x)  # type: ignore[no-any-return]
 
-        Keys and values are stored in ``rows`` (B,) of the ``cache``, if there is one.
-        """
+    def prefill(self, x: Tensor, marked: Tensor | None, cache: Cache, rows: Tensor) -> None:
+        """Store the keys and values of the tokens x (B, L, D) in ``rows`` (B,) of the ``cache``."""
+        x, rotation = self._placed(x)
+        for layer, block in enumerate(self.blocks):
+            attention: Attention = block.attention  # type: ignore[assignment]
+            q, k, v = attention.heads(block.norm_attention(x), rotation, marked)  # type: ignore[operator]
+            cache.key[layer, rows, :, : x.shape[1]], cache.value[layer, rows, :, : x.shape[1]] = k, v
+            if layer < len(self.blocks) - 1:  # nothing else of the last layer is needed
+                x = block.mlp(x + attention.mix(q, k, v))  # type: ignore[operator]
+
+    def _placed(self, x: Tensor) -> tuple[Tensor, Rotation | None]:
+        """Tokens x (B, L, D) that know their places, or by how much keys and queries are turned instead."""
         length, rotation = x.shape[1], None
         if self.position is not None:
             x = x + self.position[:length]
         else:
             rotation = self.cos[:length], self.sin[:length]
-        x = F.dropout(x, self.dropout, self.training)
-        for layer, block in enumerate(self.blocks):
-            store = None if cache is None else partial(cache.store, layer, rows)
-            x = block(x, rotation, marked, store=store)
-        return self.norm(x)  # type: ignore[no-any-return]
+        return F.dropout(x, self.dropout, self.training), rotation
 
     def step(self, x: Tensor, cache: Cache, marked: Tensor | None = None) -> Tensor:
         """One more token in every row: x (B, D) -> (B, D), ``marked`` (B,). No row may be full."""
