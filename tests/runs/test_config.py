@@ -310,7 +310,7 @@ def test_all_mistakes_of_all_layers_are_reported_together(tmp_path):
         tmp_path,
         "bad.yaml",
         "model:\n  tf_n_embed: 3\n  lr: -1\n  transforms: [{name: subsampel}]\nmodle: {lr: 1}\n"
-        "env: {family: darkrom}\nmarker: {name: threshold}\nalgorithm: {name: ppo}\n",
+        "env: {family: darkrom}\n",
     )
     lines = mistakes(
         ("algorithm.learner_kwargs.n_step", "3"),
@@ -326,8 +326,6 @@ def test_all_mistakes_of_all_layers_are_reported_together(tmp_path):
         "bad.yaml:4: model: unknown history transform 'subsampel' (did you mean 'subsample'?)",
         "bad.yaml:5: unknown key 'modle' (did you mean 'model'?)",
         "bad.yaml:6: env: unknown task family 'darkrom' (did you mean 'darkroom'?)",
-        "bad.yaml:7: unknown key 'marker.name' (did you mean 'marker'?)",
-        "bad.yaml:8: unknown key 'algorithm.name' (did you mean 'learner'?)",
         "--algorithm.learner_kwargs.n_step: algorithm: ppo: unknown key 'n_step' (did you mean 'n_steps'?)",
         "--model.steps: model.steps must be a whole number of at least 1, got 'many'",
         "--comparison.methods: comparison: unknown model 'CompresedAD' (did you mean 'CompressedAD'?)",
@@ -337,6 +335,13 @@ def test_all_mistakes_of_all_layers_are_reported_together(tmp_path):
     assert len(lines) == len(expected)
     for part in expected:
         assert any(part in line for line in lines), part
+
+
+def test_a_name_for_the_thing_itself_is_told_its_key(tmp_path):
+    path = write(tmp_path, "bad.yaml", "marker: {name: threshold}\nalgorithm: {name: ppo}\n")
+    one, other = sorted(mistakes(files=(path,)))
+    assert one.endswith("bad.yaml:1: unknown key 'marker.name' (did you mean 'marker'?)")
+    assert other.endswith("bad.yaml:2: unknown key 'algorithm.name' (did you mean 'learner'?)")
 
 
 @pytest.mark.parametrize(
