@@ -124,10 +124,10 @@ def problems(hint: Any, error: ValidationError, name: str = "") -> list[Problem]
         key, context = ".".join(path), mistake.get("ctx", {})
         if kind == "extra_forbidden":
             fields = getattr(wanted, "model_fields", {})
-            hint = nearest(path[-1], fields)
+            meant = nearest(path[-1], fields)
             if path[-1] == "name" and next((f.annotation is str for f in fields.values()), False):
-                hint = f" (did you mean {next(iter(fields))!r}?)"  # the first setting names the thing itself
-            text = f"unknown key {key!r}{hint}"
+                meant = f" (did you mean {next(iter(fields))!r}?)"  # the first setting names the thing itself
+            text = f"unknown key {key!r}{meant}"
         elif kind == "missing":
             text = f"{key} is missing"
         elif kind == "value_error":
