@@ -123,7 +123,11 @@ def problems(hint: Any, error: ValidationError, name: str = "") -> list[Problem]
         path = (name, *path) if name else path
         key, context = ".".join(path), mistake.get("ctx", {})
         if kind == "extra_forbidden":
-            text = f"unknown key {key!r}{nearest(path[-1], getattr(wanted, 'model_fields', ()))}"
+            fields = getattr(wanted, "model_fields", {})
+            meant = nearest(path[-1], fields)
+            if path[-1] == "name" and next((f.annotation is str for f in fields.values()), False):
+                meant = f" (did you mean {next(iter(fields))!r}?)"  # the first setting names the thing itself
+            text = f"unknown key {key!r}{meant}"
         elif kind == "missing":
             text = f"{key} is missing"
         elif kind == "value_error":

@@ -184,7 +184,7 @@ def print_table(table: RenderableType) -> None:
     shown, text = Console(), io.StringIO()
     width = shown.width if shown.is_terminal else 100
     Console(file=text, force_terminal=shown.is_terminal, width=width, highlight=False).print(table)
-    print_lines(text.getvalue())
+    print_lines("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
 
 
 def print_lines(text: str) -> None:

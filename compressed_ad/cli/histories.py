@@ -96,9 +96,9 @@ INSPECT = Command(
     [
         option("file", "FILE", "history file", Path),
         option("--plot", "PNG", "draw the action probabilities with the marked segments", Path),
-        option("--task", None, "task to draw", int, default=0),
+        option("--task", None, "task to draw (default: the one closest to half marked)", int),
         option("--stream", None, "stream to draw", int, default=0),
-        option("--first", "STEP", "first step drawn", int, default=0),
+        option("--first", "STEP", "first step drawn (default: so that about half is marked)", int),
         option("--steps", None, "steps drawn", int, default=200),
     ],
     common=(),
@@ -106,28 +106,32 @@ INSPECT = Command(
 
 
 def _plot(options: argparse.Namespace) -> None:
+    from compressed_ad.histories.summary import task_summaries
     from compressed_ad.report.figures.histories import probability_trace
     from compressed_ad.report.figures.style import figure_to_png, figure_to_svg
+    from compressed_ad.report.results import half_marked, trace_of
 
     writers = {".png": figure_to_png, ".svg": figure_to_svg}
     if options.plot.suffix not in writers:
         raise UsageError(f"--plot {options.plot}: the name must end with .png or .svg")
     file = HistoryFile(options.file, verify=False)
-    history = file.load([options.task])[options.task]
+    task = half_marked(list(task_summaries(file))) if options.task is None else options.task
+    history = file.load([task])[task]
     if history.compression_mask is None:
         raise HistoryError(f"{options.file}: is not marked yet; mark it with: cad mark {options.file}")
     if not 0 <= options.stream < history.n_stream:
         raise UsageError(f"--stream must lie in 0..{history.n_stream - 1}, got {options.stream}")
-    if not 0 <= options.first < history.n_step or options.steps < 1:
+    if not 0 <= (options.first or 0) < history.n_step or options.steps < 1:
         raise UsageError(f"--first must lie in 0..{history.n_step - 1} and --steps be at least 1")
-    part = (options.stream, slice(options.first, options.first + options.steps))
+    label, stream = f"{file.info.learner} on {file.info.family}, task {task}", options.stream
+    trace = trace_of(history, label, stream=stream, first=options.first, length=options.steps)
     figure = probability_trace(
-        history.action_probs[part],
-        history.compression_mask[part],
+        trace.probs,
+        trace.mask,
         threshold=file.threshold,
-        episode_end=history.episode_end[part],
-        first_step=options.first,
-        title=f"{file.info.learner} on {file.info.family}, task {options.task}, stream {options.stream}",
+        episode_end=trace.episode_end,
+        first_step=trace.first_step,
+        title=trace.label,
     )
     write_atomically(options.plot, writers[options.plot.suffix](figure))
 

@@ -95,6 +95,16 @@ def _learners() -> Rows:
     return rows
 
 
+def _models() -> Rows:
+    first = {model: name for name, model in reversed(list(MODEL.items()))}
+    return [
+        (name, _sentence(model), _architecture())
+        if first[model] == name
+        else (name, f"Another name of {first[model]}, from the guide.", "")
+        for name, model in MODEL.items()
+    ]
+
+
 LISTS: Mapping[str, Callable[[], Rows]] = {
     "families": lambda: [
         *((name, _sentence(family), call_parameters(family)) for name, family in TASK_FAMILY.items()),
@@ -105,7 +115,7 @@ LISTS: Mapping[str, Callable[[], Rows]] = {
         (name, _sentence(marker), _with_defaults(marker_parameters(name).items()))
         for name, marker in MARKER.items()
     ],
-    "models": lambda: [(name, _sentence(MODEL[name]), _architecture()) for name in MODEL],
+    "models": _models,
     "transforms": lambda: [
         (
             name,

@@ -304,7 +304,7 @@ def _drawn(found: ModelFindings) -> dict[str, Figure | None]:
         "tokens": None
         if effects is None
         else draw.border_embeddings(
-            found.geometry, effects, f"{where}: {effects.n_window} windows with border marks"
+            found.geometry, effects, found.step, f"{where}: {effects.n_window} windows with border marks"
         ),
     }
 
@@ -330,7 +330,8 @@ def _text(found: ModelFindings) -> str:
         plain(rows),
     ]
     if effects is not None:
-        last, all_queries = found.geometry[-1], effects.places.index("all")
+        shown = next(g for g in found.geometry if g.step == found.step)
+        all_queries = effects.places.index("all")
         table = [["Change", "KL divergence", "Added cross-entropy"]]
         for name, *values in zip(effects.changes, effects.divergence, effects.cross_entropy, strict=True):
             nats = (
@@ -342,7 +343,7 @@ def _text(found: ModelFindings) -> str:
             "",
             f"Effect of border marks in the {effects.n_window} windows with marks (nats per query):",
             plain(table),
-            f"Norms at gradient step {last.step}: <compress> {last.norm_start / last.norm_token:.1%},"
-            f" \\compress> {last.norm_end / last.norm_token:.1%} of a typical token's embedding.",
+            f"Norms at gradient step {shown.step}: <compress> {shown.norm_start / shown.norm_token:.1%},"
+            f" \\compress> {shown.norm_end / shown.norm_token:.1%} of a typical token's embedding.",
         ]
     return "\n".join(lines)

@@ -150,7 +150,8 @@ def _report(call: Call) -> None:
         return
     with locked(out), call.display.stage("report") as show:
         written = stages.report_stage(todo, todo[0].history, out, command=call.typed, progress=show)
-    print_lines(f"{' '.join(written.analysis.verdicts)}\nReport: {written.index}")
+    said = [written.summary["learning"], written.summary["verdict"], f"Report: {written.index}"]
+    print_lines("\n".join(filter(None, said)))
 
 
 _EVALUATED = option("runs", "RUN", "evaluated run directories", Path, nargs="+")

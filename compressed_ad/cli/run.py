@@ -66,9 +66,8 @@ def run(call: Call) -> None:
             )
     from compressed_ad.report.run_tables import terminal_table
 
-    if config.marker.marker != "none":
-        print_lines(statistics.text() + "\n")
-    print_table(terminal_table(written.analysis))
+    marks = "" if config.marker.marker == "none" else statistics.text()
+    print_table(terminal_table(written.analysis, marks))
     print_lines(f"\nReport: {written.index}")
 
 

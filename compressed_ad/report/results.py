@@ -18,7 +18,13 @@ from compressed_ad.evaluation.intervals import Floats, mean
 from compressed_ad.files import chained, file_digest, json_object, json_value
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.header import LARGEST_RETURN, differences, short
-from compressed_ad.histories.summary import learning_by_tenth, shortfall, task_summaries, total_marking
+from compressed_ad.histories.summary import (
+    TaskSummary,
+    learning_by_tenth,
+    shortfall,
+    task_summaries,
+    total_marking,
+)
 from compressed_ad.marking.statistics import MarkingStatistics
 from compressed_ad.report.measures import MEASURES, final_return, normalise, series
 from compressed_ad.report.rows import TENTHS, Row
@@ -338,11 +344,8 @@ def summarise_source(file: HistoryFile) -> SourceSummary:
     n_episode = min(len(task.curve) for task in tasks)
     trace = None
     if marks:
-        # The task with a marked share closest to one half shows both kinds of steps.
-        _, shown = min(
-            (abs(task.marks.statistics.compression_ratio - 0.5), task.task) for task in tasks if task.marks
-        )
-        trace = _trace(file.load([shown])[shown], f"{name}, task {shown}")
+        shown = half_marked(tasks)
+        trace = trace_of(file.load([shown])[shown], f"{name}, task {shown}")
     parts = {"validation": set(file.split.validation.tolist()), "heldout": set(file.split.heldout.tolist())}
     return SourceSummary(
         name=name,
@@ -360,17 +363,26 @@ def summarise_source(file: HistoryFile) -> SourceSummary:
     )
 
 
-def _trace(history: History, label: str) -> Trace:
-    """The stretch of the first stream that is marked most nearly by half."""
+def half_marked(tasks: Sequence[TaskSummary]) -> int:
+    """The task whose marked share is closest to one half, so that both kinds of steps are seen."""
+    shares = [(abs(t.marks.statistics.compression_ratio - 0.5), t.task) for t in tasks if t.marks is not None]
+    return min(shares, default=(0.0, tasks[0].task))[1]
+
+
+def trace_of(
+    history: History, label: str, *, stream: int = 0, first: int | None = None, length: int = 200
+) -> Trace:
+    """``length`` steps of a marked ``stream`` from ``first``, by default those marked most nearly by half."""
     assert history.compression_mask is not None
-    mask = history.compression_mask[0]
-    length = min(200, len(mask))
-    before = np.concatenate([[0], np.cumsum(mask)])
-    share = (before[length:] - before[:-length]) / length
-    first = int(np.argmin(np.abs(share - 0.5)))
+    mask = history.compression_mask[stream]
+    if first is None:
+        length = min(length, len(mask))
+        before = np.concatenate([[0], np.cumsum(mask)])
+        share = (before[length:] - before[:-length]) / length
+        first = int(np.argmin(np.abs(share - 0.5)))
     part = slice(first, first + length)
-    probs, ends = history.action_probs[0, part], history.episode_end[0, part]
-    return Trace(f"{label}, stream 0", first, probs, mask[part], ends)
+    probs, ends = history.action_probs[stream, part], history.episode_end[stream, part]
+    return Trace(f"{label}, stream {stream}", first, probs, mask[part], ends)
 
 
 # ---------------------------------------------------------------- runs of a study

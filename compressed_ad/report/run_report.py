@@ -103,6 +103,7 @@ def build_report(
         "report.html.j2",
         title=title or f"{' and '.join(analysis.methods)} on {experiment.family}",
         analysis=analysis,
+        learning=summary["learning"],
         design=comparison.SHARED_DATA.about,
         header=header(analysis),
         table=lines(analysis),
@@ -312,6 +313,7 @@ def _summary(
         entry = {**middles, "low": i.low, "high": i.high, "interval_of": i.of}
         tables[kind].setdefault(name, {})[key] = entry
     content: dict[str, Any] = {
+        "learning": comparison.learning_sentence(analysis.learning),
         "verdict": " ".join(analysis.verdicts),
         "methods": tables["method"],
         "differences": tables["difference"],

@@ -104,8 +104,9 @@ def _terminal(title: str, rows: Sequence[Sequence[str]]) -> Table:
     return table
 
 
-def terminal_table(analysis: Analysis) -> Group:
-    """The comparison for the end of ``cad run``: means with intervals, paired differences, the verdict."""
+def terminal_table(analysis: Analysis, marks: str = "") -> Group:
+    """The comparison for the end of ``cad run``: whether anything was learned, ``marks``, means, verdict."""
+    above = (comparison.learning_sentence(analysis.learning), marks)
     title = "Held-out tasks: mean over runs and tasks, 95 % interval"
     table = Table(title=title, title_justify="left", min_width=len(title))
     table.add_column("", min_width=20)
@@ -113,7 +114,11 @@ def terminal_table(analysis: Analysis) -> Group:
         table.add_column(Text(name, justify="right"), justify="right", overflow="fold")
     for label, _, cells in lines(analysis):
         table.add_row(Text(label), *(Text(f"{value}\n{span}".rstrip()) for value, span in cells))
-    parts: list[Table | Text] = [table, *map(Text, notes_below(analysis))]
+    parts: list[Table | Text] = [
+        *(Text(f"{text}\n") for text in above if text),
+        table,
+        *map(Text, notes_below(analysis)),
+    ]
     if regret_lines := regret_table(analysis):
         n_episode = next(iter(analysis.regret.values())).shape[-1]
         parts.append(_terminal(f"Cumulative regret over {n_episode} episodes: mean", regret_lines))

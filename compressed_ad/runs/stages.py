@@ -7,6 +7,7 @@ that need it.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -277,7 +278,7 @@ def _sights(todo: Sequence[Job], report: Report, *, searches: bool) -> Iterator[
                     f"border_embeddings_{model}",
                     f"The border embeddings of {job.name}: their size and direction, and how far the action"
                     " distribution moves when marks are taken away or exchanged.",
-                    border_embeddings(found.geometry, found.effects, job.name),
+                    border_embeddings(found.geometry, found.effects, found.step, job.name),
                 )
 
 
@@ -287,27 +288,37 @@ def _sights(todo: Sequence[Job], report: Report, *, searches: bool) -> Iterator[
 def expected_seconds(config: Config) -> dict[str, float | None]:
     """Rough seconds of each stage of ``cad run`` on CPU cores of today; None where they are unknown.
 
-    Measured on one core of a 2-core server CPU; yours may be twice as fast or slow.
+    Measured on a 2-core server CPU with AVX-512, both cores busy. The whole job took up to 1.7 times as long
+    on one without; yours may differ as much.
     """
+    slower = 1.0 if _has_avx512() else 1.7
     planned, model, evaluation = plan(config), config.model, config.evaluation
     parallel, steps = n_process(config), source_steps(config)
     collection = None
     if config.algorithm.learner == "ppo" and ":" not in config.env.family:  # others step at their own speed
         epochs = PPOConfig(**config.algorithm.learner_kwargs).n_epochs
-        collection = 5 + steps * epochs * 0.9e-6 / parallel
+        collection = slower * (10 + steps * epochs * 2.6e-7 / parallel)
     rounds = -(-len(config.comparison.methods) * config.comparison.runs // parallel)
     size = model.tf_n_embd**2 * model.tf_n_layer / (64**2 * 3) * 0.7 + 0.3
-    # An in-context step of one environment takes 1.2e-4 s at width 64, 3 layers, context 200.
-    episode = planned.family.horizon * 1.2e-4 * size
+    # An in-context step of one environment takes 3.5e-5 s at width 64, 3 layers, context 200.
+    episode = planned.family.horizon * 3.5e-5 * size
     validation = len(planned.split.validation) * model.validation_rollouts * model.validation_episodes
     heldout = len(planned.split.heldout) * evaluation.rollouts * evaluation.episodes
     return {
         "collect": collection,
-        "mark": 1 + steps * 1e-6,
-        "train": rounds * (4 + training_flops(model) / 21e9 + model.validations * validation * episode),
-        "evaluate": rounds * (2 + 2 * heldout * episode),
-        "report": 10.0,
+        "mark": 1 + steps * 1e-7,  # most of it is done while collecting
+        "train": slower
+        * rounds
+        * (4 + training_flops(model) / 33e9 + model.validations * validation * episode),
+        "evaluate": slower * rounds * (2 + 2 * heldout * episode),
+        "report": slower * 20.0,
     }
+
+
+def _has_avx512() -> bool:
+    """Whether this processor has vectors of 512 bits, as far as NumPy tells."""
+    found = np.show_config(mode="dicts") or {}
+    return any(re.match("X86_V4|AVX512", name) for name in found.get("SIMD Extensions", {}).get("found", ()))
 
 
 class Stopwatch:

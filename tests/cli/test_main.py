@@ -17,6 +17,8 @@ from compressed_ad.cli.call import Command, Stop
 from compressed_ad.cli.main import COMMANDS, load_command, main
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.learners.ppo import BatchedPPO
+from compressed_ad.report.figures import histories, style
+from compressed_ad.report.results import summarise_source
 from compressed_ad.runs.layers import SECTIONS, config_folder
 from compressed_ad.types import History
 from tests.conftest import SmokeRun, cad
@@ -267,6 +269,7 @@ def test_list_and_doctor(run):
         "benchmark/key_to_door",
     ):
         assert word in out
+    assert re.search(r"CompressedADv2 +Another name of CompressedAD, from the guide\.", out)
     code, out, _ = run("list", "families")
     assert "key_to_door" in out
     assert "threshold" not in out
@@ -332,7 +335,7 @@ def test_a_history_without_probabilities(run, tmp_path):
     assert file.read_bytes() == before
 
 
-def test_inspect_and_its_plot(run, tmp_path, made):
+def test_inspect_and_its_plot(run, tmp_path, made, monkeypatch):
     wrong = cad("inspect", made / NAME, "--plot", "p.png", env={**os.environ, "MPLBACKEND": "nonsense"})
     assert wrong.returncode == 2
     assert re.search(r"error: matplotlib cannot be used: .*is the variable MPLBACKEND right", wrong.stderr)
@@ -340,6 +343,16 @@ def test_inspect_and_its_plot(run, tmp_path, made):
     assert code == 0
     assert "Tasks: 9 (6 train, 1 validation, 2 heldout)" in out
     assert (tmp_path / "figures" / "p.png").read_bytes()[:4] == b"\x89PNG"
+    drawn = []
+    trace = summarise_source(HistoryFile(made / NAME)).trace
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            histories, "probability_trace", lambda *_, **k: drawn.append((k["title"], k["first_step"]))
+        )
+        patch.setattr(style, "figure_to_png", lambda figure: b"")
+        assert run("inspect", made / NAME, "--plot", "r.png")[0] == 0
+    ((title, first),) = drawn  # what the report shows
+    assert title.split(", ", 1)[1] == trace.label.split(", ", 1)[1] and first == trace.first_step
     for words, cause in (
         (["--task", "99"], "has no task"),
         (["--stream", "4"], "--stream must lie in 0..0"),

@@ -173,6 +173,10 @@ def test_the_command_writes_what_it_says(
     found = json.loads((run / "attention" / "attention.json").read_text())
     assert np.shape(found["shares"]["share"])[0] == 4
     assert (found["effects"] is None) == (name == "AD")
+    if name != "AD":  # of the weights that everything else is of
+        (shown,) = [g for g in found["geometry"] if g["step"] == found["step"]]
+        assert f"Norms at gradient step {found['step']}: <compress> " in said
+        assert f"{shown['norm_start'] / shown['norm_token']:.1%}" in said
     figures = {p.name for p in (run / "attention").glob("*.png")}
     assert figures == {"attention.png", "attention_map.png"} | ({"tokens.png"} if name != "AD" else set())
     assert main(["attention", str(run), "--windows", "8", "--part", "validation"]) == 0

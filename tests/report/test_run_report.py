@@ -30,6 +30,8 @@ from compressed_ad.report.comparison import (
     analyse,
     convergence,
     convergence_table,
+    learning,
+    learning_sentence,
 )
 from compressed_ad.report.figures import comparison, histories, style
 from compressed_ad.report.measures import MEASURES
@@ -143,7 +145,9 @@ def test_report_is_complete_and_self_contained(report: WrittenReport) -> None:
     n_run = report.analysis.pairs["CompressedAD-AD"]["final"].n_run
     begins = "CompressedAD is better than AD." if n_run == 3 else "Too few runs to compare"
     assert report.summary["verdict"].startswith(begins)
-    assert page.text.index(begins) < page.text.index("Final return")
+    learned = report.summary["learning"]
+    assert learned.startswith("Both models learned in context: AD from ")
+    assert page.text.index(learned) < page.text.index(begins) < page.text.index("Final return")
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     assert page.loads and all(load.startswith("data:image/svg+xml;base64,") for load in page.loads)
     for load in page.loads:
@@ -163,7 +167,17 @@ def test_summary_has_the_promised_keys(report: WrittenReport) -> None:
     folder = report.index.parent
     summary = json.loads((folder / "summary.json").read_text(), parse_constant=pytest.fail)
     assert summary == report.summary
-    keys = {"verdict", "methods", "differences", "regret", "references", "marking", "seconds", "protocol"}
+    keys = {
+        "learning",
+        "verdict",
+        "methods",
+        "differences",
+        "regret",
+        "references",
+        "marking",
+        "seconds",
+        "protocol",
+    }
     assert set(summary) == keys | {"iqm_of_differences"}
     metrics = {
         "final",
@@ -353,6 +367,77 @@ def test_without_an_optimum_the_source_sets_the_scale() -> None:
     said = "1 is the best episode of the source algorithm (the optimal return is unknown)."
     assert said in in_terminal(analysis)
     assert "the best episode" not in in_terminal(analyse([method()], source()))
+
+
+# ---------------------------------------------------------------- learning in context
+
+
+def noisy(*levels: float, noise: float = 0.05, n_task: int = 12) -> np.ndarray:
+    """Curves (4, n_task, 20) around straight lines between ``levels`` at even distances."""
+    line = np.interp(np.linspace(0, 1, 20), np.linspace(0, 1, len(levels)), levels)
+    return line + noise * np.random.default_rng(len(levels)).normal(size=(4, n_task, 20))
+
+
+def test_models_that_learned_in_context_are_said_to_have_with_their_gain() -> None:
+    steps = np.repeat([0.0, 0.25, 0.75, 1.0], 5)
+    early = np.where(np.arange(20) < 3, 0.2, 0.8)
+    curves = {"AD": np.broadcast_to(steps, (2, 3, 20)), "B": np.broadcast_to(early, (2, 3, 20))}
+    assert learning_sentence(learning(curves)) == (
+        "Both models learned in context: AD from 0.000 in the first episode to 1.000 in the last tenth, with"
+        " half of the gain by episode 11; B from 0.200 in the first episode to 0.800 in the last tenth, with"
+        " half of the gain by episode 4."
+    )
+    three = learning_sentence(learning({**curves, "C": curves["B"]}))
+    assert three.startswith("All 3 models learned in context: AD from ")
+
+
+@pytest.mark.parametrize("levels", [(0.3, 0.3), (0.6, 0.2)])
+def test_a_model_that_gains_nothing_did_not_learn(levels: tuple[float, float]) -> None:
+    (one,) = learning({"AD": noisy(*levels)})
+    assert one.verdict == "did not learn" and one.last == pytest.approx(levels[1], abs=0.02)
+    said = learning_sentence([one])
+    span = one.gain.span("+")
+    assert said.startswith("AD did not learn in context: from ") and said.endswith(
+        f" (95 % of the gain {span})."
+    )
+
+
+def test_where_one_of_two_models_did_not_learn_the_comparison_is_said_to_tell_little() -> None:
+    warning = "A comparison with a model that did not learn in context says little."
+    one = learning_sentence(learning({"AD": noisy(0.1, 0.8), "B": noisy(0.1, 0.1)}))
+    assert one.startswith("AD learned in context: from ") and " B did not learn in context: from " in one
+    both = learning_sentence(learning({"AD": noisy(0.1, 0.1), "B": noisy(0.1, 0.1)}))
+    assert both.startswith("AD and B did not learn in context: AD from ")
+    assert one.endswith(warning) and both.endswith(warning)
+    assert warning not in learning_sentence(learning({"AD": noisy(0.1, 0.8), "B": noisy(0.1, 0.7)}))
+    assert warning not in learning_sentence(learning({"AD": noisy(0.1, 0.1)}))  # nothing is compared
+
+
+def test_whether_one_task_is_learned_says_nothing_of_others() -> None:
+    said = learning_sentence(learning({"AD": noisy(0.1, 0.9, n_task=1)}))
+    assert said.startswith("AD cannot be said to learn in context or not, since one task tells nothing of")
+    assert "nan" not in said and "95 %" not in said
+
+
+def test_episodes_of_one_noisy_step_are_judged_as_all_others() -> None:
+    """As of bandits: every return is 0 or 1, and the first episode is one pull of each rollout."""
+    chance = np.linspace(0.5, 0.9, 100)
+    pulls = np.random.default_rng(0).random((3, 20, 4, 100)) < chance
+    (one,) = learning({"AD": pulls.mean(axis=2)})
+    assert one.verdict == "learned" and one.last == pytest.approx(0.88, abs=0.03) and 1 < one.halfway < 80
+    flat = np.random.default_rng(0).random((3, 20, 4, 100)) < 0.5
+    assert learning({"AD": flat.mean(axis=2)})[0].verdict == "did not learn"
+
+
+def test_nothing_is_said_of_learning_without_a_scale_or_with_one_episode() -> None:
+    unknown = noisy(0.1, 0.9) * np.nan
+    assert learning({"AD": unknown}) == learning({"AD": noisy(0.1, 0.9)[..., :1]}) == []
+    assert learning_sentence([]) == ""
+    some = noisy(0.1, 0.9)
+    some[:, 4:] = np.nan  # tasks without a scale do not count
+    assert learning({"AD": some})[0] == replace(
+        learning({"AD": some[:, :4]})[0], gain=learning({"AD": some})[0].gain
+    )
 
 
 @pytest.mark.parametrize(

@@ -134,30 +134,37 @@ def _beside_both(axes: Axes, context: Context, length: int) -> None:
 
 
 @styled
-def border_embeddings(geometries: Sequence[Geometry], effects: Effects, title: str) -> Figure:
-    """The border embeddings: size over training, direction, and what taking or changing marks does."""
+def border_embeddings(geometries: Sequence[Geometry], effects: Effects, step: int, title: str) -> Figure:
+    """The border embeddings: size over training, direction, and what taking or changing marks does.
+
+    Direction and ``effects`` are of the weights at gradient step ``step``, one of ``geometries``.
+    """
     figure, (row,) = panels(12.4, 4.6, 1, 4, width_ratios=[1, 1.15, 1, 1])
     sizes, directions, divergence, loss = row
     start: dict[str, Any] = {"color": "#7a4fa3", "marker": "o", "markersize": 5}
     end: dict[str, Any] = {"color": "#a6761d", "marker": "s", "markersize": 5, "fillstyle": "none"}
-    steps, last = [g.step for g in geometries], geometries[-1]
+    steps, shown = [g.step for g in geometries], next(g for g in geometries if g.step == step)
     sizes.plot(steps, [g.norm_start / g.norm_token for g in geometries], label="<compress>", **start)
     norms = [g.norm_end / g.norm_token for g in geometries]
     sizes.plot(steps, norms, linestyle=(0, (6, 1.5)), label="\\compress>", **end)
     sizes.set(xlabel="gradient step", ylabel="norm / median norm of a token", ylim=(0, None), title="Size")
+    sizes.axvline(step, color=MUTED, linestyle=(0, (2, 2)), linewidth=1.2, label=f"step {step}, shown beside")
+    sizes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     sizes.margins(x=0.1)
-    places = -np.arange(len(last.cosine_start))
+    places = -np.arange(len(shown.cosine_start))
     directions.axvline(0, color=INK, linewidth=1)
-    for cosines, mark in ((last.cosine_start, start), (last.cosine_end, end)):
+    for cosines, mark in ((shown.cosine_start, start), (shown.cosine_end, end)):
         directions.plot(list(cosines.values()), places, linestyle="none", **mark)
-    directions.set_yticks(places, list(last.cosine_start))
-    directions.set(xlim=(-1.05, 1.05), xlabel="cosine", title=f"Direction; with each other {last.cosine:.2f}")
+    directions.set_yticks(places, list(shown.cosine_start))
+    directions.set(
+        xlim=(-1.05, 1.05), xlabel="cosine", title=f"Direction; with each other {shown.cosine:.2f}"
+    )
     directions.grid(axis="y", visible=False)
     _changes(divergence, effects, effects.divergence, "KL divergence (nats)", "Change of the prediction")
     _changes(loss, effects, effects.cross_entropy, "added cross-entropy (nats)", "Change of the loss")
     loss.set_yticklabels([])
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    figure.legend(*sizes.get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    figure.legend(*sizes.get_legend_handles_labels(), loc="outside lower left", ncols=3)
     figure.legend(*divergence.get_legend_handles_labels(), loc="outside lower right", ncols=3)
     return figure
 
@@ -176,4 +183,4 @@ def _changes(axes: Axes, effects: Effects, values: FloatArray, label: str, title
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.12)
     axes.set(xlabel=label, title=title)
-    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_locator(MaxNLocator(3))  # four labels of small numbers overlap
