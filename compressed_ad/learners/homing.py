@@ -72,14 +72,17 @@ class HomingAgent:
         self._precision = np.tile(np.eye(n_known) / self.spread**2, (n_env, 1, 1))  # (N, d + 1, d + 1)
         self._weighted = np.zeros((n_env, n_known))  # precision times mean of (g, |g|^2)
         self._reach = np.zeros(n_env)  # the longest move per length of an action so far
+        self._opens = np.ones(n_env, bool)
+        self._goal, self.probability = np.zeros((n_env, n_known - 1)), np.zeros(n_env)
 
     def act(self, obs: AnyArray) -> AnyArray:
         self._place, normal = np.asarray(obs, np.float64), self._draws()
-        mean = np.linalg.solve(self._precision, self._weighted[..., None])
-        half = np.linalg.cholesky(self._precision).swapaxes(1, 2)
-        goal = (mean + np.linalg.solve(half, normal[..., None]))[:, :-1, 0]
-        self.probability = np.exp(-0.5 * (normal**2).mean(axis=1))
-        way = goal - self._place
+        new, normal = self._opens, normal[self._opens]
+        mean = np.linalg.solve(self._precision[new], self._weighted[new, :, None])
+        half = np.linalg.cholesky(self._precision[new]).swapaxes(1, 2)
+        self._goal[new] = (mean + np.linalg.solve(half, normal[..., None]))[:, :-1, 0]
+        self.probability[new] = np.exp(-0.5 * (normal**2).mean(axis=1))
+        way = self._goal - self._place
         far = np.linalg.norm(way, axis=1)
         length = np.minimum(1.0, np.divide(far, self._reach, out=np.ones_like(far), where=self._reach > 0))
         actions: Any = self.family.action_space
@@ -94,6 +97,7 @@ class HomingAgent:
         seen = (place**2).sum(axis=1) - paid**2
         self._precision += known[:, :, None] * known[:, None] / self.noise**2
         self._weighted += known * seen[:, None] / self.noise**2
+        self._opens = step.terminated | step.truncated
         moved = np.linalg.norm(place - self._place, axis=1)
         length = np.linalg.norm(np.asarray(actions, np.float64), axis=1)
         self._reach = np.maximum(self._reach, moved / np.maximum(length, 1e-6))
