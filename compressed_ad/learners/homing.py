@@ -18,12 +18,14 @@ from compressed_ad.types import AnyArray, FloatArray, Step
 
 @checked
 class Homing(ScriptedLearner):
-    """Goes to a random place near the best one so far, the nearer the more that one paid; streams are independent.
+    """Searches around the best place so far, the nearer the more it paid; every stream is a run of its own.
 
-    A random search whose steps adapt (after Rechenberg 1973, "Evolutionsstrategie"). Each action heads for a
-    place drawn from a normal distribution around the place that paid most in this history. Its standard
-    deviation is ``width`` times minus that pay, which is how far the goal still is. So every choice
-    rests on one event of the history.
+    A random search with steps that adapt, as in evolution strategies (Rechenberg 1973). Each action heads for
+    a place drawn from a normal distribution around the place that paid most in this history. Its standard
+    deviation is ``width`` times the distance that this place was paid for, which is how far the goal still
+    is. So every choice rests on one event of the history. The distance counts as at least ``floor``: it never
+    stops searching. Without a floor it becomes the better learner and a much worse source, since a model of
+    the density of actions then learns to repeat the last ones exactly, and little else.
     """
 
     name = "Homing"
@@ -40,7 +42,9 @@ class Homing(ScriptedLearner):
         """As ``Checks.check``: places and moves must be vectors of floats of the same length."""
         places: Any = family.observation_space
         moves: Any = family.action_space
-        if not (_is_vector(places) and places.is_bounded() and _is_vector(moves) and places.shape == moves.shape):
+        if not (
+            _is_vector(places) and places.is_bounded() and _is_vector(moves) and places.shape == moves.shape
+        ):
             wanted = "a bounded Box of places and a Box of moves, vectors of the same length"
             raise SpaceError(f"homing: {family.name} needs {wanted}, not {places} and {moves}")
 
@@ -50,7 +54,7 @@ class Homing(ScriptedLearner):
 
 
 class HomingAgent:
-    """The learner in N slots. ``probability`` is relative: that of the place drawn, with the likeliest at 1."""
+    """The learner in N slots. ``probability`` is the density of the place drawn, relative to the highest."""
 
     entropy: FloatArray | None = None
 
@@ -86,7 +90,8 @@ class HomingAgent:
         self._best = np.where(better[:, None], step.next_obs, self._best)
         moved = np.linalg.norm(np.asarray(step.next_obs, np.float64) - self._place, axis=1)
         length = np.linalg.norm(np.asarray(actions, np.float64), axis=1)
-        self._reach = np.maximum(self._reach, moved / np.maximum(length, 1e-6))
+        told = length > 0.5  # rounding has no say in it
+        self._reach = np.maximum(self._reach, np.divide(moved, length, out=np.zeros_like(moved), where=told))
 
 
 def _is_vector(space: Any) -> bool:
