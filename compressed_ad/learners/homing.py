@@ -80,7 +80,7 @@ class HomingAgent:
         reached = np.divide(length, self._reach, out=np.ones_like(length), where=self._reach > 0)
         action = way * (np.minimum(1.0, reached) / np.maximum(length, 1e-12))[:, None]
         self.probability = np.exp(-0.5 * (normal**2).mean(axis=1))
-        return np.clip(action, self._moves.low, self._moves.high).astype(self._moves.dtype)
+        return np.asarray(np.clip(action, self._moves.low, self._moves.high), self._moves.dtype)
 
     def observe(self, actions: AnyArray, step: Step) -> None:
         if (step.reward > 0).any():
