@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from compressed_ad.evaluation.intervals import Floats, divided, mean
-from compressed_ad.learners.rmax import DIRECTED_SEARCH
+from compressed_ad.tasks.base import DIRECTED_SEARCH
 
 if TYPE_CHECKING:
     from compressed_ad.report.results import MethodRuns
