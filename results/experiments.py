@@ -23,7 +23,6 @@ PAGE, KEPT = ROOT / "docs" / "experiments.md", ROOT / "results" / "experiments.c
 EXPERIMENTS = {
     "darkroom_a2c": "Darkroom, A2C",
     "darkroom_dqn": "Darkroom, DQN",
-    "bandit": "Bandits, Thompson sampling",
     "cartpole_physics": "CartPole, PPO",
     "point_mass": "Point mass, SAC",
 }

@@ -43,6 +43,8 @@ FAMILIES = {
     "permuted": "Darkroom-Permuted",
     "large": "Darkroom-Large",
     "hard": "Darkroom-Hard",
+    "bandit": "Bernoulli bandits",
+    "point_mass": "Point mass",
     "wide": "Darkroom, 11x11",
 }
 EPISODES = (1, 5, 10, 20, 50, 100)
@@ -78,7 +80,18 @@ def study_blocks() -> dict[str, str]:
 
 def blocks() -> dict[str, str]:
     """Everything that pages are filled with, by the name of its place."""
-    own = (answer, at_strength, benchmark, families, promises, processors, marked, inside, exploration)
+    own = (
+        answer,
+        at_strength,
+        benchmark,
+        benchmark_more,
+        families,
+        promises,
+        processors,
+        marked,
+        inside,
+        exploration,
+    )
     return {**study_blocks(), **{block.__name__: block() for block in own}}
 
 
@@ -135,10 +148,10 @@ def draw_answer(path: Path) -> None:
     path.write_bytes(figure_to_png(forest(panels, "difference from plain AD")))
 
 
-def _benchmark() -> tuple[list[Row], dict[str, float]]:
+def _benchmark(study: str = "benchmark") -> tuple[list[Row], dict[str, float]]:
     """Its kept rows, and the CPU minutes of a run by family, in the order of the pages."""
-    minutes = {x["family"]: float(x["cpu_seconds"]) / float(x["runs"]) / 60 for x in _lines("benchmark_cost")}
-    return rows_of("benchmark"), {family: minutes[family] for family in FAMILIES if family in minutes}
+    minutes = {x["family"]: float(x["cpu_seconds"]) / float(x["runs"]) / 60 for x in _lines(f"{study}_cost")}
+    return rows_of(study), {family: minutes[family] for family in FAMILIES if family in minutes}
 
 
 def benchmark() -> str:
@@ -155,6 +168,27 @@ def benchmark() -> str:
         cells = [f"{number(i.value)} ({i.span()})" for i in spans]
         cells += [number(area.value / share.value), number(share.value), number(found["auc_50"].value)]
         table.append([FAMILIES[family], str(area.n), *map(_short, curve), *cells, f"{minutes[family]:.1f}"])
+    return markdown(table)
+
+
+def benchmark_more() -> str:
+    """The second table of docs/benchmark.md: AD on bandits, beside Thompson sampling, and a point mass."""
+    rows, minutes = _benchmark("benchmark_more")
+    head = ["family", "runs", *(f"episode {k}" for k in EPISODES), "final", "area", "regret", "Thompson's"]
+    table = [[*head, "ratio", "CPU minutes"]]
+    for family in minutes:
+        final, area, regret, ratio = (
+            means(rows, m)[family, "AD"] for m in ("final", "auc", "regret", "regret_ratio")
+        )
+        curve = [_mean_of(rows, family, f"episode_{k}") for k in EPISODES]
+        cells = [f"{number(i.value)} ({i.span()})" for i in (final, area)]
+        if math.isnan(regret.value):
+            cells += ["–"] * 3
+        else:
+            known = statistics.mean(r["regret"] / r["regret_ratio"] for r in rows if r.family == family)
+            cells += [f"{regret.value:.1f} ({regret.low:.1f} to {regret.high:.1f})", f"{known:.1f}"]
+            cells.append(f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})")
+        table.append([FAMILIES[family], str(final.n), *map(_short, curve), *cells, f"{minutes[family]:.1f}"])
     return markdown(table)
 
 

@@ -13,11 +13,11 @@ import torch
 
 from compressed_ad.errors import NumericalError, RunError, SpaceError, UsageError
 from compressed_ad.evaluation.agents import InContextAgent
-from compressed_ad.learners.rmax import DIRECTED_SEARCH, directed_search
+from compressed_ad.learners.rmax import directed_search
 from compressed_ad.models.ad import AD, evaluating
 from compressed_ad.seeding import seed64
 from compressed_ad.tasks.as_batched import as_batched
-from compressed_ad.tasks.base import ReferencePolicies, SuccessorTable, TaskFamily
+from compressed_ad.tasks.base import DIRECTED_SEARCH, ReferencePolicies, SuccessorTable, TaskFamily
 from compressed_ad.tasks.checked_env import CheckedEnv, checked_slots
 from compressed_ad.training.windows import WindowSampler
 from compressed_ad.types import Agent, AnyArray, FloatArray, check_same, from_spec, to_spec

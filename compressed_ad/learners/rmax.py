@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 MAX_ACTIONS = 62
 """Plans keep sets of first actions in one 64-bit number."""
 
-DIRECTED_SEARCH = "directed search (told the moves)"
-"""What reports call R-max with ``dynamics: given`` where it plays beside models."""
-
 N_PILOT, PILOT_STEPS = 16, 2000
 
 TOLD = {

@@ -19,12 +19,12 @@ from numpy.typing import ArrayLike
 from compressed_ad.errors import UsageError
 from compressed_ad.evaluation import intervals
 from compressed_ad.evaluation.intervals import Floats, Interval
-from compressed_ad.learners.rmax import DIRECTED_SEARCH
 from compressed_ad.report.measures import (
     ANY,
     MEASURES,
     RETURN,
     VALIDATED,
+    cumulative_regret,
     final_return,
     normalise,
     step_to_reach,
@@ -360,24 +360,6 @@ def analyse(
         regret=regret,
         total_regret={name: intervals.crossed_bootstrap(x[..., -1], seed=seed) for name, x in regret.items()},
     )
-
-
-def cumulative_regret(methods: Sequence[MethodRuns]) -> dict[str, Floats]:
-    """(R, N, E) optimal minus earned return, summed over the episodes so far, mean over rollouts.
-
-    Of the methods and then the references (R = 1). Empty unless the optimum is known and regret is the usual
-    measure: an episode is one step, or the family offers reference algorithms of its own.
-    """
-    base = methods[0]
-    own = base.references.keys() - {DIRECTED_SEARCH}
-    if not np.isfinite(base.optimal).all() or not (own or base.horizon == 1):
-        return {}
-    earned = {m.name: m.returns for m in methods}
-    earned |= {name: returns[None] for name, returns in base.references.items()}
-    return {
-        name: np.cumsum(base.optimal[:, None] - returns.mean(axis=2, dtype=np.float64), axis=-1)
-        for name, returns in earned.items()
-    }
 
 
 def _check_methods(methods: Sequence[MethodRuns]) -> None:

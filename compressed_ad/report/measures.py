@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from compressed_ad.evaluation.intervals import Floats, divided, mean
+from compressed_ad.tasks.base import DIRECTED_SEARCH
 
 if TYPE_CHECKING:
     from compressed_ad.report.results import MethodRuns
@@ -125,6 +126,24 @@ def success_given_found(returns: ArrayLike, normalised: ArrayLike) -> Floats:
     return divided(np.where(knew, final_return(normalised), 0.0).sum(axis=-1), knew.sum(axis=-1))
 
 
+def cumulative_regret(methods: Sequence[MethodRuns]) -> dict[str, Floats]:
+    """(R, N, E) optimal minus earned return, summed over the episodes so far, mean over rollouts.
+
+    Of the methods and then the references (R = 1). Empty unless the optimum is known and regret is the usual
+    measure: an episode is one step, or the family offers reference algorithms of its own.
+    """
+    base = methods[0]
+    own = base.references.keys() - {DIRECTED_SEARCH}
+    if not np.isfinite(base.optimal).all() or not (own or base.horizon == 1):
+        return {}
+    earned = {m.name: m.returns for m in methods}
+    earned |= {name: returns[None] for name, returns in base.references.items()}
+    return {
+        name: np.cumsum(base.optimal[:, None] - returns.mean(axis=2, dtype=np.float64), axis=-1)
+        for name, returns in earned.items()
+    }
+
+
 # ---------------------------------------------------------------- while training
 
 
@@ -170,6 +189,17 @@ def _generalisation(runs: MethodRuns) -> ArrayLike | None:
 def _share_of_limit(runs: MethodRuns) -> ArrayLike | None:
     limit = runs.limit
     return None if limit is None else area_under_curve(runs.curves) / limit.area(runs.curves.shape[-1])
+
+
+def _regret(runs: MethodRuns) -> ArrayLike | None:
+    known = cumulative_regret([runs])
+    return known[runs.name][..., -1] if known else None
+
+
+def _regret_ratio(runs: MethodRuns) -> ArrayLike | None:
+    totals = {name: x[..., -1].mean(axis=1) for name, x in cumulative_regret([runs]).items()}
+    others = [x for name, x in totals.items() if name != runs.name]
+    return totals[runs.name] / min(others) if others else None
 
 
 def _last_validation(runs: MethodRuns) -> list[float]:
@@ -219,6 +249,10 @@ _ROWS = (
     Measure("auc_50", "Area over 50", "mean of the first 50 episodes",
             lambda runs: None if runs.curves.shape[-1] < 50 else area_under_curve(runs.curves[..., :50]),
             RETURN, listed=False),
+    Measure("regret", "Regret", "what the best policy would have earned more in all episodes",
+            _regret, better=-1, listed=False),
+    Measure("regret_ratio", "Regret ratio", "regret over that of the best reference algorithm",
+            _regret_ratio, better=-1, listed=False),
     *(Measure(f"episode_{k}", f"Episode {k}", "return in this episode", partial(_episode, k), RETURN,
               listed=False) for k in (1, 2, 5, 10, 20, 50, 100)),
 )  # fmt: skip

@@ -128,6 +128,10 @@ class RandomFound(Protocol):
         """
 
 
+DIRECTED_SEARCH = "directed search (told the moves)"
+"""What reports call the reference of a family with a successor table: R-max with ``dynamics: given``."""
+
+
 @runtime_checkable
 class SuccessorTable(Protocol):
     """Optional for a family: where actions lead is known and deterministic."""

@@ -12,8 +12,9 @@ from compressed_ad.cli.main import main
 from compressed_ad.errors import SpaceError, UsageError
 from compressed_ad.histories.summary import episode_returns
 from compressed_ad.learners import finite_players
-from compressed_ad.learners.rmax import DIRECTED_SEARCH, directed_search
+from compressed_ad.learners.rmax import directed_search
 from compressed_ad.seeding import seed64
+from compressed_ad.tasks.base import DIRECTED_SEARCH
 from compressed_ad.tasks.gridworld import Darkroom, DarkroomHard, DarkroomPermuted, KeyToDoor
 from compressed_ad.tasks.point_mass import PointMass
 from tests.learners.learning import learn

@@ -104,6 +104,23 @@ def test_measures_of_single_episodes_count_from_1_and_end_with_the_curve(episode
     assert (area == 25.5).all() if episodes >= 50 else np.isnan(area).all()
 
 
+@pytest.mark.parametrize("horizon", [1, 20])
+def test_regret_is_what_the_best_policy_earns_more_beside_the_best_reference(horizon: int) -> None:
+    base = method()
+    returns = np.random.default_rng(0).uniform(0, 1, base.returns.shape)
+    lost = np.array([0.5, 0.25, 1.0])  # of each task, in every episode
+    known = {name: np.ones(returns.shape[1:]) - k * lost[:, None, None] for name, k in (("A", 2), ("B", 1))}
+    runs = replace(base, returns=returns, optimal=np.ones(3), references=known, horizon=horizon)
+    episodes = returns.shape[-1]
+    wanted = episodes - returns.mean(axis=2).sum(axis=-1)
+    assert MEASURES["regret"].scores(runs) == pytest.approx(wanted)
+    ratio = wanted.mean(axis=1) / (lost.mean() * episodes)
+    assert MEASURES["regret_ratio"].scores(runs) == pytest.approx(ratio)
+    alone = replace(runs, references={})
+    assert np.isnan(MEASURES["regret"].scores(alone)).all() == (horizon > 1)
+    assert np.isnan(MEASURES["regret_ratio"].scores(alone)).all()
+
+
 def first_episode(runs: object) -> np.ndarray:
     return np.asarray(runs.curves[..., 0])  # type: ignore[attr-defined]
 

@@ -63,9 +63,17 @@ def test_every_whole_run_is_valid(name):
     assert config.comparison.runs >= 1
 
 
-@pytest.mark.parametrize("family", ["", "_large", "_hard", "_permuted"])
+@pytest.mark.parametrize(
+    "family", [*(f"darkroom{kind}" for kind in ("", "_large", "_hard", "_permuted")), "point_mass"]
+)
 def test_benchmarks_can_start(family):
-    _benchmark_can_start(f"darkroom{family}")
+    _benchmark_can_start(family)
+
+
+def test_the_benchmark_of_bandits_plays_as_long_as_its_context_and_its_source():
+    config = load_config(Request(files=(Path("benchmark/bandit"),)))
+    assert plan(config).family.horizon == 1
+    assert config.model.n_transit == config.evaluation.episodes == config.algorithm.n_timesteps
 
 
 def test_the_benchmark_of_key_to_door_has_a_thousand_training_tasks():
@@ -131,7 +139,7 @@ def test_every_shipped_section_is_valid(path):
     if not extras().get(prefix, True):
         pytest.skip(f"the extra {prefix} is not installed")
     continuous = {"env": "point_mass", "algorithm": "sb3_sac"}
-    needed = "sb3:SAC" in stored.values() or path.stem in ("point_mass", "metaworld")
+    needed = {"sb3:SAC", "homing"} & {*map(str, stored.values())} or path.stem in ("point_mass", "metaworld")
     fits = continuous if needed else {}
     config = asked(**{**fits, section: path.stem})
     for key in stored.keys() & {"family", "learner", "tf_n_embd", "n_task"}:
