@@ -21,6 +21,7 @@ from compressed_ad.marking.apply import marker_params
 from compressed_ad.registry import call_text, own_names
 from compressed_ad.runs import stages
 from compressed_ad.runs.config import build_family
+from compressed_ad.runs.layers import YAML
 from compressed_ad.tasks.split import split_tasks
 from compressed_ad.workers import open_pool
 
@@ -148,9 +149,11 @@ def _task_numbers(text: str) -> list[int]:
 
 def _import(call: Call) -> None:
     options, explicit = call.options, call.explicit()
-    # The preset's numbers of tasks are meant for another family.
+    # The numbers of tasks of the preset, or of a shipped family, are meant for all tasks of a family.
+    shipped = options.env is not None and not options.env.endswith(YAML)
+    own = {key for key, _ in call.request.overrides} if shipped else explicit
     no_sizes = [(key, "null") for key in ("env.n_task", "env.train", "env.validation", "env.heldout")]
-    unset = [pair for pair in no_sizes if pair[0] not in explicit]
+    unset = [pair for pair in no_sizes if pair[0] not in own]
     config = replace(
         call, request=replace(call.request, overrides=[*unset, *call.request.overrides])
     ).config()

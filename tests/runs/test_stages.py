@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -330,7 +329,10 @@ def test_a_history_shorter_than_the_context_works_and_is_told(histories, tmp_pat
 
 def test_unknown_probabilities_leave_no_action_out_and_it_is_told(histories, tmp_path, monkeypatch):
     raw = RunData.raw
-    monkeypatch.setattr(RunData, "raw", lambda *args: replace(raw(*args), action_probs=None))
+    unknown = np.float32(np.nan)
+    monkeypatch.setattr(
+        RunData, "raw", lambda *args: (s := raw(*args)).with_columns(action_probs=s.action_probs * unknown)
+    )
     job = runs.training_job(tiny(("model.loss_min_probability", "0.9")), "AD", 0, histories, tmp_path)
     (note,) = train_run(job)
     assert "do not tell how probable their actions were, so loss_min_probability leaves none out" in note
