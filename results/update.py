@@ -37,6 +37,11 @@ ANSWER = {
     "half the context": ("shorter", "AD_100"),
 }
 """What docs/results.md compares with plain AD, in words: a study and its variant."""
+AT_STRENGTH = {
+    "the guide's marks, from `rmax`": ("strength", "CompressedAD"),
+    "the guide's marks, from `tabular`": ("headroom", "CompressedAD"),
+}
+"""The same for models whose histories come from other learners than PPO."""
 FAMILIES = {
     "darkroom": "Darkroom",
     "key_to_door": "Key-to-Door",
@@ -101,18 +106,10 @@ def answer() -> str:
 
 
 def at_strength() -> str:
-    """The same on stronger models; empty while no rows of the study ``strength`` are kept."""
-    if not (ROOT / "results" / "strength.csv").exists():
-        return ""
-    rows = rows_of("strength")
-    ends = [mean.value for (_, variant), mean in means(rows, "final").items() if variant == "AD"]
-    variants = {v: (rows, v) for v in dict.fromkeys(row.variant for row in rows) if v != "AD"}
-    gaps = [d for v in variants for lines in _gaps(rows, v) for d in lines]
-    said = (
-        f"**The same on stronger models**, from histories of `rmax` ([more](results/strength.md)). AD ends at"
-        f" {' to '.join(dict.fromkeys(map(number, (min(ends), max(ends)))))} of the optimum."
-        f" {sum(d.decided for d in gaps) or 'None'} of the {len(gaps)} intervals below excludes 0:"
-    )
+    """The same on stronger models."""
+    variants = {words: (rows_of(study), variant) for words, (study, variant) in AT_STRENGTH.items()}
+    gaps = [d for given in variants.values() for pair in _gaps(*given) for d in pair]
+    said = f"{sum(d.decided for d in gaps) or 'None'} of the {len(gaps)} intervals below excludes 0:"
     return f"{said}\n\n{_compared(variants)}"
 
 
