@@ -40,6 +40,8 @@ ANSWER = {
 AT_STRENGTH = {
     "the guide's marks, from `rmax`": ("strength", "CompressedAD"),
     "the guide's marks, from `tabular`": ("headroom", "CompressedAD"),
+    "as many marks at random, from `tabular`": ("headroom", "random"),
+    "the guide's marks, also while playing": ("headroom", "own_marks"),
 }
 """The same for models whose histories come from other learners than PPO."""
 FAMILIES = {
