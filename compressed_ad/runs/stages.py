@@ -309,7 +309,7 @@ def expected_seconds(config: Config) -> dict[str, float | None]:
         "mark": 1 + steps * 1e-7,  # most of it is done while collecting
         "train": slower
         * rounds
-        * (4 + training_flops(model) / 33e9 + model.validations * validation * episode),
+        * (4 + training_flops(model) / 60e9 + model.validations * validation * episode),
         "evaluate": slower * rounds * (2 + 2 * heldout * episode),
         "report": slower * 20.0,
     }
