@@ -21,9 +21,11 @@ def training_flops(config: ModelConfig) -> float:
 def action_flops(model: Architecture) -> float:
     """FLOPs of one in-context step with a cache, on average over a long evaluation.
 
-    When a context of ``n_transit`` steps is full, its older half is dropped and the rest recomputed: two
-    passes of the weights for each step, attention over 3/4 of ``n_transit`` for the step itself and 1/4 for
-    its share of the recomputation.
+    When a context of ``n_transit`` steps is full, its older half is dropped and the rest recomputed, of the
+    last layer only queries, keys and values: for each step a second pass of the other layers' weights.
+    Attention is over 3/4 of ``n_transit`` for the step itself and 1/4 for its share of the recomputation.
     """
     width, layers, context = model.tf_n_embd, model.tf_n_layer, model.n_transit
-    return 48 * width**2 * layers + 4 * width * layers * context
+    step = 24 * width**2 * layers + 4 * width * layers * 3 / 4 * context
+    again = 24 * width**2 * (layers - 1) + 6 * width**2 + 4 * width * (layers - 1) * context / 4
+    return step + again
