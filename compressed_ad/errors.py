@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -85,8 +85,12 @@ class NumericalError(RunError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` with the closest of ``known``; empty if none is close."""
-    match = get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {match[0]!r}?)" if match else ""
+    return did_you_mean(get_close_matches(name, list(known), n=1, cutoff=0.5))
+
+
+def did_you_mean(words: Sequence[str]) -> str:
+    """`` (did you mean 'x'?)`` with the first of ``words``; empty if there is none."""
+    return f" (did you mean {words[0]!r}?)" if words else ""
 
 
 def one_line(error: BaseException, limit: int | None = None) -> str:

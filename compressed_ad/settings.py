@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from compressed_ad.errors import ConfigError, nearest
+from compressed_ad.errors import ConfigError, did_you_mean, nearest
 
 Count = Annotated[int, Ge(1), Le(2**31 - 1)]
 TaskCount = Annotated[int, Ge(1), Le(1_000_000)]
@@ -124,10 +124,10 @@ def problems(hint: Any, error: ValidationError, name: str = "") -> list[Problem]
         key, context = ".".join(path), mistake.get("ctx", {})
         if kind == "extra_forbidden":
             fields = getattr(wanted, "model_fields", {})
-            meant = nearest(path[-1], fields)
-            if path[-1] == "name" and next((f.annotation is str for f in fields.values()), False):
-                meant = f" (did you mean {next(iter(fields))!r}?)"  # the first setting names the thing itself
-            text = f"unknown key {key!r}{meant}"
+            # The first setting of a section names the thing itself, if it is a string.
+            itself = [field for field, about in list(fields.items())[:1] if about.annotation is str]
+            meant = did_you_mean(itself) if path[-1] == "name" else ""
+            text = f"unknown key {key!r}{meant or nearest(path[-1], fields)}"
         elif kind == "missing":
             text = f"{key} is missing"
         elif kind == "value_error":

@@ -110,7 +110,7 @@ def _plot(options: argparse.Namespace) -> None:
     from compressed_ad.histories.summary import task_summaries
     from compressed_ad.report.figures.histories import probability_trace
     from compressed_ad.report.figures.style import figure_to_png, figure_to_svg
-    from compressed_ad.report.results import half_marked, trace_of
+    from compressed_ad.report.source import half_marked, trace_of
 
     writers = {".png": figure_to_png, ".svg": figure_to_svg}
     if options.plot.suffix not in writers:

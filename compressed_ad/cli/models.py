@@ -120,8 +120,9 @@ def _compare(call: Call) -> None:
     todo = [runs.stored_job(path) for path in call.options.runs]
     methods = stages.method_runs(todo)
     from compressed_ad.report.comparison import analyse
-    from compressed_ad.report.results import judgement_text, summarise_source
+    from compressed_ad.report.results import judgement_text
     from compressed_ad.report.run_tables import terminal_table
+    from compressed_ad.report.source import summarise_source
 
     unknown = any(np.isnan(method.optimal).any() for method in methods)
     source = None

@@ -26,9 +26,10 @@ from compressed_ad.report import comparison
 from compressed_ad.report.comparison import IQM, MIN_RUNS, Analysis, analyse
 from compressed_ad.report.figures import histories, returns
 from compressed_ad.report.figures.comparison import forest
+from compressed_ad.report.learning import learning_sentence
 from compressed_ad.report.measures import MEASURES, final_episodes, final_return, in_blocks, normalise
 from compressed_ad.report.pages import Drawn, keep_figures, write_page
-from compressed_ad.report.results import MethodRuns, SourceSummary
+from compressed_ad.report.results import MethodRuns
 from compressed_ad.report.rows import text_cell, validations
 from compressed_ad.report.run_tables import (
     header,
@@ -38,6 +39,7 @@ from compressed_ad.report.run_tables import (
     reference_table,
     regret_table,
 )
+from compressed_ad.report.source import SourceSummary
 from compressed_ad.tasks.limits import Limit
 
 
@@ -313,7 +315,7 @@ def _summary(
         entry = {**middles, "low": i.low, "high": i.high, "interval_of": i.of}
         tables[kind].setdefault(name, {})[key] = entry
     content: dict[str, Any] = {
-        "learning": comparison.learning_sentence(analysis.learning),
+        "learning": learning_sentence(analysis.learning),
         "verdict": " ".join(analysis.verdicts),
         "methods": tables["method"],
         "differences": tables["difference"],

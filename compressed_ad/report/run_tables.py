@@ -12,6 +12,7 @@ from rich.text import Text
 from compressed_ad.evaluation import intervals
 from compressed_ad.report import comparison
 from compressed_ad.report.comparison import IQM, Analysis
+from compressed_ad.report.learning import learning_sentence
 from compressed_ad.report.measures import MEASURES, NEEDS, final_return
 
 
@@ -106,7 +107,7 @@ def _terminal(title: str, rows: Sequence[Sequence[str]]) -> Table:
 
 def terminal_table(analysis: Analysis, marks: str = "") -> Group:
     """The comparison for the end of ``cad run``: whether anything was learned, ``marks``, means, verdict."""
-    above = (comparison.learning_sentence(analysis.learning), marks)
+    above = (learning_sentence(analysis.learning), marks)
     title = "Held-out tasks: mean over runs and tasks, 95 % interval"
     table = Table(title=title, title_justify="left", min_width=len(title))
     table.add_column("", min_width=20)

@@ -26,13 +26,8 @@ from compressed_ad.learners.ppo import PPOConfig
 from compressed_ad.marking.apply import marker_params
 from compressed_ad.marking.statistics import MarkingStatistics
 from compressed_ad.registry import call_text
-from compressed_ad.report.results import (
-    MethodRuns,
-    check_same_judgement,
-    judgement_text,
-    load_runs,
-    summarise_source,
-)
+from compressed_ad.report.results import MethodRuns, check_same_judgement, judgement_text, load_runs
+from compressed_ad.report.source import summarise_source
 from compressed_ad.runs.config import plan, transform_pairs
 from compressed_ad.runs.directory import cores, environment
 from compressed_ad.runs.job import Job

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,10 @@ class Episodes:
     ordinal: IntArray  # (K,) 0, 1, ... within its sequence
     rewarded: BoolArray  # (K,) some reward above 0
     complete: BoolArray  # (K,) ends with an episode end, not with the end of the record
+
+
+def _gathered(name: str, doc: str) -> Any:
+    return property(lambda self: self._column(name), doc=doc)
 
 
 @dataclass(frozen=True)
@@ -55,52 +60,21 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.task)
 
-    @property
-    def states(self) -> AnyArray:
-        """(M, ...)"""
-        return self._column("states")
+    states = _gathered("states", "(M, ...)")
+    actions = _gathered("actions", "(M, ...)")
+    rewards = _gathered("rewards", "(M,) float32")
+    next_states = _gathered("next_states", "(M, ...)")
+    ended = _gathered("ended", "(M,) last transition of an episode")
+    mask = _gathered("mask", "(M,) compression mask")
+    update = _gathered("update", "(M,) number of the source policy's version")
+    entropy = _gathered("entropy", "(M,) nats, of the acting policy; None where a history lacks it")
+    action_probs = _gathered(
+        "action_probs", "(M,) of the action taken, NaN where unknown; None where a history lacks it"
+    )
 
-    @property
-    def actions(self) -> AnyArray:
-        """(M, ...)"""
-        return self._column("actions")
-
-    @property
-    def rewards(self) -> AnyArray:
-        """(M,) float32"""
-        return self._column("rewards")
-
-    @property
-    def next_states(self) -> AnyArray:
-        """(M, ...)"""
-        return self._column("next_states")
-
-    @property
-    def ended(self) -> BoolArray:
-        """(M,) last transition of an episode"""
-        return self._column("ended")
-
-    @property
-    def mask(self) -> BoolArray:
-        """(M,) compression mask"""
-        return self._column("mask")
-
-    @property
-    def update(self) -> IntArray:
-        """(M,) number of the source policy's version"""
-        return self._column("update")
-
-    @property
-    def entropy(self) -> AnyArray | None:
-        """(M,) nats, of the acting policy; None where a history lacks it"""
-        return self._column("entropy") if "entropy" in self.store else None
-
-    @property
-    def action_probs(self) -> AnyArray | None:
-        """(M,) of the action taken, NaN where unknown; None where a history lacks it"""
-        return self._column("action_probs") if "action_probs" in self.store else None
-
-    def _column(self, name: str) -> AnyArray:
+    def _column(self, name: str) -> Any:
+        if name in _OPTIONAL and name not in self.store:
+            return None
         array = self.store[name]
         if len(self.row) == 1:
             return array[self.row[0] : self.row[0] + self.at[-1]]

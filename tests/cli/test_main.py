@@ -18,7 +18,7 @@ from compressed_ad.cli.main import COMMANDS, load_command, main
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.learners.ppo import BatchedPPO
 from compressed_ad.report.figures import histories, style
-from compressed_ad.report.results import summarise_source
+from compressed_ad.report.source import summarise_source
 from compressed_ad.runs.layers import SECTIONS, config_folder
 from compressed_ad.types import History
 from tests.conftest import SmokeRun, cad

@@ -13,7 +13,7 @@ from compressed_ad.histories.file import HistoryFile, remark
 from compressed_ad.histories.summary import describe
 from compressed_ad.histories.thinning import keep_episodes, kept_steps
 from compressed_ad.learners.select import make_learner
-from compressed_ad.report.results import summarise_source
+from compressed_ad.report.source import summarise_source
 from compressed_ad.tasks.gridworld import Darkroom, KeyToDoor
 from compressed_ad.types import History
 from tests.cli.test_main import SMALL, errors, run

@@ -30,23 +30,15 @@ from compressed_ad.report.comparison import (
     analyse,
     convergence,
     convergence_table,
-    learning,
-    learning_sentence,
 )
 from compressed_ad.report.figures import comparison, histories, style
+from compressed_ad.report.learning import learning, learning_sentence
 from compressed_ad.report.measures import MEASURES
-from compressed_ad.report.results import (
-    MethodRuns,
-    SourceSummary,
-    Trace,
-    content_digest,
-    load_evaluation,
-    load_runs,
-    summarise_source,
-)
+from compressed_ad.report.results import MethodRuns, content_digest, load_evaluation, load_runs
 from compressed_ad.report.rows import validations
 from compressed_ad.report.run_report import Experiment, WrittenReport, build_report
 from compressed_ad.report.run_tables import terminal_table
+from compressed_ad.report.source import SourceSummary, Trace, summarise_source
 from compressed_ad.runs.judge import stored_evaluation
 from compressed_ad.types import History, Split
 
