@@ -97,7 +97,7 @@ def _arrays(*tensors: Tensor) -> list[Any]:
 def _of_heads(n: int, work: Callable[[int, int], None]) -> None:
     """``work(first, last)`` on shares of ``n`` heads, in as many threads as PyTorch uses."""
     n_thread = min(torch.get_num_threads(), n)
-    if n_thread == 1:
+    if n_thread <= 1:
         return work(0, n)
     cuts = [n * k // n_thread for k in range(n_thread + 1)]
     with ThreadPoolExecutor(n_thread) as pool:

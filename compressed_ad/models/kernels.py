@@ -200,7 +200,7 @@ _gelu, _gelu_backward = _make_gelu(backward=False), _make_gelu(backward=True)
 def _take(qkv, which, b, h, scale, cos, sin, rows, deep, columns, wide):
     """Queries (0), keys (1) or values (2) of a head, flat: ``rows`` (., deep) and ``columns`` (., wide).
 
-    Queries and keys are rotated (Su et al. 2021) and scaled.
+    Queries and keys are rotated (Su et al. 2021) and scaled. An odd number at the end has no other to turn with.
     """
     length, dim = qkv.shape[1], qkv.shape[4]
     half = dim // 2
@@ -210,6 +210,8 @@ def _take(qkv, which, b, h, scale, cos, sin, rows, deep, columns, wide):
                 x, y = qkv[b, i, which, h, d], qkv[b, i, which, h, d + half]
                 rows[i * deep + d] = (x * cos[i, d] - y * sin[i, d]) * scale
                 rows[i * deep + d + half] = (y * cos[i, d] + x * sin[i, d]) * scale
+            if dim % 2:
+                rows[i * deep + dim - 1] = qkv[b, i, which, h, dim - 1] * scale
         else:
             for d in range(dim):
                 rows[i * deep + d] = qkv[b, i, which, h, d]
@@ -229,6 +231,8 @@ def _give_back(grad, which, b, h, scale, cos, sin, of, row, column):
                 x, y = of[i * row + d * column] * scale, of[i * row + (d + half) * column] * scale
                 grad[b, i, which, h, d] = x * cos[i, d] + y * sin[i, d]
                 grad[b, i, which, h, d + half] = y * cos[i, d] - x * sin[i, d]
+            if dim % 2:
+                grad[b, i, which, h, dim - 1] = of[i * row + (dim - 1) * column] * scale
         else:
             for d in range(dim):
                 grad[b, i, which, h, d] = of[i * row + d * column]

@@ -17,9 +17,7 @@ from compressed_ad.models.transformer import Rotation, rotate
 from compressed_ad.training.loop import gradient
 from tests.models.test_models import batch, config
 
-SHAPES = st.tuples(
-    st.integers(1, 3), st.integers(1, 70), st.integers(1, 3), st.integers(1, 20).map(lambda n: 2 * n)
-)
+SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(1, 3), st.integers(1, 40))
 
 
 def drawn(shape: tuple[int, int, int, int], seed: int) -> tuple[Tensor, Rotation, Tensor]:
@@ -53,6 +51,7 @@ def with_gradient(
 def test_attention_is_that_of_float64(shape: tuple[int, int, int, int], rotary: bool, seed: int) -> None:
     qkv, rotation, dy = drawn(shape, seed)
     wide = [x.double() for x in rotation]
+    rotary = rotary and shape[-1] % 2 == 0  # an odd number has no other to turn with
     exact = with_gradient(plain, qkv.double(), dy.double(), (wide[0], wide[1]) if rotary else None)
     found = with_gradient(fused.attention, qkv, dy, rotation if rotary else None)
     # Rounding errors (6e-8) are in proportion to what is added up, which may cancel. These are its bounds:
@@ -91,6 +90,8 @@ def test_extreme_inputs() -> None:
     qkv[0, range(40), 0, 0, range(40)] = qkv[0, range(40), 1, 0, range(40)] = 300.0
     qkv[0, :, 2, 0, 0] = torch.arange(40.0)
     torch.testing.assert_close(fused.attention(qkv, None)[0, :, 0, 0], torch.arange(40.0))
+    nothing = torch.zeros(0, 40, 3, 1, 64, requires_grad=True)
+    fused.gelu(fused.attention(nothing, None)).sum().backward()
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
