@@ -200,7 +200,8 @@ _gelu, _gelu_backward = _make_gelu(backward=False), _make_gelu(backward=True)
 def _take(qkv, which, b, h, scale, cos, sin, rows, deep, columns, wide):
     """Queries (0), keys (1) or values (2) of a head, flat: ``rows`` (., deep) and ``columns`` (., wide).
 
-    Queries and keys are rotated (Su et al. 2021) and scaled. An odd number at the end has no other to turn with.
+    Queries and keys are rotated (Su et al. 2021) and scaled. The last of an odd number has no other to turn
+    with.
     """
     length, dim = qkv.shape[1], qkv.shape[4]
     half = dim // 2
