@@ -111,7 +111,10 @@ def at_strength() -> str:
     """The same on stronger models."""
     variants = {words: (rows_of(study), variant) for words, (study, variant) in AT_STRENGTH.items()}
     gaps = [d for given in variants.values() for pair in _gaps(*given) for d in pair]
-    said = f"{sum(d.decided for d in gaps) or 'None'} of the {len(gaps)} intervals below excludes 0:"
+    n = sum(d.decided for d in gaps)
+    said = (
+        f"{n or 'None'} of the {len(gaps)} intervals below exclude{'s' * (n <= 1)} 0, before any adjustment:"
+    )
     return f"{said}\n\n{_compared(variants)}"
 
 

@@ -37,9 +37,9 @@ def first_to_fail() -> bool:
     """Whether no other process has asked this before: the others fail for the same cause, and keep silent."""
     if started() == 1:
         return True
-    from torch import distributed
-
     try:
+        from torch import distributed
+
         store = distributed.TCPStore(  # type: ignore[attr-defined]
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
@@ -48,7 +48,7 @@ def first_to_fail() -> bool:
             wait_for_workers=False,
         )
         return store.add(f"cad failed {os.environ['TORCHELASTIC_RESTART_COUNT']}", 1) == 1
-    except RuntimeError:  # torchrun has gone
+    except Exception:  # torchrun has gone, or torch was not imported to its end
         return True
 
 

@@ -58,8 +58,9 @@ class Interval:
 
 
 def number(value: float, sign: str = "") -> str:
-    """Three decimals and a true minus sign; a dash for NaN."""
-    return f"{value:{sign}z.3f}".replace("-", "−") if math.isfinite(value) else "–"
+    """Three decimals and a true minus sign; a dash for NaN. With ``sign``, what rounds to 0 keeps its own."""
+    zero = "" if sign else "z"
+    return f"{value + 0.0:{sign}{zero}.3f}".replace("-", "−") if math.isfinite(value) else "–"
 
 
 def mean(values: ArrayLike, axis: int = -1) -> Any:

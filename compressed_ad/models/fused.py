@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def usable(x: Tensor) -> bool:
@@ -56,6 +57,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *given: Tensor) -> tuple[Tensor, None, None]:
         from compressed_ad.models import kernels
 
@@ -81,6 +83,7 @@ class _Gelu(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *given: Tensor) -> Tensor:
         from compressed_ad.models import kernels
 

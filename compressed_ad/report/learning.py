@@ -35,7 +35,7 @@ class Learning:
         said += f" to {intervals.number(self.last)} in the last tenth"
         if self.verdict == "learned":
             return f"{said}, with half of the gain by episode {self.halfway}"
-        return f"{said} (95 % of the gain {self.gain.span('+')})" if self.gain.span() else said
+        return f"{said} (95 % interval of the gain {self.gain.span('+')})" if self.gain.span() else said
 
 
 def learning(curves: Mapping[str, Floats], *, seed: int = 0) -> list[Learning]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from compressed_ad.errors import HistoryError, SplitError
+from compressed_ad.errors import HistoryError, SplitError, nearest
 from compressed_ad.types import AnyArray, BoolArray, History, IntArray
 
 _OPTIONAL = ("entropy", "action_probs")
@@ -30,10 +30,17 @@ class Episodes:
 
 
 def _gathered(name: str, doc: str) -> Any:
-    return property(lambda self: self._column(name), doc=doc)
+    def gathered(self: Sequences) -> AnyArray | None:
+        if name in _OPTIONAL and name not in self.store:
+            return None
+        values = self._column(name).view()
+        values.flags.writeable = False  # other sequences may show the same rows
+        return values
+
+    return property(gathered, doc=doc)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sequences:
     """Time-ordered runs of transitions, one after another: M transitions in all.
 
@@ -60,6 +67,9 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.task)
 
+    def __repr__(self) -> str:
+        return f"<Sequences: {len(self)} of {self.at[-1]:,} transitions in all>"
+
     states = _gathered("states", "(M, ...)")
     actions = _gathered("actions", "(M, ...)")
     rewards = _gathered("rewards", "(M,) float32")
@@ -72,9 +82,7 @@ class Sequences:
         "action_probs", "(M,) of the action taken, NaN where unknown; None where a history lacks it"
     )
 
-    def _column(self, name: str) -> Any:
-        if name in _OPTIONAL and name not in self.store:
-            return None
+    def _column(self, name: str) -> AnyArray:
         array = self.store[name]
         if len(self.row) == 1:
             return array[self.row[0] : self.row[0] + self.at[-1]]
@@ -97,9 +105,21 @@ class Sequences:
         return values
 
     def with_columns(self, **columns: AnyArray) -> Sequences:
-        """The same sequences with other values (M, ...) in some columns. This copies all columns."""
-        store = {name: columns[name] if name in columns else self._column(name) for name in self.store}
-        return Sequences.of({**columns, **store}, self.offsets, self.task, self.learner)
+        """The same sequences with other values (M, ...) in some columns. This copies all columns.
+
+        ``HistoryError`` for unknown columns, wrong lengths, and NaN or infinity where they mean nothing.
+        """
+        for name, values in columns.items():
+            if name not in COLUMNS:
+                raise HistoryError(f"with_columns: unknown column {name!r}{nearest(name, COLUMNS)}")
+            if np.shape(values)[:1] != (self.at[-1],):
+                shape = f"{name} of shape {np.shape(values)}"
+                raise HistoryError(f"with_columns: {shape}: {self.at[-1]} transitions need as many rows")
+            if name not in _OPTIONAL and not np.isfinite(values).all():
+                raise HistoryError(f"with_columns: {name} holds NaN or infinity")
+        store = {name: self._column(name) for name in self.store} | columns
+        store = {name: np.require(values, requirements="W") for name, values in store.items()}
+        return Sequences.of(store, self.offsets, self.task, self.learner)
 
     @property
     def lengths(self) -> IntArray:
@@ -117,7 +137,7 @@ class Sequences:
         last = ended.copy()
         last[self.offsets[1:] - 1] = True
         stop = np.flatnonzero(last) + 1
-        start = np.concatenate([[0], stop[:-1]]).astype(np.int64)
+        start = np.concatenate([[0], stop])[:-1].astype(np.int64)
         sequence = self.sequence_of(start)
         first = np.searchsorted(sequence, np.arange(len(self)))
         rewarded = np.maximum.reduceat(self.rewards, start) > 0 if len(start) else np.zeros(0, bool)
@@ -214,7 +234,14 @@ class _Column:
         self.array, self.n = values, len(values)
 
     def append(self, values: AnyArray) -> None:
+        """``ValueError`` unless ``values`` are of the same shape and kind: whole numbers, or floats."""
         end, dtype = self.n + len(values), np.result_type(self.array, values)
+        known = self.array
+        if values.shape[1:] != known.shape[1:] or {values.dtype.kind == "f", known.dtype.kind == "f"} != {
+            dtype.kind == "f"
+        }:
+            now, before = (f"{x.dtype} of shape {(..., *x.shape[1:])}" for x in (values, known))
+            raise ValueError(f"{now}, those before {before}".replace("Ellipsis", "..."))
         if end > len(self.array) or dtype != self.array.dtype:
             grown = np.empty((max(end, 2 * len(self.array)), *self.array.shape[1:]), dtype)
             grown[: self.n] = self.array[: self.n]
@@ -239,7 +266,10 @@ def from_histories(histories: Mapping[int, History] | Iterable[tuple[int, Histor
             if array is None:
                 columns.pop(name, None)
             elif name in columns:
-                columns[name].append(array.reshape(-1, *array.shape[2:]))
+                try:
+                    columns[name].append(array.reshape(-1, *array.shape[2:]))
+                except ValueError as error:
+                    raise HistoryError(f"task {index}: {name} are {error}") from error
             elif n == 0:
                 columns[name] = _Column(array.reshape(-1, *array.shape[2:]))
         lengths += [history.n_step] * history.n_stream

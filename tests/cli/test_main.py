@@ -451,6 +451,11 @@ def test_nothing_held_out_is_said_instead_of_an_impossible_command(run, made):
     kwargs = json.dumps(HistoryFile(made / NAME).info.family_kwargs)
     words = ["--layout", "npz", "--family", "darkroom", "--env.kwargs", kwargs]
     assert run("import", "all.npz", *words, "--heldout", "", "--out", "none.hdf5")[0] == 0
+    Path("own.yaml").write_text(f"family: darkroom\nkwargs: {kwargs}\nheldout: 3\nvalidation: 2\n")
+    own = ["--layout", "npz", "--env", "own.yaml", "--split-seed", "0", "--out", "own.hdf5"]
+    assert run("import", "all.npz", *own)[0] == 0
+    split = HistoryFile("own.hdf5").split  # a file of one's own means the tasks that one has
+    assert (len(split.heldout), len(split.validation)) == (3, 2)
     code, out, _ = run("train", *MODEL, "--history", "none.hdf5", "--model", "AD", "--out", "o")
     assert (code, out) == (0, "o/AD-darkroom-seed0: trained; none.hdf5 holds no held-out task\n")
     code, _, lines = run("evaluate", "o/AD-darkroom-seed0")

@@ -260,12 +260,9 @@ def test_holm_against_the_textbook() -> None:
 
 
 def test_numbers_as_text() -> None:
-    assert [intervals.number(x, "+") for x in (0.1234, -0.5, -1e-9, np.nan)] == [
-        "+0.123",
-        "−0.500",
-        "+0.000",
-        "–",
-    ]
+    signed = [intervals.number(x, "+") for x in (0.1234, -0.5, 0.0, -0.0, -1e-9, np.nan)]
+    assert signed == ["+0.123", "−0.500", "+0.000", "+0.000", "−0.000", "–"]
+    assert [intervals.number(x) for x in (-1e-9, -0.5)] == ["0.000", "−0.500"]
     assert intervals.Interval(0.5, 0.25, 0.75, 3).text() == "0.500 (95 % 0.250 to 0.750)"
     assert intervals.Interval(0.5, np.nan, np.nan, 1).text("+") == "+0.500"
 

@@ -1,7 +1,10 @@
 """Homing: every recorded action beside its rule, the source curve, and what it refuses."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from gymnasium.spaces import Box
 
 from compressed_ad import Darkroom, make_family, make_learner
 from compressed_ad.errors import SpaceError, UsageError
@@ -47,6 +50,20 @@ def test_it_finds_the_goal_in_a_few_episodes_and_goes_on_searching_as_far_as_the
     # The standard error over 64 tasks is about .02 in the first two episodes and .003 at the end.
     assert curves[0.0][0] < 0.4 and curves[0.0][-1] > 0.99
     assert 0.92 < curves[0.05][-1] < 0.97
+
+
+@pytest.mark.parametrize(
+    ("places", "moves"),
+    [
+        (Box(-np.inf, np.inf, (2,)), Box(-1, 1, (2,))),
+        (Box(0, 1, (2,)), Box(-1, 1, (3,))),
+        (Box(0, 255, (2,), np.uint8), Box(-1, 1, (2,))),
+    ],
+)
+def test_other_spaces_are_refused(places: Box, moves: Box) -> None:
+    family = SimpleNamespace(name="other", observation_space=places, action_space=moves)
+    with pytest.raises(SpaceError, match="homing: other needs a bounded Box of places"):
+        Homing().check(family, n_timesteps=1, n_stream=1)  # type: ignore[arg-type]
 
 
 def test_what_it_cannot_learn_is_refused_in_one_line() -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from compressed_ad.models import transformer
 from compressed_ad.models.ad import AD
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.models.tokens import shift
@@ -28,6 +29,21 @@ def test_each_acts_in_training_alone(part: str) -> None:
     torch.testing.assert_close(model(tokens), plain(tokens), rtol=0, atol=0)
     assert not torch.equal(model.train()(tokens), plain(tokens))
     assert not torch.equal(model(tokens), model(tokens))
+
+
+def test_the_embedding_and_both_residual_branches_are_dropped_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = lively(AD(config(dropout=0.5))).train()
+    monkeypatch.setattr(
+        transformer.F, "dropout", lambda x, p, training: 0 * x if (p, training) == (0.5, True) else x
+    )
+    x = torch.randn(2, 10, 16)
+    for block in model.transformer.blocks:
+        torch.testing.assert_close(block(x, None), x)
+    assert not model.transformer(x).any()
+    monkeypatch.setattr(transformer.F, "dropout", lambda x, p, training: x)
+    torch.testing.assert_close(model.transformer(x), model.eval().transformer(x))
 
 
 def test_attention_dropout_drops_weights_and_scales_up_the_others() -> None:

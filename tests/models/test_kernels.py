@@ -76,6 +76,8 @@ def test_gelu_is_that_of_float64(n: int, scale: float, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
     x, dy = scale * torch.randn(n, generator=random), torch.randn(n, generator=random)
     exact = with_gradient(lambda x: F.gelu(x, approximate="tanh"), x.double(), dy.double())
+    square = torch.stack([x, -x])
+    torch.testing.assert_close(fused.gelu(square.T), fused.gelu(square).T, rtol=0, atol=0)
     for own, expected in zip(with_gradient(fused.gelu, x, dy), exact, strict=True):
         torch.testing.assert_close(own.double(), expected, rtol=2e-6, atol=1e-6)
 
@@ -90,6 +92,15 @@ def test_extreme_inputs() -> None:
     qkv[0, range(40), 0, 0, range(40)] = qkv[0, range(40), 1, 0, range(40)] = 300.0
     qkv[0, :, 2, 0, 0] = torch.arange(40.0)
     torch.testing.assert_close(fused.attention(qkv, None)[0, :, 0, 0], torch.arange(40.0))
+    # What comes later may be as large as it likes.
+    qkv, rotation, dy = drawn((1, 50, 1, 8), 0)
+    qkv[0, 20:, 1] *= 1e4
+    for own, expected in zip(
+        with_gradient(fused.attention, qkv, dy, rotation),
+        with_gradient(plain, qkv, dy, rotation),
+        strict=True,
+    ):
+        torch.testing.assert_close(own[:, :20], expected[:, :20], rtol=1e-4, atol=1e-4)
     nothing = torch.zeros(0, 40, 3, 1, 64, requires_grad=True)
     fused.gelu(fused.attention(nothing, None)).sum().backward()
 
@@ -211,6 +222,20 @@ def test_what_the_kernels_cannot_do_is_left_to_pytorch(
     if not gelu:
         monkeypatch.setattr(fused, "_Gelu", None)
     assert np.isfinite(trained(name, **changes)[0]).all()
+
+
+def test_kernels_are_for_float32_on_a_cpu_outside_of_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fused.usable(torch.empty(2))
+    assert not fused.usable(torch.empty(2, device="meta")) and not fused.usable(torch.empty(2).double())
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not fused.usable(torch.empty(2))
+
+
+def test_a_second_derivative_is_refused() -> None:
+    x = torch.randn(4, requires_grad=True)
+    (slope,) = torch.autograd.grad((fused.gelu(x) ** 2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
 
 
 def test_a_model_that_plays_uses_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:

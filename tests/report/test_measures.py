@@ -21,6 +21,7 @@ from compressed_ad.report.rows import Row, read_rows, result_columns, write_rows
 from compressed_ad.report.run_report import build_report
 from compressed_ad.report.study_report import answers, difference_table, means_table
 from compressed_ad.runs.study import load_study
+from compressed_ad.tasks.base import DIRECTED_SEARCH
 from compressed_ad.tasks.limits import shipped_limit
 from tests.report.test_run_report import EXPERIMENT, in_terminal, method
 
@@ -119,6 +120,13 @@ def test_regret_is_what_the_best_policy_earns_more_beside_the_best_reference(hor
     alone = replace(runs, references={})
     assert np.isnan(MEASURES["regret"].scores(alone)).all() == (horizon > 1)
     assert np.isnan(MEASURES["regret_ratio"].scores(alone)).all()
+    searched = replace(runs, references={DIRECTED_SEARCH: known["A"]})  # of rooms, which have no regret
+    assert np.isnan(MEASURES["regret"].scores(searched)).all() == (horizon > 1)
+    unknown = replace(runs, optimal=np.array([1.0, np.nan, 1.0]))
+    assert np.isnan(MEASURES["regret"].scores(unknown)).all()
+    best = np.array([1.0, 2.0, 3.0])
+    wanted = best * episodes - returns.mean(axis=2).sum(axis=-1)
+    assert MEASURES["regret"].scores(replace(runs, optimal=best)) == pytest.approx(wanted)
 
 
 def first_episode(runs: object) -> np.ndarray:

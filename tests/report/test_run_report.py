@@ -379,6 +379,15 @@ def test_models_that_learned_in_context_are_said_to_have_with_their_gain() -> No
         " half of the gain by episode 11; B from 0.200 in the first episode to 0.800 in the last tenth, with"
         " half of the gain by episode 4."
     )
+    rising = np.broadcast_to(np.linspace(0, 1, 21)[1:], (2, 3, 20))
+    (one,) = learning({"AD": rising})
+    assert (one.first, one.last, one.halfway) == (pytest.approx(0.05), pytest.approx(0.975), 11)
+    assert one.gain.value == pytest.approx(0.925)
+    uneven = np.concatenate([rising, np.broadcast_to(rising[:, :, -1:], rising.shape)])  # runs differ
+    (half,) = learning({"AD": uneven})
+    assert (half.first, half.halfway) == (pytest.approx(0.525), 11)
+    two = learning_sentence(learning({**curves, "C": np.zeros((2, 3, 20))}))
+    assert two.startswith("AD and B learned in context: ") and " C did not learn in context: " in two
     three = learning_sentence(learning({**curves, "C": curves["B"]}))
     assert three.startswith("All 3 models learned in context: AD from ")
 
@@ -390,7 +399,7 @@ def test_a_model_that_gains_nothing_did_not_learn(levels: tuple[float, float]) -
     said = learning_sentence([one])
     span = one.gain.span("+")
     assert said.startswith("AD did not learn in context: from ") and said.endswith(
-        f" (95 % of the gain {span})."
+        f" (95 % interval of the gain {span})."
     )
 
 

@@ -67,8 +67,11 @@ def test_training_costs_what_is_counted(
 
 
 def test_a_step_in_context_costs_what_is_counted() -> None:
-    """Once a context was full: between 60 and 160 steps lie five recomputations of half a context of 40."""
-    c = config(64, 2, 40)
+    """Once a context was full: between 60 and 160 steps lie five recomputations of half a context of 40.
+
+    So narrow a model spends a third of it on attention.
+    """
+    c = config(16, 3, 40)
     model = build_model(c, 0)
     assert isinstance(model, AD)
 
@@ -78,5 +81,5 @@ def test_a_step_in_context_costs_what_is_counted() -> None:
             evaluate_tasks(agent, FAMILY, FAMILY.tasks()[:1], rollouts=1, episodes=episodes)
         return int(counter.get_total_flops())
 
-    masked = full_attention(c, 40 / 4) / 2  # of one layer of two
+    masked = full_attention(c, 40 / 4) * 2 / 3  # of two layers of three
     assert (counted(8) - counted(3)) / 100 == pytest.approx(action_flops(c) + masked, rel=0.02)

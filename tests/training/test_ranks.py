@@ -19,10 +19,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from compressed_ad.cli import torchrun
 from compressed_ad.cli.main import main
 from compressed_ad.errors import NumericalError, RunError
 from compressed_ad.models.settings import ModelConfig
-from compressed_ad.training import ranks
+from compressed_ad.training import loop, ranks
 from compressed_ad.training.checkpoints import digest, load
 from compressed_ad.training.loop import Interrupted, build_model, gradient, train
 from compressed_ad.training.sequences import from_histories
@@ -194,6 +195,19 @@ def test_the_death_of_a_process_is_an_error_of_the_others(tmp_path: Path) -> Non
     together(2, tmp_path, work)
 
 
+def test_dropout_differs_between_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    c, seeds = config(steps=4, dropout=0.1), list[int]()
+    whole = gradient
+
+    def watched(*given: Any) -> tuple[float, float]:
+        seeds.append(torch.initial_seed())
+        return whole(*given)
+
+    monkeypatch.setattr(loop, "gradient", watched)
+    train(c, windows(c), tmp_path, seed=3)
+    assert len(set(seeds)) == 4
+
+
 # ---------------------------------------------------------------- the command line
 
 
@@ -278,3 +292,14 @@ def test_torchrun_continues_a_run_and_stops_politely(smoke: SmokeRun, tmp_path: 
     assert [row["step"] for row in rows[0]] == [50, 80]
     for one, two in zip(*rows, strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+
+
+def test_only_torchrun_says_how_many_processes_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)  # as other launchers do
+    assert torchrun.started() == 1 and torchrun.is_first()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert torchrun.started() == 4 and not torchrun.is_first()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert torchrun.is_first()

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from compressed_ad.errors import ConfigError, UnknownNameError, UsageError
+from compressed_ad.errors import ConfigError, HistoryError, UnknownNameError, UsageError
 from compressed_ad.tasks.gridworld import Darkroom, DarkroomHard
+from compressed_ad.training import sequences as module
 from compressed_ad.training.sequences import Sequences, expand, from_histories
 from compressed_ad.training.transforms import apply_transforms, check_episodes, check_transforms, departures
 from compressed_ad.types import History
@@ -325,6 +326,15 @@ def test_transforms_that_need_complete_episodes_are_tried_before_anything_is_lea
 @given(st.integers(0, 10**6))
 def test_sequences_of_sequences_are_what_copies_of_their_transitions_would_be(seed: int) -> None:
     random = np.random.default_rng(seed)
+    block, module._BLOCK = module._BLOCK, int(random.integers(1, 5))
+    try:
+        chosen_again(random, seed)
+    finally:
+        module._BLOCK = block
+
+
+def chosen_again(random: np.random.Generator, seed: int) -> None:
+    """Choose among what was chosen, four times, beside copies."""
     s = from_histories({3: history(int(random.integers(1, 4)), int(random.integers(1, 30)), seed)})
     stored, number = s.states, s.update  # every transition has a number of its own
     for _ in range(4):
@@ -344,6 +354,11 @@ def test_sequences_of_sequences_are_what_copies_of_their_transitions_would_be(se
         assert s.lengths.tolist() == [n for n in lengths if n]
         np.testing.assert_array_equal(s.update, number)
         np.testing.assert_array_equal(s.states, stored[number])
+        paid = [
+            (s.offsets[q] + np.flatnonzero(s.rewards[s.offsets[q] : s.offsets[q + 1]] > 0))
+            for q in range(len(s))
+        ]
+        assert s.first_reward.tolist() == [int(at[0]) if len(at) else len(number) for at in paid]
         some = random.integers(0, len(number), (2, 3))
         np.testing.assert_array_equal(s.gather("states", some), stored[number[some]])
         assert (s.row[1:] != s.row[:-1] + np.diff(s.at)[:-1]).all()  # what follows itself is one piece
@@ -374,3 +389,49 @@ def test_histories_that_come_one_by_one_are_read_as_those_of_a_mapping(dtypes: l
     np.testing.assert_array_equal(
         whole.states, np.concatenate([h.states.reshape(-1, 2) for h in some.values()])
     )
+
+
+def test_columns_are_replaced_whole_and_never_in_place() -> None:
+    before = from_histories({0: history(2, 20)})
+    for sequences in (before, apply_transforms(before, [("subsample", {"every": 2})], seed=0)):
+        with pytest.raises(ValueError, match="read-only"):
+            sequences.rewards[0] = 2
+        doubled = sequences.with_columns(rewards=2 * sequences.rewards)
+        np.testing.assert_array_equal(doubled.rewards, 2 * sequences.rewards)
+        np.testing.assert_array_equal(doubled.update, sequences.update)
+        rewards = sequences.rewards
+        wrong: list[tuple[dict[str, np.ndarray], str]] = [
+            ({"reward": rewards}, "unknown column 'reward' .did you mean 'rewards'"),
+            (
+                {"rewards": rewards[:-1]},
+                f"rewards of shape .{len(rewards) - 1},.: {len(rewards)} transitions",
+            ),
+            ({"rewards": rewards * np.nan}, "rewards holds NaN or infinity"),
+        ]
+        for columns, message in wrong:
+            with pytest.raises(HistoryError, match=message):
+                sequences.with_columns(**columns)
+        assert repr(sequences) == f"<Sequences: {len(sequences)} of {len(rewards):,} transitions in all>"
+
+
+@pytest.mark.parametrize(
+    ("states", "found"),
+    [
+        (
+            np.zeros((1, 8, 3), np.uint8),
+            r"states are uint8 of shape \(..., 3\), those before uint8 of shape \(..., 2\)",
+        ),
+        (np.zeros((1, 8, 2), np.float32), "states are float32 of shape"),
+        (np.zeros((1, 8, 2), np.uint64), "states are uint64 of shape"),
+    ],
+)
+def test_histories_that_do_not_fit_together_are_refused(states: np.ndarray, found: str) -> None:
+    h = history(1, 8)
+    before = replace(h, states=h.states.astype(np.int64)) if states.dtype == np.uint64 else h
+    with pytest.raises(HistoryError, match=f"task 7: {found}"):
+        from_histories({5: before, 7: replace(h, states=states)})
+
+
+def test_nothing_can_be_taken() -> None:
+    nothing = from_histories({0: history(1, 8)}).take(*(np.zeros(0, int) for _ in range(4)))
+    assert len(nothing) == len(nothing.episodes.start) == len(nothing.first_reward) == 0
