@@ -403,6 +403,13 @@ def test_a_model_that_gains_nothing_did_not_learn(levels: tuple[float, float]) -
     )
 
 
+def test_a_gain_that_tasks_do_not_agree_on_is_none() -> None:
+    curves = np.zeros((2, 12, 20))
+    curves[:, :7, 1:], curves[:, 7:, 1:] = 1.0, -0.8
+    (one,) = learning({"AD": curves})
+    assert one.gain.value > 0.2 and one.verdict == "did not learn"
+
+
 def test_where_one_of_two_models_did_not_learn_the_comparison_is_said_to_tell_little() -> None:
     warning = "A comparison with a model that did not learn in context says little."
     one = learning_sentence(learning({"AD": noisy(0.1, 0.8), "B": noisy(0.1, 0.1)}))
