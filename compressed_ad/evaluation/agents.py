@@ -84,8 +84,12 @@ class InContextAgent:
     step is constant on average. ``"sliding"`` drops one step at a time and recomputes each time.
     ``cache=False`` recomputes the whole context at every step: the exact reference.
 
+    The context of a model with ``segments`` or ``recent_steps`` is never full, because steps leave it all the
+    time; ``context`` then matters with ``cache=False`` only.
+
     Actions are sampled at ``temperature`` while a slot's context holds no reward, and at
-    ``temperature_rewarded`` (default: the same) once it does.
+    ``temperature_rewarded`` (default: the same) once it does. If steps leave the context, the last
+    ``n_transit`` steps count.
 
     ``marks``: ``off`` shows no border marks (the guide's inference); ``self`` applies the threshold rule to
     the model's own action probabilities, online, so a segment opens after ``compression_window`` steps (the
@@ -131,6 +135,10 @@ class InContextAgent:
         self.n_env, self.clock = n_env, 0
         self.length = torch.zeros(n_env, dtype=torch.long)
         self.memory: dict[str, Tensor] = {}
+        # What steps leave behind is in the cache; of their tokens, the last one is needed again.
+        self.forgets = self.use_cache and self.model.forgets
+        self.size = 2 if self.forgets else self.n_transit
+        self.paid = torch.full((n_env,), -self.n_transit)
         self.cache = self.model.new_cache(2 * n_env if self.guidance else n_env) if self.use_cache else None
         self.latest: dict[str, Tensor] | None = None
         self.run = np.zeros(n_env, np.int64)
@@ -153,12 +161,14 @@ class InContextAgent:
         token = {"state": state, **outcome, "has_previous": self.length > 0}
         rows, asked = torch.arange(self.n_env), self.model.config.token_inputs
         needed = ("state", *asked) if asked else ()
-        last = {name: value[rows, self.length - 1] for name, value in self.memory.items() if name in needed}
+        before = (self.length - 1) % self.size
+        last = {name: value[rows, before] for name, value in self.memory.items() if name in needed}
         token |= {name: TOKEN_INPUT[name].following(token, last) for name in asked}
         for name, value in token.items():
             if name not in self.memory:
-                self.memory[name] = value.new_zeros((self.n_env, self.n_transit, *value.shape[1:]))
-            self.memory[name][rows, self.length] = value
+                self.memory[name] = value.new_zeros((self.n_env, self.size, *value.shape[1:]))
+            self.memory[name][rows, self.length % self.size] = value
+        self.paid = torch.where(token["reward"] > 0, self.length, self.paid)
         self.length += 1
         given = self._parameters(token).float().cpu().numpy()
         temperature = np.where(self._rewarded()[:, None], self.temperature_rewarded, self.temperature)
@@ -169,20 +179,23 @@ class InContextAgent:
 
     def _rewarded(self) -> AnyArray:
         """(N,) whether a context holds a reward; beyond a context's end, memory repeats its last token."""
+        if self.forgets:
+            return (self.length - self.paid <= self.n_transit).numpy()
         return (self.memory["reward"] > 0).any(dim=1).numpy()
 
     def _forget(self, slots: Tensor) -> None:
         """Take back the last token of ``slots``, if they have one."""
         self.length[slots] = (self.length[slots] - 1).clamp(min=0)
         if self.cache is not None:
-            self.cache.length = self.length.repeat(len(self.cache.length) // self.n_env).to(self.device)
+            self.cache.forget(slots.repeat(len(self.cache.length) // self.n_env).to(self.device))
 
     def observe(self, actions: AnyArray, step: Step) -> None:
         """Keep the transition for the next token, and decide whether it is marked.
 
         A slot that was not played is as if ``act`` had not seen it.
         """
-        before = self.memory["marked"][torch.arange(self.n_env), self.length - 1].numpy()
+        last = (self.length - 1) % self.size
+        before = self.memory["marked"][torch.arange(self.n_env), last].numpy()
         marked = np.full(self.n_env, self.marks == "prompt")
         if self.marks == "self":
             run = np.where(self.probability >= self.on_policy_threshold, self.run + 1, 0)
@@ -212,7 +225,7 @@ class InContextAgent:
     def _make_room(self) -> None:
         """In full contexts, drop the steps that the ``context`` rule names, and recompute the rest."""
         full = torch.nonzero(self.length == self.n_transit)[:, 0]
-        if len(full) == 0:
+        if self.forgets or len(full) == 0:
             return
         if self.context_rule == "sliding":
             first = torch.ones(len(full), dtype=torch.long)

@@ -19,7 +19,7 @@ from compressed_ad.errors import UsageError
 from compressed_ad.evaluation.intervals import divided
 from compressed_ad.models.ad import AD, evaluating
 from compressed_ad.models.tokens import Batch, Tokens
-from compressed_ad.models.transformer import Block
+from compressed_ad.models.transformer import Block, visible
 from compressed_ad.seeding import rng
 from compressed_ad.types import AnyArray, BoolArray, FloatArray
 
@@ -59,14 +59,18 @@ def block_inputs(model: AD, tokens: Tokens) -> list[tuple[Block, tuple[Any, ...]
 
 
 def attention_probabilities(
-    block: Block, x: Tensor, rotation: tuple[Tensor, Tensor] | None, marked: Tensor | None = None
+    block: Block,
+    x: Tensor,
+    rotation: tuple[Tensor, Tensor] | None,
+    marked: Tensor | None = None,
+    until: Tensor | None = None,
 ) -> Tensor:
-    """(B, H, L, L): softmax of the block's scaled, causal scores, for its input ``x`` (B, L, D)."""
+    """(B, H, L, L): softmax of the block's scaled scores of visible tokens, for its input ``x`` (B, L, D)."""
     q, k, _ = block.attention.heads(block.norm_attention(x), rotation, marked)
-    length = x.shape[1]
-    future = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+    if until is None:
+        until = torch.full(x.shape[:2], x.shape[1], device=x.device)
     scores = block.attention.scale * q @ k.transpose(-1, -2)
-    return scores.float().masked_fill(future, -math.inf).softmax(dim=-1)
+    return scores.float().masked_fill(~visible(until)[:, None], -math.inf).softmax(dim=-1)
 
 
 @dataclass(frozen=True)

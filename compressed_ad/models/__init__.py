@@ -1,13 +1,15 @@
-"""Models: ``MODEL[name](config)``. Importing this imports no torch."""
+"""Models: ``MODEL[name](config)``, and rules of what leaves a context. Importing this imports no torch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from compressed_ad.registry import Registry, makes
+from compressed_ad.registry import Registry, makes, takes
 
 if TYPE_CHECKING:
     from compressed_ad.models.ad import AD
+    from compressed_ad.models.segments import Events
 
 MODEL: Registry[type[AD]] = Registry(
     "model",
@@ -19,3 +21,13 @@ MODEL: Registry[type[AD]] = Registry(
     },
     makes("AD", "embed", "loss", "prefill", "load_state_dict", functions=False),
 )
+
+SEGMENTS: Registry[Callable[..., Events]] = Registry(
+    "segmentation",
+    {
+        name: f"compressed_ad.models.segments:{name}"
+        for name in ("episode", "fruitless", "marks", "thin", "random")
+    },
+    takes("token", "every"),
+)
+"""Rules that say where segments of a context close; ``segments`` in a model's settings names one."""

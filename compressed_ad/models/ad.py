@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from compressed_ad.errors import ConfigError, NumericalError, UsageError
+from compressed_ad.models.compact_cache import CompactCache
 from compressed_ad.models.encoders import SpaceEncoder, action_stem, observation_stem
 from compressed_ad.models.heads import HEAD
+from compressed_ad.models.segments import events, of_windows, visible_until
 from compressed_ad.models.settings import Architecture, ModelConfig
 from compressed_ad.models.token_inputs import TOKEN_INPUT
 from compressed_ad.models.tokens import Batch, Tokens
@@ -27,6 +29,9 @@ class AD(nn.Module):
 
     Token t holds state t and the outcome of transition t - 1; the model predicts the distribution of action t
     at every t. Attention is causal, so nothing about transition t is visible when its action is predicted.
+
+    With ``segments``, what closes leaves the context: see ``models.segments``. The token that closes a
+    segment has a learned vector added, drawn after all other weights.
     """
 
     reads_marks = False
@@ -62,8 +67,15 @@ class AD(nn.Module):
         self.token_inputs = nn.ModuleDict()
         for name in self.config.token_inputs:
             self.token_inputs[name] = TOKEN_INPUT[name](self.config, n_feature)
+        if self.config.segments != "none":
+            self.embed_gist = nn.Parameter(0.02 * torch.randn(width))
         # In bandits, contextual or not, the last state of an episode does not depend on the last action.
         self.shows_last_action = self.config.one_step or observation == {"kind": "discrete", "n": 1}
+
+    @property
+    def forgets(self) -> bool:
+        """Whether steps leave its contexts all the time, so that they are never full."""
+        return self.config.forgets
 
     def __repr__(self) -> str:
         size = sum(parameter.numel() for parameter in self.parameters())
@@ -98,9 +110,16 @@ class AD(nn.Module):
             raise UsageError(
                 f"tokens that continue a context need their {', '.join(self.config.token_inputs)}"
             )
-        x, marked = self.embed(tokens), self.attended(tokens)
+        x, marked, until = self.embed(tokens), self.attended(tokens), None
+        found = cache.admit(tokens) if isinstance(cache, CompactCache) else None
+        if cache is None and self.config.forgets:
+            values = of_windows(tokens)
+            found = events(self.config, values)
+            until = visible_until(self.config, found, values["place"])
+        if found is not None:
+            x = x + found.closes.view(x.shape[:2])[..., None] * self.embed_gist
         if cache is None:
-            return self.head(self.transformer(x, marked))  # type: ignore[no-any-return]
+            return self.head(self.transformer(x, marked, until))  # type: ignore[no-any-return]
         last = None if marked is None else marked[:, 0]
         return self.head(self.transformer.step(x[:, 0], cache, last)[:, None])  # type: ignore[no-any-return]
 
@@ -109,11 +128,18 @@ class AD(nn.Module):
         return None
 
     def new_cache(self, n_row: int) -> Cache:
-        """An empty cache for ``n_row`` contexts."""
+        """An empty cache for ``n_row`` contexts; a compact one, which is never full, if tokens leave."""
+        if self.config.forgets:
+            return CompactCache(self.transformer, n_row, self.config)
         return Cache(self.transformer, n_row)
 
     def prefill(self, tokens: Tokens, lengths: Tensor, cache: Cache, rows: Tensor) -> None:
-        """Replace the cache's ``rows`` by the contexts ``tokens`` (A, L) of ``lengths`` (A,) steps."""
+        """Replace the cache's ``rows`` by the contexts ``tokens`` (A, L) of ``lengths`` (A,) steps.
+
+        ``UsageError`` for a compact cache, which needs no refill.
+        """
+        if isinstance(cache, CompactCache):
+            raise UsageError("a compact cache is never full, so it is not filled again")
         self.transformer.prefill(self.embed(tokens), self.attended(tokens), cache, rows)
         cache.length[rows] = lengths
 

@@ -25,16 +25,18 @@ def usable(x: Tensor) -> bool:
     return plain and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def attention(qkv: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+def attention(qkv: Tensor, rotation: tuple[Tensor, Tensor] | None, until: Tensor | None = None) -> Tensor:
     """Causal attention (B, L, H, D) of ``qkv`` (B, L, 3, H, D), all float32.
 
     Queries and keys are turned by ``rotation``, cosine and sine (L, D / 2), as by ``transformer.rotate``.
+    ``until`` (B, L) is the last query that may see each token; None: all later ones.
     """
     if rotation is None:
         cos = qkv.new_ones((qkv.shape[1], qkv.shape[-1] // 2))
         rotation = cos, torch.zeros_like(cos)
-    cos, sin = rotation
-    return _Attention.apply(qkv, cos, sin)  # type: ignore[no-untyped-call, no-any-return]
+    if until is None:
+        until = qkv.new_full(qkv.shape[:2], qkv.shape[1], dtype=torch.int32)
+    return _Attention.apply(qkv, *rotation, until.int())  # type: ignore[no-untyped-call, no-any-return]
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -44,31 +46,31 @@ def gelu(x: Tensor) -> Tensor:
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, until: Tensor) -> Tensor:
         from compressed_ad.models import kernels
 
         batch, length, _, n_head, width = qkv.shape
-        qkv, cos, sin = qkv.contiguous(), cos.contiguous(), sin.contiguous()
+        qkv, cos, sin, until = (x.contiguous() for x in (qkv, cos, sin, until))
         out = qkv.new_empty((batch, length, n_head, width))
         log_sums = qkv.new_empty((batch, n_head, length))
-        ctx.save_for_backward(qkv, cos, sin, out, log_sums)
-        given = (*_arrays(qkv, cos, sin), np.float32(width**-0.5), *_arrays(out, log_sums))
+        ctx.save_for_backward(qkv, cos, sin, until, out, log_sums)
+        given = (*_arrays(qkv, cos, sin, until), np.float32(width**-0.5), *_arrays(out, log_sums))
         _of_heads(batch * n_head, lambda first, last: kernels.attention(*given, first, last))
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor, None, None, None]:
         from compressed_ad.models import kernels
 
-        qkv, cos, sin, out, log_sums = ctx.saved_tensors
+        qkv, cos, sin, until, out, log_sums = ctx.saved_tensors
         grad = torch.empty_like(qkv)
         rest = _arrays(out, log_sums, given[0].contiguous(), grad)
-        known = (*_arrays(qkv, cos, sin), np.float32(qkv.shape[-1] ** -0.5), *rest)
+        known = (*_arrays(qkv, cos, sin, until), np.float32(qkv.shape[-1] ** -0.5), *rest)
         _of_heads(
             log_sums[..., 0].numel(), lambda first, last: kernels.attention_backward(*known, first, last)
         )
-        return grad, None, None
+        return grad, None, None, None
 
 
 class _Gelu(torch.autograd.Function):

@@ -1,9 +1,10 @@
 """Compiled kernels of training on CPUs: causal attention with rotary positions, and gelu.
 
 Attention follows Dao et al. 2022: scores are never stored as a whole, the backward pass computes them again
-from the logarithm of each query's sum. Only the causal half is computed, in blocks of queries. Heads are
-small (16 to 32 numbers) and contexts long, so arrays are laid out such that the long side is contiguous
-wherever it can be: a vector holds queries in the forward pass, keys in the backward pass.
+from the logarithm of each query's sum. Only the causal half is computed, in blocks of queries; of keys that
+no query of a block may see, nothing is computed. Heads are small (16 to 32 numbers) and contexts long, so
+arrays are laid out such that the long side is contiguous wherever it can be: a vector holds queries in the
+forward pass, keys in the backward pass.
 
 Everything is added up in an order that depends on the shapes alone, never on where arrays lie in memory, so
 that the same inputs give the same bits.
@@ -86,28 +87,33 @@ _add_product = _make_tile(2, add=True)
 
 
 @intrinsic
-def _softmax_columns(typingctx, x, n, first, log_sums):
+def _softmax_columns(typingctx, x, n, first, place, until, log_sums):
     """x (n, COLUMNS) = exp(x - its largest) for each column; the numbers after ``n`` rows are 1 / their sums.
 
-    Column c counts the rows up to ``first`` + c only, the others become 0; ``first`` + COLUMNS = n. Fills
-    ``log_sums`` (COLUMNS,): the logarithm of the sum before the largest was taken off.
+    Column c is query ``first`` + c. It counts the rows r with ``place[r]`` <= ``first`` + c <= ``until[r]``
+    only, the others become 0. Fills ``log_sums`` (COLUMNS,): the logarithm of the sum before the largest was
+    taken off.
     """
     i64 = types.int64
-    sig = types.void(x, i64, i64, log_sums)
+    sig = types.void(x, i64, i64, place, until, log_sums)
 
     def codegen(context, builder, signature, args):
-        _, n, first, _ = args
-        x, log_sums = pointers(context, builder, signature, args)
+        _, n, first, _, _, _ = args
+        x, place_of, until_of, log_sums = pointers(context, builder, signature, args)
         log = builder.module.declare_intrinsic("llvm.log", [ir.FloatType()])
+        begin = spread(builder, builder.trunc(first, ir.IntType(32)), INTEGERS)
         for v in range(COLUMNS // WIDTH):
             lanes = integers([v * WIDTH + i for i in range(WIDTH)])
 
             def place(row, v=v):
                 return x(builder.add(builder.mul(row, number(COLUMNS)), number(v * WIDTH)))
 
-            def counts(row, lanes=lanes):
-                late = builder.trunc(builder.sub(row, first), ir.IntType(32))
-                return builder.icmp_signed(">=", lanes, spread(builder, late, INTEGERS))
+            def counts(row, query=builder.add(begin, lanes)):
+                from_, to = (
+                    spread(builder, builder.load(array(row)), INTEGERS) for array in (place_of, until_of)
+                )
+                seen = builder.icmp_signed(">=", query, from_)
+                return builder.and_(seen, builder.icmp_signed("<=", query, to))
 
             top = cgutils.alloca_once_value(builder, constant(-3e38))
             total = cgutils.alloca_once_value(builder, constant(0.0))
@@ -133,21 +139,29 @@ def _softmax_columns(typingctx, x, n, first, log_sums):
 
 
 @intrinsic
-def _softmax_backward(typingctx, x, dx, at, n, log_sum, mean):
-    """x = exp(x - log_sum) and dx = x (dx - mean) on [at : at + n], n a multiple of WIDTH."""
+def _softmax_backward(typingctx, x, dx, at, n, query, place, until, log_sum, mean):
+    """x = exp(x - log_sum) and dx = x (dx - mean) on [at : at + n], n a multiple of WIDTH.
+
+    Both are 0 for the keys c, from ``at`` on, without ``place[c]`` <= ``query`` <= ``until[c]``.
+    """
     i64, f32 = types.int64, types.float32
-    sig = types.void(x, dx, i64, i64, f32, f32)
+    sig = types.void(x, dx, i64, i64, i64, place, until, f32, f32)
 
     def codegen(context, builder, signature, args):
-        _, _, at, n, log_sum, mean = args
-        x, dx = pointers(context, builder, signature, args)
-        log_sum, mean = spread(builder, log_sum), spread(builder, mean)
+        _, _, at, n, query, _, _, log_sum, mean = args
+        x, dx, place_of, until_of = pointers(context, builder, signature, args)
+        log_sum, mean, none = spread(builder, log_sum), spread(builder, mean), constant(0.0)
+        query = spread(builder, builder.trunc(query, ir.IntType(32)), INTEGERS)
         with cgutils.for_range(builder, builder.sdiv(n, number(WIDTH))) as loop:
-            place = builder.add(at, builder.mul(loop.index, number(WIDTH)))
-            y = emit_exp(builder, builder.fsub(load(builder, x(place)), log_sum))
-            slope = builder.fsub(load(builder, dx(place)), mean)
-            store(builder, y, x(place))
-            store(builder, builder.fmul(y, slope), dx(place))
+            key = builder.mul(loop.index, number(WIDTH))
+            from_, to = (load(builder, array(key), INTEGERS) for array in (place_of, until_of))
+            seen = builder.icmp_signed(">=", query, from_)
+            seen = builder.and_(seen, builder.icmp_signed("<=", query, to))
+            to_x = builder.add(at, key)
+            y = emit_exp(builder, builder.fsub(load(builder, x(to_x)), log_sum))
+            slope = builder.fmul(y, builder.fsub(load(builder, dx(to_x)), mean))
+            store(builder, builder.select(seen, y, none), x(to_x))
+            store(builder, builder.select(seen, slope, none), dx(to_x))
         return context.get_dummy_value()
 
     return sig, codegen
@@ -253,29 +267,61 @@ def _dot(a, b):
 
 
 @_compile
-def attention(qkv, cos, sin, scale, out, log_sums, first, last):
+def _live(until, block, n, keys, place, last):
+    """How many of the keys j < ``n`` some query from ``block`` on may see; they come first in ``keys``.
+
+    Fills ``place`` and ``last`` (n,), the first and last query that may see each; keys beyond the context's
+    end are seen by queries beyond it only.
+    """
+    count, length = 0, len(until)
+    for j in range(n):
+        end = until[j] if j < length else np.int32(2**31 - 1)
+        if end >= block:
+            keys[count], place[count], last[count] = j, j, end
+            count += 1
+    return count
+
+
+@_compile
+def _hide(place, first, last):
+    """No query sees the keys ``first`` <= c < ``last``, which only fill up a tile."""
+    place[first:last] = 2**31 - 1
+
+
+@_compile
+def attention(qkv, cos, sin, until, scale, out, log_sums, first, last):
     """Causal attention of the heads ``first`` <= b H + h < ``last`` of ``qkv`` (B, L, 3, H, D).
 
-    ``cos`` and ``sin`` (L, D / 2) rotate queries and keys. Fills ``out`` (B, L, H, D) and ``log_sums``
-    (B, H, L). All float32.
+    ``cos`` and ``sin`` (L, D / 2) rotate queries and keys. Query i sees the keys j <= i with i <= ``until``
+    (B, L) int32 of j. Fills ``out`` (B, L, H, D) and ``log_sums`` (B, H, L). All others are float32.
     """
     length, n_head, dim = qkv.shape[1], qkv.shape[3], qkv.shape[4]
     wide, deep = _padded(length, COLUMNS), _padded(dim, COLUMNS)
     k, v, rows = np.zeros(wide * deep, _F), np.zeros(wide * deep, _F), np.zeros(wide * deep, _F)
+    some_k, some_v = np.zeros(wide * deep, _F), np.zeros(wide * deep, _F)
     q, columns = np.zeros(deep * wide, _F), np.zeros(deep * wide, _F)
     p, o, sums = np.zeros((wide + 1) * COLUMNS, _F), np.zeros(deep * COLUMNS, _F), np.zeros(COLUMNS, _F)
+    keys, place, to = np.zeros(wide, np.int32), np.zeros(wide, np.int32), np.zeros(wide, np.int32)
     for unit in range(first, last):
         b, h = unit // n_head, unit % n_head
         _take(qkv, 0, b, h, scale, cos, sin, rows, deep, q, wide)
         _take(qkv, 1, b, h, _F(1), cos, sin, k, deep, columns, wide)
         _take(qkv, 2, b, h, _F(1), cos, sin, v, deep, columns, wide)
         for i in range(0, length, COLUMNS):  # a column is a query, a row a key
-            n = i + COLUMNS
+            seen_k, seen_v, n = k, v, i + COLUMNS
+            count = _live(until[b], i, n, keys, place, to)
+            if count < n:
+                n = _padded(count, ROWS)
+                _hide(place, count, n)
+                seen_k, seen_v = some_k, some_v
+                for c in range(count):
+                    at, of = c * deep, keys[c] * deep
+                    seen_k[at : at + dim], seen_v[at : at + dim] = k[of : of + dim], v[of : of + dim]
             for j in range(0, n, ROWS):
-                _product(p, j * COLUMNS, COLUMNS, k, j * deep, deep, 1, q, i, wide, dim)
-            _softmax_columns(p, n, i, sums)
+                _product(p, j * COLUMNS, COLUMNS, seen_k, j * deep, deep, 1, q, i, wide, dim)
+            _softmax_columns(p, n, i, place, to, sums)
             for d in range(0, _padded(dim, ROWS), ROWS):
-                _product(o, d * COLUMNS, COLUMNS, v, d, 1, deep, p, 0, COLUMNS, n)
+                _product(o, d * COLUMNS, COLUMNS, seen_v, d, 1, deep, p, 0, COLUMNS, n)
             for c in range(min(COLUMNS, length - i)):
                 log_sums[b, h, i + c] = sums[c]
                 for d in range(dim):
@@ -283,20 +329,23 @@ def attention(qkv, cos, sin, scale, out, log_sums, first, last):
 
 
 @_compile
-def attention_backward(qkv, cos, sin, scale, out, log_sums, dout, grad, first, last):
+def attention_backward(qkv, cos, sin, until, scale, out, log_sums, dout, grad, first, last):
     """The gradient ``grad`` (B, L, 3, H, D) with respect to ``qkv`` from that of ``out``, ``dout``."""
     length, n_head, dim = qkv.shape[1], qkv.shape[3], qkv.shape[4]
     wide, deep = _padded(length, BLOCK), _padded(dim, COLUMNS)
     narrow = _padded(dim, WIDTH)
     q, k, v = np.zeros(wide * deep, _F), np.zeros(wide * deep, _F), np.zeros(wide * deep, _F)
-    do, dq = np.zeros(wide * deep, _F), np.zeros(wide * deep, _F)
+    do, dq, some_k = np.zeros(wide * deep, _F), np.zeros(wide * deep, _F), np.zeros(wide * deep, _F)
     k_columns, v_columns, unused = (
         np.zeros(deep * wide, _F),
         np.zeros(deep * wide, _F),
         np.zeros(deep * wide, _F),
     )
     dk, dv = np.zeros(deep * wide, _F), np.zeros(deep * wide, _F)  # by column
+    some_k_columns, some_v_columns = np.zeros(deep * wide, _F), np.zeros(deep * wide, _F)
+    some_dk, some_dv = np.zeros(deep * wide, _F), np.zeros(deep * wide, _F)
     p, dp = np.zeros(BLOCK * wide, _F), np.zeros(BLOCK * wide, _F)
+    keys, place, to = np.zeros(wide, np.int32), np.zeros(wide, np.int32), np.zeros(wide, np.int32)
     for unit in range(first, last):
         b, h = unit // n_head, unit % n_head
         _take(qkv, 0, b, h, scale, cos, sin, q, deep, unused, wide)
@@ -309,31 +358,55 @@ def attention_backward(qkv, cos, sin, scale, out, log_sums, dout, grad, first, l
         dv[:] = 0
         for block in range(0, length, BLOCK):  # a row is a query, a column a key
             n = block + BLOCK
+            seen_k, seen_k_columns, seen_v_columns, seen_dk, seen_dv = k, k_columns, v_columns, dk, dv
+            count = _live(until[b], block, n, keys, place, to)
+            all_live = count == n
+            if not all_live:
+                n = _padded(count, COLUMNS)
+                _hide(place, count, n)
+                seen_k, seen_k_columns, seen_v_columns = some_k, some_k_columns, some_v_columns
+                seen_dk, seen_dv = some_dk, some_dv
+                for c in range(count):
+                    at, of = c * deep, keys[c] * deep
+                    seen_k[at : at + dim] = k[of : of + dim]
+                for d in range(dim):
+                    for c in range(count):
+                        seen_k_columns[d * wide + c] = k_columns[d * wide + keys[c]]
+                        seen_v_columns[d * wide + c] = v_columns[d * wide + keys[c]]
+                for d in range(_padded(dim, ROWS)):
+                    seen_dk[d * wide : d * wide + n] = 0
+                    seen_dv[d * wide : d * wide + n] = 0
             for r in range(0, BLOCK, ROWS):
-                for j in range(0, _padded(block + r + ROWS, COLUMNS), COLUMNS):
+                for j in range(0, _padded(block + r + ROWS, COLUMNS) if all_live else n, COLUMNS):
                     at, of = r * wide + j, (block + r) * deep
-                    _product(p, at, wide, q, of, deep, 1, k_columns, j, wide, dim)
-                    _product(dp, at, wide, do, of, deep, 1, v_columns, j, wide, dim)
+                    _product(p, at, wide, q, of, deep, 1, seen_k_columns, j, wide, dim)
+                    _product(dp, at, wide, do, of, deep, 1, seen_v_columns, j, wide, dim)
             for r in range(BLOCK):
-                row, at = block + r, r * wide
+                row, at, end = block + r, r * wide, 0
                 if row < length:
                     mean = _dot(dout[b, row, h], out[b, row, h])
-                    _softmax_backward(p, dp, at, _padded(row + 1, WIDTH), log_sums[b, h, row], mean)
-                for j in range(at + (row + 1 if row < length else 0), at + n):
+                    end = _padded(row + 1, WIDTH) if all_live else n
+                    _softmax_backward(p, dp, at, end, row, place, to, log_sums[b, h, row], mean)
+                for j in range(at + end, at + n):
                     p[j] = _F(0)
                     dp[j] = _F(0)
             for r in range(0, BLOCK, ROWS):
-                to = (block + r) * deep
+                at = (block + r) * deep
                 for d in range(0, narrow - WIDTH, COLUMNS):
-                    _product(dq, to + d, deep, dp, r * wide, wide, 1, k, d, deep, n)
+                    _product(dq, at + d, deep, dp, r * wide, wide, 1, seen_k, d, deep, n)
                 if narrow % COLUMNS:
                     d = narrow - WIDTH
-                    _narrow_product(dq, to + d, deep, dp, r * wide, wide, 1, k, d, deep, n)
+                    _narrow_product(dq, at + d, deep, dp, r * wide, wide, 1, seen_k, d, deep, n)
             for j in range(0, n, COLUMNS):
                 for d in range(0, _padded(dim, ROWS), ROWS):
                     at, of = d * wide + j, block * deep + d
-                    _add_product(dk, at, wide, q, of, 1, deep, dp, j, wide, BLOCK)
-                    _add_product(dv, at, wide, do, of, 1, deep, p, j, wide, BLOCK)
+                    _add_product(seen_dk, at, wide, q, of, 1, deep, dp, j, wide, BLOCK)
+                    _add_product(seen_dv, at, wide, do, of, 1, deep, p, j, wide, BLOCK)
+            if not all_live:
+                for d in range(dim):
+                    for c in range(count):
+                        dk[d * wide + keys[c]] += some_dk[d * wide + c]
+                        dv[d * wide + keys[c]] += some_dv[d * wide + c]
         _give_back(grad, 0, b, h, scale, cos, sin, dq, deep, 1)
         _give_back(grad, 1, b, h, _F(1), cos, sin, dk, 1, wide)
         _give_back(grad, 2, b, h, _F(1), cos, sin, dv, 1, wide)

@@ -57,6 +57,15 @@ class Architecture(Settings):
     token_inputs: tuple[TokenInputName, ...] = later(
         (), "further inputs of a token: previous_state, episode_return (so far), episode_time (steps so far)"
     )
+    segments: str = later(
+        "none", "what closes a segment, whose inside then leaves the context: a name in SEGMENTS"
+    )
+    segment_gist: bool = later(True, "the token that closes a segment still sees its inside")
+    segment_every: Whole = later(
+        0, "also keep every so many steps of an episode; for random and thin: spacing"
+    )
+    kept_tokens: Count = later(32, "tokens of closed segments that stay; the oldest goes first")
+    recent_steps: Whole = later(0, "steps that stay visible in any case; without segments, all that do")
     kernels: bool = later(True, "train with compiled attention and gelu on CPUs; false: PyTorch's")
     observation_space: dict[str, Any] | None = Field(None, description=_FILLED_IN)
     action_space: dict[str, Any] | None = Field(None, description=_FILLED_IN)
@@ -64,6 +73,11 @@ class Architecture(Settings):
     observation_std: tuple[NonNegative, ...] | None = later(None, _FILLED_IN)
     reward_scale: Positive = later(1.0, _FILLED_IN)
     one_step: bool = later(False, f"whether an episode is one step; {_FILLED_IN}")
+
+    @property
+    def forgets(self) -> bool:
+        """Whether tokens leave the context before it is full."""
+        return self.segments != "none" or self.recent_steps > 0
 
     @property
     def dropouts(self) -> tuple[float, float, float]:
@@ -80,6 +94,16 @@ class Architecture(Settings):
         if self.position == "rotary" and self.tf_n_embd // self.tf_n_head % 2:
             message = "rotary positions need an even tf_n_embd / tf_n_head"
             raise ValueError(Problem(message, ("tf_n_embd",), ("tf_n_head",), ("position",)))
+        if self.forgets and self.position != "rotary":
+            message = "contexts whose steps leave need rotary positions"
+            raise ValueError(Problem(message, ("segments",), ("recent_steps",), ("position",)))
+        spaced = self.segments in ("random", "thin")
+        if spaced and not self.segment_every:
+            message = f"segments {self.segments} needs segment_every, in steps"
+            raise ValueError(Problem(message, ("segments",), ("segment_every",)))
+        if self.segment_every and self.segments in ("none", "fruitless", "marks"):
+            message = f"segment_every has no effect with segments {self.segments}; set it to 0"
+            raise ValueError(Problem(message, ("segment_every",), ("segments",)))
         if twice := [name for name in self.token_inputs if self.token_inputs.count(name) > 1]:
             raise ValueError(Problem(f"token_inputs: {twice[0]} is named twice", ("token_inputs",)))
         return self

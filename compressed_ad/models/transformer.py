@@ -25,9 +25,31 @@ class Cache:
     def __init__(self, transformer: Transformer, n_row: int) -> None:
         n_layer, n_head = len(transformer.blocks), transformer.n_head
         width, device = transformer.head_dim + transformer.mark_bias, transformer.norm.weight.device
-        self.key = torch.zeros((n_layer, n_row, n_head, transformer.n_context, width), device=device)
+        self.key = torch.zeros((n_layer, n_row, n_head, self.capacity(transformer), width), device=device)
         self.value = torch.zeros_like(self.key)
         self.length = torch.zeros(n_row, dtype=torch.long, device=device)
+
+    def capacity(self, transformer: Transformer) -> int:
+        """Tokens of a row for which there is memory at the start."""
+        return transformer.n_context
+
+    def hidden(self) -> Tensor | None:
+        """(B, T) which of the first T entries the next token must not see, itself included; None: none."""
+        if bool((self.length == self.length[0]).all()):
+            return None
+        return torch.arange(int(self.length.max()) + 1, device=self.length.device) > self.length[:, None]
+
+    def rotation(self, transformer: Transformer) -> tuple[Tensor, Tensor]:
+        """Cosine and sine (B, D / 2) that turn the next token of each row."""
+        return transformer.cos[self.length], transformer.sin[self.length]
+
+    def advance(self) -> None:
+        """Each row has one more token."""
+        self.length = self.length + 1
+
+    def forget(self, rows: Tensor) -> None:
+        """Take back the last token of ``rows`` (B,) bool, if they have one."""
+        self.length = torch.where(rows, (self.length - 1).clamp(min=0), self.length)
 
 
 class Attention(nn.Module):
@@ -62,9 +84,15 @@ class Attention(nn.Module):
             k, v = torch.cat([k, bias], dim=-1), torch.cat([v, torch.zeros_like(bias)], dim=-1)
         return q, k, v
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-        """Causal attention (B, L, D) of queries, keys and values as ``heads`` gives them."""
-        y = F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, scale=self.scale)
+    def mix(
+        self, q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, until: Tensor | None = None
+    ) -> Tensor:
+        """Causal attention (B, L, D) of queries, keys and values as ``heads`` gives them.
+
+        ``until`` (B, L) is the last query that may see each token; None: all later ones.
+        """
+        mask = None if until is None else visible(until)[:, None]
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=self.scale)
         return self.merge(y)
 
     def merge(self, y: Tensor) -> Tensor:
@@ -96,19 +124,27 @@ class Block(nn.Module):
         hidden = fused.gelu(hidden) if compiled else F.gelu(hidden, approximate="tanh")
         return x + F.dropout(self.down(hidden), self.dropout, self.training)
 
-    def attend(self, x: Tensor, rotation: Rotation | None, marked: Tensor | None) -> Tensor:
+    def attend(
+        self, x: Tensor, rotation: Rotation | None, marked: Tensor | None, until: Tensor | None
+    ) -> Tensor:
         """Causal attention (B, L, D) of normalised ``x``; in training, where it can, by a compiled kernel."""
         attention, dropped = self.attention, self.attention_dropout if self.training else 0.0
         if self.kernels and attention.mark_bias is None and not dropped:
             qkv = attention.qkv(x)
             if fused.usable(qkv):
-                y = fused.attention(qkv.unflatten(-1, (3, attention.n_head, -1)), rotation)
+                y = fused.attention(qkv.unflatten(-1, (3, attention.n_head, -1)), rotation, until)
                 return attention.out(y.flatten(2))  # type: ignore[no-any-return]
-        return attention.mix(*attention.heads(x, rotation, marked), dropped)
+        return attention.mix(*attention.heads(x, rotation, marked), dropped, until)
 
-    def forward(self, x: Tensor, rotation: Rotation | None, marked: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation | None,
+        marked: Tensor | None = None,
+        until: Tensor | None = None,
+    ) -> Tensor:
         """x (B, L, D) -> (B, L, D)."""
-        y = self.attend(self.norm_attention(x), rotation, marked)
+        y = self.attend(self.norm_attention(x), rotation, marked, until)
         return self.mlp(x + F.dropout(y, self.dropout, self.training))
 
 
@@ -120,6 +156,7 @@ class Transformer(nn.Module):
 
     cos: Tensor
     sin: Tensor
+    frequency: Tensor
 
     def __init__(self, config: Architecture, mark_bias: bool = False) -> None:
         super().__init__()
@@ -134,8 +171,8 @@ class Transformer(nn.Module):
             self.position = nn.Parameter(torch.zeros(self.n_context, width))
             nn.init.normal_(self.position, std=0.02)
         else:
-            frequency = 1.0 / 10000 ** (torch.arange(0, self.head_dim, 2) / self.head_dim)
-            angle = torch.arange(self.n_context)[:, None] * frequency
+            self.register_buffer("frequency", frequencies(self.head_dim), persistent=False)
+            angle = torch.arange(self.n_context)[:, None] * self.frequency
             self.register_buffer("cos", angle.cos(), persistent=False)
             self.register_buffer("sin", angle.sin(), persistent=False)
         for name, weight in self.named_parameters():
@@ -144,11 +181,14 @@ class Transformer(nn.Module):
                 std = 1 / math.sqrt(weight.shape[1]) / (math.sqrt(2 * n_layer) if residual else 1.0)
                 nn.init.normal_(weight, std=std)
 
-    def forward(self, x: Tensor, marked: Tensor | None = None) -> Tensor:
-        """All positions at once, (B, L, D) -> (B, L, D), for L <= n_context; ``marked`` (B, L) bool."""
+    def forward(self, x: Tensor, marked: Tensor | None = None, until: Tensor | None = None) -> Tensor:
+        """All positions at once, (B, L, D) -> (B, L, D), for L <= n_context; ``marked`` (B, L) bool.
+
+        ``until`` (B, L) is the last query that may see each token; None: all later ones.
+        """
         x, rotation = self._placed(x)
         for block in self.blocks:
-            x = block(x, rotation, marked)
+            x = block(x, rotation, marked, until)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def prefill(self, x: Tensor, marked: Tensor | None, cache: Cache, rows: Tensor) -> None:
@@ -172,16 +212,15 @@ class Transformer(nn.Module):
 
     def step(self, x: Tensor, cache: Cache, marked: Tensor | None = None) -> Tensor:
         """One more token in every row: x (B, D) -> (B, D), ``marked`` (B,). No row may be full."""
-        at = cache.length
+        at, hidden = cache.length, cache.hidden()
         longest = int(at.max()) + 1
         uniform = bool((at == at[0]).all())
         row, rotation = torch.arange(len(x), device=x.device), None
         if self.position is not None:
             x = x + self.position[at]
         else:
-            cos, sin = self.cos[at], self.sin[at]
+            cos, sin = cache.rotation(self)
             rotation = cos[:, None, None], sin[:, None, None]
-        hidden = None if uniform else (torch.arange(longest, device=x.device) > at[:, None])[:, None, None]
         x, marked = x[:, None], None if marked is None else marked[:, None]
         for layer, block in enumerate(self.blocks):
             q, k, v = block.attention.heads(block.norm_attention(x), rotation, marked)  # type: ignore[union-attr, operator]
@@ -194,11 +233,22 @@ class Transformer(nn.Module):
             keys, values = cache.key[layer, :, :, :longest], cache.value[layer, :, :, :longest]
             scores = (q * self.head_dim**-0.5) @ keys.transpose(-1, -2)
             if hidden is not None:
-                scores = scores.masked_fill(hidden, -math.inf)
+                scores = scores.masked_fill(hidden[:, None, None], -math.inf)
             y = scores.softmax(dim=-1) @ values
             x = block.mlp(x + block.attention.merge(y))  # type: ignore[union-attr, operator]
-        cache.length = at + 1
+        cache.advance()
         return self.norm(x[:, 0])  # type: ignore[no-any-return]
+
+
+def visible(until: Tensor) -> Tensor:
+    """(B, L, L) bool: whether each query (second last axis) sees each token j; ``until`` (B, L) is its last."""
+    place = torch.arange(until.shape[1], device=until.device)
+    return (place <= place[:, None]) & (place[:, None] <= until[:, None])
+
+
+def frequencies(dim: int) -> Tensor:
+    """(D / 2,) radians per step by which rotary positions turn each pair of ``dim`` numbers."""
+    return 1.0 / 10000 ** (torch.arange(0, dim, 2) / dim)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -86,9 +86,9 @@ def pointers(context, builder, signature, args):
     return [pointer(kind, value) for kind, value in arrays if isinstance(kind, types.Array)]
 
 
-def load(builder, pointer):
+def load(builder, pointer, kind=VECTOR):
     """A vector from memory."""
-    return builder.load(builder.bitcast(pointer, VECTOR.as_pointer()), align=4)
+    return builder.load(builder.bitcast(pointer, kind.as_pointer()), align=4)
 
 
 def store(builder, value, pointer):

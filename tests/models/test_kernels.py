@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compressed_ad.models import MODEL, fused
-from compressed_ad.models.transformer import Rotation, rotate
+from compressed_ad.models.transformer import Rotation, rotate, visible
 from compressed_ad.training.loop import gradient
 from tests.models.test_models import batch, config
 
@@ -29,11 +29,21 @@ def drawn(shape: tuple[int, int, int, int], seed: int) -> tuple[Tensor, Rotation
     return qkv, (angle.cos(), angle.sin()), torch.randn((n_batch, length, n_head, width), generator=random)
 
 
-def plain(qkv: Tensor, rotation: Rotation | None) -> Tensor:
+def plain(qkv: Tensor, rotation: Rotation | None, until: Tensor | None = None) -> Tensor:
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     if rotation is not None:
         q, k = rotate(q, *rotation), rotate(k, *rotation)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+    mask = None if until is None else visible(until)[:, None]
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None).transpose(1, 2)
+
+
+def drawn_until(shape: tuple[int, ...], seed: int) -> Tensor:
+    """The last query that may see each token: soon, or never again after a border, or all."""
+    n_batch, length = shape[:2]
+    random = torch.Generator().manual_seed(seed)
+    place = torch.arange(length).expand(n_batch, length)
+    stays = torch.rand((n_batch, length), generator=random) < 0.1
+    return torch.where(stays, length, place + torch.randint(0, 20, place.shape, generator=random))
 
 
 def with_gradient(
@@ -46,14 +56,17 @@ def with_gradient(
     return y.detach(), x.grad
 
 
-@given(SHAPES, st.booleans(), st.integers(0, 99))
-@settings(max_examples=60, deadline=None)  # the first example may compile
-def test_attention_is_that_of_float64(shape: tuple[int, int, int, int], rotary: bool, seed: int) -> None:
+@given(SHAPES, st.booleans(), st.booleans(), st.integers(0, 99))
+@settings(max_examples=80, deadline=None)  # the first example may compile
+def test_attention_is_that_of_float64(
+    shape: tuple[int, int, int, int], rotary: bool, forgets: bool, seed: int
+) -> None:
     qkv, rotation, dy = drawn(shape, seed)
     wide = [x.double() for x in rotation]
     rotary = rotary and shape[-1] % 2 == 0  # an odd number has no other to turn with
-    exact = with_gradient(plain, qkv.double(), dy.double(), (wide[0], wide[1]) if rotary else None)
-    found = with_gradient(fused.attention, qkv, dy, rotation if rotary else None)
+    until = drawn_until(shape, seed) if forgets else None
+    exact = with_gradient(plain, qkv.double(), dy.double(), (wide[0], wide[1]) if rotary else None, until)
+    found = with_gradient(fused.attention, qkv, dy, rotation if rotary else None, until)
     # Rounding errors (6e-8) are in proportion to what is added up, which may cancel. These are its bounds:
     longest = qkv.norm(dim=-1).max()
     bound = 3e-7 * (1 + longest**2 / qkv.shape[-1] ** 0.5)
