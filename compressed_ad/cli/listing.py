@@ -24,7 +24,7 @@ from compressed_ad.learners.select import make_learner
 from compressed_ad.marking.apply import REQUIRED, find_marker, marker_parameters
 from compressed_ad.marking.conformance import check_marker
 from compressed_ad.marking.markers import MARKER
-from compressed_ad.models import MODEL
+from compressed_ad.models import MODEL, SEGMENTS
 from compressed_ad.models.settings import Architecture
 from compressed_ad.runs import yaml_file
 from compressed_ad.runs.directory import EXTRAS, extras, hardware, revision, versions
@@ -116,6 +116,9 @@ LISTS: Mapping[str, Callable[[], Rows]] = {
         for name, marker in MARKER.items()
     ],
     "models": _models,
+    "segmentations": lambda: [
+        (name, _sentence(rule), f"--model.segments {name}") for name, rule in SEGMENTS.items()
+    ],
     "transforms": lambda: [
         (
             name,

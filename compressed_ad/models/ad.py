@@ -17,7 +17,7 @@ from compressed_ad.models.segments import events, of_windows, visible_until
 from compressed_ad.models.settings import Architecture, ModelConfig
 from compressed_ad.models.token_inputs import TOKEN_INPUT
 from compressed_ad.models.tokens import Batch, Tokens
-from compressed_ad.models.transformer import Cache, Transformer
+from compressed_ad.models.transformer import Cache, Transformer, visible
 from compressed_ad.settings import validated
 
 if TYPE_CHECKING:
@@ -122,6 +122,15 @@ class AD(nn.Module):
             return self.head(self.transformer(x, marked, until))  # type: ignore[no-any-return]
         last = None if marked is None else marked[:, 0]
         return self.head(self.transformer.step(x[:, 0], cache, last)[:, None])  # type: ignore[no-any-return]
+
+    def visible_tokens(self, tokens: Tokens) -> Tensor:
+        """(B, L) how many tokens each query of the windows ``tokens`` sees, itself included."""
+        values = of_windows(tokens)
+        place = values["place"]
+        if not self.config.forgets:
+            return place + 1
+        until = visible_until(self.config, events(self.config, values), place)
+        return visible(until).sum(dim=-1)
 
     def attended(self, tokens: Tokens) -> Tensor | None:
         """(B, L) bool: tokens to which attention is biased, in a model that has such a bias; else None."""

@@ -1,4 +1,4 @@
-"""A key-value cache from which tokens leave that nothing will see again: a step costs the same at any length."""
+"""A key-value cache that tokens leave which nothing will see again: a step costs the same at any length."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from compressed_ad.models.segments import NEVER, Events, Values, events
-from compressed_ad.models.settings import Architecture
+from compressed_ad.models.settings import Architecture, TokenInputName
 from compressed_ad.models.token_inputs import TOKEN_INPUT
 from compressed_ad.models.tokens import Tokens
 from compressed_ad.models.transformer import Cache, Transformer
 
-_RUNNING = ("episode_return", "episode_time")
+_RUNNING: tuple[TokenInputName, ...] = ("episode_return", "episode_time")
 
 
 class CompactCache(Cache):

@@ -108,7 +108,9 @@ def _softmax_columns(typingctx, x, n, first, place, until, log_sums):
             def place(row, v=v):
                 return x(builder.add(builder.mul(row, number(COLUMNS)), number(v * WIDTH)))
 
-            def counts(row, query=builder.add(begin, lanes)):
+            query = builder.add(begin, lanes)
+
+            def counts(row, query=query):
                 from_, to = (
                     spread(builder, builder.load(array(row)), INTEGERS) for array in (place_of, until_of)
                 )

@@ -109,8 +109,8 @@ def of_windows(tokens: Tokens) -> dict[str, Tensor]:
 def visible_until(config: Architecture, found: Events | None, place: Tensor) -> Tensor:
     """``until`` (B, L) int64 of windows from their ``events``; ``place`` (B, L) counts their tokens.
 
-    Of closed segments at most ``kept_tokens`` tokens stay: each goes when so many newer ones are there. Others
-    go after ``n_transit`` steps. The last ``recent_steps`` steps are visible in any case.
+    Of closed segments at most ``kept_tokens`` tokens stay: each goes when so many newer ones are there.
+    Others go after ``n_transit`` steps. The last ``recent_steps`` steps are visible in any case.
     """
     recent = place + config.recent_steps - 1
     if found is None:

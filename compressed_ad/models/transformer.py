@@ -241,7 +241,7 @@ class Transformer(nn.Module):
 
 
 def visible(until: Tensor) -> Tensor:
-    """(B, L, L) bool: whether each query (second last axis) sees each token j; ``until`` (B, L) is its last."""
+    """(B, L, L) bool: which tokens each query (second last axis) sees, by the ``until`` (B, L) of each."""
     place = torch.arange(until.shape[1], device=until.device)
     return (place <= place[:, None]) & (place[:, None] <= until[:, None])
 

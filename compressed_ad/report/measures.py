@@ -54,6 +54,7 @@ NEEDS = {
     "training tasks": "evaluation.training_tasks above 0",
     "own data": "runs that each have their own histories",
     "limit": "a family whose limit is known",
+    "forgetting": "a model whose context steps leave",
 }
 
 
@@ -246,6 +247,8 @@ _ROWS = (
             _last_validation),
     Measure("marked", "Marked", "share of marked steps in the training histories",
             lambda runs: runs.marked, SHARE, better=0, needs="own data"),
+    Measure("visible", "Tokens seen", "tokens that a query sees, on average over held-out histories",
+            lambda runs: runs.visible, better=0, needs="forgetting"),
     Measure("auc_50", "Area over 50", "mean of the first 50 episodes",
             lambda runs: None if runs.curves.shape[-1] < 50 else area_under_curve(runs.curves[..., :50]),
             RETURN, listed=False),

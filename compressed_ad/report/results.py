@@ -40,6 +40,7 @@ _OPTIONAL = (
     "horizon",
     "paying",
     "marked",
+    "visible",
 )
 _MAY_BE_NAN = ("optimal", "training_optimal", "accuracy", "behaviour_entropy")  # unknown
 
@@ -66,6 +67,7 @@ class MethodRuns:
     paying: float | None = None  # share of steps with a reward other than 0, before anything is learned
     final_last: FloatArray | None = None  # (R, N) normalised final return of the last weights
     training_final: FloatArray | None = None  # (R, N') normalised final return on N' training tasks
+    visible: FloatArray | None = None  # (R,) tokens that a query sees; of models whose context steps leave
     marked: FloatArray | None = None  # (R, 10) share of marked steps by tenth of the training histories
     judged: Mapping[str, Any] = field(default_factory=dict)  # ``judgement``, the same for all runs
 
@@ -153,6 +155,7 @@ def _method(
         paying=float(first["paying"]) if "paying" in first else None,
         final_last=final("returns_last", "random", "optimal"),
         training_final=final("returns_training", "training_random", "training_optimal"),
+        visible=np.array([float(run["visible"]) for run in runs]) if "visible" in known else None,
         marked=np.stack([run["marked"] for run in runs]) if "marked" in known else None,
         judged=judged or {},
         **{key: np.array([float(run[key]) for run in runs]) for key in _SCALARS},
@@ -222,7 +225,7 @@ def load_evaluation(path: Path) -> dict[str, AnyArray]:
     for key, shape in shapes.items():
         if arrays[key].shape != shape:
             raise RunDirectoryError(f"{path}: {key}: expected {shape}, got {arrays[key].shape}")
-    for key in (*_SCALARS, *{"horizon", "paying", "step_last"} & set(arrays)):
+    for key in (*_SCALARS, *{"horizon", "paying", "step_last", "visible"} & set(arrays)):
         if arrays[key].size != 1 or arrays[key].dtype.kind not in "fiu":
             raise RunDirectoryError(f"{path}: {key}: expected one number, got shape {arrays[key].shape}")
     for key in (*needed, *optional):

@@ -44,7 +44,7 @@ class Cost:
 def costs(study: Study, rows: Sequence[Row]) -> list[Cost]:
     """The points of the study's cost curves that have results, each curve from its cheapest model on."""
     models = {(cell.family, cell.variant): cell.trained.model for cell in study.cells}
-    values = means(rows, study.metric)
+    values, visible = means(rows, study.metric), means(rows, "visible")
     found = []
     for family in study.families:
         for curve, variants in study.curves.items():
@@ -52,7 +52,9 @@ def costs(study: Study, rows: Sequence[Row]) -> list[Cost]:
             for variant in variants:
                 if value := values.get((family, variant)):
                     model = models[family, variant]
-                    cost = (model.n_transit, action_flops(model), training_flops(model))
+                    seen = visible[family, variant].value
+                    tokens = None if math.isnan(seen) else seen
+                    cost = (model.n_transit, action_flops(model, tokens), training_flops(model, tokens))
                     points.append(Cost(family, curve, variant, *cost, value))
             found += sorted(points, key=lambda point: point.action)
     return found

@@ -21,7 +21,7 @@ from compressed_ad.marking import apply
 from compressed_ad.marking.conformance import marker_faults
 from compressed_ad.marking.markers import MARKER
 from compressed_ad.marking.settings import MarkerSettings
-from compressed_ad.models import MODEL
+from compressed_ad.models import MODEL, SEGMENTS
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.registry import own_names, search_current_folder
 from compressed_ad.runs.layers import Request, nested, request_leaves
@@ -48,7 +48,7 @@ def load_config(request: Request, *, own: bool = True) -> Config:
 
 def own_code(config: Config) -> dict[str, frozenset[str]]:
     """By section: the names of code from outside this library in ``config``."""
-    model = config.model.model_dump(include={"model", "transforms"})
+    model = config.model.model_dump(include={"model", "segments", "transforms"})
     return {
         "env": family_code(config.env.family, config.env.kwargs),
         "algorithm": learner_code(config.algorithm.learner, config.algorithm.learner_kwargs),
@@ -227,6 +227,9 @@ def _trial_problems(leaves: Leaves, config: Config, own: bool) -> list[str]:
             found.append(f"{where}: marker: marker {marker!r} has no {key}; it has {listed}")
     name = config.model.model
     attempt("model", lambda: _check_model_name(name), "model", code=own_names(name))
+    rule = config.model.segments
+    if rule != "none":
+        attempt("model", lambda: SEGMENTS[rule], "segments", code=own_names(rule))
     for pair in transform_pairs(config.model):
         attempt("model", partial(check_transforms, [pair]), "transforms", code=own_names(pair))
     for name in config.comparison.methods:

@@ -132,6 +132,8 @@ class RunData:
     def imitation(self, model: AD, task_ids: IntArray, windows: int) -> dict[str, float]:
         """Accuracy, cross-entropy and behaviour entropy on the histories of ``task_ids``; NaN if undefined.
 
+        Of models whose context steps leave, also ``visible``, how many tokens a query sees on average.
+
         The windows depend on the data alone, not on the run. Behaviour entropy is the entropy of the source's
         policy, averaged over the supervised steps: no model can have a lower cross-entropy in expectation. It
         is NaN where it was not recorded, and for continuous actions: there it is the differential entropy of
@@ -150,11 +152,16 @@ class RunData:
             steps = [sampler.indices(k) for k in range(batches)]
             judged_steps = [sequences.gather("entropy", index[valid]) for index, valid in steps]
             entropy = float(np.mean([values.mean() for values in judged_steps]))
-        return {
+        found = {
             "accuracy": judged.accuracy,
             "cross_entropy": judged.cross_entropy,
             "behaviour_entropy": entropy,
         }
+        if model.forgets:
+            windows_ = [sampler.batch(k) for k in range(batches)]
+            seen = np.concatenate([model.visible_tokens(b.tokens)[b.valid].cpu().numpy() for b in windows_])
+            found["visible"] = float(seen.mean())
+        return found
 
     def play(
         self, model: AD, task_ids: IntArray, rollouts: int, episodes: int, seed: int, report: Report

@@ -273,7 +273,7 @@ def load_model(path: Path, data: RunData, where: str) -> tuple[AD, int]:
         config, weights, step = architecture(content["config"]), content["model_state_dict"], content["step"]
     except (CompressedADError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: does not hold a model ({one_line(error, 200)})") from error
-    check_trust(path, own_names(config.model), data.job.trust)
+    check_trust(path, own_names((config.model, config.segments)), data.job.trust)
     _check_origin(path, content, data.job)
     for kind in ("observation", "action"):
         what = f"{path}: {kind} space of {data.file.info.family}"

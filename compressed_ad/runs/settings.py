@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from annotated_types import MinLen
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from compressed_ad.evaluation.settings import EvaluationSettings
 from compressed_ad.learners.settings import AlgorithmSettings
 from compressed_ad.marking.settings import MarkerSettings
 from compressed_ad.models.settings import ModelConfig
-from compressed_ad.settings import Count, Seed, Settings
+from compressed_ad.settings import Count, Problem, Seed, Settings
 from compressed_ad.tasks.settings import EnvSettings
 
 
@@ -42,6 +42,13 @@ class Config(Settings):
     comparison: ComparisonSettings = ComparisonSettings()
     seed: Seed = Field(0, description="seed of the histories, the split and the first run")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models are trained")
+
+    @model_validator(mode="after")
+    def _marks_can_close(self) -> Config:
+        if self.model.segments == "marks" and self.evaluation.marks == "off":
+            message = "segments marks close nothing while playing unless evaluation.marks is set; try self"
+            raise ValueError(Problem(message, ("evaluation", "marks"), ("model", "segments")))
+        return self
 
     @property
     def split_seed(self) -> int:

@@ -54,7 +54,8 @@ def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = ne
             weight_unproven=config.loss_weight_marked if unproven is None else unproven,
             min_probability=config.loss_min_probability,
         )
-        if getattr(MODEL[config.model], "reads_marks", False) and not sequences.mask.any():
+        reads = getattr(MODEL[config.model], "reads_marks", False)
+        if (reads or config.segments == "marks") and not sequences.mask.any():
             notes.append(
                 f"{job.name}: no step of its histories is marked, so {config.model} learns what AD does;"
                 " choose a marker, such as threshold"

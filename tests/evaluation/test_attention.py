@@ -26,6 +26,7 @@ from compressed_ad.evaluation.border_embeddings import geometry, mark_effects
 from compressed_ad.models import MODEL
 from compressed_ad.models.ad import AD
 from compressed_ad.models.tokens import Batch, shift
+from compressed_ad.models.transformer import visible
 from tests.conftest import SmokeRun
 from tests.models.test_models import batch, config, lively, transitions
 
@@ -41,20 +42,25 @@ def model(name: str, **values: object) -> AD:
     return made
 
 
-@pytest.mark.parametrize("position", ["rotary", "learned"])
+@pytest.mark.parametrize(
+    "changes", [{"position": "rotary"}, {"position": "learned"}, {"segments": "episode"}], ids=str
+)
 @pytest.mark.parametrize("name", NAMES)
-def test_maps_are_those_of_the_fused_kernel(name: str, position: str) -> None:
+def test_maps_are_those_of_the_fused_kernel(name: str, changes: dict[str, str]) -> None:
     """Values mixed by the maps give the fused output, to float32 sums in another order."""
-    player, tokens = model(name, position=position), shift(**transitions(3, 20))
+    player, tokens = model(name, **changes), shift(**transitions(3, 20))
     maps = attention_maps(player, tokens)
     assert maps.shape == (2, 3, 2, 20, 20)
     torch.testing.assert_close(maps.sum(dim=-1), torch.ones(2, 3, 2, 20))
     assert (maps.triu(1) == 0).all()
     with torch.no_grad():
         for (block, given), own in zip(block_inputs(player, tokens), maps, strict=True):
-            x, *rest = given
-            q, k, v = block.attention.heads(block.norm_attention(x), *rest)
-            fused = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=block.attention.scale)
+            x, rotation, marked, until = given
+            q, k, v = block.attention.heads(block.norm_attention(x), rotation, marked)
+            mask = None if until is None else visible(until)[:, None]
+            assert ("segments" in changes) == (mask is not None)
+            scale = block.attention.scale
+            fused = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale)
             torch.testing.assert_close(own @ v, fused, rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(attention_probabilities(block, *given), own)
 

@@ -1,4 +1,4 @@
-"""What leaves a context: ``until`` against a plain simulation, and play with a compact cache against windows."""
+"""What leaves a context: ``until`` against a plain simulation, play with a compact cache against windows."""
 
 from typing import Any
 
@@ -99,7 +99,7 @@ def test_nothing_that_leaves_depends_on_what_comes_later(
 
 
 def played(model: AD, tokens: Tokens, idle: Tensor | None = None) -> Tensor:
-    """Logits (B, L, K), one token at a time; where ``idle`` (B, L), the token is taken back and given again."""
+    """Logits (B, L, K) of one token at a time; where ``idle``, the token is taken back and given again."""
     n_row, length = tokens.ended.shape
     cache = model.new_cache(n_row)
     at = torch.zeros(n_row, dtype=torch.long)
