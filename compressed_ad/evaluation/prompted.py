@@ -42,7 +42,9 @@ class _Prompted:
 
     def act(self, obs: AnyArray) -> AnyArray:
         own = self.agent.act(obs)
-        return own if self.actions is None or self.clock >= self.n_first else self.actions[:, self.clock]
+        if self.actions is None or self.clock >= self.n_first:
+            return own
+        return self.actions[:, self.clock].astype(own.dtype)  # files keep them in fewer bytes
 
     def observe(self, actions: AnyArray, step: Step) -> None:
         self.agent.observe(actions, step)

@@ -24,7 +24,7 @@ def player() -> AD:
 def test_given_actions_are_played_first_and_counted_by_hand() -> None:
     tasks = ROOM.tasks()
     # All rooms start in the middle: who stays there is paid if the goal is there, and nobody else is.
-    stay = np.full((len(tasks), 2, 8), STAY)
+    stay = np.full((len(tasks), 2, 8), STAY, np.uint8)  # as files keep them
     found = success_after(player(), ROOM, tasks, stay, first=8, steps=9, rollouts=2, seed=1)
     middle = [tuple(task) == (1, 1) for task in np.asarray(tasks).tolist()]
     assert found.knew == pytest.approx(np.mean(middle))
