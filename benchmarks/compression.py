@@ -44,7 +44,9 @@ def play(quick: bool, n_env: int = 64) -> dict[str, float]:
     """Milliseconds of a step of ``n_env`` environments, and bytes of their caches."""
     found = {}
     for name, kind in KINDS.items():
-        model = build_model(default_model(**{**ROOM, "n_transit": 400 if name == "plain" else 700}, **kind), 0)
+        model = build_model(
+            default_model(**{**ROOM, "n_transit": 400 if name == "plain" else 700}, **kind), 0
+        )
         agent = InContextAgent(model.eval(), seed=0)
         env = FAMILY.make(np.repeat(FAMILY.tasks()[:8], n_env // 8, axis=0), np.arange(n_env))
         agent.reset(n_env)

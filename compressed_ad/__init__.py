@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         evaluate_references as evaluate_references,
         evaluate_tasks as evaluate_tasks,
     )
+    from compressed_ad.evaluation.prompted import success_after as success_after
     from compressed_ad.histories.collector import collect as collect
     from compressed_ad.histories.exchange.formats import EXPORT as EXPORT, Recorded as Recorded
     from compressed_ad.histories.exchange.importing import import_histories as import_histories
@@ -36,10 +37,11 @@ if TYPE_CHECKING:
     from compressed_ad.marking.conformance import check_marker as check_marker
     from compressed_ad.marking.markers import MARKER as MARKER, borders as borders, threshold as threshold
     from compressed_ad.marking.statistics import marking_statistics as marking_statistics
-    from compressed_ad.models import MODEL as MODEL
+    from compressed_ad.models import MODEL as MODEL, SEGMENTS as SEGMENTS
     from compressed_ad.models.ad import AD as AD
     from compressed_ad.models.compressed_ad import CompressedAD as CompressedAD
     from compressed_ad.models.encoders import SpaceEncoder as SpaceEncoder
+    from compressed_ad.models.segments import SegmentEvents as SegmentEvents
     from compressed_ad.models.settings import ModelConfig as ModelConfig
     from compressed_ad.report.figures.histories import (
         learning_curves as learning_curves,
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "evaluation.agents": "InContextAgent OptimalAgent RandomAgent",
     "evaluation.evaluate": "evaluate_in_context evaluate_references evaluate_tasks",
+    "evaluation.prompted": "success_after",
     "histories.collector": "collect",
     "histories.exchange.formats": "EXPORT Recorded",
     "histories.exchange.importing": "import_histories",
@@ -86,10 +89,11 @@ _NAMES = {
     "marking.conformance": "check_marker",
     "marking.markers": "MARKER borders threshold",
     "marking.statistics": "marking_statistics",
-    "models": "MODEL",
+    "models": "MODEL SEGMENTS",
     "models.ad": "AD",
     "models.compressed_ad": "CompressedAD",
     "models.encoders": "SpaceEncoder",
+    "models.segments": "SegmentEvents",
     "models.settings": "ModelConfig",
     "report.figures.histories": "learning_curves probability_trace",
     "report.figures.returns": "in_context_curves",

@@ -9,7 +9,7 @@ from compressed_ad.registry import Registry, makes, takes
 
 if TYPE_CHECKING:
     from compressed_ad.models.ad import AD
-    from compressed_ad.models.segments import Events
+    from compressed_ad.models.segments import SegmentEvents
 
 MODEL: Registry[type[AD]] = Registry(
     "model",
@@ -22,7 +22,7 @@ MODEL: Registry[type[AD]] = Registry(
     makes("AD", "embed", "loss", "prefill", "load_state_dict", functions=False),
 )
 
-SEGMENTS: Registry[Callable[..., Events]] = Registry(
+SEGMENTS: Registry[Callable[..., SegmentEvents]] = Registry(
     "segmentation",
     {
         name: f"compressed_ad.models.segments:{name}"

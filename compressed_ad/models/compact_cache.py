@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compressed_ad.models.segments import NEVER, Events, Values, events
+from compressed_ad.models.segments import NEVER, SegmentEvents, Values, events
 from compressed_ad.models.settings import Architecture, TokenInputName
 from compressed_ad.models.token_inputs import TOKEN_INPUT
 from compressed_ad.models.tokens import Tokens
@@ -40,7 +40,7 @@ class CompactCache(Cache):
         most = self.config.kept_tokens + self.config.n_transit
         return min(most, self.config.kept_tokens + max(32, 2 * self.config.recent_steps))
 
-    def admit(self, tokens: Tokens) -> Events | None:
+    def admit(self, tokens: Tokens) -> SegmentEvents | None:
         """Make room for the next token of each row, (B, 1), and let go what leaves with it."""
         self.last = {name: value.clone() for name, value in self.now.items()}
         token = {name: value[:, 0] for name, value in vars(tokens).items() if value is not None}
@@ -71,7 +71,7 @@ class CompactCache(Cache):
             "place": self.place,
         }
 
-    def _let_go(self, found: Events) -> None:
+    def _let_go(self, found: SegmentEvents) -> None:
         """End the open segments of the rows in which one ends."""
         used = torch.arange(self.key.shape[3], device=self.length.device) < self.length[:, None]
         inside = used & ~self.stays & (self.until == NEVER)

@@ -30,7 +30,7 @@ NEVER = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class Events:
+class SegmentEvents:
     """What happens at tokens (B, L) or (N,), all bool.
 
     At a token that ``closes``, the inside of the segment leaves: all tokens since the last one that opens or
@@ -43,31 +43,31 @@ class Events:
     keeps: Tensor
 
 
-def episode(token: Values, every: int) -> Events:
+def episode(token: Values, every: int) -> SegmentEvents:
     """Each episode closes. The token after its last step stays, and every ``every``-th within, if not 0."""
     ended = token["ended"]
     inside = token["episode_time"] % every == 0 if every else torch.zeros_like(ended)
-    return Events(ended, ended, ended | inside & (token["episode_time"] > 0))
+    return SegmentEvents(ended, ended, ended | inside & (token["episode_time"] > 0))
 
 
-def fruitless(token: Values, every: int) -> Events:
+def fruitless(token: Values, every: int) -> SegmentEvents:
     """Episodes without a return above 0 close; the others stay as they are."""
     ended = token["ended"]
-    return Events(ended, ended & (token["episode_return"] <= 0), ended)
+    return SegmentEvents(ended, ended & (token["episode_return"] <= 0), ended)
 
 
-def marks(token: Values, every: int) -> Events:
+def marks(token: Values, every: int) -> SegmentEvents:
     r"""Marked segments close at ``\compress>``; unmarked steps stay."""
-    return Events(token["end_mark"], token["end_mark"], ~token["marked"])
+    return SegmentEvents(token["end_mark"], token["end_mark"], ~token["marked"])
 
 
-def thin(token: Values, every: int) -> Events:
+def thin(token: Values, every: int) -> SegmentEvents:
     """Each episode closes; of all steps, every ``every``-th stays, whatever it tells. A control."""
     place = token["place"]
-    return Events(token["ended"], token["ended"], (place > 0) & (place % every == 0))
+    return SegmentEvents(token["ended"], token["ended"], (place > 0) & (place % every == 0))
 
 
-def random(token: Values, every: int) -> Events:
+def random(token: Values, every: int) -> SegmentEvents:
     """Segments close at random places, after ``every`` steps on average. A control.
 
     The places are the same in all contexts, but for where their episodes begin: a hash of the place decides.
@@ -76,10 +76,10 @@ def random(token: Values, every: int) -> Events:
     mixed = (place * 2654435761 + 0x9E37) % 2**32
     mixed = ((mixed ^ (mixed >> 15)) * 2246822519) % 2**32
     closes = (((mixed ^ (mixed >> 13)) % every) == 0) & (place > 0)
-    return Events(closes, closes, closes)
+    return SegmentEvents(closes, closes, closes)
 
 
-def events(config: Architecture, token: Values) -> Events | None:
+def events(config: Architecture, token: Values) -> SegmentEvents | None:
     """What happens at each token by the rule of ``config``; None without one.
 
     ``UsageError`` if a rule of the user's own gives anything else.
@@ -87,12 +87,14 @@ def events(config: Architecture, token: Values) -> Events | None:
     if config.segments == "none":
         return None
     found, shape = SEGMENTS[config.segments](token, config.segment_every), token["ended"].shape
-    right = isinstance(found, Events) and all(
+    right = isinstance(found, SegmentEvents) and all(
         isinstance(part, Tensor) and part.shape == shape and part.dtype == torch.bool
         for part in vars(found).values()
     )
     if not right:
-        raise UsageError(f"segmentation {config.segments!r} must give Events of {tuple(shape)} truth values")
+        raise UsageError(
+            f"segmentation {config.segments!r} must give SegmentEvents of {tuple(shape)} truth values"
+        )
     return found
 
 
@@ -106,7 +108,7 @@ def of_windows(tokens: Tokens) -> dict[str, Tensor]:
     return shown | {"episode_return": before + tokens.reward, "episode_time": time, "place": place}
 
 
-def visible_until(config: Architecture, found: Events | None, place: Tensor) -> Tensor:
+def visible_until(config: Architecture, found: SegmentEvents | None, place: Tensor) -> Tensor:
     """``until`` (B, L) int64 of windows from their ``events``; ``place`` (B, L) counts their tokens.
 
     Of closed segments at most ``kept_tokens`` tokens stay: each goes when so many newer ones are there.

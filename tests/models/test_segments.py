@@ -12,7 +12,7 @@ from compressed_ad.errors import ConfigError, UnknownNameError, UsageError
 from compressed_ad.models import MODEL, SEGMENTS
 from compressed_ad.models.ad import AD
 from compressed_ad.models.compact_cache import CompactCache
-from compressed_ad.models.segments import NEVER, Events, events, of_windows, visible_until
+from compressed_ad.models.segments import NEVER, SegmentEvents, events, of_windows, visible_until
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.models.tokens import Tokens, shift
 from compressed_ad.models.transformer import frequencies
@@ -43,7 +43,7 @@ def tokens_of(n_row: int, length: int, seed: int) -> Tokens:
     return shift(**transitions(n_row, length, seed))
 
 
-def found_in(made: ModelConfig, tokens: Tokens) -> tuple[Events | None, Tensor]:
+def found_in(made: ModelConfig, tokens: Tokens) -> tuple[SegmentEvents | None, Tensor]:
     values = of_windows(tokens)
     found = events(made, values)
     return found, visible_until(made, found, values["place"])
@@ -211,13 +211,13 @@ def test_settings_that_cannot_be(values: dict[str, Any], message: str) -> None:
         ModelConfig(**values)
 
 
-def every_other(token: Any, every: int) -> Events:
+def every_other(token: Any, every: int) -> SegmentEvents:
     closes = (token["place"] % 2 == 1) & ~token["ended"]
-    return Events(closes, closes, closes)
+    return SegmentEvents(closes, closes, closes)
 
 
-def wrong_shape(token: Any, every: int) -> Events:
-    return Events(token["ended"][:0], token["ended"], token["ended"])
+def wrong_shape(token: Any, every: int) -> SegmentEvents:
+    return SegmentEvents(token["ended"][:0], token["ended"], token["ended"])
 
 
 def no_events(token: Any, every: int) -> Tensor:
