@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     )
     from compressed_ad.tasks.gridworld import Darkroom as Darkroom
     from compressed_ad.tasks.limit_search import find_limit as find_limit
+    from compressed_ad.tasks.recall import recall_value as recall_value
     from compressed_ad.tasks.select import make_family as make_family
     from compressed_ad.tasks.split import split_tasks as split_tasks
     from compressed_ad.training.loop import train as train
@@ -105,6 +106,7 @@ _NAMES = {
     "tasks.conformance": "check_family family_problems",
     "tasks.gridworld": "Darkroom",
     "tasks.limit_search": "find_limit",
+    "tasks.recall": "recall_value",
     "tasks.select": "make_family",
     "tasks.split": "split_tasks",
     "training.loop": "train",

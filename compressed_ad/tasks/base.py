@@ -226,6 +226,7 @@ TASK_FAMILY: Registry[Callable[..., TaskFamily]] = Registry(
         "darkroom_hard": "compressed_ad.tasks.gridworld:DarkroomHard",
         "darkroom_permuted": "compressed_ad.tasks.gridworld:DarkroomPermuted",
         "key_to_door": "compressed_ad.tasks.gridworld:KeyToDoor",
+        "darkroom_recall": "compressed_ad.tasks.recall:DarkroomRecall",
         "bernoulli_bandit": "compressed_ad.tasks.bandit:BernoulliBandit",
         "gaussian_bandit": "compressed_ad.tasks.bandit:GaussianBandit",
         "point_mass": "compressed_ad.tasks.point_mass:PointMass",

@@ -132,6 +132,16 @@ class Grid(OneLineRepr, ABC):
         return spaces.Discrete(N_ACTION)
 
     @property
+    def cells(self) -> Int64Array:
+        """(O, ...) the observation of each cell, in the order of their numbers."""
+        return all_cells(self.size)
+
+    @property
+    def moves(self) -> Int64Array:
+        """(5, O) number of the cell that each move leads to."""
+        return successors(self.size)
+
+    @property
     def start_cell(self) -> tuple[int, int]:
         """The cell where every episode starts: the centre."""
         return self.size // 2, self.size // 2
@@ -146,7 +156,7 @@ class Grid(OneLineRepr, ABC):
 
     def successor_table(self, tasks: AnyArray) -> Int64Array:
         """(N, cells, 5) index of the cell that each action leads to."""
-        return np.broadcast_to(successors(self.size).T, (len(tasks), self.size**2, N_ACTION))
+        return np.broadcast_to(self.moves.T, (len(tasks), self.moves.shape[1], N_ACTION))
 
     def index(self, cells: ArrayLike) -> Int64Array:
         """Number x * size + y of cells (..., 2)."""
@@ -190,7 +200,7 @@ class GridEnv:
     ) -> None:
         self.num_envs = num_envs = len(tasks)
         self._family, self._tasks, self._judge, self._moves = family, tasks, judge, moves
-        self._cells, self._successors = all_cells(family.size), successors(family.size).ravel()
+        self._cells, self._successors = family.cells, family.moves.ravel()
         start = int(family.index(family.start_cell))
         self._starts = starts or (lambda slots: np.full(len(slots), start))
         self._cell = np.full(num_envs, start)

@@ -120,7 +120,8 @@ def test_as_batched_refuses_other_things():
 
 
 @pytest.mark.parametrize(
-    "name", ["darkroom", "darkroom_large", "darkroom_hard", "darkroom_permuted", "key_to_door"]
+    "name",
+    ["darkroom", "darkroom_large", "darkroom_hard", "darkroom_permuted", "darkroom_recall", "key_to_door"],
 )
 def test_gymnasium_ids(name):
     env = gymnasium.make(gymnasium_id(name), task=7)
