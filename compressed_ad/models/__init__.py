@@ -17,6 +17,7 @@ MODEL: Registry[type[AD]] = Registry(
         "AD": "compressed_ad.models.ad:AD",
         "CompressedAD": "compressed_ad.models.compressed_ad:CompressedAD",
         "CompressedADv2": "compressed_ad.models.compressed_ad:CompressedAD",
+        "GistAD": "compressed_ad.models.compressed_ad:GistAD",
         "MarkedAttentionAD": "compressed_ad.models.compressed_ad:MarkedAttentionAD",
     },
     makes("AD", "embed", "loss", "prefill", "load_state_dict", functions=False),

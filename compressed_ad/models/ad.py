@@ -67,7 +67,7 @@ class AD(nn.Module):
         self.token_inputs = nn.ModuleDict()
         for name in self.config.token_inputs:
             self.token_inputs[name] = TOKEN_INPUT[name](self.config, n_feature)
-        if self.config.segments != "none":
+        if self.config.segmentation != "none":
             self.embed_gist = nn.Parameter(0.02 * torch.randn(width))
         # In bandits, contextual or not, the last state of an episode does not depend on the last action.
         self.shows_last_action = self.config.one_step or observation == {"kind": "discrete", "n": 1}

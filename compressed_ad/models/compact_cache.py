@@ -84,7 +84,7 @@ class CompactCache(Cache):
     def _dead(self) -> Tensor:
         """(B, T) entries that the next token must not see."""
         until = self.until
-        if self.config.segments == "none":
+        if self.config.segmentation == "none":
             until = torch.zeros_like(until)
         else:
             until = torch.where(self.stays, until, until.minimum(self.at + self.config.n_transit - 1))

@@ -36,6 +36,14 @@ class CompressedAD(AD):
         )
 
 
+class GistAD(AD):
+    """AD whose context episodes leave when they end, but for the token at their border.
+
+    It is AD with ``segments`` episode, unless they are set otherwise, under a name of its own, so that it can
+    be compared with AD: see ``models.segments``.
+    """
+
+
 class MarkedAttentionAD(AD):
     """AD whose attention to marked steps has a learned bias for each layer and head.
 

@@ -84,9 +84,9 @@ def events(config: Architecture, token: Values) -> SegmentEvents | None:
 
     ``UsageError`` if a rule of the user's own gives anything else.
     """
-    if config.segments == "none":
+    if config.segmentation == "none":
         return None
-    found, shape = SEGMENTS[config.segments](token, config.segment_every), token["ended"].shape
+    found, shape = SEGMENTS[config.segmentation](token, config.segment_every), token["ended"].shape
     right = isinstance(found, SegmentEvents) and all(
         isinstance(part, Tensor) and part.shape == shape and part.dtype == torch.bool
         for part in vars(found).values()

@@ -75,9 +75,14 @@ class Architecture(Settings):
     one_step: bool = later(False, f"whether an episode is one step; {_FILLED_IN}")
 
     @property
+    def segmentation(self) -> str:
+        """What closes a segment: ``segments``, or what ``GistAD`` has in place of ``none``."""
+        return "episode" if self.model == "GistAD" and self.segments == "none" else self.segments
+
+    @property
     def forgets(self) -> bool:
         """Whether tokens leave the context before it is full."""
-        return self.segments != "none" or self.recent_steps > 0
+        return self.segmentation != "none" or self.recent_steps > 0
 
     @property
     def dropouts(self) -> tuple[float, float, float]:
@@ -96,12 +101,12 @@ class Architecture(Settings):
             raise ValueError(Problem(message, ("tf_n_embd",), ("tf_n_head",), ("position",)))
         if self.forgets and self.position != "rotary":
             message = "contexts whose steps leave need rotary positions"
-            raise ValueError(Problem(message, ("segments",), ("recent_steps",), ("position",)))
+            raise ValueError(Problem(message, ("segments",), ("recent_steps",), ("position",), ("model",)))
         spaced = self.segments in ("random", "thin")
         if spaced and not self.segment_every:
             message = f"segments {self.segments} needs segment_every, in steps"
             raise ValueError(Problem(message, ("segments",), ("segment_every",)))
-        if self.segment_every and self.segments in ("none", "fruitless", "marks"):
+        if self.segment_every and self.segmentation in ("none", "fruitless", "marks"):
             message = f"segment_every has no effect with segments {self.segments}; set it to 0"
             raise ValueError(Problem(message, ("segment_every",), ("segments",)))
         if twice := [name for name in self.token_inputs if self.token_inputs.count(name) > 1]:

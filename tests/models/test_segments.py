@@ -164,6 +164,17 @@ def test_without_segments_nothing_changes_bit_for_bit() -> None:
     }
 
 
+def test_gist_ad_is_ad_with_episodes_as_segments() -> None:
+    tokens = tokens_of(2, 24, 1)
+    named = lively(MODEL["GistAD"](config(model="GistAD")))
+    plain = AD(config(model="AD", segments="episode")).eval()
+    plain.load_state_dict(named.state_dict())
+    assert torch.equal(named(tokens), plain(tokens))
+    assert isinstance(named.new_cache(1), CompactCache)
+    other = MODEL["GistAD"](config(model="GistAD", segments="random", segment_every=5))
+    assert other.config.segmentation == "random"
+
+
 def test_a_border_collects_its_segment_only_if_it_may() -> None:
     """A later step changes with the inside of a closed episode through the gist, and through nothing else."""
     for gist in (True, False):
@@ -203,6 +214,7 @@ def test_a_step_costs_the_same_at_any_history() -> None:
         ),
         ({"segments": "episode", "position": "learned"}, "need rotary positions"),
         ({"recent_steps": 3, "position": "learned"}, "need rotary positions"),
+        ({"model": "GistAD", "position": "learned"}, "need rotary positions"),
         ({"segments": "episode", "kept_tokens": 0}, "kept_tokens"),
     ],
 )
