@@ -147,8 +147,8 @@ class CompressedADDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
     def __init__(self, sequences: Sequences, n_transit: int) -> None:
         if not isinstance(sequences, Sequences):
             raise UsageError(
-                f"CompressedADDataset takes sequences, not a {type(sequences).__name__}; from a history file make"
-                " it with CompressedADDataset.from_file(path, n_transit)"
+                f"CompressedADDataset takes sequences, not a {type(sequences).__name__}; a history file's are"
+                " CompressedADDataset.from_file(path, n_transit)"
             )
         self.sequences, self.n_transit = sequences, n_transit
         self.start = sequences.episodes.start[sequences.full_windows(n_transit)]
