@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 # For type checkers and editors. ``_NAMES`` is what the program uses; a test compares the two.
 if TYPE_CHECKING:
+    from compressed_ad.cli.main import cad as cad
     from compressed_ad.evaluation.agents import (
         InContextAgent as InContextAgent,
         OptimalAgent as OptimalAgent,
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from compressed_ad.types import History as History, Split as Split, Step as Step, to_spec as to_spec
 
 _NAMES = {
+    "cli.main": "cad",
     "evaluation.agents": "InContextAgent OptimalAgent RandomAgent",
     "evaluation.evaluate": "evaluate_in_context evaluate_references evaluate_tasks",
     "evaluation.prompted": "success_after",

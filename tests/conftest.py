@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -38,6 +39,16 @@ def cad(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
     """The real command line, in a process of its own."""
     command = [sys.executable, "-m", "compressed_ad", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload]
+
+
+def guide_snippet(title: str) -> str:
+    """The first code block of the guide after the line that says ``title``."""
+    text = (Path(__file__).parents[1] / "docs" / "guide.md").read_text("utf-8")
+    found = re.search(
+        rf"^[^\w\n]*{re.escape(title)}\W*?$.*?^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE
+    )
+    assert found, title
+    return found[1]
 
 
 def refused_in_one_line(family: str, kwargs: Mapping[str, Any], message: str) -> None:

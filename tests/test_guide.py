@@ -1,9 +1,12 @@
-"""The user's guide, executed: its text word for word from ``guide_snippets.md``, only its imports changed."""
+"""The guide, executed: its two commands as scripts, then its code word for word, only its imports changed."""
 
 from __future__ import annotations
 
-import re
+import hashlib
+import runpy
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,16 +28,20 @@ from compressed_ad import (
     threshold,
 )
 from compressed_ad.cli.main import main
-from tests.conftest import SmokeRun
+from tests.conftest import guide_snippet as snippet
 
+ROOT = Path(__file__).parents[1]
 NAME = "history_darkroom_PPO_alg-seed0_compressed.hdf5"
-SNIPPETS = (Path(__file__).parent / "guide_snippets.md").read_text(encoding="utf-8")
+SCRIPTS = {name: ROOT / "examples" / "guide" / f"{name}_with_compression.py" for name in ("collect", "train")}
+SMALL = {
+    "collect": ["--preset", "smoke", "--algorithm.n_process", "2"],
+    "train": ["--preset", "smoke", "--model.steps", "20"],
+}
+# A run of the smoke preset is too short to become confident.
+EASY = ["--marker.on_policy_threshold", "0.2", "--marker.compression_window", "3"]
 
-
-def snippet(title: str) -> str:
-    found = re.search(rf"## {re.escape(title)}\n+```\w*\n(.*?)```", SNIPPETS, re.DOTALL)
-    assert found, title
-    return found[1]
+DIGEST = "968a5de97d01384a6b8cf6be35e5aa65a3601767e7c43833c5c64030797690c3"
+"""SHA-256 of the guide."""
 
 
 def replaced(text: str, old: str, new: str) -> str:
@@ -51,14 +58,71 @@ def dummy_vec_env() -> Any:
     return pytest.importorskip("stable_baselines3.common.vec_env").DummyVecEnv(envs())
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the guide's two commands were given."""
+    folder = tmp_path_factory.mktemp("guide")
+    for name, more in (("collect", EASY), ("train", [])):
+        command = [sys.executable, SCRIPTS[name], *SMALL[name], *more]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smoke: SmokeRun) -> Path:
-    """A folder with the guide's ``runs/`` and ``datasets/``."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Path) -> Path:
+    """A copy of it, in which the test runs."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").symlink_to(smoke.out)
-    (tmp_path / "datasets").mkdir()
-    shutil.copy(smoke.out / NAME, tmp_path / "datasets" / NAME)
     return tmp_path
+
+
+def test_the_guide_is_kept_word_for_word() -> None:
+    note, _, text = (ROOT / "docs" / "guide.md").read_text("utf-8").partition("\n\n")
+    assert note.startswith("> ") and "\n" not in note
+    assert hashlib.sha256(text.encode()).hexdigest() == DIGEST
+
+
+# ---------------------------------------------------------------- its two commands
+
+
+def given_again(name: str, *words: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit code of a script that is run once more, in this process."""
+    monkeypatch.setattr(sys, "argv", [str(SCRIPTS[name]), *SMALL[name], *words])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(SCRIPTS[name]), run_name="__main__")
+    return int(end.value.code or 0)
+
+
+def test_the_scripts_have_the_guides_settings_and_leave_its_files(made: Path) -> None:
+    kept = [str(path.relative_to(made)) for path in made.rglob("*") if path.suffix in (".hdf5", ".pt")]
+    for file in (snippet("Output:").strip(), "runs/CompressedAD-darkroom-seed0/best_model.pt"):
+        assert file in kept
+    lines = [*snippet("Configuration:").splitlines(), snippet("Multi-Environment Training").splitlines()[1]]
+    script = SCRIPTS["collect"].read_text("utf-8").splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        setting, _, comment = line.partition("#")
+        assert any(setting in own and comment in own for own in script), line
+
+
+def test_a_script_that_is_given_again_continues(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It leaves what is finished alone, except for marks if others are asked for."""
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert given_again("collect", *EASY, monkeypatch=monkeypatch) == 0
+    assert given_again("train", monkeypatch=monkeypatch) == 0
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    easily = HistoryFile(f"datasets/{NAME}").statistics()
+    capsys.readouterr()
+    assert given_again("collect", monkeypatch=monkeypatch) == 0
+    marked = HistoryFile(f"datasets/{NAME}")
+    assert marked.threshold == 0.7 and marked.marking["parameters"]["compression_window"] == 10
+    assert marked.statistics().text() in capsys.readouterr().out
+    assert marked.statistics().compressed_steps < easily.compressed_steps
+    assert given_again("train", monkeypatch=monkeypatch) == 1  # its model learned from other marks
+    assert "on_policy_threshold: 0.2 there, 0.7 asked for" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- step 1: marking
@@ -103,6 +167,25 @@ def test_custom_compression_strategy_as_a_marker(folder: Path) -> None:
     assert file.marking["marker"] == "my_strategy:mark"
     for history in file.load().values():
         np.testing.assert_array_equal(history.compression_mask, apply_marker("rising_confidence", history))
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
+def test_the_plot(folder: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    scope: dict[str, Any] = {}
+    exec(snippet("Visualize Compression"), scope)
+    history = HistoryFile(f"datasets/{NAME}").load([0])[0]
+    assert history.compression_mask is not None
+    np.testing.assert_array_equal(scope["action_probs"], history.action_probs)
+    np.testing.assert_array_equal(scope["compression_mask"], history.compression_mask)
+    (axes,) = plt.gcf().axes
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), history.action_probs[0, :200])
+    assert len(axes.collections) == 1 and history.compression_mask[0, :200].any()
+    plt.close("all")
 
 
 def test_the_callback_in_a_plain_learn() -> None:

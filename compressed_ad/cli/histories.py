@@ -38,6 +38,8 @@ def _collect(call: Call) -> None:
     existing, workers = {"resume": options.resume, "overwrite": options.overwrite}, stages.n_process(config)
     with open_pool(options.ray, workers) as pool, call.display.stage("collect") as report:
         stages.collect_stage(config, path, report=report, pool=pool, **existing)
+        if options.resume and any(key.startswith("marker.") for key in call.explicit()):
+            stages.mark_stage(config, path, report=report)  # a finished file may have other marks
     call.note_shortfall(path)
     print_lines(f"{path}\n{HistoryFile(path, verify=False).statistics().text()}")
 

@@ -151,9 +151,12 @@ def _list(call: Call) -> None:
     for kind in kinds:
         if len(kinds) > 1:
             print_lines(f"{kind}:")
-        for name, words, parameters in LISTS[kind]():
+        rows = LISTS[kind]()
+        for name, words, parameters in rows:
             lines = [*textwrap.wrap(words, 80), *textwrap.wrap(parameters, 80)]
             print_lines(f"  {name:<18} " + f"\n{'':<21}".join(lines))
+        if any(" guide" in words for _, words, _ in rows):
+            print_lines("  (the guide, and where everything in it lives here: docs/from_the_guide.md)")
 
 
 LISTING = Command(

@@ -81,6 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def cad(*words: object) -> int:
+    """Run ``cad WORDS`` from Python and return its exit code: ``cad("train", "--model.lr", 1e-3)``.
+
+    A script calls this under ``if __name__ == "__main__":``, because worker processes import the script.
+    """
+    return main([str(word) for word in words])
+
+
 _ADVICE = {
     errno.EMFILE: "; raise the limit of open files (ulimit -n)",
     errno.EEXIST: "; choose another path",

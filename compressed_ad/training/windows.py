@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compressed_ad.errors import HistoryError
+from compressed_ad.errors import HistoryError, UsageError
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.marking.markers import segments
 from compressed_ad.models.tokens import Batch, shift
@@ -145,6 +145,11 @@ class CompressedADDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
     """
 
     def __init__(self, sequences: Sequences, n_transit: int) -> None:
+        if not isinstance(sequences, Sequences):
+            raise UsageError(
+                f"CompressedADDataset takes sequences, not a {type(sequences).__name__}; a history file's are"
+                " CompressedADDataset.from_file(path, n_transit)"
+            )
         self.sequences, self.n_transit = sequences, n_transit
         self.start = sequences.episodes.start[sequences.full_windows(n_transit)]
         if len(self.start) == 0:

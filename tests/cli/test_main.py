@@ -270,9 +270,10 @@ def test_list_and_doctor(run):
     ):
         assert word in out
     assert re.search(r"CompressedADv2 +Another name of CompressedAD, from the guide\.", out)
+    assert out.count("docs/from_the_guide.md") == 2  # once among the markers, once among the models
     code, out, _ = run("list", "families")
     assert "key_to_door" in out
-    assert "threshold" not in out
+    assert "threshold" not in out and "guide" not in out
     code, out, _ = run("doctor")
     assert code == 0
     assert "all well" in out

@@ -768,28 +768,3 @@ def test_a_wrong_marker_leaves_the_file_alone(path, marker, params, error):
     with pytest.raises(error):
         remark(path, marker, params)
     assert path.read_bytes() == before
-
-
-# ---------------------------------------------------------------- the guide
-
-
-@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
-def test_the_guides_plot_runs_unchanged(tmp_path, monkeypatch):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    path = collect(tmp_path / "datasets" / "history_darkroom_PPO_alg-seed0_compressed.hdf5")
-    remark(path, "threshold")
-    text = (Path(__file__).parents[1] / "guide_snippets.md").read_text(encoding="utf-8")
-    snippet = re.search(r"## Visualize Compression\n+```python\n(.*?)```", text, re.S)
-    assert snippet
-    monkeypatch.chdir(tmp_path)
-    scope: dict[str, object] = {}
-    exec(snippet[1], scope)
-    np.testing.assert_array_equal(scope["action_probs"], make_history(0).action_probs)
-    (axes,) = plt.gcf().axes
-    np.testing.assert_array_equal(axes.lines[0].get_ydata(), make_history(0).action_probs[0, :200])
-    assert len(axes.collections) == 1 and scope["compression_mask"][0, :200].any()
-    plt.close("all")

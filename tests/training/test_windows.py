@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from compressed_ad.errors import HistoryError
+from compressed_ad.errors import HistoryError, UsageError
 from compressed_ad.models.tokens import Batch
 from compressed_ad.training.sequences import from_histories
 from compressed_ad.training.windows import CompressedADDataset, WindowSampler
@@ -96,6 +96,8 @@ def test_dataset_items_carry_their_segments() -> None:
         assert item["states"].shape == (12, 2) and item["actions"].shape == (12,)
     with pytest.raises(HistoryError, match="shorter than n_transit"):
         CompressedADDataset(sequences, 41)
+    with pytest.raises(UsageError, match=r"not a dict; .* CompressedADDataset\.from_file\(path, n_transit\)"):
+        CompressedADDataset({"n_transit": 12}, 12)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("n_worker", "shuffle"), [(0, False), (2, True)])
