@@ -58,7 +58,7 @@ ADAPTERS = {
         "observation, action, horizon, n_task, random_return, best_return=-",
     ),
 }
-"""Families of a named environment. This is written here because adapters import the library that they adapt."""
+"""Families of a named environment. They stand here because adapters import the library that they adapt."""
 
 
 def _sentence(thing: Any) -> str:

@@ -14,12 +14,11 @@ import numpy as np
 from compressed_ad.errors import UsageError
 from compressed_ad.registry import checked
 from compressed_ad.settings import Count
-from compressed_ad.tasks.base import OneLineRepr
 from compressed_ad.types import AnyArray, FloatArray, IntArray, check_spec, from_spec
 
 
 @checked
-class RecordedFamily(OneLineRepr):
+class RecordedFamily:
     """The tasks 0..``n_task`` - 1 of an environment that is known by its recorded histories alone.
 
     ``observation`` and ``action`` describe the spaces as history files do: ``{kind: discrete, n: 5}``,
@@ -34,11 +33,14 @@ class RecordedFamily(OneLineRepr):
         random_return: float, best_return: float | None = None,
     ) -> None:  # fmt: skip
         self.name, self.horizon, self.n_task = f"recorded:{env_id}", horizon, n_task
-        self.random, self.best_return = random_return, best_return
+        self._random, self.best_return = random_return, best_return
         for spec in (observation, action):
             check_spec(spec)
         self.observation_space: gymnasium.Space[Any] = from_spec(observation)
         self.action_space: gymnasium.Space[Any] = from_spec(action)
+
+    def __repr__(self) -> str:
+        return f"RecordedFamily({self.name}, horizon={self.horizon}): {self.n_task:,} tasks"
 
     def tasks(self) -> IntArray:
         """(n_task, 1): the number of each task."""
@@ -54,4 +56,4 @@ class RecordedFamily(OneLineRepr):
         return None if self.best_return is None else np.full(len(tasks), self.best_return)
 
     def random_return(self, tasks: AnyArray) -> FloatArray:
-        return np.full(len(tasks), self.random)
+        return np.full(len(tasks), self._random)

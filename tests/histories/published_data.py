@@ -6,11 +6,15 @@ Each writer follows the program that its docstring names: the same arrays, names
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+
+from compressed_ad import EXPORT, Darkroom, HistoryFile, Recorded, Split, import_histories
+from compressed_ad.tasks.replay import play
 
 MOVES = np.array([(0, 0), (-1, 0), (0, 1), (1, 0), (0, -1)])
 """Stay, up, right, down, left, as (row, column): the actions of AD-eps, and of Headless-AD in one step."""
@@ -175,11 +179,11 @@ def write_xland_100b(path: Path, rulesets: list[int], streams: int = 4, steps: i
             group.attrs.update(
                 {"benchmark-id": "trivial-1m", "env-id": "XLand-MiniGrid-R1-9x9", "ruleset-id": ruleset}
             )
-            tiles, colors = draw.integers(0, 13, (*shape, 5, 5)), draw.integers(0, 12, (*shape, 5, 5))
+            few = draw.integers(0, 13 * 12, (streams, steps // 10, 5, 5))  # compresses fast
             dones = draw.random(shape) < 0.02
             dones[:, 99::100] = True
             arrays = {
-                "states": (tiles * 12 + colors).astype(np.uint8),
+                "states": few.repeat(10, axis=1).astype(np.uint8),
                 "actions": draw.integers(0, 6, shape).astype(np.uint8),
                 "rewards": (dones * draw.random(shape)).astype(np.float16),
                 "dones": dones,
@@ -200,4 +204,27 @@ def write_all(folder: Path) -> Path:
     write_headless_ad(folder / "headless_ad", GOALS + GOALS)
     write_ra_dt(folder / "dark_room" / "10x10", GOALS)
     write_xland_100b(folder / "xland-trivial-20b.hdf5", [7, 3, 4001, 12, 88, 999, 5, 60, 61, 62])
+    if find_spec("minari"):
+        histories = {goal[0] * 9 + goal[1]: recorded(goal) for goal in GOALS}
+        ids = np.array(sorted(histories))
+        ours = folder / "ours.hdf5"
+        import_histories(
+            histories, ours, family=Darkroom(), family_name="darkroom", learner="PPO",
+            split=Split(ids[2:], ids[:1], ids[1:2]),
+        )  # fmt: skip
+        EXPORT["minari"](HistoryFile(ours), folder / "minari", False, lambda tasks: None)
     return folder
+
+
+def recorded(goal: list[int], steps: int = 50) -> Recorded:
+    """Random moves in Darkroom, two streams, with every array that a recording can have."""
+    family, draw, shape = Darkroom(), np.random.default_rng(goal), (2, steps)
+    actions, task = draw.integers(0, 5, shape), np.array(goal)
+    played = play(family, np.stack([task, task]), actions, 0)
+    cells = played.states.reshape(-1, 2)
+    best = family.optimal_action(np.broadcast_to(task, cells.shape), cells, np.zeros(len(cells)))
+    return Recorded(
+        actions=actions, **vars(played), optimal_actions=best.reshape(shape), learner=np.array([4, 9]),
+        update=np.arange(steps)[None].repeat(2, 0), task=task,
+        **{name: draw.random(shape, np.float32) for name in ("action_probs", "entropy", "log_prob_next")},
+    )  # fmt: skip

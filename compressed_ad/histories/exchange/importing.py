@@ -193,7 +193,8 @@ def file_provenance(path: Path, layout: str) -> dict[str, Any]:
 def most_bytes(one: Recorded, n_task: int) -> int:
     """Bytes that a history file of ``n_task`` tasks such as ``one`` takes before compression, at most."""
     arrays: list[AnyArray | None] = [one.states, one.states, one.actions, one.optimal_actions]
-    return n_task * (sum(array.nbytes for array in arrays if array is not None) + 26 * one.rewards.size)
+    others = 22 * one.rewards.size  # five columns, and entropy and log_prob_next
+    return n_task * (sum(array.nbytes for array in arrays if array is not None) + others)
 
 
 def _one_shape(

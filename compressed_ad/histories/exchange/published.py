@@ -1,6 +1,6 @@
 """Reads the data sets of published research codes in the layouts in which they are written.
 
-- ``ad_eps``, also named ``headless_ad``: folders of npz files, named in order in ``metadata.metadata`` (JSON).
+- ``ad_eps``, also named ``headless_ad``: folders of npz files that ``metadata.metadata`` (JSON) names.
   github.com/corl-team/ad-eps, ``dark_room/generate_trajectories.py``: one folder, a file for each goal,
   arrays (episode, step) with ``eps``, the chance of a random action. github.com/corl-team/headless-ad,
   ``src/*/common/generate.py``: a folder for each run, whose files are stretches of one history, arrays
@@ -73,8 +73,8 @@ def read_ad_eps(path: Path) -> Mapping[int, Recorded]:
         if len({len(one["rewards"]) for one in streams}) > 1:
             shortest = min(_length(run) for streams in runs for run in streams)
             raise HistoryError(
-                f"{path}: task {task}: its {len(streams)} streams have different numbers of steps, the shortest"
-                f" of all tasks {shortest}; cut them: --steps {shortest}"
+                f"{path}: task {task}: its {len(streams)} streams have different numbers of steps, the"
+                f" shortest of all tasks {shortest}; cut them: --steps {shortest}"
             )
         common = set.intersection(*(set(one) for one in streams))
         arrays = {name: np.stack([one[name] for one in streams]) for name in streams[0] if name in common}
