@@ -71,7 +71,9 @@ def write_ad_eps_key_to_door(folder: Path) -> Path:
     folder.mkdir(parents=True)
     states, actions, rewards = [[3, 4, 5], [7, 8]], [[2, 2, 2], [2, 2]], [[0.0, 1.0, 1.0], [1.0, 1.0]]
     arrays = {"states": states, "actions": actions, "rewards": rewards}
-    pickled = {name: np.array([np.array(row) for row in rows], dtype=object) for name, rows in arrays.items()}
+    pickled = {name: np.empty(2, object) for name in arrays}
+    for name, rows in arrays.items():
+        pickled[name][:] = rows  # lists of different lengths
     np.savez(folder / "trajectories_00000.npz", **pickled)
     goal = [[[0, 5], [0, 4]]]
     about = {"algorithm": "opt-eps", "ordered_trajectories": ["trajectories_00000.npz"], "goal": goal}

@@ -123,7 +123,7 @@ class Tasks(Mapping[int, Recorded]):
         """What ``self[task]`` holds of some streams and steps; HDF5 reads no more than these."""
         arrays = self._read(task, part)
         for name, array in arrays.items():
-            if name in _NUMBERS and array.shape[2:] == (1,):
+            if name not in _WIDE and array.shape[2:] == (1,):
                 array = array[..., 0]  # some programs write one number per step as (S, T, 1)
             arrays[name] = array != 0 if name in ("dones", "terminated", "truncated") else array
         try:
@@ -193,14 +193,8 @@ def check_free(file: HistoryFile, path: str | Path, overwrite: bool) -> Path:
 NEEDED = {"states": "iuf", "actions": "iuf", "rewards": "biuf"}
 """The arrays that every recording has, and the kinds of dtype that each may have."""
 _ANCESTOR = {**NEEDED, "next_states": "iuf", "optimal_actions": "iuf", "dones": "biuf", "action_probs": "f"}
-_NUMBERS = {f.name for f in fields(Recorded)} - {
-    "states",
-    "actions",
-    "next_states",
-    "optimal_actions",
-    "task",
-}
-"""The fields of one number per step."""
+_WIDE = ("states", "actions", "next_states", "optimal_actions", "task")
+"""The fields that may have several numbers per step."""
 
 
 @LAYOUT.register("ancestor")

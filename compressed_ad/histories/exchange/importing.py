@@ -319,17 +319,14 @@ def _history(
         update = np.broadcast_to(steps * 0 if steps_per_update is None else steps // steps_per_update, shape)
     if learner is None:
         learner = np.repeat(np.arange(n_learner), shape[0] // n_learner)
-    optional = {name: getattr(recorded, name, None) for name in OPTIONAL}
-    floats = {
-        name: array for name, array in optional.items() if array is not None and COLUMNS[name] != "action"
-    }
+    optional = {name: getattr(recorded, name, None) for name in OPTIONAL if name != "optimal_actions"}
     return History(
         recorded.states, recorded.actions, recorded.rewards, next_states, terminated, truncated,
         action_probs=np.full(shape, np.nan, np.float32) if probs is None else probs.astype(np.float32),
         update=update.astype(np.int32),
         learner=learner.astype(np.int32),
         optimal_actions=recorded.optimal_actions,
-        **{name: array.astype(COLUMNS[name]) for name, array in floats.items()},
+        **{name: array.astype(COLUMNS[name]) for name, array in optional.items() if array is not None},
     )  # fmt: skip
 
 
