@@ -168,7 +168,7 @@ def cut(arrays: Mapping[str, AnyArray | None], part: Part) -> dict[str, AnyArray
     """The ``part`` of the fields of ``Recorded`` that are there."""
     axes = {"learner": 1, "task": 0}
     found = {name: array for name, array in arrays.items() if array is not None}
-    return {name: array[part[: axes.get(name, 2)]] for name, array in found.items()}
+    return {name: array[part[: axes.get(name, 2)][: array.ndim]] for name, array in found.items()}
 
 
 def task_number(path: Path, name: str) -> int:
