@@ -201,14 +201,14 @@ def _import(call: Call) -> None:
             out = history_path(out, config.env.short_name, options.source, config.seed)
         n_task = sum(len(ids) for ids in vars(split).values())
         with users_code(f"{source}: task {split.train[0]} cannot be read", HistoryError):
-            gigabytes = most_bytes(tasks[int(split.train[0])], n_task) / 1e9
+            megabytes = most_bytes(tasks[int(split.train[0])], n_task) / 1e6
         if options.dry_run:
-            size = f"at most {gigabytes:.2g} GB before compression"
+            size = f"at most {megabytes:,.1f} MB before compression"
             print_lines(f"Would import {n_task} tasks of {source} ({options.layout}) into {out} ({size})")
             return
-        if gigabytes > 1:
+        if megabytes > 1000:
             call.display.note(
-                f"note: up to {gigabytes:.1f} GB before compression are written, and the compressed file is"
+                f"note: up to {megabytes:,.0f} MB before compression are written, and the compressed file is"
                 " put together in memory; --only, --streams and --steps take a part"
             )
         with call.display.stage("import") as report:
