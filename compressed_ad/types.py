@@ -127,6 +127,7 @@ class History:
     learner: NDArray[np.int32]  # (S,)
     entropy: NDArray[np.float32] | None = None  # (S, T) nats, of the acting policy
     log_prob_next: NDArray[np.float32] | None = None  # (S, T) log-prob. after the update that used the step
+    optimal_actions: AnyArray | None = None  # (S, T, ...) what an optimal policy, or an expert, does there
     compression_mask: BoolArray | None = None  # (S, T)
 
     def __post_init__(self) -> None:

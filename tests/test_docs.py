@@ -21,6 +21,7 @@ from compressed_ad.histories.exchange.formats import write_ancestor
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.runs.directory import extras
 from tests.conftest import SmokeRun
+from tests.histories.published_data import write_all
 from tests.test_layering import ROOMS
 
 ROOT = Path(__file__).parents[1]
@@ -57,14 +58,22 @@ COMMANDS = [
 ]
 
 
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_all(tmp_path_factory.mktemp("published"))
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smoke: SmokeRun) -> Iterator[Path]:
-    """Where a reader could be: the examples, the modules that pages name, a finished ``runs/smoke``."""
+def folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smoke: SmokeRun, published: Path
+) -> Iterator[Path]:
+    """Where a reader could be: the examples, the modules that pages name, a finished ``runs/smoke``, data."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     shutil.copytree(smoke.out, tmp_path / "runs" / "smoke")
     for run in ("AD-darkroom-seed0", "CompressedAD-darkroom-seed0"):
         shutil.copytree(smoke.out / run, tmp_path / "runs" / run)
+    (tmp_path / "data").symlink_to(published)
     (tmp_path / "datasets").mkdir()
     for copy in (f"datasets/{NAME}", f"runs/{NAME}", "FILE.hdf5"):
         shutil.copy(smoke.out / NAME, tmp_path / copy)

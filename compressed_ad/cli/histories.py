@@ -14,8 +14,13 @@ from compressed_ad.cli.display import duration, print_lines
 from compressed_ad.errors import ConfigError, HistoryError, NumericalError, RunError, UsageError, users_code
 from compressed_ad.files import write_atomically
 from compressed_ad.histories.collector import history_path
-from compressed_ad.histories.exchange.formats import EXPORT, LAYOUT
-from compressed_ad.histories.exchange.importing import file_provenance, import_histories, named_split
+from compressed_ad.histories.exchange.formats import EXPORT, LAYOUT, Selected, other_layouts
+from compressed_ad.histories.exchange.importing import (
+    file_provenance,
+    import_histories,
+    most_bytes,
+    named_split,
+)
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.marking.apply import marker_params
 from compressed_ad.registry import call_text, own_names
@@ -149,6 +154,17 @@ def _task_numbers(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def _range(text: str) -> slice:
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first) < 10**9):
+        raise argparse.ArgumentTypeError(f"expected a range like 0-7, or one number, got {text!r}")
+    return slice(int(first), int(last or first) + 1)
+
+
+def _task_ranges(text: str) -> list[int]:
+    return [task for part in text.split(",") for task in range(10**9)[_range(part)]]
+
+
 def _import(call: Call) -> None:
     options, explicit = call.options, call.explicit()
     # The numbers of tasks of the preset, or of a shipped family, are meant for all tasks of a family.
@@ -171,6 +187,7 @@ def _import(call: Call) -> None:
             tasks = LAYOUT[options.layout](source)
             if not isinstance(tasks, Mapping):
                 raise TypeError(f"it returns a {type(tasks).__name__}, not a mapping of Recorded by task")
+        tasks = Selected(tasks, options.only, (options.streams or slice(None), slice(options.steps)))
         env, seed, drawn = config.env, options.split_seed, None
         if seed is None and "env.split_seed" in explicit:
             seed = env.split_seed
@@ -178,26 +195,38 @@ def _import(call: Call) -> None:
             drawn = partial(
                 split_tasks, seed=seed, train=env.train, validation=env.validation, heldout=env.heldout
             )
-        split = named_split(list(tasks), options.heldout, options.validation, drawn)
+        split = tasks.split
+        if split is None or drawn or options.heldout is not None or options.validation is not None:
+            split = named_split(list(tasks), options.heldout, options.validation, drawn)
         out: Path = options.out
         if out.suffix not in (".hdf5", ".h5"):
             out = history_path(out, config.env.short_name, options.source, config.seed)
         n_task = sum(len(ids) for ids in vars(split).values())
+        with users_code(f"{source}: task {split.train[0]} cannot be read", HistoryError):
+            megabytes = most_bytes(tasks[int(split.train[0])], n_task) / 1e6
         if options.dry_run:
-            print_lines(f"Would import {n_task} tasks of {source} ({options.layout}) into {out}")
+            size = f"at most {megabytes:,.1f} MB before compression"
+            print_lines(f"Would import {n_task} tasks of {source} ({options.layout}) into {out} ({size})")
             return
+        if megabytes > 1000:
+            call.display.note(
+                f"note: up to {megabytes:,.0f} MB before compression are written, and the compressed file is"
+                " put together in memory; --only, --streams and --steps take a part"
+            )
         with call.display.stage("import") as report:
             findings = import_histories(
                 tasks, out,
                 family=build_family(config), family_name=config.env.family, family_kwargs=config.env.kwargs,
-                split=split, task_ids=options.task_ids, horizon=options.horizon,
+                split=split, task_ids=options.task_ids, actions=options.actions, horizon=options.horizon,
                 n_learner=options.n_learner, steps_per_update=options.steps_per_update,
                 learner=options.source, config=file_provenance(source, options.layout), seed=config.seed,
                 overwrite=options.overwrite, progress=stages.counting(report, n_task, "tasks"),
             )  # fmt: skip
     except (HistoryError, NumericalError) as error:
-        text = str(error)
-        raise type(error)(text if str(source) in text else f"{source}: {text}") from error
+        text = str(error) if str(source) in str(error) else f"{source}: {error}"
+        if fitting := other_layouts(source, options.layout):
+            text += f"; it fits another layout: --layout {' or '.join(fitting)}"
+        raise type(error)(text) from error
     for line in findings.lines():
         call.display.note(f"note: {line}")
     parts = ", ".join(f"{len(ids)} {name}" for name, ids in vars(split).items())
@@ -214,6 +243,16 @@ IMPORT = Command(
         option("file", "FILE", "histories of another program", Path),
         option("--layout", "NAME", _LAYOUTS, default="ancestor"),
         option("--out", "DIR|FILE", "history file, or folder of it", Path, default=Path("datasets")),
+        option(
+            "--only",
+            "K,K-K,...",
+            "import these tasks of FILE, numbers or ranges (default: all)",
+            _task_ranges,
+        ),
+        option(
+            "--streams", "K-K", "import these streams of every task, counted from 0 (default: all)", _range
+        ),
+        option("--steps", "N", "import the first N steps of every stream (default: all)", count),
         option("--heldout", "K,K,...", "tasks for evaluation", _task_numbers),
         option("--validation", "K,K,...", "tasks for choosing a checkpoint", _task_numbers),
         option("--split-seed", "N", "draw the split with this seed instead", int),
@@ -221,8 +260,14 @@ IMPORT = Command(
             "--task-ids",
             "K,K,...|match",
             "the family's tasks that FILE holds, in order; match: find them by their rewards "
-            "(default: the tasks with the same numbers)",
+            "(default: those whose parameters FILE names, else the tasks with the same numbers)",
             lambda text: text if text == "match" else _task_numbers(text),
+        ),
+        option(
+            "--actions",
+            "A,A,...",
+            "the family's number of each action of FILE, in order (default: the same numbers)",
+            _task_numbers,
         ),
         option("--horizon", "N", "steps of every episode, if FILE has no dones", count),
         option("--n-learner", "N", "learners that share the streams", count, default=1),

@@ -53,8 +53,12 @@ ADAPTERS = {
         "XLand-MiniGrid; tasks are rulesets, each with a hidden goal about objects.",
         "n_task=64, task_seed=0, n_object=4, view=5, horizon=-, best_return=-, random_episodes=10",
     ),
+    "recorded": (
+        "Recorded histories of an environment that is not here: nothing can play its tasks.",
+        "observation, action, horizon, n_task, random_return, best_return=-",
+    ),
 }
-"""Families of other libraries. This is written here because adapters import the library that they adapt."""
+"""Families of a named environment. They stand here because adapters import the library that they adapt."""
 
 
 def _sentence(thing: Any) -> str:

@@ -7,7 +7,7 @@
     /tasks (N, P)  /optimal_return (N,)  /random_return (N,)
     /scales/{reward[,observation_mean,observation_std]}    of the training tasks: see ``header.Scales``
     /<task index>/{states,actions,rewards,next_states,terminated,truncated,action_probs,update
-                   [,entropy,log_prob_next,compression_mask]} (S, T, ...)  and  learner (S,)
+                   [,entropy,log_prob_next,optimal_actions,compression_mask]} (S, T, ...)  and  learner (S,)
 
 ``hdf5`` has the checksum and the rules of reading.
 """
@@ -41,6 +41,7 @@ COLUMNS: Mapping[str, str | type[np.generic]] = {
     "states": "observation",
     "next_states": "observation",
     "actions": "action",
+    "optimal_actions": "action",
     "rewards": np.float32,
     "action_probs": np.float32,
     "entropy": np.float32,
@@ -408,6 +409,8 @@ def _check_history(where: str, history: History, info: HistoryInfo) -> None:
         if not isinstance(column, str):
             continue
         array, spec = getattr(history, name), info.spaces[column]
+        if array is None:
+            continue
         box, shape = spec["kind"] == "box", shape_of(spec)
         dtype = _dtype(name, info) if box else np.dtype(np.int64)
         if not np.can_cast(array.dtype, dtype, "same_kind"):

@@ -60,8 +60,11 @@ def child(parent: Group, name: str, kind: type) -> Any:
     return found
 
 
-def read(parent: Group, name: str, kinds: str) -> AnyArray:
-    """The array of a dataset with a dtype of ``kinds``, if its stored bytes can hold that many values."""
+def read(parent: Group, name: str, kinds: str, part: tuple[slice, ...] = ()) -> AnyArray:
+    """The array of a dataset with a dtype of ``kinds``, if its stored bytes can hold that many values.
+
+    Only its ``part`` is read from the disk, given as one slice for each of its first dimensions.
+    """
     data = child(parent, name, h5py.Dataset)
     if data.dtype.kind not in kinds or data.dtype.itemsize > 8:
         raise HistoryError(f"{data.name}: dtype {data.dtype} is not one of a history file")
@@ -72,7 +75,7 @@ def read(parent: Group, name: str, kinds: str) -> AnyArray:
     stored = data.id.get_storage_size()
     if data.size * data.dtype.itemsize > 1100 * stored:  # deflate shrinks by a factor of at most 1032
         raise HistoryError(f"{data.name}: shape {data.shape} does not fit its {stored} stored bytes")
-    array: AnyArray = data[()]
+    array: AnyArray = data[part[: data.ndim]]
     return array
 
 

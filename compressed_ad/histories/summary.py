@@ -40,6 +40,7 @@ class TaskSummary:
     total_return: FloatArray  # (10,) undiscounted, of these episodes
     curve: FloatArray  # (E,) mean return over the streams of each episode that all streams finished
     marks: Marks | None  # None if the task is not marked
+    optimal: FloatArray | None  # (10,) share of the steps with the optimal action; None if that is unknown
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Overview:
     random_return: float
     marking: dict[str, Any] | None  # how it was marked
     marks: Marks | None  # None if it is not marked
+    optimal: tuple[float, ...] | None  # (10,) share of the steps with the optimal action; None: not recorded
 
     @property
     def total_steps(self) -> int:
@@ -94,6 +96,8 @@ class Overview:
         ]
         if self.normalised_curve is not None:
             lines.append(f"  Normalised per task:  {numbers(self.normalised_curve)}")
+        if self.optimal is not None:
+            lines.append(f"  Optimal action taken: {numbers(self.optimal)} (of all steps; optimal_actions)")
         lines += [f"  Note: {self.shortfall}"] if self.shortfall else []
         marks, made = self.marks, self.marking
         if marks is None:
@@ -139,7 +143,17 @@ def task_summaries(file: HistoryFile) -> Iterator[TaskSummary]:
             total_return=np.bincount(phase, returns, N_PHASE).astype(np.float64),
             curve=_by_stream(stream, returns, history.n_stream).mean(axis=0),
             marks=marks,
+            optimal=_optimal(history),
         )
+
+
+def _optimal(history: History) -> FloatArray | None:
+    """(10,) share of the steps of each tenth of training on which the source took the optimal action."""
+    if history.optimal_actions is None:
+        return None
+    same = np.asarray(history.actions == history.optimal_actions)
+    both = np.asarray(same.all(axis=tuple(range(2, same.ndim))))
+    return np.array(marking_statistics([both]).ratio_by_phase, np.float64)
 
 
 def describe(path: str | Path) -> Overview:
@@ -159,6 +173,7 @@ def describe(path: str | Path) -> Overview:
         if marks
         else None
     )
+    shares = [task.optimal for task in tasks if task.optimal is not None]
     return Overview(
         path=file.path,
         info=file.info,
@@ -175,6 +190,7 @@ def describe(path: str | Path) -> Overview:
         random_return=float(file.random_return[file.task_ids].mean()),
         marking=file.marking,
         marks=marked,
+        optimal=tuple(np.mean(shares, axis=0).tolist()) if len(shares) == len(tasks) else None,
     )
 
 

@@ -92,6 +92,7 @@ def _example(n_stream: int, n_step: int) -> History:
         learner=np.zeros(n_stream, dtype=np.int32),
         entropy=(1.5 * (1 - probs)).astype(np.float32),
         log_prob_next=np.minimum(np.log(probs) + draw.normal(0, 0.1, shape), 0).astype(np.float32),
+        optimal_actions=draw.integers(0, 5, shape),
     )
 
 

@@ -31,7 +31,10 @@ Marker = Callable[..., BoolArray]
 FIELD_OF = {
     **dict.fromkeys(("probs", "action_probs", "log_prob"), "action_probs"),
     **{name: name for name in ("log_prob_next", "entropy", "update", "rewards", "terminated", "truncated")},
-    **{name: name for name in ("episode_end", "states", "actions", "next_states", "learner")},
+    **{
+        name: name
+        for name in ("episode_end", "states", "actions", "next_states", "learner", "optimal_actions")
+    },
 }
 """Names of arguments that a marker gets from the history, and the field of ``History`` that holds each."""
 

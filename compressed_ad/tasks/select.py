@@ -14,6 +14,7 @@ ADAPTER: Mapping[str, str] = {
     "minigrid": "compressed_ad.tasks.minigrid:MiniGridFamily",
     "metaworld": "compressed_ad.tasks.metaworld:MetaWorldFamily",
     "xland": "compressed_ad.tasks.xland:XLandFamily",
+    "recorded": "compressed_ad.tasks.recorded:RecordedFamily",
 }
 """By the prefix of a family's name, before the colon: ``module:attribute`` of the class that makes it."""
 

@@ -63,8 +63,8 @@ def recorded(task: int, family: Any = FAMILY, n_stream: int = 2, steps: int = ST
 def write_ancestor(path: Path, tasks: dict[int, Recorded], without: tuple[str, ...] = ()) -> Path:
     with h5py.File(path, "w") as file:
         for task, one in tasks.items():
-            for name in ("states", "actions", "rewards", "next_states", "dones", "action_probs"):
-                if name not in without:
+            for name in (*NEEDED, "dones", "action_probs", "optimal_actions"):
+                if name not in without and getattr(one, name) is not None:
                     file[f"{task}/{name}"] = getattr(one, name).swapaxes(0, 1)
     return path
 
@@ -415,7 +415,7 @@ def test_continuous_observations_and_actions(tmp_path):
         ),
         (
             lambda path: np.savez(path, **{f"0/{n}": np.array([{}]) for n in NEEDED}),
-            "task 0: cannot be read (Object arrays cannot be loaded",
+            "states holds pickled Python objects",
         ),
         (
             lambda path: np.savez(path, **{f"0/{n}": np.zeros((2, 3)) for n in (*NEEDED, "terminated")}),
@@ -576,6 +576,7 @@ def histories(draw: st.DrawFn) -> History:
         update=np.sort(random.integers(0, 9, shape)).astype(np.int32),
         learner=np.arange(n_stream, dtype=np.int32),
         entropy=random.random(shape).astype(np.float32) if known else None,
+        optimal_actions=random.integers(0, 5, shape) if known else None,
         compression_mask=random.random(shape) < 0.5 if draw(st.booleans()) else None,
     )
 
@@ -631,16 +632,23 @@ def test_ours_to_npz_holds_everything(tmp_path_factory, one):
         info = json.loads(str(found["info"]))
         assert (info["family"], info["spaces"]) == ("darkroom", INFO.spaces)
         assert len(found.files) == 2 * (1 + len(dict(one.per_step()))) + 7
-    # And back: all arrays but the marks, which are made anew.
-    back, _ = imported(
-        dict(LAYOUT["npz"](folder / "h.npz")), folder / "back.hdf5", family=Darkroom(9, 25), split=file.split
-    )
+    assert_comes_back(file, LAYOUT["npz"](folder / "h.npz"), folder / "back.hdf5")
+
+
+def assert_comes_back(file: HistoryFile, tasks: Any, path: Path) -> None:
+    """``tasks``, an export of ``file``, are the same histories but for the marks, which are made anew."""
+    assert {name: ids.tolist() for name, ids in vars(tasks.split).items()} == {
+        name: ids.tolist() for name, ids in vars(file.split).items()
+    }
+    back, _ = imported(tasks, path, family=Darkroom(9, 25), split=tasks.split)
+    assert_equal(back.tasks[back.task_ids], file.tasks[file.task_ids])
     for task, history in file.load().items():
         again = back.load([task])[task]
-        for name, array in history.per_step():
-            if name != "compression_mask":
-                assert_equal(getattr(again, name), array, name)
+        for name, array in history.with_mask(None).per_step():
+            assert_equal(getattr(again, name), array, name)
+            assert getattr(again, name).dtype == array.dtype
         assert_equal(again.learner, history.learner)
+        assert dict(again.per_step()).keys() == dict(history.with_mask(None).per_step()).keys()
 
 
 @ROUND
@@ -649,7 +657,7 @@ def test_ancestor_to_ours_to_ancestor(tmp_path_factory, one):
     folder = tmp_path_factory.mktemp("ancestor")
     record = Recorded(
         one.states, one.actions, np.round(one.rewards).astype(np.int64), one.next_states,
-        dones=one.episode_end, action_probs=one.action_probs,
+        dones=one.episode_end, action_probs=one.action_probs, optimal_actions=one.optimal_actions,
     )  # fmt: skip
     other = Recorded(**{**vars(record), "actions": (one.actions + 1) % 5})
     old = write_ancestor(folder / "old.hdf5", {0: record, 1: other})
@@ -706,13 +714,14 @@ def test_ours_to_minari_and_back(tmp_path_factory, one):
             assert_equal(joined(lambda e: e.rewards), history.rewards[stream])
             assert_equal(joined(lambda e: e.terminations), history.terminated[stream])
             assert_equal(joined(lambda e: e.truncations), history.truncated[stream])
-            for name in ("action_probs", "update", "compression_mask", "entropy"):
+            for name in ("action_probs", "update", "compression_mask", "entropy", "optimal_actions"):
                 array = getattr(history, name)
                 if array is None:
                     assert all(name not in episode.infos for episode in found)
                 else:
                     assert_equal(joined(lambda e, name=name: e.infos[name][1:]), array[stream], name)
     assert not pieces
+    assert_comes_back(file, LAYOUT["minari"](folder / "sets" / dataset_id(file)), folder / "back.hdf5")
 
 
 def test_minari_gets_whole_datasets_only(run, tmp_path, nine, monkeypatch):

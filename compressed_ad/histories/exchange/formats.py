@@ -5,11 +5,12 @@ in it as a mapping, which may read each task on access. A writer (``EXPORT``) ta
 and whether it may overwrite it, and returns the path that it wrote.
 
 - ``ancestor``: HDF5 as the research codes of Algorithm Distillation write it. A group for each task, named by
-  its index, with ``states``, ``actions``, ``rewards`` and optionally ``next_states``, ``dones`` and
-  ``action_probs``, all (T, stream, ...): time comes first.
+  its index, with ``states``, ``actions``, ``rewards`` and optionally ``next_states``, ``dones``,
+  ``optimal_actions`` and ``action_probs``, all (T, stream, ...): time comes first.
 - ``npz``: NumPy's own format. Arrays ``<task>/<name>`` named and shaped as in our files, (stream, T, ...); an
   exported file also holds ``tasks``, ``random_return``, ``optimal_return``, ``split/...`` and, as JSON text,
   ``info``.
+- ``minari`` is in a file of its own, and the layouts of published data sets are in ``published``.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.hdf5 import Group, child, foreign, read, write_array, write_file
 from compressed_ad.histories.header import short
 from compressed_ad.registry import Registry, takes
-from compressed_ad.types import AnyArray, BoolArray
+from compressed_ad.types import AnyArray, BoolArray, Split
 
 Progress = Callable[[int], None]
 """Called with the number of tasks done since its last call."""
@@ -54,10 +54,12 @@ class Recorded:
     learner: AnyArray | None = None  # (S,)
     entropy: AnyArray | None = None  # (S, T)
     log_prob_next: AnyArray | None = None  # (S, T)
+    optimal_actions: AnyArray | None = None  # (S, T, ...)
+    task: AnyArray | None = None  # (P,) the parameters of the task, as a row of the family's tasks
 
     def __post_init__(self) -> None:
         shape = self.rewards.shape
-        for field in fields(self):
+        for field in fields(self)[:-1]:
             array, expected = getattr(self, field.name), shape[:1] if field.name == "learner" else shape
             if array is not None and (len(shape) != 2 or array.shape[: len(expected)] != expected):
                 got = f"{field.name} have {array.shape} while rewards have {shape}"
@@ -69,8 +71,17 @@ class Recorded:
 Reader = Callable[[Path], Mapping[int, Recorded]]
 Writer = Callable[[HistoryFile, str | Path, bool, Progress], Path]
 
-LAYOUT: Registry[Reader] = Registry("layout", fits=takes("path"))
 _HERE = "compressed_ad.histories.exchange"
+_READERS = {
+    "ad_eps": "published:read_ad_eps",
+    "headless_ad": "published:read_ad_eps",
+    "minari": "minari:read_minari",
+    "ra_dt": "published:read_ra_dt",
+    "xland_100b": "published:read_xland_100b",
+}
+LAYOUT: Registry[Reader] = Registry(
+    "layout", {k: f"{_HERE}.{at}" for k, at in _READERS.items()}, takes("path")
+)
 _WRITERS = {"ancestor": "formats:write_ancestor", "npz": "formats:write_npz", "minari": "minari:write_minari"}
 EXPORT: Registry[Writer] = Registry(
     "export format",
@@ -79,11 +90,25 @@ EXPORT: Registry[Writer] = Registry(
 )
 
 
-class _Tasks(Mapping[int, Recorded]):
-    """The ``tasks`` of the file ``path``; ``read`` returns the arrays of one, and is called on access."""
+Part = tuple[slice, slice]
+"""The streams and the steps of a task that are wanted."""
+WHOLE: Part = slice(None), slice(None)
 
-    def __init__(self, path: Path, tasks: Iterable[int], read: Callable[[int], dict[str, AnyArray]]) -> None:
-        self._path, self._tasks, self._read = path, sorted(tasks), read
+
+class Tasks(Mapping[int, Recorded]):
+    """The ``tasks`` of ``path``, and their ``split`` if the file has one.
+
+    ``read`` is called on access with a task and the ``Part`` of it that it is to return.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        tasks: Iterable[int],
+        read: Callable[[int, Part], dict[str, AnyArray]],
+        split: Split | None = None,
+    ) -> None:
+        self.path, self.split, self._tasks, self._read = path, split, sorted(tasks), read
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._tasks)
@@ -92,18 +117,61 @@ class _Tasks(Mapping[int, Recorded]):
         return len(self._tasks)
 
     def __getitem__(self, task: int) -> Recorded:
-        arrays = self._read(task)
+        return self.part(task, WHOLE)
+
+    def part(self, task: int, part: Part) -> Recorded:
+        """What ``self[task]`` holds of some streams and steps; HDF5 reads no more than these."""
+        arrays = self._read(task, part)
         for name, array in arrays.items():
-            if name not in ("states", "actions", "next_states") and array.shape[2:] == (1,):
+            if name not in _WIDE and array.shape[2:] == (1,):
                 array = array[..., 0]  # some programs write one number per step as (S, T, 1)
             arrays[name] = array != 0 if name in ("dones", "terminated", "truncated") else array
         try:
             return Recorded(**arrays)
         except HistoryError as error:
-            raise HistoryError(f"{self._path}: task {task}: {error}") from error
+            raise HistoryError(f"{self.path}: task {task}: {error}") from error
 
 
-def _task_number(path: Path, name: str) -> int:
+class Selected(Mapping[int, Recorded]):
+    """Of ``tasks`` those in ``only`` (None: all), of each the ``part``; ``HistoryError`` if it has less."""
+
+    def __init__(self, tasks: Mapping[int, Recorded], only: Iterable[int] | None, part: Part) -> None:
+        self._tasks, self._part = tasks, part
+        self._only = list(tasks) if only is None else sorted(set(only))
+        check_tasks(tasks, {"--only": self._only})
+        split = getattr(tasks, "split", None)
+        parts = () if split is None else (np.intersect1d(ids, self._only) for ids in vars(split).values())
+        self.split = None if split is None else Split(*parts)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._only)
+
+    def __len__(self) -> int:
+        return len(self._only)
+
+    def __getitem__(self, task: int) -> Recorded:
+        if isinstance(self._tasks, Tasks):
+            found = self._tasks.part(task, self._part)
+        else:
+            found = self._tasks[task]
+            if isinstance(found, Recorded):
+                found = Recorded(**cut(vars(found), self._part))
+        for what, axis, wanted in (("streams", 0, self._part[0]), ("steps", 1, self._part[1])):
+            count = (wanted.stop or 0) - (wanted.start or 0)
+            if isinstance(found, Recorded) and found.rewards.shape[axis] < count:
+                asked = f"{what} {wanted.start or 0} to {wanted.stop - 1}"
+                raise HistoryError(f"task {task} does not have all of the {asked} that --{what} asks for")
+        return found
+
+
+def cut(arrays: Mapping[str, AnyArray | None], part: Part) -> dict[str, AnyArray]:
+    """The ``part`` of the fields of ``Recorded`` that are there."""
+    axes = {"learner": 1, "task": 0}
+    found = {name: array for name, array in arrays.items() if array is not None}
+    return {name: array[part[: axes.get(name, 2)][: array.ndim]] for name, array in found.items()}
+
+
+def task_number(path: Path, name: str) -> int:
     # One way to write each number: "00" and "٠" would be further names of task 0.
     if not re.fullmatch(r"0|[1-9][0-9]{0,8}", name):
         raise HistoryError(f"{path}: {short(name)} is not the index of a task; expected '0', '1', ...")
@@ -122,32 +190,37 @@ def check_free(file: HistoryFile, path: str | Path, overwrite: bool) -> Path:
     return path
 
 
-_NEEDED = {"states": "iuf", "actions": "iuf", "rewards": "biuf"}
-_ANCESTOR = {**_NEEDED, "next_states": "iuf"}
+NEEDED = {"states": "iuf", "actions": "iuf", "rewards": "biuf"}
+"""The arrays that every recording has, and the kinds of dtype that each may have."""
+_ANCESTOR = {**NEEDED, "next_states": "iuf", "optimal_actions": "iuf", "dones": "biuf", "action_probs": "f"}
+_WIDE = ("states", "actions", "next_states", "optimal_actions", "task")
+"""The fields that may have several numbers per step."""
 
 
 @LAYOUT.register("ancestor")
 def read_ancestor(path: Path) -> Mapping[int, Recorded]:
     """HDF5 of the AD research codes: a group per task, arrays (time, stream, ...), no split."""
     with foreign(path) as file:
-        names = {_task_number(path, name): name for name in file}
+        names = {task_number(path, name): name for name in file}
     if not names:
         raise HistoryError(f"{path}: has no groups '0', '1', ... of tasks")
 
-    def read_task(task: int) -> dict[str, AnyArray]:
+    def read_task(task: int, part: Part) -> dict[str, AnyArray]:
         arrays = {}
         with foreign(path) as file:
             group = child(file, names[task], Group)
-            for name, kinds in {**_ANCESTOR, "dones": "biuf", "action_probs": "f"}.items():
-                if name in _NEEDED or name in group:
-                    array = read(group, name, kinds)
+            if "ruleset-id" in group.attrs:
+                raise HistoryError(f"{group.name}: has the attribute 'ruleset-id', so streams come first")
+            for name, kinds in _ANCESTOR.items():
+                if name in NEEDED or name in group:
+                    array = read(group, name, kinds, part[::-1])
                     if array.ndim < 2:
                         text = f"expected (time, stream, ...), got shape {array.shape}"
                         raise HistoryError(f"{group.name}/{name}: {text}")
                     arrays[name] = array.swapaxes(0, 1)
         return arrays
 
-    return _Tasks(path, names, read_task)
+    return Tasks(path, names, read_task)
 
 
 def write_ancestor(file: HistoryFile, path: str | Path, overwrite: bool, progress: Progress) -> Path:
@@ -157,10 +230,10 @@ def write_ancestor(file: HistoryFile, path: str | Path, overwrite: bool, progres
     def fill(target: Group) -> None:
         for task in file.task_ids.tolist():
             history, group = file.load([task])[task], target.create_group(str(task))
-            arrays = {name: getattr(history, name) for name in _ANCESTOR}
-            arrays |= {"dones": history.episode_end, "action_probs": history.action_probs}
-            for name, array in arrays.items():
-                write_array(group, name, array.swapaxes(0, 1))
+            arrays = {**dict(history.per_step()), "dones": history.episode_end}
+            for name in _ANCESTOR:
+                if name in arrays:
+                    write_array(group, name, arrays[name].swapaxes(0, 1))
             progress(1)
 
     write_file(path, fill, plain=True)
@@ -171,41 +244,66 @@ def write_ancestor(file: HistoryFile, path: str | Path, overwrite: bool, progres
 def read_npz(path: Path) -> Mapping[int, Recorded]:
     """NumPy's npz: arrays <task>/<name>, named and shaped (stream, time, ...) as in our own files."""
     names: dict[int, list[str]] = {}
-    with _npz(path) as file:
-        for key in file.files:
+    with NPZ(path) as file:
+        for key in file.keys:
             task, slash, name = key.partition("/")
             if slash and task != "split":
-                names.setdefault(_task_number(path, task), []).append(name)
-    if not names:
-        raise HistoryError(f"{path}: has no arrays '<task>/states' and so on")
+                names.setdefault(task_number(path, task), []).append(name)
+        if not names:
+            raise HistoryError(f"{path}: has no arrays '<task>/states' and so on")
+        split, rows = None, None
+        if "info" in file.keys:  # written by us
+            split = Split(*(file[f"split/{part.name}"] for part in fields(Split)))
+            rows = file["tasks"]
+            if rows.ndim != 2 or len(rows) <= max(names):
+                raise HistoryError(f"{path}: tasks have shape {rows.shape}; expected a row for each task")
 
-    def read_task(task: int) -> dict[str, AnyArray]:
-        missing = [name for name in _NEEDED if name not in names[task]]
+    def read_task(task: int, part: Part) -> dict[str, AnyArray]:
+        missing = [name for name in NEEDED if name not in names[task]]
         if missing:
             raise HistoryError(f"{path}: task {task} lacks {', '.join(missing)}")
-        with _npz(path) as file:
-            try:
-                return {f.name: file[f"{task}/{f.name}"] for f in fields(Recorded) if f.name in names[task]}
-            except Exception as error:  # a changed byte can make zipfile and NumPy raise anything
-                raise HistoryError(f"{path}: task {task}: cannot be read ({one_line(error)})") from error
+        with NPZ(path) as file:
+            arrays = {f.name: file[f"{task}/{f.name}"] for f in fields(Recorded) if f.name in names[task]}
+        return {**cut(arrays, part), **({} if rows is None else {"task": rows[task]})}
 
-    return _Tasks(path, names, read_task)
+    return Tasks(path, names, read_task, split)
 
 
-@contextmanager
-def _npz(path: Path) -> Iterator[Any]:
-    try:
-        raw = path.open("rb")
-    except OSError as error:
-        raise HistoryError(f"{path}: {error.strerror or error}") from error
-    with raw:
+class NPZ:
+    """An npz file of another program: its ``keys``, and its arrays by key. Nothing in it is executed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> NPZ:
         try:
-            file = np.load(raw, allow_pickle=False)
+            self._raw = self.path.open("rb")
+        except OSError as error:
+            raise HistoryError(f"{self.path}: {error.strerror or error}") from error
+        try:
+            self._file = np.load(self._raw, allow_pickle=False)
+        except Exception as error:  # a changed byte can make zipfile and NumPy raise anything
+            self._raw.close()
+            raise HistoryError(f"{self.path}: is not an npz file") from error
+        if not hasattr(self._file, "files"):
+            self._raw.close()
+            raise HistoryError(f"{self.path}: holds a single array; expected an npz file")
+        self.keys: Collection[str] = self._file.files
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._raw.close()
+
+    def __getitem__(self, key: str) -> AnyArray:
+        if key not in self.keys:
+            raise HistoryError(f"{self.path}: has no array {key!r}; it has {short(sorted(self.keys))}")
+        try:
+            array: AnyArray = self._file[key]
         except Exception as error:  # as above
-            raise HistoryError(f"{path}: is not an npz file") from error
-        if not hasattr(file, "files"):
-            raise HistoryError(f"{path}: holds a single array; expected an npz file")
-        yield file
+            text = "holds pickled Python objects, which can run code and are never loaded"
+            text = text if "pickle" in str(error) else f"cannot be read ({one_line(error)})"
+            raise HistoryError(f"{self.path}: {key} {text}") from error
+        return array
 
 
 def write_npz(file: HistoryFile, path: str | Path, overwrite: bool, progress: Progress) -> Path:
@@ -243,3 +341,19 @@ def check_tasks(tasks: Iterable[Any], wanted: Mapping[str, Iterable[int]]) -> No
     for part, ids in wanted.items():
         if unknown := sorted(set(map(int, ids)) - set(there)):
             raise HistoryError(f"has no task {short(unknown)} ({part}); it has {short(there)}")
+
+
+def other_layouts(path: Path, named: str) -> list[str]:
+    """The layouts that read the first task of ``path``; none if the layout ``named`` does."""
+
+    def reads(name: str) -> bool:
+        try:
+            tasks = LAYOUT[name](path)
+            Selected(tasks, None, (slice(1), slice(1)))[next(iter(tasks))]
+        except Exception:  # a reader of a user may raise anything
+            return False
+        return True
+
+    if named not in LAYOUT or reads(named):
+        return []
+    return [name for name in LAYOUT if name != named and reads(name)]

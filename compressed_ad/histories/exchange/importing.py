@@ -10,6 +10,7 @@ chance), the recorded arrays are kept, and the findings say so.
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -26,7 +27,18 @@ from compressed_ad.histories.file import COLUMNS, OPTIONAL, HistoryInfo, History
 from compressed_ad.histories.header import same_steps, short
 from compressed_ad.tasks.base import TaskFamily, family_specs
 from compressed_ad.tasks.replay import Played, differ, episode_step, play
-from compressed_ad.types import AnyArray, BoolArray, History, IntArray, SpaceSpec, Split, from_spec
+from compressed_ad.types import (
+    AnyArray,
+    BoolArray,
+    History,
+    IntArray,
+    SpaceSpec,
+    Split,
+    as_compared,
+    from_spec,
+    sizes,
+    starts,
+)
 
 MATCH = "match"
 """Value of ``task_ids`` that finds each task by its rewards."""
@@ -54,7 +66,7 @@ class Findings:
             "episodes, from the family where it reproduces the recording, in": self.without,
             "the family does not reproduce the recording; the arrays were kept, and the ends of episodes "
             f"taken from the file (task {task}: {first}). If the family is right, its tasks may have another "
-            "order: --task-ids. This concerns": self.disagree,
+            "order (--task-ids), or its actions other numbers (--actions). This concerns": self.disagree,
             f"{sum(self.kept.values())} next_states at the ends of episodes are wrong (they are the first "
             "state of the next episode, or the last recorded one) and could not be repaired, in": self.kept,
             "no step is rewarded, so that nothing shows whether these histories are of these tasks or of "
@@ -78,6 +90,7 @@ def import_histories(
     family_kwargs: Mapping[str, Any] | None = None,
     split: Split,
     task_ids: Sequence[int] | str | None = None,
+    actions: Sequence[int] | None = None,
     horizon: int | None = None,
     n_learner: int = 1,
     steps_per_update: int | None = None,
@@ -91,7 +104,9 @@ def import_histories(
 
     ``split`` holds keys of ``tasks``; tasks in no part are left out. The file numbers its tasks from 0 in
     ascending order of these keys. ``task_ids`` are the ids of the same tasks in the family, in the same
-    order: by default the keys themselves; with ``"match"``, the task in which the actions earn the rewards.
+    order: by default those whose parameters the recording names, else the keys themselves; with ``"match"``,
+    the task in which the actions earn the rewards. Recorded action k is the family's action ``actions[k]``.
+    One number for each state where the family observes several counts the last of them fastest.
 
     ``horizon`` is the length of all episodes where neither recording nor replay has their ends. The streams
     are divided among ``n_learner`` learners, in order; ``steps_per_update`` steps are made with one policy
@@ -107,8 +122,11 @@ def import_histories(
             "set that of the family (--env.kwargs)"
         )
     rows = family.tasks()
-    first = _one_shape(tasks, numbers)
-    ids = _task_ids(tasks, numbers, family, task_ids, seed)
+    if actions is not None:
+        _check_actions(actions, spaces["action"], family_name)
+    first, named, learners = _one_shape(tasks, numbers)
+    n_learner = n_learner if learners is None else len(np.unique(learners))
+    ids = _task_ids(tasks, numbers, family, task_ids, named, actions, seed)
     facts = {"n_timesteps": first[1], "n_learner": n_learner, "n_stream": first[0] // n_learner}
     with locked(Path(path), file=True, error=HistoryError):
         writer = HistoryWriter(
@@ -124,7 +142,7 @@ def import_histories(
         part = {int(number): name for name, of in vars(split).items() for number in of}
         try:
             for number, task_id in zip(numbers, ids, strict=True):
-                recorded = _fitted(f"task {number}", tasks[number], spaces)
+                recorded = _fitted(f"task {number}", tasks[number], spaces, actions)
                 row, sizes = rows[task_id], (horizon, n_learner, steps_per_update)
                 history = _history(number, recorded, family, row, *sizes, seed, findings)
                 writer.append(place[number], history)
@@ -148,51 +166,96 @@ def import_histories(
         return findings
 
 
+_LONG_TO_READ = 20 << 30
+"""Bytes of a file whose hash would take minutes."""
+
+
 def file_provenance(path: Path, layout: str) -> dict[str, Any]:
     """The imported file, or folder of files, for the config of the history file.
 
-    The hash of a folder is that of the lines ``<hash>  <relative path>`` of its files, sorted by path.
+    The hash of a folder is that of the lines ``<hash>  <relative path>`` of its files, sorted by path. From
+    20 GiB on, the number of bytes stands for the hash.
     """
+    files = [path]
     if path.is_dir():
-        files = sorted((p.relative_to(path).as_posix(), p) for p in path.rglob("*") if p.is_file())
-        lines = "".join(f"{file_digest(file)}  {name}\n" for name, file in files)
-        digest = hashlib.sha256(lines.encode()).hexdigest()
-    else:
-        digest = file_digest(path)
-    return {"imported_from": path.resolve().name, "layout": layout, "sha256": digest}
+        files = sorted(
+            (p for p in path.rglob("*") if p.is_file()), key=lambda p: p.relative_to(path).as_posix()
+        )
+    about = {"imported_from": path.resolve().name, "layout": layout}
+    if (total := sum(file.stat().st_size for file in files)) >= _LONG_TO_READ:
+        return {**about, "bytes": total}
+    if not path.is_dir():
+        return {**about, "sha256": file_digest(path)}
+    lines = "".join(f"{file_digest(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
+    return {**about, "sha256": hashlib.sha256(lines.encode()).hexdigest()}
 
 
-def _one_shape(tasks: Mapping[int, Recorded], numbers: Sequence[int]) -> tuple[int, ...]:
-    """(streams, steps) of all tasks; ``HistoryError`` if they differ, or if two are one recording."""
-    first, seen = tuple[int, ...](), dict[bytes, int]()
+def most_bytes(one: Recorded, n_task: int) -> int:
+    """Bytes that a history file of ``n_task`` tasks such as ``one`` takes before compression, at most."""
+    arrays: list[AnyArray | None] = [one.states, one.states, one.actions, one.optimal_actions]
+    others = 22 * one.rewards.size  # five columns, and entropy and log_prob_next
+    return n_task * (sum(array.nbytes for array in arrays if array is not None) + others)
+
+
+def _one_shape(
+    tasks: Mapping[int, Recorded], numbers: Sequence[int]
+) -> tuple[tuple[int, ...], list[AnyArray | None], AnyArray | None]:
+    """(streams, steps) of all tasks, the parameters that they name, and the learners (S,) of the first.
+
+    ``HistoryError`` if the tasks differ in the first, or if two are one recording.
+    """
+    shapes, named, seen = list[tuple[int, ...]](), list[AnyArray | None](), dict[bytes, int]()
+    learner = None
     for number in numbers:
         with users_code(f"task {number} cannot be read", HistoryError):
             one = tasks[number]
         if not isinstance(one, Recorded):
             raise HistoryError(f"task {number} is a {type(one).__name__}, not Recorded")
-        first = first or one.rewards.shape
         if not one.rewards.size:
             raise HistoryError(f"task {number} has no steps")
-        if one.rewards.shape != first:
-            sizes = f"{one.rewards.shape}, task {numbers[0]} {first}"
-            raise HistoryError(f"task {number} has (streams, steps) {sizes}; all must have as many")
+        learner = learner if shapes else one.learner
+        shapes.append(one.rewards.shape)
+        named.append(one.task)
         content = same_steps(one.actions, one.rewards, one.states)
         if content is not None and (same := seen.setdefault(content, number)) != number:
             problem = f"tasks {same} and {number} hold the same recording"
             raise HistoryError(f"{problem}; leave one of them out of the split")
-    return first
+    first = shapes[0]
+    if other := next((k for k, shape in enumerate(shapes) if shape != first), None):
+        sizes = f"{shapes[other]}, task {numbers[0]} {first}"
+        streams, steps = np.min(shapes, axis=0)
+        raise HistoryError(
+            f"task {numbers[other]} has (streams, steps) {sizes}; all must have as many, so cut them:"
+            f" --streams 0-{streams - 1} --steps {steps}"
+        )
+    return first, named, learner
 
 
 # ---------------------------------------------------------------- one task
 
 
-def _fitted(where: str, recorded: Recorded, spaces: Mapping[str, SpaceSpec]) -> Recorded:
-    """``recorded`` in the dtypes and shapes of the spaces; ``HistoryError`` if that changes a value."""
+def _check_actions(actions: Sequence[int], spec: SpaceSpec, family: str) -> None:
+    numbers = range(spec["n"]) if spec["kind"] == "discrete" and "start" not in spec else range(0)
+    if wrong := [action for action in actions if action not in numbers]:
+        has = f"has the actions 0..{len(numbers) - 1}" if numbers else "has no actions that count from 0"
+        raise ConfigError(f"--actions: {family} {has}, not {short(wrong)}")
+
+
+def _fitted(
+    where: str, recorded: Recorded, spaces: Mapping[str, SpaceSpec], actions: Sequence[int] | None = None
+) -> Recorded:
+    """``recorded`` in the numbers, dtypes and shapes of the spaces; ``HistoryError`` if a value has none."""
     changed: dict[str, Any] = {}
-    for name, key in (("states", "observation"), ("next_states", "observation"), ("actions", "action")):
-        array, space = getattr(recorded, name), from_spec(spaces[key])
-        if array is None:
+    for name, column in COLUMNS.items():
+        array = getattr(recorded, name, None)
+        if array is None or not isinstance(column, str):
             continue
+        spec, space = spaces[column], from_spec(spaces[column])
+        if column == "action" and actions is not None:
+            array = np.asarray(actions)[_indices(f"{where}: {name}", array, len(actions))]
+        if spec["kind"] == "multidiscrete" and math.prod(array.shape[2:]) == 1 < len(sizes(spec)):
+            index = _indices(f"{where}: {name}", array, math.prod(sizes(spec))).reshape(array.shape[:2])
+            array = np.stack(np.unravel_index(index, sizes(spec)), axis=-1) + starts(spec)
         if space.shape == () and array.shape[2:] == (1,):
             array = array[..., 0]
         with np.errstate(invalid="ignore"):  # the comparison below finds NaN
@@ -201,6 +264,16 @@ def _fitted(where: str, recorded: Recorded, spaces: Mapping[str, SpaceSpec]) -> 
             raise HistoryError(f"{where}: {name} of dtype {array.dtype} are not whole numbers, as in {space}")
         changed[name] = fitted
     return replace(recorded, **changed, rewards=recorded.rewards.astype(np.float32))
+
+
+def _indices(what: str, array: AnyArray, count: int) -> IntArray:
+    """``array`` as whole numbers of 0..count-1; ``HistoryError`` for others."""
+    with np.errstate(invalid="ignore"):  # the comparison finds NaN
+        index = array.astype(np.int64)
+    wrong = (index != array) | (index < 0) | (index >= count)
+    if wrong.any():
+        raise HistoryError(f"{what} hold {array[wrong][0]}, which is none of 0..{count - 1}")
+    return index
 
 
 def _history(
@@ -246,12 +319,13 @@ def _history(
         update = np.broadcast_to(steps * 0 if steps_per_update is None else steps // steps_per_update, shape)
     if learner is None:
         learner = np.repeat(np.arange(n_learner), shape[0] // n_learner)
-    optional = {name: getattr(recorded, name, None) for name in OPTIONAL}
+    optional = {name: getattr(recorded, name, None) for name in OPTIONAL if name != "optimal_actions"}
     return History(
         recorded.states, recorded.actions, recorded.rewards, next_states, terminated, truncated,
         action_probs=np.full(shape, np.nan, np.float32) if probs is None else probs.astype(np.float32),
         update=update.astype(np.int32),
         learner=learner.astype(np.int32),
+        optimal_actions=recorded.optimal_actions,
         **{name: array.astype(COLUMNS[name]) for name, array in optional.items() if array is not None},
     )  # fmt: skip
 
@@ -290,9 +364,9 @@ def _outer(episode_end: BoolArray) -> BoolArray:
 
 
 def _turned(recorded: Recorded) -> Recorded:
-    """``recorded`` as it is if its first two axes were exchanged."""
+    """``recorded`` as it is if its first two axes were exchanged; of long ones the first 1024 streams."""
     arrays = {name: array for name, array in vars(recorded).items() if array is not None and array.ndim > 1}
-    return Recorded(**{name: array.swapaxes(0, 1) for name, array in arrays.items()})
+    return Recorded(**{name: array.swapaxes(0, 1)[:1024] for name, array in arrays.items()})
 
 
 def _replayed(recorded: Recorded, family: TaskFamily, task: AnyArray, seed: int) -> Played | str:
@@ -340,16 +414,24 @@ def _task_ids(
     numbers: Sequence[int],
     family: TaskFamily,
     task_ids: Sequence[int] | str | None,
+    named: Sequence[AnyArray | None],
+    actions: Sequence[int] | None,
     seed: int,
 ) -> list[int]:
-    """Ids in the family of the tasks ``numbers``, in their order."""
-    count, spaces = len(family.tasks()), family_specs(family)
+    """Ids in the family of the tasks ``numbers``, in their order; ``named`` are the parameters of each."""
+    rows, spaces = family.tasks(), family_specs(family)
+    count = len(rows)
     if isinstance(task_ids, str):
         if task_ids != MATCH:
             raise UsageError(f"task_ids must be numbers or {MATCH!r}, got {task_ids!r}")
-        ids = [_match(f"task {i}", _fitted(f"task {i}", tasks[i], spaces), family, seed) for i in numbers]
+        fitted = ((f"task {i}", _fitted(f"task {i}", tasks[i], spaces, actions)) for i in numbers)
+        ids = [_match(where, recorded, family, seed) for where, recorded in fitted]
+    elif task_ids is not None:
+        ids = [int(i) for i in task_ids]
+    elif all(row is not None and row.shape == rows.shape[1:] for row in named):
+        ids = [_with_parameters(i, row, rows, family.name) for i, row in zip(numbers, named, strict=True)]
     else:
-        ids = list(numbers) if task_ids is None else [int(i) for i in task_ids]
+        ids = list(numbers)
     if len(ids) != len(numbers):
         raise ConfigError(f"--task-ids: {len(numbers)} tasks are imported, but {len(ids)} ids are given")
     beyond = [i for i in ids if not 0 <= i < count]
@@ -362,6 +444,16 @@ def _task_ids(
     if twice:
         raise ConfigError(f"--task-ids: tasks {short(twice)} of {family.name} are given twice")
     return ids
+
+
+def _with_parameters(number: int, row: Any, rows: AnyArray, family: str) -> int:
+    found = np.flatnonzero((as_compared(rows) == as_compared(row)).all(axis=1))
+    if not len(found):
+        raise ConfigError(
+            f"--task-ids: task {number} has the parameters {row.tolist()}, which no task of {family} has; set"
+            " --env.kwargs, or give the id of each task of the file in the family"
+        )
+    return int(found[0])
 
 
 def _match(where: str, recorded: Recorded, family: TaskFamily, seed: int) -> int:

@@ -1,11 +1,12 @@
-"""Exports histories as a dataset of Minari, the Farama Foundation's format for offline RL.
+"""Histories as a dataset of Minari, the Farama Foundation's format for offline RL, written and read.
 
 One dataset holds the episodes of all tasks: streams in order, each in time order, so that learning histories
-can be reassembled. The metadata of an episode hold its ``task``, ``part`` of the split, ``stream``,
-``learner`` and ``first_step``; an episode that the collection cut off has neither ``terminations`` nor
-``truncations`` at its end. ``infos`` hold what Minari has no place for: ``action_probs``, ``update``, and
-``compression_mask``, ``entropy`` and ``log_prob_next`` where they are known. As everywhere in Minari, entry 0
-of ``infos`` belongs to the reset and entry t + 1 to step t.
+can be reassembled. The metadata of an episode hold its ``task`` and the ``parameters`` of it, its ``part`` of
+the split, ``stream``, ``learner`` and ``first_step``; an episode that the collection cut off has neither
+``terminations`` nor ``truncations`` at its end. ``infos`` hold what Minari has no place for:
+``action_probs``, ``update``, and ``compression_mask``, ``entropy``, ``log_prob_next`` and
+``optimal_actions`` where they are known. As everywhere in Minari, entry 0 of ``infos`` belongs to the reset
+and entry t + 1 to step t.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,11 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import HistoryError, MissingExtraError
-from compressed_ad.files import lives
-from compressed_ad.histories.exchange.formats import Progress
+from compressed_ad.files import json_object, lives
+from compressed_ad.histories.exchange.formats import Part, Progress, Recorded, Tasks, cut
 from compressed_ad.histories.file import HistoryFile
-from compressed_ad.histories.hdf5 import json_text
-from compressed_ad.types import History, from_spec
+from compressed_ad.histories.hdf5 import Group, child, foreign, json_text, read
+from compressed_ad.types import AnyArray, History, Split, from_spec
 
 
 def dataset_id(file: HistoryFile) -> str:
@@ -67,7 +69,7 @@ def write_minari(file: HistoryFile, path: str | Path, overwrite: bool, progress:
                 buffers = [EpisodeBuffer(**_buffer(history, file, *piece)) for piece in pieces]
                 about = [
                     {"task": task, "part": parts[task], "stream": s, "first_step": a,
-                     "learner": int(history.learner[s])}
+                     "learner": int(history.learner[s]), "parameters": file.tasks[task]}
                     for s, a, _ in pieces
                 ]  # fmt: skip
                 count = 0 if dataset is None else dataset.storage.total_episodes
@@ -122,7 +124,7 @@ def _buffer(history: History, file: HistoryFile, stream: int, first: int, stop: 
     columns = {name: array[stream, first:stop] for name, array in history.per_step()}
     states = [columns.pop("states"), columns.pop("next_states")[-1:]]
     spaces = {name: from_spec(spec).dtype for name, spec in file.info.spaces.items()}
-    at_reset = {"b": False, "i": -1, "f": np.nan}  # entry of ``infos``, by kind of dtype
+    at_reset = {"b": False, "i": -1, "u": 0, "f": np.nan}  # entry of ``infos``, by kind of dtype
     return {
         "observations": np.concatenate(states).astype(spaces["observation"]),
         "actions": columns.pop("actions").astype(spaces["action"]),
@@ -130,7 +132,92 @@ def _buffer(history: History, file: HistoryFile, stream: int, first: int, stop: 
         "terminations": columns.pop("terminated"),
         "truncations": columns.pop("truncated"),
         "infos": {
-            name: np.concatenate([np.array([at_reset[array.dtype.kind]], array.dtype), array])
+            name: np.concatenate([np.full_like(array[:1], at_reset[array.dtype.kind]), array])
             for name, array in columns.items()
         },
     }
+
+
+# ---------------------------------------------------------------- reading
+
+_DATA = "main_data.hdf5"
+_INFOS = {"action_probs": "f", "update": "i", "entropy": "f", "log_prob_next": "f", "optimal_actions": "iuf"}
+_ENDS = {"terminated": "terminations", "truncated": "truncations"}
+_PLACE = ("task", "stream", "first_step")
+
+
+def read_minari(path: Path) -> Mapping[int, Recorded]:
+    """A Minari dataset in HDF5 whose episodes say their task, stream and first step, as those of cad export.
+
+    ``path`` is the folder of the dataset. Minari is not needed. Marks are not read: they are made anew.
+    """
+    main = next((at for at in (path / "data" / _DATA, path / _DATA) if at.is_file()), path)
+    about = main.parent / "metadata.json"
+    if main.name != _DATA or not about.is_file():
+        inside = sorted(at.parent.parent.name for at in path.glob(f"*/data/{_DATA}"))
+        text = f"; it holds the datasets {', '.join(inside)}: name one of them" if inside else ""
+        raise HistoryError(f"{path}: is not the folder of a Minari dataset in HDF5 ({_DATA}){text}")
+    try:
+        stored_as = json_object(about.read_text("utf-8")).get("data_format")
+    except (OSError, ValueError) as error:
+        raise HistoryError(f"{about}: is not a JSON object ({error})") from error
+    if stored_as != "hdf5":
+        raise HistoryError(f"{about}: 'data_format' is {stored_as!r}; only 'hdf5' is read")
+    episodes: dict[int, dict[int, dict[int, str]]] = {}  # task, stream, first step -> name
+    parts: dict[str, list[int]] = {field.name: [] for field in fields(Split)}
+    with foreign(main) as file:
+        for name in file:
+            group = child(file, name, Group)
+            if lacking := [key for key in _PLACE if not isinstance(group.attrs.get(key), int | np.integer)]:
+                raise HistoryError(
+                    f"{name}: has no number {lacking[0]!r} in its metadata; episodes must say where in which"
+                    f" history they belong ({', '.join(_PLACE)}), as those that cad export writes do"
+                )
+            task, stream, first = (int(group.attrs[key]) for key in _PLACE)
+            if task not in episodes and (part := group.attrs.get("part")) in parts:
+                parts[part].append(task)
+            episodes.setdefault(task, {}).setdefault(stream, {})[first] = name
+    split = None
+    if parts["train"] and sum(map(len, parts.values())) == len(episodes):
+        split = Split(*(np.array(tasks, np.int64) for tasks in parts.values()))
+
+    def read_task(task: int, part: Part) -> dict[str, AnyArray]:
+        with foreign(main) as file:
+            streams = [
+                _stream(file, f"task {task}, stream {stream}", episodes[task][stream])
+                for stream in sorted(episodes[task])[part[0]]
+            ]
+        if len({len(one["rewards"]) for one in streams}) > 1:
+            raise HistoryError(f"{main}: task {task}: its streams have different numbers of steps")
+        common = set.intersection(*(set(one) for one in streams)) if streams else set()
+        arrays = {name: np.stack([one[name] for one in streams]) for name in common}
+        rows = {name: arrays.pop(name)[0] for name in ("task",) if name in arrays}
+        return {**cut(arrays, (slice(None), part[1])), **rows}
+
+    return Tasks(main, episodes, read_task, split)
+
+
+def _stream(file: Group, where: str, names: Mapping[int, str]) -> dict[str, AnyArray]:
+    """Arrays (T, ...) of the stream whose episodes are the groups ``names``, by their first steps."""
+    pieces: list[dict[str, AnyArray]] = []
+    for first in sorted(names):
+        if first != sum(len(piece["rewards"]) for piece in pieces):
+            raise HistoryError(f"{where}: the episodes before {names[first]} do not make {first} steps")
+        group = child(file, names[first], Group)
+        infos = child(group, "infos", Group) if "infos" in group else {}
+        observations = read(group, "observations", "iuf")
+        arrays = {"states": observations[:-1], "next_states": observations[1:]}
+        arrays |= {
+            name: read(group, name, kinds) for name, kinds in (("actions", "iuf"), ("rewards", "biuf"))
+        }
+        arrays |= {name: read(group, theirs, "b") for name, theirs in _ENDS.items()}
+        arrays |= {name: read(infos, name, kinds)[1:] for name, kinds in _INFOS.items() if name in infos}
+        if any(len(array) != len(arrays["rewards"]) for array in arrays.values()):
+            lengths = {name: len(array) for name, array in arrays.items()}
+            raise HistoryError(f"{where}: {names[first]} has arrays of different lengths: {lengths}")
+        pieces.append(arrays)
+    common = set.intersection(*(set(piece) for piece in pieces))
+    whole = {name: np.concatenate([piece[name] for piece in pieces]) for name in common}
+    attrs = child(file, names[0], Group).attrs
+    told = {"learner": "learner", "task": "parameters"}
+    return {**whole, **{name: np.asarray(attrs[key]) for name, key in told.items() if key in attrs}}
