@@ -18,6 +18,7 @@ MODEL: Registry[type[AD]] = Registry(
         "CompressedAD": "compressed_ad.models.compressed_ad:CompressedAD",
         "CompressedADv2": "compressed_ad.models.compressed_ad:CompressedAD",
         "MarkedAttentionAD": "compressed_ad.models.compressed_ad:MarkedAttentionAD",
+        "RecurrentAD": "compressed_ad.models.recurrent:RecurrentAD",
     },
     makes("AD", "embed", "loss", "prefill", "load_state_dict", functions=False),
 )
