@@ -1,8 +1,10 @@
 """What a recurrent memory is worth: that of a context zeroed, exchanged between tasks, or transplanted.
 
-A *change* turns the memories (B, k, D) of B contexts into others. ``change_memory`` applies it to a cache, and
-``Intervened`` while an agent plays: ``evaluate_tasks(model, ..., watch=lambda agent: Intervened(agent, zeroed,
-range(c, 10**6, c)))`` plays without any memory, for instance, where c is the model's ``memory_steps``.
+A *change* turns the memories (B, k, D) of B contexts into others. ``change_memory`` applies it to a cache,
+``Intervened`` while an agent plays. With c, the model's ``memory_steps``, this plays without any memory::
+
+    always = range(c, 10**6, c)
+    evaluate_tasks(model, family, tasks, ..., watch=lambda agent: Intervened(agent, zeroed, always))
 """
 
 from __future__ import annotations
@@ -35,9 +37,10 @@ def shuffled(memory: Tensor, n_task: int, seed: int = 0) -> Tensor:
         raise UsageError(f"cannot exchange the memories of {len(memory)} contexts between {n_task} tasks")
     # Along one random ring of all tasks, so that none gets its own.
     order = torch.as_tensor(rng(seed, "shuffled memory").permutation(n_task), device=memory.device)
-    by_task, given = memory.unflatten(0, (n_task, -1)), torch.empty_like(memory).unflatten(0, (n_task, -1))
+    by_task = memory.reshape(n_task, -1, *memory.shape[1:])
+    given = torch.empty_like(by_task)
     given[order] = by_task[order.roll(1)]
-    return given.flatten(0, 1)
+    return given.reshape(memory.shape)
 
 
 def transplanted(memory: Tensor, source: Tensor, target: Tensor) -> Tensor:
@@ -64,17 +67,19 @@ class Intervened:
     """
 
     def __init__(self, agent: Agent, change: Change, steps: Container[int]) -> None:
-        plays = isinstance(agent, InContextAgent) and isinstance(agent.model, RecurrentAD) and agent.use_cache
-        if not plays:
+        if not (
+            isinstance(agent, InContextAgent) and isinstance(agent.model, RecurrentAD) and agent.use_cache
+        ):
             raise UsageError("only an in-context agent that plays RecurrentAD with a cache has such a memory")
-        self.agent, self.change, self.steps = agent, change, steps
+        self.agent, self.model, self.change, self.steps = agent, agent.model, change, steps
 
     def reset(self, n_env: int) -> None:
         self.agent.reset(n_env)
 
     def act(self, obs: AnyArray) -> AnyArray:
-        if self.agent.clock in self.steps:
-            change_memory(self.agent.model, self.agent.cache, self.change)
+        cache = self.agent.cache
+        if self.agent.clock in self.steps and isinstance(cache, RecurrentCache):
+            change_memory(self.model, cache, self.change)
         return self.agent.act(obs)
 
     def observe(self, actions: AnyArray, step: Step) -> None:

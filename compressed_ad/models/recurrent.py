@@ -18,10 +18,10 @@ from compressed_ad.models.transformer import Cache, Transformer
 class RecurrentAD(AD):
     """AD that sees its last steps, and of all before them only a memory that it writes itself.
 
-    A history is cut into chunks of ``memory_steps``. One causal pass takes the k = ``memory_tokens`` vectors of
-    memory, the steps of the chunk, and k tokens that see all of these and write: the memory of before with a
+    A history is cut into chunks of ``memory_steps``. One causal pass takes the k = ``memory_tokens`` vectors
+    of memory, the steps of the chunk, and k tokens that see all of these and write: the old memory with a
     learned vector added (recurrent memory transformer: Bulatov et al. 2022). What they find, h, changes the
-    memory m to g m + (1 - g) W h, with a gate g of m and h (Hutchins et al. 2022, 3.2). A history starts with
+    memory m to g m + (1 - g) W h, with a gate g of m and h (Hutchins et al. 2022). A history starts with
     zeros. Gradients go through all chunks of a window. Other weights are drawn as AD's are, and before these.
     """
 
@@ -46,14 +46,16 @@ class RecurrentAD(AD):
     def read(self, memory: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         """One whole chunk: memory (B, k, D) and its steps (B, c, D), seen (B, c, D) and the next memory."""
         x = torch.cat([memory + self.memory_read, steps, memory + self.memory_write], dim=1)
-        _, seen, found = self.transformer(x).tensor_split([memory.shape[1], x.shape[1] - memory.shape[1]], 1)
+        k = memory.shape[1]
+        y = self.transformer(x)
+        seen, found = y[:, k:-k], y[:, -k:]
         gate = self.memory_gate(torch.cat([memory, found], dim=-1)).sigmoid()
         return seen, gate * memory + (1 - gate) * self.memory_update(found)
 
     def over_windows(self, x: Tensor, tokens: Tokens) -> Tensor:
         k, width = self.memory_read.shape
         memory, parts = x.new_zeros((len(x), k, width)), []
-        *whole, last = x.split(self.config.memory_steps, dim=1)
+        *whole, last = torch.split(x, self.config.memory_steps, dim=1)
         for steps in whole:
             seen, memory = self.read(memory, steps)
             parts.append(seen)

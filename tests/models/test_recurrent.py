@@ -43,7 +43,7 @@ def steps_of(tokens: Tokens, first: int, last: int) -> Tokens:
 def test_play_is_that_of_whole_windows(
     k: int, c: int, length: int, position: str, idle: float, seed: int
 ) -> None:
-    """Far beyond n_transit, across the borders of chunks, where slots that idle take their last token back."""
+    """Far beyond n_transit, across borders of chunks; slots that idle take their last token back."""
     model, tokens = recurrent(k, c, seed, position=position, n_transit=10), tokens_of(3, length, seed)
     back = torch.rand((3, length), generator=torch.Generator().manual_seed(seed)) < idle
     with torch.no_grad():
@@ -77,10 +77,10 @@ def test_the_memory_carries_what_has_left_and_nothing_else_does() -> None:
 def test_gradients_go_through_all_chunks_to_every_weight() -> None:
     model, values = recurrent().train(), transitions(2, 40)
     valid = torch.ones(2, 40, dtype=torch.bool)
-    model.loss(Batch(shift(**values), values["actions"], valid), at="query")[0].backward()
+    model.loss(Batch(shift(**values), values["actions"], valid), at="query")[0].backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
     x = model.embed(shift(**values)).detach().requires_grad_()
-    model.over_windows(x, shift(**values))[:, -1, 0].sum().backward()
+    model.over_windows(x, shift(**values))[:, -1, 0].sum().backward()  # type: ignore[no-untyped-call]
     assert x.grad is not None and bool((x.grad[:, 0].abs() > 0).all())
 
 
