@@ -55,6 +55,10 @@ def block_inputs(model: AD, tokens: Tokens) -> list[tuple[Block, tuple[Any, ...]
     finally:
         for hook in hooks:
             hook.remove()
+    if len(seen) > len(blocks):
+        raise UsageError(
+            f"{type(model).__name__} reads a history in chunks, so it has no one map of attention"
+        )
     return seen
 
 

@@ -19,6 +19,7 @@ MODEL: Registry[type[AD]] = Registry(
         "CompressedADv2": "compressed_ad.models.compressed_ad:CompressedAD",
         "GistAD": "compressed_ad.models.compressed_ad:GistAD",
         "MarkedAttentionAD": "compressed_ad.models.compressed_ad:MarkedAttentionAD",
+        "RecurrentAD": "compressed_ad.models.recurrent:RecurrentAD",
     },
     makes("AD", "embed", "loss", "prefill", "load_state_dict", functions=False),
 )

@@ -61,7 +61,7 @@ class AD(nn.Module):
         self.reward = nn.Parameter(torch.randn(width))
         self.ended = nn.Parameter(torch.randn(width))
         self.first = nn.Parameter(torch.randn(width))
-        self.transformer = Transformer(self.config, mark_bias=self.biased)
+        self.transformer = Transformer(self.config, self.n_token, mark_bias=self.biased)
         self.head = HEAD[action["kind"]](width, action, self.config.action_mixture)
         # Last, so that models with and without them share all other initial weights.
         self.token_inputs = nn.ModuleDict()
@@ -71,6 +71,11 @@ class AD(nn.Module):
             self.embed_gist = nn.Parameter(0.02 * torch.randn(width))
         # In bandits, contextual or not, the last state of an episode does not depend on the last action.
         self.shows_last_action = self.config.one_step or observation == {"kind": "discrete", "n": 1}
+
+    @property
+    def n_token(self) -> int:
+        """Most tokens that the transformer takes at once."""
+        return self.config.n_transit
 
     @property
     def forgets(self) -> bool:
@@ -110,18 +115,29 @@ class AD(nn.Module):
             raise UsageError(
                 f"tokens that continue a context need their {', '.join(self.config.token_inputs)}"
             )
-        x, marked, until = self.embed(tokens), self.attended(tokens), None
-        found = cache.admit(tokens) if isinstance(cache, CompactCache) else None
-        if cache is None and self.config.forgets:
+        x = self.embed(tokens)
+        return self.head(  # type: ignore[no-any-return]
+            self.over_windows(x, tokens) if cache is None else self.next_step(x, tokens, cache)
+        )
+
+    def over_windows(self, x: Tensor, tokens: Tokens) -> Tensor:
+        """What the transformer makes of the embedded ``tokens`` x (B, L, D) of whole windows: (B, L, D)."""
+        until = None
+        if self.config.forgets:
             values = of_windows(tokens)
             found = events(self.config, values)
             until = visible_until(self.config, found, values["place"])
+            if found is not None:
+                x = x + found.closes[..., None] * self.embed_gist
+        return self.transformer(x, self.attended(tokens), until)  # type: ignore[no-any-return]
+
+    def next_step(self, x: Tensor, tokens: Tokens, cache: Cache) -> Tensor:
+        """The same of the next token, x (B, 1, D), of each context in the ``cache``."""
+        found = cache.admit(tokens) if isinstance(cache, CompactCache) else None
         if found is not None:
-            x = x + found.closes.view(x.shape[:2])[..., None] * self.embed_gist
-        if cache is None:
-            return self.head(self.transformer(x, marked, until))  # type: ignore[no-any-return]
-        last = None if marked is None else marked[:, 0]
-        return self.head(self.transformer.step(x[:, 0], cache, last)[:, None])  # type: ignore[no-any-return]
+            x = x + found.closes[:, None, None] * self.embed_gist
+        marked = self.attended(tokens)
+        return self.transformer.step(x[:, 0], cache, None if marked is None else marked[:, 0])[:, None]
 
     def visible_tokens(self, tokens: Tokens) -> Tensor:
         """(B, L) how many tokens each query of the windows ``tokens`` sees, itself included."""
@@ -145,10 +161,10 @@ class AD(nn.Module):
     def prefill(self, tokens: Tokens, lengths: Tensor, cache: Cache, rows: Tensor) -> None:
         """Replace the cache's ``rows`` by the contexts ``tokens`` (A, L) of ``lengths`` (A,) steps.
 
-        ``UsageError`` for a compact cache, which needs no refill.
+        ``UsageError`` if steps leave the contexts, which then need no refill.
         """
-        if isinstance(cache, CompactCache):
-            raise UsageError("a compact cache is never full, so it is not filled again")
+        if self.forgets:
+            raise UsageError("a context whose steps leave is never full, so it is not filled again")
         self.transformer.prefill(self.embed(tokens), self.attended(tokens), cache, rows)
         cache.length[rows] = lengths
 

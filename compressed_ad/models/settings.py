@@ -66,6 +66,8 @@ class Architecture(Settings):
     )
     kept_tokens: Count = later(32, "tokens of closed segments that stay; the oldest goes first")
     recent_steps: Whole = later(0, "steps that stay visible in any case; without segments, all that do")
+    memory_tokens: Count = later(16, "of RecurrentAD: vectors that carry on what it has read")
+    memory_steps: Count = later(32, "of RecurrentAD: steps after which it rewrites them")
     kernels: bool = later(True, "train with compiled attention and gelu on CPUs; false: PyTorch's")
     observation_space: dict[str, Any] | None = Field(None, description=_FILLED_IN)
     action_space: dict[str, Any] | None = Field(None, description=_FILLED_IN)
@@ -102,6 +104,17 @@ class Architecture(Settings):
         if self.forgets and self.position != "rotary":
             message = "contexts whose steps leave need rotary positions"
             raise ValueError(Problem(message, ("segments",), ("recent_steps",), ("position",), ("model",)))
+        if self.model == "RecurrentAD" and self.forgets:
+            message = (
+                "RecurrentAD keeps memory_tokens and its last steps; leave segments and recent_steps alone"
+            )
+            raise ValueError(Problem(message, ("segments",), ("recent_steps",), ("model",)))
+        if self.model == "RecurrentAD" and self.memory_steps >= self.n_transit:
+            message = (
+                f"RecurrentAD writes to its memory after memory_steps {self.memory_steps}; with n_transit"
+                f" {self.n_transit} no window is that long"
+            )
+            raise ValueError(Problem(message, ("memory_steps",), ("n_transit",), ("model",)))
         spaced = self.segments in ("random", "thin")
         if spaced and not self.segment_every:
             message = f"segments {self.segments} needs segment_every, in steps"

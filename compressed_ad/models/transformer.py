@@ -149,7 +149,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The blocks of ``config`` and a final norm, for contexts of at most ``n_transit`` tokens.
+    """The blocks of ``config`` and a final norm, for at most ``n_context`` tokens at once.
 
     Weights are initialised as in GPT-2: residual outputs scaled down by depth (Radford et al. 2019, 2.3).
     """
@@ -158,10 +158,10 @@ class Transformer(nn.Module):
     sin: Tensor
     frequency: Tensor
 
-    def __init__(self, config: Architecture, mark_bias: bool = False) -> None:
+    def __init__(self, config: Architecture, n_context: int, mark_bias: bool = False) -> None:
         super().__init__()
         width, n_layer, self.n_head = config.tf_n_embd, config.tf_n_layer, config.tf_n_head
-        self.n_context, self.head_dim = config.n_transit, width // self.n_head
+        self.n_context, self.head_dim = n_context, width // self.n_head
         self.dropout, _, _ = config.dropouts
         self.mark_bias = mark_bias
         self.blocks = nn.ModuleList(Block(config, mark_bias) for _ in range(n_layer))

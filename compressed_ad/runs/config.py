@@ -27,7 +27,7 @@ from compressed_ad.registry import own_names, search_current_folder
 from compressed_ad.runs.layers import Request, nested, request_leaves
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.yaml_file import Leaves
-from compressed_ad.settings import Problem, S, problems
+from compressed_ad.settings import Problem, S, problems, validated
 from compressed_ad.tasks.base import TaskFamily, family_specs, has_successors, successors_of
 from compressed_ad.tasks.select import family_code, make_family
 from compressed_ad.tasks.split import choose_tasks, split_family
@@ -233,7 +233,7 @@ def _trial_problems(leaves: Leaves, config: Config, own: bool) -> list[str]:
     for pair in transform_pairs(config.model):
         attempt("model", partial(check_transforms, [pair]), "transforms", code=own_names(pair))
     for name in config.comparison.methods:
-        attempt("comparison", partial(_check_model_name, name), "methods", code=own_names(name))
+        attempt("comparison", partial(_check_method, name, config.model), "methods", code=own_names(name))
     return found
 
 
@@ -254,6 +254,12 @@ def _check_marker(settings: MarkerSettings) -> None:
 def _check_model_name(name: str) -> None:
     if name not in MODEL:
         MODEL[name]  # raises
+
+
+def _check_method(name: str, settings: ModelConfig) -> None:
+    """A method must exist, and be possible with the settings that all methods share."""
+    _check_model_name(name)
+    validated(ModelConfig, {**settings.model_dump(), "model": name}, "with the section model")
 
 
 def transform_pairs(model: ModelConfig) -> list[tuple[str, dict[str, Any]]]:

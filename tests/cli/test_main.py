@@ -180,6 +180,11 @@ for line in [*right, *sys.argv[1:]]:
         (["run", "--env.training_tasks", "[]"], "must be a list of one or more values"),
         (["run", "--env.training_tasks", "[500]"], "only training tasks may be trained on; asked for [500]"),
         (["run", "--comparison.methods", "[AD, 'os:path']"], "model 'os:path' is a module, not a class"),
+        (
+            ["run", "--comparison.methods", "[AD, RecurrentAD]", "--model.segments", "episode"],
+            "leave segments and recent_steps alone",
+        ),
+        (["run", "--model.model", "RecurrentAD", "--model.memory_steps", "500"], "no window is that long"),
         (["run", "--env", "os:path"], "task family 'os:path' is a module, not a class or function"),
         (
             ["run", "--algorithm", "os:getcwd"],
