@@ -182,6 +182,42 @@ RAY = option("--ray", "ADDRESS", "work on a Ray cluster: its address, or auto")
 OVERWRITE = flag("--overwrite", "replace what is there")
 
 
+def several_of(kind: str, known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """Some of the words ``known``, with commas between them."""
+    check = one_of(kind, known)
+    return lambda text: tuple(dict.fromkeys(check(word.strip()) for word in text.split(",")))
+
+
+def one_of(kind: str, known: Iterable[str]) -> Callable[[str], str]:
+    """One of the words ``known``; ``kind`` is what messages call them."""
+    words = list(known)
+
+    def check(text: str) -> str:
+        if text not in words:
+            raise UsageError(f"unknown {kind} {text!r}{nearest(text, words)}; one of {', '.join(words)}")
+        return text
+
+    return check
+
+
+FIGURE_FORMATS = ("png", "svg", "pdf")
+FIGURES = option(
+    "--figures",
+    "FORMATS",
+    f"files that figures are written to, one or more of {', '.join(FIGURE_FORMATS)}",
+    several_of("format of figures", FIGURE_FORMATS),
+    default="png,svg",
+)
+TABLE_FORMATS = ("text", "markdown", "latex", "csv")
+TABLE_FORMAT = option(
+    "--format",
+    "FORMAT",
+    f"of the printed tables: {', '.join(TABLE_FORMATS)}",
+    one_of("format of tables", TABLE_FORMATS),
+    default="text",
+)
+
+
 def setting_option(
     name: str, key: str, metavar: str, help: str, check: Callable[[str], object] = str
 ) -> Option:
@@ -207,15 +243,3 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
-
-
-def one_of(kind: str, known: Iterable[str]) -> Callable[[str], str]:
-    """One of the words ``known``; ``kind`` is what messages call them."""
-    words = list(known)
-
-    def check(text: str) -> str:
-        if text not in words:
-            raise UsageError(f"unknown {kind} {text!r}{nearest(text, words)}; one of {', '.join(words)}")
-        return text
-
-    return check

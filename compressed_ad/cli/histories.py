@@ -109,12 +109,12 @@ INSPECT = Command(
 def _plot(options: argparse.Namespace) -> None:
     from compressed_ad.histories.summary import task_summaries
     from compressed_ad.report.figures.histories import probability_trace
-    from compressed_ad.report.figures.style import figure_to_png, figure_to_svg
+    from compressed_ad.report.figures.style import FORMATS
     from compressed_ad.report.source import half_marked, trace_of
 
-    writers = {".png": figure_to_png, ".svg": figure_to_svg}
-    if options.plot.suffix not in writers:
-        raise UsageError(f"--plot {options.plot}: the name must end with .png or .svg")
+    form = options.plot.suffix[1:]
+    if form not in FORMATS:
+        raise UsageError(f"--plot {options.plot}: the name must end with .{', .'.join(FORMATS)}")
     file = HistoryFile(options.file, verify=False)
     task = half_marked(list(task_summaries(file))) if options.task is None else options.task
     history = file.load([task])[task]
@@ -134,7 +134,7 @@ def _plot(options: argparse.Namespace) -> None:
         first_step=trace.first_step,
         title=trace.label,
     )
-    write_atomically(options.plot, writers[options.plot.suffix](figure))
+    write_atomically(options.plot, FORMATS[form](figure))
 
 
 # ---------------------------------------------------------------- exchange with other programs

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compressed_ad.cli.call import RAY, Call, Command, out_option
+from compressed_ad.cli.call import FIGURES, RAY, Call, Command, out_option
 from compressed_ad.cli.display import duration, print_lines, print_table
 from compressed_ad.errors import ConfigError, SplitError
 from compressed_ad.histories.file import HistoryFile
@@ -62,7 +62,13 @@ def run(call: Call) -> None:
         _train_and_evaluate(call, todo, watch, pool)
         with display.stage("report") as report:
             written = stages.report_stage(
-                todo, history, out / "report", seconds=watch.seconds, command=call.typed, progress=report
+                todo,
+                history,
+                out / "report",
+                seconds=watch.seconds,
+                command=call.typed,
+                formats=call.options.figures,
+                progress=report,
             )
     from compressed_ad.report.run_tables import terminal_table
 
@@ -127,7 +133,11 @@ def _plan(config: Config, out: Path, history: Path, todo: Sequence[Job]) -> str:
 
 RUN = Command(
     run,
-    [out_option("output folder, continued if it exists", "runs/PRESET, or runs/NAME of --config NAME"), RAY],
+    [
+        out_option("output folder, continued if it exists", "runs/PRESET, or runs/NAME of --config NAME"),
+        RAY,
+        FIGURES,
+    ],
     text=(
         "Does every stage of a preset and continues where it was interrupted. The output folder holds "
         "the history file, one directory per training run, and report/index.html, table.csv, "

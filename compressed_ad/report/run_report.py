@@ -11,7 +11,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -30,16 +30,10 @@ from compressed_ad.report.learning import learning_sentence
 from compressed_ad.report.measures import MEASURES, final_episodes, final_return, in_blocks, normalise
 from compressed_ad.report.pages import Drawn, keep_figures, write_page
 from compressed_ad.report.results import MethodRuns
-from compressed_ad.report.rows import text_cell, validations
-from compressed_ad.report.run_tables import (
-    header,
-    left_out,
-    lines,
-    notes_below,
-    reference_table,
-    regret_table,
-)
+from compressed_ad.report.rows import text_cell
+from compressed_ad.report.run_tables import caption, header, lines, notes_below, tables
 from compressed_ad.report.source import SourceSummary
+from compressed_ad.report.tables import write_tables
 from compressed_ad.tasks.limits import Limit
 
 
@@ -74,9 +68,10 @@ def build_report(
     notes: Sequence[str] = (),
     further: Iterable[Drawn] = (),
     title: str | None = None,
+    formats: Collection[str] = ("png", "svg"),
     seed: int = 0,
 ) -> WrittenReport:
-    """Write ``index.html``, ``table.csv``, ``summary.json`` and ``figures/*.png`` into the folder ``out``.
+    """Write ``index.html``, ``table.csv``, ``summary.json``, ``figures/`` and ``tables/`` into ``out``.
 
     Args:
         methods: the first one is what the others are compared with.
@@ -87,17 +82,19 @@ def build_report(
         provenance: versions, hardware, revision, hashes.
         notes: further caveats, one sentence each.
         further: figures of single runs: (file name, caption, figure).
+        formats: of the files in ``figures``, of ``png``, ``svg``, ``pdf``.
         seed: of the resampling.
     """
     started = time.perf_counter()
     analysis = analyse(methods, source, seed=seed)
-    shown = keep_figures(out / "figures", chain(_figures(methods, analysis, source, seed), further))
+    shown = keep_figures(out / "figures", chain(_figures(methods, analysis, source, seed), further), formats)
+    shown_tables = tables(analysis, methods)
+    write_tables(out / "tables", shown_tables)
     stages = ("collect", "mark", "train", "evaluate")
     times: dict[str, float | None] = {stage: (seconds or {}).get(stage) for stage in stages}
     times["report"] = time.perf_counter() - started
     times["total"] = sum(value for value in times.values() if value is not None)
     summary = _summary(methods, analysis, source, experiment, times)
-    points = [p for m in methods for p in validations(m.name, m.metrics, m.seeds) if len(methods) > 1]
     write_atomically(out / "table.csv", _csv(analysis).encode())
     write_json(out / "summary.json", summary)
     write_page(
@@ -110,10 +107,8 @@ def build_report(
         header=header(analysis),
         table=lines(analysis),
         notes_below=notes_below(analysis),
-        left_out=left_out(analysis.shown),
-        regret=regret_table(analysis),
-        references=reference_table(analysis),
-        convergence=comparison.convergence_table(comparison.convergence(points, methods[0].name)),
+        caption=caption(analysis, "below it"),
+        tables=shown_tables[1:],
         figures=shown,
         marking=source.marking if source is not None else None,
         experiment=_experiment_rows(experiment, methods, analysis),
@@ -309,19 +304,19 @@ def _summary(
     if source is not None and source.marking is not None:
         names = ("total_steps", "compressed_steps", "compression_ratio")
         marking = {name: getattr(source.marking, name) for name in names}
-    tables: dict[str, dict[str, dict[str, Any]]] = {"method": {}, "difference": {}, "regret": {}}
+    found: dict[str, dict[str, dict[str, Any]]] = {"method": {}, "difference": {}, "regret": {}}
     for kind, name, key, i, scores in _estimates(analysis):
         middles = {"mean": float(intervals.mean(scores.ravel())), "iqm": float(intervals.iqm(scores.ravel()))}
         entry = {**middles, "low": i.low, "high": i.high, "interval_of": i.of}
-        tables[kind].setdefault(name, {})[key] = entry
+        found[kind].setdefault(name, {})[key] = entry
     content: dict[str, Any] = {
         "learning": learning_sentence(analysis.learning),
         "verdict": " ".join(analysis.verdicts),
-        "methods": tables["method"],
-        "differences": tables["difference"],
+        "methods": found["method"],
+        "differences": found["difference"],
         "iqm_of_differences": "the interquartile mean of the paired differences, which need not be the"
         " difference of the methods' interquartile means",
-        "regret": {name: row["regret"] for name, row in tables["regret"].items()},
+        "regret": {name: row["regret"] for name, row in found["regret"].items()},
         "references": {
             name: {
                 "final": float(intervals.mean(final_return(curves).ravel())),

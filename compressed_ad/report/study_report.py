@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +17,13 @@ from compressed_ad.report.comparison import Difference, differences, means
 from compressed_ad.report.figures import histories
 from compressed_ad.report.figures.comparison import cost_curves, dots, forest
 from compressed_ad.report.measures import MEASURES
-from compressed_ad.report.pages import Drawn, keep_figures, markdown, plain, provenance, write_page
+from compressed_ad.report.pages import Drawn, keep_figures, provenance, write_page
 from compressed_ad.report.rows import TENTHS, Row
+from compressed_ad.report.tables import Rows, Table, as_text, write_tables
 from compressed_ad.training.flops import action_flops, training_flops
 
 if TYPE_CHECKING:
     from compressed_ad.runs.study import Study
-
-Table = list[list[str]]
-"""Lines of text, the header first."""
 
 
 @dataclass(frozen=True)
@@ -61,45 +59,44 @@ def costs(study: Study, rows: Sequence[Row]) -> list[Cost]:
 # ---------------------------------------------------------------- tables
 
 
-def tables(study: Study, rows: Sequence[Row], points: Sequence[Row]) -> list[tuple[Table, str]]:
-    """All tables of a study with their captions.
+def tables(study: Study, rows: Sequence[Row], points: Sequence[Row]) -> list[Table]:
+    """All tables of a study.
 
     Means, differences by measure and cost curves if there are any, convergence if it was recorded.
     """
     scale = "Returns are normalised per task: 0 is the uniformly random policy, 1 the optimal one."
-    found = [(means_table(rows, study.variants), f"Means over runs. {scale}")]
+    found = [Table("means", means_table(rows, study.variants), f"Means over runs. {scale}")]
     caption = (
         f"Means of the paired differences over runs. {comparison.OWN_DATA.about} The verdict goes by the 95 %"
         " interval; Holm's adjustment counts all comparisons of this table."
     )
     for measure in dict.fromkeys((study.metric, "final", "auc")):
         if gaps := differences(rows, study.comparisons, measure):
-            found.append((difference_table(gaps, measure), caption))
+            found.append(Table(f"differences_{measure}", difference_table(gaps, measure), caption))
     if by_cost := costs(study, rows):
         caption = (
             "What a model costs and what it achieves: floating-point operations of one in-context step, and"
             " of all gradient steps."
         )
-        found.append((cost_table(by_cost, study.metric), caption))
+        found.append(Table("costs", cost_table(by_cost, study.metric), caption))
     measures = ("validation_return", "validation_accuracy")
     if reached := comparison.convergence(points, study.baseline, measures):
         caption = (
             "Gradient steps until a run validates as well as the baseline's run on the same data does at its"
             " end. A run that never does counts as infinitely late."
         )
-        found.append((comparison.convergence_table(reached), caption))
+        found.append(Table("convergence", comparison.convergence_table(reached), caption))
     return found
 
 
-def text(study: Study, rows: Sequence[Row], points: Sequence[Row], *, as_markdown: bool = False) -> str:
-    """The tables of a study, for a terminal or as Markdown."""
+def text(study: Study, rows: Sequence[Row], points: Sequence[Row], form: str = "text") -> str:
+    """The tables of a study in one of ``tables.FORMATS``."""
     if not rows:
         raise UsageError(f"{study.path}: nothing of this study is finished")
-    shown, between = (markdown, "\n") if as_markdown else (plain, "\n\n")
-    return between.join(shown(table) for table, _ in tables(study, rows, points))
+    return as_text(tables(study, rows, points), form)
 
 
-def means_table(rows: Sequence[Row], variants: Sequence[str]) -> Table:
+def means_table(rows: Sequence[Row], variants: Sequence[str]) -> Rows:
     """Header and one line per family and variant: means over runs, the spread of the final return."""
     shown = [key for key, m in MEASURES.items() if m.listed and any(not math.isnan(r[key]) for r in rows)]
     table = [["Family", "Variant", "Runs", *(MEASURES[key].label for key in shown), "Spread of final"]]
@@ -113,7 +110,7 @@ def means_table(rows: Sequence[Row], variants: Sequence[str]) -> Table:
     return table
 
 
-def difference_table(found: Sequence[Difference], measure: str) -> Table:
+def difference_table(found: Sequence[Difference], measure: str) -> Rows:
     """Header and one line per comparison and family."""
     head = ["Family", f"Difference of {MEASURES[measure].label.lower()}", "Runs", "Mean", "95 % interval"]
     table = [[*head, "Seen with 80 % power", "p", "p, Holm", "Verdict"]]
@@ -125,7 +122,7 @@ def difference_table(found: Sequence[Difference], measure: str) -> Table:
     return table
 
 
-def cost_table(found: Sequence[Cost], measure: str) -> Table:
+def cost_table(found: Sequence[Cost], measure: str) -> Rows:
     """Header and one line per point of a cost curve."""
     head = ["Family", "Curve", "Variant", "Context", "MFLOP per step", "TFLOP of training", "Runs"]
     table = [[*head, MEASURES[measure].label, "95 % interval"]]
@@ -148,18 +145,20 @@ def write_study(
     command: str,
     config: str,
     facts: Mapping[str, Any],
+    formats: Collection[str] = ("png", "svg"),
 ) -> Path:
-    """``index.html`` in ``folder``, and its figures as PNG files in ``folder/figures``."""
-    found = differences(rows, study.comparisons, study.metric)
+    """``index.html`` in ``folder``, its figures in ``folder/figures``, its tables in ``folder/tables``."""
+    found, shown = differences(rows, study.comparisons, study.metric), tables(study, rows, points)
+    write_tables(folder / "tables", shown, study.note)
     write_page(
         path := folder / "index.html",
         "study.html.j2",
         title=f"Study: {study.name}",
         question=study.question,
-        small=study.small,
-        answers=answers(found),
-        tables=tables(study, rows, points),
-        figures=keep_figures(folder / "figures", _figures(study, rows, points, found)),
+        note=study.note,
+        answers=[] if study.small else answers(found),
+        tables=shown,
+        figures=keep_figures(folder / "figures", _figures(study, rows, points, found), formats),
         power=power_lines(study.runs, study.spread),
         source=study.path.read_text("utf-8"),
         config=config,
@@ -198,8 +197,8 @@ def power_lines(runs: Mapping[str, int], spread: float | None) -> list[str]:
     if spread is None:
         return []
     return [
-        f"{family}: {n} runs see a paired difference of {detectable(spread, n):.3f} with 80 % power"
-        f" if it varies by {spread:g} between runs"
+        f"{family}: with {n} runs, 4 of 5 such studies would detect a true difference of"
+        f" {detectable(spread, n):.3f}, if paired differences vary by {spread:g} between runs"
         for family, n in runs.items()
         if n > 1
     ]

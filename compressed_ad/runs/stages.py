@@ -7,9 +7,8 @@ that need it.
 from __future__ import annotations
 
 import json
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,7 @@ from compressed_ad.registry import call_text
 from compressed_ad.report.results import MethodRuns, check_same_judgement, judgement_text, load_runs
 from compressed_ad.report.source import summarise_source
 from compressed_ad.runs.config import plan, transform_pairs
-from compressed_ad.runs.directory import cores, environment
+from compressed_ad.runs.directory import cores, environment, vectors
 from compressed_ad.runs.job import Job
 from compressed_ad.runs.settings import Config
 from compressed_ad.tasks.select import family_code
@@ -198,6 +197,7 @@ def report_stage(
     *,
     seconds: Mapping[str, float] | None = None,
     command: str,
+    formats: Collection[str] = ("png", "svg"),
     progress: Report = silent,
 ) -> WrittenReport:
     """Compare the evaluated runs of ``todo`` and write ``index.html``, ``table.csv`` and ``summary.json``."""
@@ -233,6 +233,7 @@ def report_stage(
         notes=departures([name for name, _ in transforms])
         + [f"What needs the code {name} is not drawn: it was not trusted (--trust)." for name in untrusted],
         further=_sights(todo, progress, searches=methods[0].searches),
+        formats=formats,
     )
 
 
@@ -286,7 +287,7 @@ def expected_seconds(config: Config) -> dict[str, float | None]:
     Measured on a 2-core server CPU with AVX-512, both cores busy. The whole job took up to 1.7 times as long
     on one without; yours may differ as much.
     """
-    slower = 1.0 if _has_avx512() else 1.7
+    slower = 1.0 if vectors() == "AVX-512" else 1.7
     planned, model, evaluation = plan(config), config.model, config.evaluation
     parallel, steps = n_process(config), source_steps(config)
     collection = None
@@ -308,12 +309,6 @@ def expected_seconds(config: Config) -> dict[str, float | None]:
         "evaluate": slower * rounds * (2 + 2 * heldout * episode),
         "report": slower * 20.0,
     }
-
-
-def _has_avx512() -> bool:
-    """Whether this processor has vectors of 512 bits, as far as NumPy tells."""
-    found = np.show_config(mode="dicts") or {}
-    return any(re.match("X86_V4|AVX512", name) for name in found.get("SIMD Extensions", {}).get("found", ()))
 
 
 class Stopwatch:

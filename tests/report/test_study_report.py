@@ -13,9 +13,9 @@ from scipy import stats as scipy_stats
 
 from compressed_ad.errors import UsageError
 from compressed_ad.report.comparison import POOLED, convergence, convergence_table, differences
-from compressed_ad.report.pages import markdown, plain
 from compressed_ad.report.rows import POINT_COLUMNS, Row, read_rows, result_columns, write_rows
 from compressed_ad.report.study_report import difference_table, means_table, tables
+from compressed_ad.report.tables import markdown, plain
 from compressed_ad.runs.study import load_study
 
 NAN = math.nan
@@ -108,7 +108,7 @@ def test_a_study_of_one_variant_has_no_empty_table(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text("families: {darkroom: {}}\nvariants: {AD: {}}\n")
     found = tables(load_study(file), [row("AD", k, 0.5, "darkroom") for k in range(3)], [])
-    assert [table[0][:3] for table, _ in found] == [["Family", "Variant", "Runs"]]
+    assert [table.rows[0][:3] for table in found] == [["Family", "Variant", "Runs"]]
 
 
 def test_convergence_is_interpolated_to_the_level_of_the_paired_baseline() -> None:
