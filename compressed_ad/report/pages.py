@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Collection, Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from compressed_ad.report.figures.style import Figure
 
 Drawn = tuple[str, str, Figure]
 """File name, caption, figure."""
+LEAST_SCALE = 0.62
+"""Of a figure on a page: letters of 10 points are 8 pixels high."""
 
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("compressed_ad.report"),
@@ -27,14 +31,18 @@ _ENVIRONMENT = jinja2.Environment(
 
 def write_page(path: Path, template: str, **content: Any) -> None:
     """Make a page of a file in ``templates``; everything that it shows is inside the page."""
-    write_atomically(path, _ENVIRONMENT.get_template(template).render(**content).encode())
+    made = {"date": time.strftime("%Y-%m-%d"), "version": metadata.version("compressed-ad")}
+    write_atomically(path, _ENVIRONMENT.get_template(template).render(**made, **content).encode())
 
 
 def keep_figures(
     folder: Path, drawn: Iterable[Drawn], formats: Collection[str] = ("png", "svg")
-) -> list[dict[str, str]]:
-    """Write every figure in ``formats`` into ``folder``; captions and images (URLs of SVG) for a page."""
-    shown, taken = [], set[str]()
+) -> list[dict[str, Any]]:
+    """Write every figure in ``formats`` into ``folder``, and what a page shows of each.
+
+    ``image`` is a URL with SVG inside, ``least`` the width in pixels below which its text is too small.
+    """
+    shown, taken = list[dict[str, Any]](), set[str]()
     for name, caption, figure in drawn:
         stem = "".join(c if c.isalnum() or c in "_-" else "_" for c in name)[:80]
         stem = f"{stem}_{len(taken) + 1}" if stem in taken else stem
@@ -42,7 +50,15 @@ def keep_figures(
         svg = style.figure_to_svg(figure)
         write_figure(folder / stem, figure, formats, svg)
         image = base64.b64encode(svg).decode()
-        shown.append({"caption": caption, "image": f"data:image/svg+xml;base64,{image}"})
+        shown.append(
+            {
+                "name": stem,
+                "caption": caption,
+                "image": f"data:image/svg+xml;base64,{image}",
+                "formats": [form for form in style.FORMATS if form in formats],
+                "least": round(LEAST_SCALE * 96 * figure.get_figwidth()),
+            }
+        )
     return shown
 
 

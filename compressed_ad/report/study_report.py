@@ -13,7 +13,7 @@ import numpy as np
 from compressed_ad.errors import UsageError
 from compressed_ad.evaluation.intervals import Floats, Interval, detectable, number
 from compressed_ad.report import comparison
-from compressed_ad.report.comparison import Difference, differences, means
+from compressed_ad.report.comparison import POOLED, Difference, differences, means
 from compressed_ad.report.figures import histories
 from compressed_ad.report.figures.comparison import cost_curves, dots, forest
 from compressed_ad.report.measures import MEASURES
@@ -72,7 +72,8 @@ def tables(study: Study, rows: Sequence[Row], points: Sequence[Row]) -> list[Tab
     )
     for measure in dict.fromkeys((study.metric, "final", "auc")):
         if gaps := differences(rows, study.comparisons, measure):
-            found.append(Table(f"differences_{measure}", difference_table(gaps, measure), caption))
+            name = f"difference_of_{MEASURES[measure].label.lower().replace(' ', '_')}"
+            found.append(Table(name, difference_table(gaps, measure), caption))
     if by_cost := costs(study, rows):
         caption = (
             "What a model costs and what it achieves: floating-point operations of one in-context step, and"
@@ -115,7 +116,7 @@ def difference_table(found: Sequence[Difference], measure: str) -> Rows:
     head = ["Family", f"Difference of {MEASURES[measure].label.lower()}", "Runs", "Mean", "95 % interval"]
     table = [[*head, "Seen with 80 % power", "p", "p, Holm", "Verdict"]]
     for d in found:
-        e, single = d.estimate, d.family != comparison.POOLED
+        e, single = d.estimate, d.family != POOLED
         span = f"{number(e.low, '+')} to {number(e.high, '+')}"
         cells = [str(e.n) if single else "", number(e.value, "+"), span, number(d.detectable), number(d.p)]
         table.append([d.family, d.label, *cells, number(d.p_holm) if single else "", d.verdict])
@@ -154,6 +155,12 @@ def write_study(
         path := folder / "index.html",
         "study.html.j2",
         title=f"Study: {study.name}",
+        sections=[
+            ("results", "answer"),
+            *((table.name, table.title.lower()) for table in shown),
+            ("figures", "figures"),
+            ("how", "how it was done"),
+        ],
         question=study.question,
         note=study.note,
         answers=[] if study.small else answers(found),
@@ -171,21 +178,26 @@ def write_study(
 
 def answers(found: Sequence[Difference]) -> list[str]:
     """What was found, a sentence each; then in one what was not, and what would have been seen."""
-    nothing = [d for d in found if d.verdict == "no difference found"]
-    few = [d for d in found if d.verdict == "too few runs"]
+    unsaid = ("no difference found", "too few runs")
     lines = [
         f"{d.sentence()}: {MEASURES[d.measure].label.lower()} {d.estimate.text('+')}."
         for d in found
-        if d not in nothing and d not in few
+        if d.verdict not in unsaid
     ]
+    # All families together are no comparison beside those that they are made of.
+    nothing, few = ([d for d in found if (d.verdict, d.family == POOLED) == (word, False)] for word in unsaid)
+    pooled = [d.verdict == unsaid[0] for d in found if d.family == POOLED]
     if nothing:
         seen = [d.detectable for d in nothing]
         whole = "this comparison" if len(nothing) == 1 else f"{len(nothing)} comparisons"
         span = f"{min(seen):.3f} to {max(seen):.3f}" if len(seen) > 1 else f"{seen[0]:.3f}"
         label = MEASURES[nothing[0].measure].label.lower()
+        over = (
+            "" if not any(pooled) else f", nor {'' if all(pooled) else f'in {sum(pooled)} '}over all families"
+        )
         lines.append(
-            f"No difference found in {whole} of the {label}; true differences of {span} would have been seen"
-            " in 4 of 5 such studies."
+            f"No difference found in {whole} of the {label}{over}; true differences of {span} would have been"
+            " seen in 4 of 5 such studies."
         )
     if few:
         lines.append(f"Too few runs for a verdict in {len(few)} comparison{'s' * (len(few) > 1)}.")
@@ -227,17 +239,18 @@ def _figures(
     if any(row["marked"] > 0 for row in rows):
         yield (
             "marked",
-            "Marked steps of the training histories by tenth of the source's training, mean over runs.",
-            histories.marked_by_tenth(_marked(rows)),
+            "Marked steps of the training histories by tenth of the source's training, mean over runs."
+            " Variants with the same marks are one line.",
+            histories.marked_by_tenth(_marked(study, rows), among=study.variants),
         )
     if by_cost := costs(study, rows):
         caption = "The result by what it costs: means over runs with 95 % intervals."
-        yield "costs", caption, cost_curves(by_cost, label)
+        yield "costs", caption, cost_curves(by_cost, label, study.variants)
     if len({point["step"] for point in points}) > 1:
         yield (
             "convergence",
             "Validation while training. Thin lines are runs, thick lines their mean.",
-            histories.training_curves(_curves(points, study.variants)),
+            histories.training_curves(_curves(points, study.variants), among=study.variants),
         )
 
 
@@ -249,8 +262,13 @@ def _curves(points: Sequence[Row], variants: Sequence[str]) -> dict[str, dict[st
     return {f: {v: list(runs.values()) for v, runs in lines.items()} for f, lines in found.items()}
 
 
-def _marked(rows: Sequence[Row]) -> dict[str, dict[str, Floats]]:
-    """Marked shares (R, 10) by family and variant; variants with the same marks are one line."""
+def _marked(study: Study, rows: Sequence[Row]) -> dict[str, dict[str, Floats]]:
+    """Marked shares (R, 10) by family and variant.
+
+    Variants with the same marks are one line, called after the first whose model reads them, or else after
+    the marker: plain AD ignores marks.
+    """
+    cells = {(cell.family, cell.variant): cell.trained for cell in study.cells}
     by_cell: dict[str, dict[str, list[list[float]]]] = {}
     for row in rows:
         shares = by_cell.setdefault(row.family, {}).setdefault(row.variant, [])
@@ -260,8 +278,9 @@ def _marked(rows: Sequence[Row]) -> dict[str, dict[str, Floats]]:
         same: dict[bytes, list[str]] = {}
         for variant, shares in lines.items():
             same.setdefault(np.round(shares, 4).tobytes(), []).append(variant)
-        found[family] = {
-            name + (f" and {len(others)} more" if others else ""): np.array(lines[name])
-            for name, *others in same.values()
-        }
+        found[family] = {}
+        for names in same.values():
+            readers = [name for name in names if cells[family, name].model.model != "AD"]
+            called = readers[0] if readers else cells[family, names[0]].marker.marker
+            found[family][called] = np.array(lines[names[0]])
     return found

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ from compressed_ad.training.transforms import check_episodes, departures
 from compressed_ad.workers import Parts, Pool, Report, ShouldStop, never, silent
 
 if TYPE_CHECKING:
+    from compressed_ad.evaluation.attention import Shares
+    from compressed_ad.evaluation.border_embeddings import Effects
     from compressed_ad.report.pages import Drawn
     from compressed_ad.report.run_report import WrittenReport
 
@@ -251,14 +254,16 @@ def _sights(todo: Sequence[Job], report: Report, *, searches: bool) -> Iterator[
     for job in todo:
         if job.trained:
             first.setdefault(job.config.model.model, job)
+    parts = Parts(report, {f"{part} {m}": 1 for m in first for part in ("play", "look inside")}, unit=100)
     for model, job in first.items():
         if searches:
             with suppress(CompressedADError):
-                played = play(job, HistoryFile(job.history).split.heldout, report)
+                progress = partial(parts.advance, f"play {model}")
+                played = play(job, HistoryFile(job.history).split.heldout, progress)
                 drawn = [sight for sight in figures(played) if sight[0] in ("paths", "found")]
                 for name, caption, figure in drawn:
                     yield f"{name}_{model}", f"Rollouts of {job.name}. {caption}", figure
-        report(0, 1, "attention")
+        parts.set(f"play {model}", 1)
         with suppress(CompressedADError):
             found = examine_model(job)
             yield (
@@ -266,16 +271,38 @@ def _sights(todo: Sequence[Job], report: Report, *, searches: bool) -> Iterator[
                 f"Attention of {job.name} on held-out histories, by head. Above: its share on marked tokens,"
                 " rewarded tokens, the current episode and border marks (filled), and what the head's own"
                 " preference for lags alone would give (hollow). Below: their ratio with 95 % intervals over"
-                " windows; filled where they exclude 1.",
+                f" windows; filled where they exclude 1. {_attention_found(found.shares)}",
                 attention_summary(found.shares, job.name),
             )
             if found.effects is not None:
                 yield (
                     f"border_embeddings_{model}",
                     f"The border embeddings of {job.name}: their size and direction, and how far the action"
-                    " distribution moves when marks are taken away or exchanged.",
+                    " distribution moves when marks are taken away or exchanged."
+                    f" {_marks_found(found.effects)}",
                     border_embeddings(found.geometry, found.effects, found.step, job.name),
                 )
+        parts.set(f"look inside {model}", 1)
+
+
+def _attention_found(shares: Shares) -> str:
+    """The range of the heads' ratios by kind of token, and how many of their intervals exclude 1."""
+    said = []
+    for kind, ratio, low, high in zip(shares.kinds, shares.ratio, shares.low, shares.high, strict=True):
+        if np.isfinite(ratio).any():
+            span = f"{kind} {np.nanmin(ratio):.2f} to {np.nanmax(ratio):.2f}"
+            said.append(f"{span} ({int(((low > 1) | (high < 1)).sum())} of {ratio.size})")
+    return f"Ratios of the heads, and how many intervals exclude 1: {', '.join(said)}." if said else ""
+
+
+def _marks_found(effects: Effects) -> str:
+    """What becomes of all predictions without marks; empty where no query has one in its context."""
+    change, place = effects.changes.index("no marks"), effects.places.index("all")
+    moved, added = (values[change, place, 0] for values in (effects.divergence, effects.cross_entropy))
+    if not np.isfinite([moved, added]).all():
+        return ""
+    loss = f"{added:+.2g}".replace("-", "−")
+    return f"Without marks it moves by {moved:.2g} nats on average, and the loss changes by {loss} nats."
 
 
 # ---------------------------------------------------------------- time

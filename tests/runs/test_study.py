@@ -91,7 +91,7 @@ def test_a_study_leaves_rows_tables_and_a_page(finished: Path) -> None:
         "costs",
     }
     assert "Share of the limit" in (own / "tables" / "means.md").read_text()
-    text = (own / "tables" / "differences_final.md").read_text()
+    text = (own / "tables" / "difference_of_final_return.md").read_text()
     assert "CompressedAD − AD" in text and "CompressedAD − random" in text
     text = (own / "tables" / "costs.md").read_text()
     contexts = [line.split(" | ")[2:4] for line in text.splitlines() if line.startswith("| room | plain")]
