@@ -60,7 +60,7 @@ class Stop:
         if self._polite and torchrun.started() > 1:
             return  # all of them save together, however often a cluster signals
         if self._polite and first:
-            complain("cad: saving (once more to stop at once)")
+            complain("cad: saving before it stops; a second signal stops it at once")
         elif _is_finaliser(frame):  # Python drops what is raised there: try again
             threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
         else:
@@ -110,6 +110,16 @@ class Call:
             if needed:
                 raise SystemExit
 
+    def note_compiling(self, *learners: str) -> None:
+        """Tell that the kernels of one of ``learners``, or of training, are compiled first."""
+        from compressed_ad.runs.directory import KERNELS, is_compiled
+
+        if not all(is_compiled(file) for name, file in KERNELS.items() if name in (*learners, "training")):
+            self.display.note(
+                "note: kernels are compiled first, once after installing: up to a minute more, in which the"
+                " progress stands still"
+            )
+
     def note_shortfall(self, history: Path) -> None:
         """Tell of a history file whose source did not learn, or forgot what it had learned."""
         from compressed_ad.histories.summary import describe
@@ -145,6 +155,7 @@ class Command:
     sections: tuple[str, ...] = ()  # of the configuration, whose settings it uses
     common: tuple[str, ...] = ("seed", "device", "dry-run")  # options of many commands that it has
     overrides: bool = False  # takes --section.key although it has no sections
+    continued: str = ""  # how it goes on after an interrupt
     torchrun: bool = False  # may be started by torchrun, in several processes
 
 

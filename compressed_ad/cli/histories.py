@@ -35,6 +35,7 @@ def _collect(call: Call) -> None:
         steps = stages.source_steps(config)
         print_lines(f"Would collect {steps:,} steps of {config.algorithm.learner} into {path} ({time})")
         return
+    call.note_compiling(config.algorithm.learner)
     existing, workers = {"resume": options.resume, "overwrite": options.overwrite}, stages.n_process(config)
     with open_pool(options.ray, workers) as pool, call.display.stage("collect") as report:
         stages.collect_stage(config, path, report=report, pool=pool, **existing)
@@ -51,6 +52,7 @@ COLLECT = Command(
         RAY,
     ],
     sections=("env", "algorithm", "marker"),
+    continued="the same command with --resume continues",
 )
 
 

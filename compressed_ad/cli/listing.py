@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import os
 import re
 import tempfile
 import textwrap
@@ -27,7 +26,7 @@ from compressed_ad.marking.markers import MARKER
 from compressed_ad.models import MODEL
 from compressed_ad.models.settings import Architecture
 from compressed_ad.runs import yaml_file
-from compressed_ad.runs.directory import EXTRAS, extras, hardware, revision, versions
+from compressed_ad.runs.directory import EXTRAS, KERNELS, extras, hardware, is_compiled, revision, versions
 from compressed_ad.runs.layers import (
     PRESETS,
     shipped_configs,
@@ -242,11 +241,9 @@ def _doctor(call: Call) -> None:
     for name, installed in extras().items():
         state = "installed" if installed else f"not installed (compressed-ad[{name}])"
         print_lines(f"extra     {name}: {state}")
-    source = Path(__file__).parents[1] / "learners" / "ppo" / "kernels.py"
-    cache = Path(os.environ.get("NUMBA_CACHE_DIR", source.parent / "__pycache__"))
-    compiled = any(file.stat().st_mtime > source.stat().st_mtime for file in cache.rglob("kernels*.nbi"))
-    missing = "not compiled yet; the first collection takes about a minute longer"
-    print_lines(f"kernels   {f'compiled, cached in {cache}' if compiled else missing}")
+    for name, kernels in KERNELS.items():
+        state = "compiled" if is_compiled(kernels) else "not compiled yet, which its first use does"
+        print_lines(f"kernels   {name}: {state}")
     for folder in (Path(), Path("datasets"), Path("runs"), Path(tempfile.gettempdir())):
         print_lines(f"folder    {folder.resolve()}: {_writable(folder, problems)}")
     if problems:

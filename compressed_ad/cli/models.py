@@ -184,6 +184,7 @@ TRAIN = Command(
         "torchrun --nproc-per-node N -m compressed_ad train ... shares every batch among N processes."
     ),
     sections=("env", "model", "evaluation"),
+    continued="the same command with --resume continues",
     torchrun=True,
 )
 EVALUATE = Command(

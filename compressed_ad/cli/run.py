@@ -51,6 +51,7 @@ def run(call: Call) -> None:
     if config.device == "cuda":
         runs.device(config)  # raises before anything is started if there is none
     display = call.display
+    call.note_compiling(config.algorithm.learner)
     with open_pool(call.options.ray, stages.n_process(config)) as pool, claimed(out, config):
         watch = stages.Stopwatch(out / "seconds.json")
         with display.stage("collect") as report, watch.stage("collect", report) as both:
@@ -144,4 +145,5 @@ RUN = Command(
         "summary.json."
     ),
     sections=tuple(SECTIONS),
+    continued="the same command continues",
 )

@@ -55,6 +55,7 @@ def run(call: Call) -> None:
     if options.dry_run:
         print_lines(_plan(study, out, processes))
         return
+    call.note_compiling(*(cell.trained.algorithm.learner for cell in study.cells))
     folder = out / study.folder
     with open_pool(options.ray, processes) as pool, locked(folder):
         failures = _work(call, study, out, pool)
@@ -74,7 +75,7 @@ def run(call: Call) -> None:
             formats=options.figures,
         )
     print_lines(study_report.text(study, rows, points, options.format))
-    print_lines("\n".join(filter(None, ["", study.note, f"Page: {page}"])))
+    print_lines(f"\n{study.note}\nPage: {page}" if study.note else f"\nPage: {page}")
     if failures:
         raise RunError("\n".join(f"{name}: {problem}" for name, problem in failures.items()))
 
@@ -190,4 +191,5 @@ STUDY = Command(
     ),
     common=("dry-run",),
     overrides=True,
+    continued="the same command continues",
 )

@@ -272,6 +272,23 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **installed(names.split())}
 
 
+KERNELS = {
+    "ppo": "learners/ppo/kernels.py",
+    "rmax": "learners/finite_kernels.py",
+    "tabular": "learners/finite_kernels.py",
+    "training": "models/kernels.py",
+}
+"""Files of compiled functions, by what needs them: a source learner, or the training of models."""
+
+
+def is_compiled(file: str) -> bool:
+    """Whether the functions in ``file``, one of ``KERNELS``, were compiled since it was last changed."""
+    source = Path(__file__).parents[1] / file
+    cache = Path(os.environ.get("NUMBA_CACHE_DIR", source.parent / "__pycache__"))
+    changed = source.stat().st_mtime
+    return any(index.stat().st_mtime > changed for index in cache.rglob(f"{source.stem}.*.nbi"))
+
+
 def packages() -> dict[str, str]:
     """All installed packages with their versions, as ``pip freeze`` names them."""
     found = {one.metadata["Name"]: one.version for one in metadata.distributions() if one.metadata["Name"]}

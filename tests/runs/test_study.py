@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from contextlib import redirect_stderr
@@ -339,6 +340,28 @@ def test_parts_of_a_study_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "--model.lr" in capsys.readouterr().err
     assert main(["study", str(file), "--runs", "0", "--dry-run"]) == 2
     assert main(["study", str(tmp_path / "none.yaml"), "--dry-run"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("part", "folder"),
+    [
+        ({}, "tiny"),
+        ({"families": ["permuted", "room"], "variants": ["CompressedAD", "random", "self", "short"]}, "tiny"),
+        (
+            {"runs": 1, "families": ["permuted"], "overrides": [("algorithm.timeout", "9")]},
+            "tiny-families=permuted",
+        ),
+        ({"runs": 3}, "tiny-runs=3"),
+        ({"small": True}, "tiny-small"),
+        ({"variants": ["short"], "overrides": [("model.lr", "0.1")]}, "tiny-variants=short-model.lr=0.1"),
+        ({"overrides": [("env.kwargs", "{size: 5}")]}, r"tiny-env\.kwargs=_size__5_-[0-9a-f]{6}"),
+    ],
+)
+def test_what_is_not_the_whole_study_is_written_elsewhere(tmp_path: Path, part: dict, folder: str) -> None:
+    loaded = load_study(written(tmp_path, TINY), **part)
+    assert re.fullmatch(folder, loaded.folder)
+    assert bool(loaded.note) == (folder != "tiny")
+    assert all(option in loaded.note for option in loaded.options)
 
 
 def test_a_failing_cell_is_told_and_the_others_are_kept(

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from compressed_ad.report.study_report import Cost
 
 
-_SMALL: Any = {"textcoords": "offset points", "fontsize": 8.5}
+_SMALL: Any = {
+    "textcoords": "offset points",
+    "fontsize": 8.5,
+    "bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
+}
 
 
 @styled
