@@ -19,6 +19,7 @@ from compressed_ad.histories.file import HistoryFile
 from compressed_ad.learners.ppo import BatchedPPO
 from compressed_ad.report.figures import histories, style
 from compressed_ad.report.source import summarise_source
+from compressed_ad.runs.directory import KERNELS, is_compiled
 from compressed_ad.runs.layers import SECTIONS, config_folder
 from compressed_ad.types import History
 from tests.conftest import SmokeRun, cad
@@ -303,6 +304,19 @@ def test_collect_prints_the_statistics_and_refuses_to_overwrite(run, tmp_path):
     assert tree(tmp_path) == before
     assert run("collect", *SMALL, "--overwrite", "--algorithm.n_timesteps", "80")[0] == 0
     assert HistoryFile(tmp_path / "datasets" / NAME).n_step == 80
+
+
+def test_it_is_told_when_kernels_are_compiled_first(run, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(cache))
+    code, _, lines = run("collect", *SMALL)
+    assert code == 0 and lines[0].startswith("note: kernels are compiled first, once after installing")
+    index = cache / "folder" / "kernels.update-1.py311.nbi"
+    index.parent.mkdir(parents=True)
+    index.touch()
+    assert is_compiled(KERNELS["ppo"]) and not is_compiled(KERNELS["rmax"])
+    os.utime(index, (0, 0))
+    assert not is_compiled(KERNELS["ppo"])
 
 
 def test_mark_prints_the_statistics_of_the_guide(run, tmp_path, made):
