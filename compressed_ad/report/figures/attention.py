@@ -166,9 +166,8 @@ def border_embeddings(geometries: Sequence[Geometry], effects: Effects, step: in
     for cosines, mark in ((shown.cosine_start, start), (shown.cosine_end, end)):
         directions.plot(list(cosines.values()), places, linestyle="none", **mark)
     directions.set_yticks(places, list(shown.cosine_start))
-    directions.set(
-        xlim=(-1.05, 1.05), xlabel="cosine", title=f"Direction; with each other {shown.cosine:.2f}"
-    )
+    between = f"{shown.cosine:.2f}".replace("-", "−")
+    directions.set(xlim=(-1.05, 1.05), xlabel="cosine", title=f"Direction; with each other {between}")
     directions.grid(axis="y", visible=False)
     _changes(divergence, effects, effects.divergence, "KL divergence (nats)", "Change of the prediction")
     _changes(loss, effects, effects.cross_entropy, "added cross-entropy (nats)", "Change of the loss")
