@@ -33,7 +33,7 @@ ShouldStop = Callable[[], bool]
 Event = tuple[str, str, Any]
 """The name of a unit; "progress", "result", "error" or "died"; and the content that goes with it."""
 
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 _RAY_POLL_S = 0.5
 _MOVE = (
     "; classes and functions of a notebook or of __main__ must be moved into a module, a file that"
@@ -259,7 +259,7 @@ class _Worker:
     def __init__(self, context: Any, stop: Any) -> None:
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, stop), daemon=True)
-        added = [name for name in _THREAD_VARIABLES if name not in os.environ]
+        added = [name for name in THREAD_VARIABLES if name not in os.environ]
         os.environ.update(dict.fromkeys(added, "1"))
         try:
             self.process.start()
@@ -361,7 +361,7 @@ class RayPool(Pool):
         try:
             self.ray.init(
                 address=None if local else address,
-                runtime_env={"env_vars": dict.fromkeys(_THREAD_VARIABLES, "1")},
+                runtime_env={"env_vars": dict.fromkeys(THREAD_VARIABLES, "1")},
                 log_to_driver=False,
                 include_dashboard=False if local else None,
                 num_cpus=n_process if local else None,

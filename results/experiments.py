@@ -15,9 +15,9 @@ import numpy as np
 
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.report.measures import normalise
-from compressed_ad.report.pages import markdown
 from compressed_ad.report.results import load_runs
 from compressed_ad.report.source import summarise_source
+from compressed_ad.report.tables import markdown
 
 ROOT = Path(__file__).parents[1]
 PAGE, KEPT = ROOT / "docs" / "experiments.md", ROOT / "results" / "experiments.csv"

@@ -19,9 +19,9 @@ from compressed_ad.evaluation.intervals import number
 from compressed_ad.report.comparison import POOLED, Difference, convergence, differences, means
 from compressed_ad.report.figures.comparison import forest
 from compressed_ad.report.figures.style import figure_to_png
-from compressed_ad.report.pages import markdown
 from compressed_ad.report.rows import Row, read_rows
 from compressed_ad.report.study_report import text
+from compressed_ad.report.tables import markdown
 from compressed_ad.runs.study import load_study
 
 ROOT = Path(__file__).parents[1]
@@ -77,9 +77,7 @@ def rows_of(name: str) -> list[Row]:
 def study_blocks() -> dict[str, str]:
     """The tables of every study whose rows were kept as Markdown, by its name."""
     return {
-        path.stem: text(
-            load_study(path), rows_of(path.stem), rows_of(f"{path.stem}_curves"), as_markdown=True
-        )
+        path.stem: text(load_study(path), rows_of(path.stem), rows_of(f"{path.stem}_curves"), "markdown")
         for path in sorted((ROOT / "studies").glob("*.yaml"))
         if (ROOT / "results" / f"{path.stem}.csv").exists()
     }

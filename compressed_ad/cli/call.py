@@ -60,7 +60,7 @@ class Stop:
         if self._polite and torchrun.started() > 1:
             return  # all of them save together, however often a cluster signals
         if self._polite and first:
-            complain("cad: saving (once more to stop at once)")
+            complain("cad: saving before it stops; a second signal stops it at once")
         elif _is_finaliser(frame):  # Python drops what is raised there: try again
             threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
         else:
@@ -110,6 +110,16 @@ class Call:
             if needed:
                 raise SystemExit
 
+    def note_compiling(self, *learners: str) -> None:
+        """Tell that the kernels of one of ``learners``, or of training, are compiled first."""
+        from compressed_ad.runs.directory import KERNELS, is_compiled
+
+        if not all(is_compiled(file) for name, file in KERNELS.items() if name in (*learners, "training")):
+            self.display.note(
+                "note: kernels are compiled first, once after installing: up to a minute more, in which the"
+                " progress stands still"
+            )
+
     def note_shortfall(self, history: Path) -> None:
         """Tell of a history file whose source did not learn, or forgot what it had learned."""
         from compressed_ad.histories.summary import describe
@@ -145,6 +155,7 @@ class Command:
     sections: tuple[str, ...] = ()  # of the configuration, whose settings it uses
     common: tuple[str, ...] = ("seed", "device", "dry-run")  # options of many commands that it has
     overrides: bool = False  # takes --section.key although it has no sections
+    continued: str = ""  # how it goes on after an interrupt
     torchrun: bool = False  # may be started by torchrun, in several processes
 
 
@@ -182,6 +193,42 @@ RAY = option("--ray", "ADDRESS", "work on a Ray cluster: its address, or auto")
 OVERWRITE = flag("--overwrite", "replace what is there")
 
 
+def several_of(kind: str, known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """Some of the words ``known``, with commas between them."""
+    check = one_of(kind, known)
+    return lambda text: tuple(dict.fromkeys(check(word.strip()) for word in text.split(",")))
+
+
+def one_of(kind: str, known: Iterable[str]) -> Callable[[str], str]:
+    """One of the words ``known``; ``kind`` is what messages call them."""
+    words = list(known)
+
+    def check(text: str) -> str:
+        if text not in words:
+            raise UsageError(f"unknown {kind} {text!r}{nearest(text, words)}; one of {', '.join(words)}")
+        return text
+
+    return check
+
+
+FIGURE_FORMATS = ("png", "svg", "pdf")
+FIGURES = option(
+    "--figures",
+    "FORMATS",
+    f"files that figures are written to, one or more of {', '.join(FIGURE_FORMATS)}",
+    several_of("format of figures", FIGURE_FORMATS),
+    default="png,svg",
+)
+TABLE_FORMATS = ("text", "markdown", "latex", "csv")
+TABLE_FORMAT = option(
+    "--format",
+    "FORMAT",
+    f"of the printed tables: {', '.join(TABLE_FORMATS)}",
+    one_of("format of tables", TABLE_FORMATS),
+    default="text",
+)
+
+
 def setting_option(
     name: str, key: str, metavar: str, help: str, check: Callable[[str], object] = str
 ) -> Option:
@@ -207,15 +254,3 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
-
-
-def one_of(kind: str, known: Iterable[str]) -> Callable[[str], str]:
-    """One of the words ``known``; ``kind`` is what messages call them."""
-    words = list(known)
-
-    def check(text: str) -> str:
-        if text not in words:
-            raise UsageError(f"unknown {kind} {text!r}{nearest(text, words)}; one of {', '.join(words)}")
-        return text
-
-    return check

@@ -40,6 +40,7 @@ def _collect(call: Call) -> None:
         steps = stages.source_steps(config)
         print_lines(f"Would collect {steps:,} steps of {config.algorithm.learner} into {path} ({time})")
         return
+    call.note_compiling(config.algorithm.learner)
     existing, workers = {"resume": options.resume, "overwrite": options.overwrite}, stages.n_process(config)
     with open_pool(options.ray, workers) as pool, call.display.stage("collect") as report:
         stages.collect_stage(config, path, report=report, pool=pool, **existing)
@@ -58,6 +59,7 @@ COLLECT = Command(
         RAY,
     ],
     sections=("env", "algorithm", "marker"),
+    continued="the same command with --resume continues",
 )
 
 
@@ -116,12 +118,12 @@ INSPECT = Command(
 def _plot(options: argparse.Namespace) -> None:
     from compressed_ad.histories.summary import task_summaries
     from compressed_ad.report.figures.histories import probability_trace
-    from compressed_ad.report.figures.style import figure_to_png, figure_to_svg
+    from compressed_ad.report.figures.style import FORMATS
     from compressed_ad.report.source import half_marked, trace_of
 
-    writers = {".png": figure_to_png, ".svg": figure_to_svg}
-    if options.plot.suffix not in writers:
-        raise UsageError(f"--plot {options.plot}: the name must end with .png or .svg")
+    form = options.plot.suffix[1:]
+    if form not in FORMATS:
+        raise UsageError(f"--plot {options.plot}: the name must end with .{', .'.join(FORMATS)}")
     file = HistoryFile(options.file, verify=False)
     task = half_marked(list(task_summaries(file))) if options.task is None else options.task
     history = file.load([task])[task]
@@ -141,7 +143,7 @@ def _plot(options: argparse.Namespace) -> None:
         first_step=trace.first_step,
         title=trace.label,
     )
-    write_atomically(options.plot, writers[options.plot.suffix](figure))
+    write_atomically(options.plot, FORMATS[form](figure))
 
 
 # ---------------------------------------------------------------- exchange with other programs

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import os
 import re
 import tempfile
 import textwrap
@@ -27,8 +26,14 @@ from compressed_ad.marking.markers import MARKER
 from compressed_ad.models import MODEL, SEGMENTS
 from compressed_ad.models.settings import Architecture
 from compressed_ad.runs import yaml_file
-from compressed_ad.runs.directory import EXTRAS, extras, hardware, revision, versions
-from compressed_ad.runs.layers import shipped_configs, show_value
+from compressed_ad.runs.directory import EXTRAS, KERNELS, extras, hardware, is_compiled, revision, versions
+from compressed_ad.runs.layers import (
+    PRESETS,
+    shipped_configs,
+    shipped_sections,
+    shipped_studies,
+    show_value,
+)
 from compressed_ad.tasks.base import TASK_FAMILY
 from compressed_ad.tasks.conformance import family_problems
 from compressed_ad.tasks.select import make_family
@@ -109,6 +114,19 @@ def _models() -> Rows:
     ]
 
 
+def _files(shipped: Mapping[str, Path]) -> Rows:
+    """Shipped files with their first line."""
+    return [
+        (name, file.read_text("utf-8").partition("\n")[0].lstrip("# "), "") for name, file in shipped.items()
+    ]
+
+
+def _question(study: Path) -> str:
+    """The first sentence of a study's question."""
+    asked = str(yaml_file.read(study)[("question",)][0])
+    return re.split(r"(?<=[.?:]) (?=[A-Z])", asked.strip())[0]
+
+
 LISTS: Mapping[str, Callable[[], Rows]] = {
     "families": lambda: [
         *((name, _sentence(family), call_parameters(family)) for name, family in TASK_FAMILY.items()),
@@ -135,10 +153,10 @@ LISTS: Mapping[str, Callable[[], Rows]] = {
         [(name, _sentence(read), f"cad import --layout {name}") for name, read in LAYOUT.items()]
         + [(name, _sentence(write), f"cad export --to {name}") for name, write in EXPORT.items()]
     ),
-    "configs": lambda: [
-        (name, file.read_text("utf-8").partition("\n")[0].lstrip("# "), "")
-        for name, file in shipped_configs().items()
-    ],
+    "presets": lambda: [row for row in _files(shipped_configs()) if row[0] in PRESETS],
+    "configs": lambda: _files(shipped_configs()),
+    "sections": lambda: _files(shipped_sections()),
+    "studies": lambda: [(name, _question(file), "") for name, file in shipped_studies().items()],
     "extras": lambda: [
         (
             name,
@@ -157,7 +175,7 @@ def _list(call: Call) -> None:
             print_lines(f"{kind}:")
         rows = LISTS[kind]()
         for name, words, parameters in rows:
-            lines = [*textwrap.wrap(words, 80), *textwrap.wrap(parameters, 80)]
+            lines = [*([""] * (len(name) > 18)), *textwrap.wrap(words, 80), *textwrap.wrap(parameters, 80)]
             print_lines(f"  {name:<18} " + f"\n{'':<21}".join(lines))
         if any(" guide" in words for _, words, _ in rows):
             print_lines("  (the guide, and where everything in it lives here: docs/from_the_guide.md)")
@@ -227,16 +245,15 @@ def _doctor(call: Call) -> None:
     machine, problems = hardware(), list[str]()
     print_lines("versions  " + ", ".join(f"{name} {version}" for name, version in versions().items()))
     print_lines(f"revision  {revision() or 'not a git checkout'}")
-    print_lines(f"machine   {machine['processor']}, {machine['cores']} core(s), {machine['memory_gib']} GiB")
+    about = f"{machine['vectors']}, {machine['cores']} core(s), {machine['memory_gib']} GiB"
+    print_lines(f"machine   {machine['processor']}, {about}")
     print_lines(f"device    {_device(problems)}")
     for name, installed in extras().items():
         state = "installed" if installed else f"not installed (compressed-ad[{name}])"
         print_lines(f"extra     {name}: {state}")
-    source = Path(__file__).parents[1] / "learners" / "ppo" / "kernels.py"
-    cache = Path(os.environ.get("NUMBA_CACHE_DIR", source.parent / "__pycache__"))
-    compiled = any(file.stat().st_mtime > source.stat().st_mtime for file in cache.rglob("kernels*.nbi"))
-    missing = "not compiled yet; the first collection takes about a minute longer"
-    print_lines(f"kernels   {f'compiled, cached in {cache}' if compiled else missing}")
+    for name, kernels in KERNELS.items():
+        state = "compiled" if is_compiled(kernels) else "not compiled yet, which its first use does"
+        print_lines(f"kernels   {name}: {state}")
     for folder in (Path(), Path("datasets"), Path("runs"), Path(tempfile.gettempdir())):
         print_lines(f"folder    {folder.resolve()}: {_writable(folder, problems)}")
     if problems:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from compressed_ad.cli import call as cli
 from compressed_ad.cli.display import print_lines
 from compressed_ad.errors import RunDirectoryError, UsageError
-from compressed_ad.files import is_free, locked, write_atomically, write_json
+from compressed_ad.files import is_free, locked, write_json
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.runs.data import PARTS
 from compressed_ad.runs.explore import FIGURES, Exploration, Explorer, figures, play, task_label
@@ -32,23 +33,22 @@ def _check_output(out: Path, file: str) -> None:
 
 
 def _write_output(
-    out: Path, file: str, content: Mapping[str, Any], figures: Mapping[str, Figure | None]
+    out: Path,
+    file: str,
+    content: Mapping[str, Any],
+    figures: Mapping[str, Figure | None],
+    formats: Collection[str],
 ) -> str:
-    """Write ``content`` as JSON to ``file``, then PNG files; return the folder and the names as a line.
+    """Write ``content`` as JSON to ``file``, then the figures; return the folder and the names as a line.
 
-    The figures go by their names without ``.png``; files of those that are None are removed.
+    The figures go by their names without an ending; files of those that are None are removed.
     """
-    from compressed_ad.report.figures.style import figure_to_png
+    from compressed_ad.report.pages import write_figure
 
     with locked(out):
         write_json(out / file, content)
-        for name, figure in figures.items():
-            if figure is None:
-                (out / f"{name}.png").unlink(missing_ok=True)
-            else:
-                write_atomically(out / f"{name}.png", figure_to_png(figure))
-    drawn = [f"{name}.png" for name, figure in figures.items() if figure is not None]
-    return f"{out}: {', '.join([file, *drawn])}"
+        drawn = [write_figure(out / name, figure, formats) for name, figure in figures.items()]
+    return f"{out}: {', '.join([file, *chain.from_iterable(drawn)])}"
 
 
 # ---------------------------------------------------------------- cad rollouts
@@ -71,10 +71,11 @@ def _rollouts(call: cli.Call) -> None:
         return
     with call.display.stage("rollouts") as report:
         played = play(job, ids, report)
-    drawn = {name: figure for name, _, figure in figures(played)}
-    written = _write_output(out, "rollouts.json", _summary(played), {**dict.fromkeys(FIGURES), **drawn})
+    drawn: dict[str, Figure | None] = dict.fromkeys(FIGURES)
+    drawn |= {name: figure for name, _, figure in figures(played)}
+    written = _write_output(out, "rollouts.json", _summary(played), drawn, options.figures)
     print_lines(f"{job.path}: {size} on {played.description}\n")
-    from compressed_ad.report.pages import plain
+    from compressed_ad.report.tables import plain
 
     print_lines("\n".join([plain(_table(played)), "", *_sentences(played), written]))
 
@@ -88,6 +89,7 @@ ROLLOUTS = cli.Command(
         cli.option("--episodes", "N", "in-context episodes (default: the run's)", cli.count),
         cli.option("--rollouts", "N", "rollouts of each task (default: the run's)", cli.count),
         cli.out_option("output folder", "RUN/rollouts"),
+        cli.FIGURES,
         cli.setting_option("--seed", "seed", "N", "seed of the rollouts (default: the run's)"),
     ],
     text=(
@@ -260,7 +262,7 @@ def _attention(call: cli.Call) -> None:
         return
     with call.display.stage("attention"):
         found = examine_model(job, part=options.part, windows=options.windows, window=options.window)
-        written = _write_output(out, "attention.json", found.summary(), _drawn(found))
+        written = _write_output(out, "attention.json", found.summary(), _drawn(found), options.figures)
     for note in found.notes:
         call.display.note(f"note: {note}")
     print_lines(f"{_text(found)}\n\n{written}")
@@ -277,11 +279,12 @@ ATTENTION = cli.Command(
         cli.option("--windows", "N", "contexts drawn from them", cli.count, default=64),
         cli.option("--window", "K", _WINDOW, int),
         cli.out_option("output folder", "RUN/attention"),
+        cli.FIGURES,
     ],
     text=(
-        "Writes attention.json (all numbers), attention.png (attention on marked, rewarded and other tokens "
-        "by head, beside what uniform attention and the head's preference for lags alone give), "
-        "attention_map.png (one context) and, for CompressedAD, tokens.png (its border embeddings and what "
+        "Writes attention.json (all numbers) and the figures attention (attention on marked, rewarded and "
+        "other tokens by head, beside what uniform attention and the head's preference for lags alone give), "
+        "attention_map (one context) and, for CompressedAD, tokens (its border embeddings and what "
         "they change)."
     ),
     common=("dry-run",),
@@ -311,7 +314,7 @@ def _drawn(found: ModelFindings) -> dict[str, Figure | None]:
 
 def _text(found: ModelFindings) -> str:
     """The attention ratios of every head and, for a model with border embeddings, what these do."""
-    from compressed_ad.report.pages import plain
+    from compressed_ad.report.tables import plain
 
     shares, effects = found.shares, found.effects
     rows = [["Layer", "Head", *(f"{kind[0].upper()}{kind[1:]}" for kind in shares.kinds)]]

@@ -51,7 +51,7 @@ _OVERRIDE = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``cad`` and return its exit code: 0, 1 run-time error, 2 usage, 130 Ctrl-C, 143 SIGTERM."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    stop = cli.Stop()
+    stop, command = cli.Stop(), None
     with lenient_streams():
         try:
             with stop.listening(), _search_path(), torchrun.one_voice():
@@ -73,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if "--debug" in words:
                 say(traceback.format_exc())
             if isinstance(error, KeyboardInterrupt):
-                say("cad: stopped; what was finished is kept")
+                how = f", and {command.continued}" if command and command.continued else ""
+                say(f"cad: stopped; what was finished is kept{how}")
                 return 128 + (stop.signum or signal.SIGINT)
             for line in _explanation(error).splitlines():
                 say(f"cad: error: {line}")

@@ -7,7 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from compressed_ad.cli import torchrun
-from compressed_ad.cli.call import Call, Command, flag, history_option, option, out_option
+from compressed_ad.cli.call import (
+    FIGURES,
+    TABLE_FORMAT,
+    Call,
+    Command,
+    flag,
+    history_option,
+    option,
+    out_option,
+)
 from compressed_ad.cli.display import print_lines, print_table
 from compressed_ad.errors import ConfigError, HistoryError, RunDirectoryError, RunError, UsageError
 from compressed_ad.evaluation.intervals import mean
@@ -121,8 +130,9 @@ def _compare(call: Call) -> None:
     methods = stages.method_runs(todo)
     from compressed_ad.report.comparison import analyse
     from compressed_ad.report.results import judgement_text
-    from compressed_ad.report.run_tables import terminal_table
+    from compressed_ad.report.run_tables import tables, terminal_table
     from compressed_ad.report.source import summarise_source
+    from compressed_ad.report.tables import as_text
 
     unknown = any(np.isnan(method.optimal).any() for method in methods)
     source = None
@@ -134,7 +144,11 @@ def _compare(call: Call) -> None:
         if unknown:
             raise
         call.display.note(f"note: the table stands for the histories of the evaluation alone: {error}")
-    print_table(terminal_table(analyse(methods, source)))
+    found, form = analyse(methods, source), call.options.format
+    if form != "text":
+        print_lines(as_text(tables(found, methods), form))
+        return
+    print_table(terminal_table(found))
     print_lines(judgement_text(methods))
 
 
@@ -144,13 +158,14 @@ def _report(call: Call) -> None:
     if len(histories) > 1:
         raise UsageError(f"the runs were trained on different history files: {', '.join(histories)}")
     out: Path = call.options.out or Path("report")
-    if not is_free(out, "index.html", parts=("figures", "table.csv", "summary.json")):
+    if not is_free(out, "index.html", parts=("figures", "tables", "table.csv", "summary.json")):
         raise RunDirectoryError(f"{out}: exists and is not a report; choose another --out")
     if call.options.dry_run:
         print_lines(f"Would write {out / 'index.html'} from {len(todo)} run(s)")
         return
     with locked(out), call.display.stage("report") as show:
-        written = stages.report_stage(todo, todo[0].history, out, command=call.typed, progress=show)
+        settings = {"command": call.typed, "formats": call.options.figures, "progress": show}
+        written = stages.report_stage(todo, todo[0].history, out, **settings)
     said = [written.summary["learning"], written.summary["verdict"], f"Report: {written.index}"]
     print_lines("\n".join(filter(None, said)))
 
@@ -169,6 +184,7 @@ TRAIN = Command(
         "torchrun --nproc-per-node N -m compressed_ad train ... shares every batch among N processes."
     ),
     sections=("env", "model", "evaluation"),
+    continued="the same command with --resume continues",
     torchrun=True,
 )
 EVALUATE = Command(
@@ -182,13 +198,14 @@ EVALUATE = Command(
     sections=("evaluation",),
     common=("device", "dry-run"),
 )
-COMPARE = Command(_compare, [_EVALUATED], common=())
+COMPARE = Command(_compare, [_EVALUATED, TABLE_FORMAT], common=())
 REPORT = Command(
     _report,
     [
         _EVALUATED,
         history_option("the one that the runs were trained on"),
         out_option("folder of the report", "report"),
+        FIGURES,
     ],
     common=("dry-run",),
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compressed_ad.cli.call import RAY, Call, Command, out_option
+from compressed_ad.cli.call import FIGURES, RAY, Call, Command, out_option
 from compressed_ad.cli.display import duration, print_lines, print_table
 from compressed_ad.errors import ConfigError, SplitError
 from compressed_ad.histories.file import HistoryFile
@@ -51,6 +51,7 @@ def run(call: Call) -> None:
     if config.device == "cuda":
         runs.device(config)  # raises before anything is started if there is none
     display = call.display
+    call.note_compiling(config.algorithm.learner)
     with open_pool(call.options.ray, stages.n_process(config)) as pool, claimed(out, config):
         watch = stages.Stopwatch(out / "seconds.json")
         with display.stage("collect") as report, watch.stage("collect", report) as both:
@@ -62,7 +63,13 @@ def run(call: Call) -> None:
         _train_and_evaluate(call, todo, watch, pool)
         with display.stage("report") as report:
             written = stages.report_stage(
-                todo, history, out / "report", seconds=watch.seconds, command=call.typed, progress=report
+                todo,
+                history,
+                out / "report",
+                seconds=watch.seconds,
+                command=call.typed,
+                formats=call.options.figures,
+                progress=report,
             )
     from compressed_ad.report.run_tables import terminal_table
 
@@ -127,11 +134,16 @@ def _plan(config: Config, out: Path, history: Path, todo: Sequence[Job]) -> str:
 
 RUN = Command(
     run,
-    [out_option("output folder, continued if it exists", "runs/PRESET, or runs/NAME of --config NAME"), RAY],
+    [
+        out_option("output folder, continued if it exists", "runs/PRESET, or runs/NAME of --config NAME"),
+        RAY,
+        FIGURES,
+    ],
     text=(
         "Does every stage of a preset and continues where it was interrupted. The output folder holds "
         "the history file, one directory per training run, and report/index.html, table.csv, "
         "summary.json."
     ),
     sections=tuple(SECTIONS),
+    continued="the same command continues",
 )

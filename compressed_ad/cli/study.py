@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from compressed_ad.cli.call import RAY, Call, Command, count, flag, option
+from compressed_ad.cli.call import FIGURES, RAY, TABLE_FORMAT, Call, Command, count, flag, option
 from compressed_ad.cli.display import duration, print_lines
 from compressed_ad.errors import RunError, UsageError, nearest
-from compressed_ad.files import locked, write_atomically
+from compressed_ad.files import locked
 from compressed_ad.report.rows import POINT_COLUMNS, Row, read_rows, result_columns, write_rows
+from compressed_ad.report.tables import Rows
 from compressed_ad.runs import study_run
 from compressed_ad.runs.directory import environment
+from compressed_ad.runs.layers import study_file
 from compressed_ad.runs.stages import n_process
 from compressed_ad.runs.study import Study, load_study
 from compressed_ad.runs.yaml_file import dump
@@ -22,8 +24,9 @@ TABLE, CURVES = "table.csv", "curves.csv"
 
 def run(call: Call) -> None:
     options = call.options
+    file = study_file(options.file)
     study = load_study(
-        options.file,
+        file,
         runs=options.runs,
         families=options.families or (),
         variants=options.variants or (),
@@ -42,17 +45,18 @@ def run(call: Call) -> None:
         rows, points = read_rows(options.tables), read_rows(beside) if beside.exists() else []
         if any("step" in row.values for row in rows):
             raise UsageError(f"{options.tables}: holds a study's curves; name its table")
-        whole = load_study(options.file, runs=options.runs)
+        whole = load_study(file, runs=options.runs)
         check_names(options.tables, whole, rows)
         check_names(beside, whole, points)
-        print_lines(study_report.text(study, rows, points, as_markdown=options.markdown))
+        print_lines(study_report.text(study, rows, points, options.format))
         return
     out: Path = options.out
     processes = options.process or n_process(study.cells[0].data)
     if options.dry_run:
         print_lines(_plan(study, out, processes))
         return
-    folder = out / study.name
+    call.note_compiling(*(cell.trained.algorithm.learner for cell in study.cells))
+    folder = out / study.folder
     with open_pool(options.ray, processes) as pool, locked(folder):
         failures = _work(call, study, out, pool)
         finished = [group for group in study_run.groups(study, out) if group.finished]
@@ -60,8 +64,6 @@ def run(call: Call) -> None:
         write_rows(folder / CURVES, study_run.points(finished), POINT_COLUMNS)
         # What the files say is shown, so that kept results give the same tables.
         rows, points = read_rows(folder / TABLE), read_rows(folder / CURVES)
-        tables = study_report.text(study, rows, points, as_markdown=True)
-        write_atomically(folder / "table.md", tables.encode())
         page = study_report.write_study(
             folder,
             study,
@@ -70,9 +72,10 @@ def run(call: Call) -> None:
             command=call.typed,
             config=dump(study.cells[0].trained),
             facts=environment(),
+            formats=options.figures,
         )
-    print_lines(study_report.text(study, rows, points))
-    print_lines(f"\nPage: {page}")
+    print_lines(study_report.text(study, rows, points, options.format))
+    print_lines(f"\n{study.note}\nPage: {page}" if study.note else f"\nPage: {page}")
     if failures:
         raise RunError("\n".join(f"{name}: {problem}" for name, problem in failures.items()))
 
@@ -102,7 +105,7 @@ def _work(call: Call, study: Study, out: Path, pool: Pool) -> dict[str, str]:
     done = {group.job.name: study_run.rows([group]) for group in parts if group.finished}
     failures: dict[str, str] = {}
 
-    def table() -> list[list[str]]:
+    def table() -> Rows:
         rows = [row for some in done.values() for row in some]
         return study_report.means_table(rows, study.variants) if rows else [["Family", "Variant"]]
 
@@ -136,8 +139,14 @@ def _plan(study: Study, out: Path, processes: int) -> str:
     seconds = study_run.expected(study, out, processes)
     known = [value for value in seconds.values() if value is not None]
     unknown = "" if len(known) == len(seconds) else ", and the collection, whose time cannot be told"
-    lines = [
+    lines = []
+    for group in parts:
+        names = ", ".join(f"{cell.family}/{cell.variant}/{cell.run}" for cell, _, _ in group.plays)
+        lines.append(f"  {'finished' if group.finished else 'to do   '}  {names}  {group.job.path}")
+    lines += [
+        "",
         f"study {study.name}: {study.question}",
+        *filter(None, [study.note]),
         "",
         *(f"{name}: {n} runs each of {', '.join(study.variants)}" for name, n in study.runs.items()),
         "",
@@ -145,11 +154,8 @@ def _plan(study: Study, out: Path, processes: int) -> str:
         f" {sum(group.finished for group in parts)} runs are finished",
         f"about {duration(sum(known))} in {processes} processes{unknown}",
         *study_report.power_lines(study.runs, study.spread),
-        f"output: {out / study.name}",
+        f"output: {out / study.folder}",
     ]
-    for group in parts:
-        names = ", ".join(f"{cell.family}/{cell.variant}/{cell.run}" for cell, _, _ in group.plays)
-        lines.append(f"  {'finished' if group.finished else 'to do   '}  {names}  {group.job.path}")
     return "\n".join(lines)
 
 
@@ -160,7 +166,7 @@ def _names(text: str) -> list[str]:
 STUDY = Command(
     run,
     [
-        option("file", "STUDY.yaml", "what is compared, on which families, how often", Path),
+        option("file", "STUDY", "a study file, or a shipped one by name (cad list studies)", Path),
         option(
             "--out",
             "DIR",
@@ -175,12 +181,15 @@ STUDY = Command(
         option("--process", "N", "cells at once (default: all cores)", count),
         RAY,
         option("--tables", "CSV", "only print the tables of stored results", Path),
-        flag("--markdown", "print those tables as Markdown"),
+        TABLE_FORMAT,
+        FIGURES,
     ],
     text=(
         "Every cell goes through the same stages as the single commands and is kept: the same command "
-        "again continues. Any setting of all cells may be given as --section.key VALUE."
+        "again continues. Any setting of all cells may be given as --section.key VALUE. A part of a "
+        "study, or one with other settings, is written to a folder of its own."
     ),
     common=("dry-run",),
     overrides=True,
+    continued="the same command continues",
 )

@@ -213,7 +213,7 @@ def rollout(update: ArrayLike) -> BoolArray:
 
 @MARKER.register("none")
 def nothing(update: ArrayLike) -> BoolArray:
-    """No step: CompressedAD then sees exactly what AD sees."""
+    """No step is marked: CompressedAD then sees exactly what AD sees."""
     return np.zeros(np.shape(update), dtype=bool)
 
 

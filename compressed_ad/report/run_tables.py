@@ -1,4 +1,4 @@
-"""The tables of a report: measures by method, regret, known algorithms, for the page and for the terminal."""
+"""The tables of a report: measures by method, regret, known algorithms, convergence."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from rich.console import Group
-from rich.table import Table
+from rich.table import Table as Shown
 from rich.text import Text
 
 from compressed_ad.evaluation import intervals
@@ -14,6 +14,9 @@ from compressed_ad.report import comparison
 from compressed_ad.report.comparison import IQM, Analysis
 from compressed_ad.report.learning import learning_sentence
 from compressed_ad.report.measures import MEASURES, NEEDS, final_return
+from compressed_ad.report.results import MethodRuns
+from compressed_ad.report.rows import validations
+from compressed_ad.report.tables import Table
 
 
 def header(analysis: Analysis) -> list[str]:
@@ -34,6 +37,51 @@ def lines(analysis: Analysis) -> list[tuple[str, str, list[tuple[str, str]]]]:
         )
         found.append((label, "" if key == IQM else measure.meaning, cells))
     return found
+
+
+def caption(analysis: Analysis, interval: str) -> str:
+    """What the main table shows; ``interval``: where it has its intervals."""
+    paired = "Differences are means of the paired differences (same training seed, same task)."
+    parts = (
+        f"Held-out tasks: mean over runs and tasks, 95 % interval {interval}.",
+        paired if analysis.pairs else "",
+        f"Returns are normalised per task: 0 is the uniformly random policy, 1 is {analysis.scale}.",
+        left_out(analysis.shown),
+    )
+    return " ".join(filter(None, parts))
+
+
+def tables(analysis: Analysis, methods: Sequence[MethodRuns]) -> list[Table]:
+    """The comparison, and what else there is of regret, known algorithms and convergence."""
+    played = "Known algorithms play the same tasks, once for all runs." if analysis.references else ""
+    points = [p for m in methods for p in validations(m.name, m.metrics, m.seeds) if len(methods) > 1]
+    comparison_rows = [["", *header(analysis)]] + [
+        [label, *(f"{value} ({span})" if span else value for value, span in cells)]
+        for label, _, cells in lines(analysis)
+    ]
+    about = " ".join([caption(analysis, "in brackets"), *notes_below(analysis)])
+    found = [
+        Table("comparison", comparison_rows, about),
+        Table(
+            "cumulative_regret",
+            regret_table(analysis),
+            "What the best policy would have earned more over all in-context episodes: mean over runs,"
+            f" held-out tasks and rollouts. {played}".rstrip(),
+        ),
+        Table(
+            "known_algorithms",
+            reference_table(analysis),
+            "Normalised returns on the held-out tasks, played once for all runs.",
+        ),
+        Table(
+            "convergence_speed",
+            comparison.convergence_table(comparison.convergence(points, methods[0].name)),
+            f"Gradient steps until a run validates as well as the run of {methods[0].name} with the same seed"
+            " does at its end. A run that never does counts as infinitely late. Every gradient step sees the"
+            " same number of samples.",
+        ),
+    ]
+    return [table for table in found if table.rows]
 
 
 def _uneven(analysis: Analysis) -> set[str]:
@@ -95,9 +143,9 @@ def reference_table(analysis: Analysis) -> list[list[str]]:
     return table if len(table) > 1 else []
 
 
-def _terminal(title: str, rows: Sequence[Sequence[str]]) -> Table:
+def _terminal(title: str, rows: Sequence[Sequence[str]]) -> Shown:
     """``rows``, the first of which is the header, with numbers in all columns but the first."""
-    table = Table(title=title, title_justify="left")
+    table = Shown(title=title, title_justify="left")
     for heading in rows[0]:
         table.add_column(Text(heading), justify="right" if heading else "left")
     for row in rows[1:]:
@@ -109,13 +157,13 @@ def terminal_table(analysis: Analysis, marks: str = "") -> Group:
     """The comparison for the end of ``cad run``: whether anything was learned, ``marks``, means, verdict."""
     above = (learning_sentence(analysis.learning), marks)
     title = "Held-out tasks: mean over runs and tasks, 95 % interval"
-    table = Table(title=title, title_justify="left", min_width=len(title))
+    table = Shown(title=title, title_justify="left", min_width=len(title))
     table.add_column("", min_width=20)
     for name in header(analysis):
         table.add_column(Text(name, justify="right"), justify="right", overflow="fold")
     for label, _, cells in lines(analysis):
         table.add_row(Text(label), *(Text(f"{value}\n{span}".rstrip()) for value, span in cells))
-    parts: list[Table | Text] = [
+    parts: list[Shown | Text] = [
         *(Text(f"{text}\n") for text in above if text),
         table,
         *map(Text, notes_below(analysis)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,19 +13,17 @@ import numpy as np
 from compressed_ad.errors import UsageError
 from compressed_ad.evaluation.intervals import Floats, Interval, detectable, number
 from compressed_ad.report import comparison
-from compressed_ad.report.comparison import Difference, differences, means
+from compressed_ad.report.comparison import POOLED, Difference, differences, means
 from compressed_ad.report.figures import histories
 from compressed_ad.report.figures.comparison import cost_curves, dots, forest
 from compressed_ad.report.measures import MEASURES
-from compressed_ad.report.pages import Drawn, keep_figures, markdown, plain, provenance, write_page
+from compressed_ad.report.pages import Drawn, keep_figures, provenance, write_page
 from compressed_ad.report.rows import TENTHS, Row
+from compressed_ad.report.tables import Rows, Table, as_text, write_tables
 from compressed_ad.training.flops import action_flops, training_flops
 
 if TYPE_CHECKING:
     from compressed_ad.runs.study import Study
-
-Table = list[list[str]]
-"""Lines of text, the header first."""
 
 
 @dataclass(frozen=True)
@@ -63,45 +61,45 @@ def costs(study: Study, rows: Sequence[Row]) -> list[Cost]:
 # ---------------------------------------------------------------- tables
 
 
-def tables(study: Study, rows: Sequence[Row], points: Sequence[Row]) -> list[tuple[Table, str]]:
-    """All tables of a study with their captions.
+def tables(study: Study, rows: Sequence[Row], points: Sequence[Row]) -> list[Table]:
+    """All tables of a study.
 
     Means, differences by measure and cost curves if there are any, convergence if it was recorded.
     """
     scale = "Returns are normalised per task: 0 is the uniformly random policy, 1 the optimal one."
-    found = [(means_table(rows, study.variants), f"Means over runs. {scale}")]
+    found = [Table("means", means_table(rows, study.variants), f"Means over runs. {scale}")]
     caption = (
         f"Means of the paired differences over runs. {comparison.OWN_DATA.about} The verdict goes by the 95 %"
         " interval; Holm's adjustment counts all comparisons of this table."
     )
     for measure in dict.fromkeys((study.metric, "final", "auc")):
         if gaps := differences(rows, study.comparisons, measure):
-            found.append((difference_table(gaps, measure), caption))
+            name = f"difference_of_{MEASURES[measure].label.lower().replace(' ', '_')}"
+            found.append(Table(name, difference_table(gaps, measure), caption))
     if by_cost := costs(study, rows):
         caption = (
             "What a model costs and what it achieves: floating-point operations of one in-context step, and"
             " of all gradient steps."
         )
-        found.append((cost_table(by_cost, study.metric), caption))
+        found.append(Table("costs", cost_table(by_cost, study.metric), caption))
     measures = ("validation_return", "validation_accuracy")
     if reached := comparison.convergence(points, study.baseline, measures):
         caption = (
             "Gradient steps until a run validates as well as the baseline's run on the same data does at its"
             " end. A run that never does counts as infinitely late."
         )
-        found.append((comparison.convergence_table(reached), caption))
+        found.append(Table("convergence", comparison.convergence_table(reached), caption))
     return found
 
 
-def text(study: Study, rows: Sequence[Row], points: Sequence[Row], *, as_markdown: bool = False) -> str:
-    """The tables of a study, for a terminal or as Markdown."""
+def text(study: Study, rows: Sequence[Row], points: Sequence[Row], form: str = "text") -> str:
+    """The tables of a study in one of ``tables.FORMATS``."""
     if not rows:
         raise UsageError(f"{study.path}: nothing of this study is finished")
-    shown, between = (markdown, "\n") if as_markdown else (plain, "\n\n")
-    return between.join(shown(table) for table, _ in tables(study, rows, points))
+    return as_text(tables(study, rows, points), form)
 
 
-def means_table(rows: Sequence[Row], variants: Sequence[str]) -> Table:
+def means_table(rows: Sequence[Row], variants: Sequence[str]) -> Rows:
     """Header and one line per family and variant: means over runs, the spread of the final return."""
     shown = [key for key, m in MEASURES.items() if m.listed and any(not math.isnan(r[key]) for r in rows)]
     table = [["Family", "Variant", "Runs", *(MEASURES[key].label for key in shown), "Spread of final"]]
@@ -115,19 +113,19 @@ def means_table(rows: Sequence[Row], variants: Sequence[str]) -> Table:
     return table
 
 
-def difference_table(found: Sequence[Difference], measure: str) -> Table:
+def difference_table(found: Sequence[Difference], measure: str) -> Rows:
     """Header and one line per comparison and family."""
     head = ["Family", f"Difference of {MEASURES[measure].label.lower()}", "Runs", "Mean", "95 % interval"]
     table = [[*head, "Seen with 80 % power", "p", "p, Holm", "Verdict"]]
     for d in found:
-        e, single = d.estimate, d.family != comparison.POOLED
+        e, single = d.estimate, d.family != POOLED
         span = f"{number(e.low, '+')} to {number(e.high, '+')}"
         cells = [str(e.n) if single else "", number(e.value, "+"), span, number(d.detectable), number(d.p)]
         table.append([d.family, d.label, *cells, number(d.p_holm) if single else "", d.verdict])
     return table
 
 
-def cost_table(found: Sequence[Cost], measure: str) -> Table:
+def cost_table(found: Sequence[Cost], measure: str) -> Rows:
     """Header and one line per point of a cost curve."""
     head = ["Family", "Curve", "Variant", "Context", "MFLOP per step", "TFLOP of training", "Runs"]
     table = [[*head, MEASURES[measure].label, "95 % interval"]]
@@ -150,18 +148,26 @@ def write_study(
     command: str,
     config: str,
     facts: Mapping[str, Any],
+    formats: Collection[str] = ("png", "svg"),
 ) -> Path:
-    """``index.html`` in ``folder``, and its figures as PNG files in ``folder/figures``."""
-    found = differences(rows, study.comparisons, study.metric)
+    """``index.html`` in ``folder``, its figures in ``folder/figures``, its tables in ``folder/tables``."""
+    found, shown = differences(rows, study.comparisons, study.metric), tables(study, rows, points)
+    write_tables(folder / "tables", shown, study.note)
     write_page(
         path := folder / "index.html",
         "study.html.j2",
         title=f"Study: {study.name}",
+        sections=[
+            ("results", "answer"),
+            *((table.name, table.title.lower()) for table in shown),
+            ("figures", "figures"),
+            ("how", "how it was done"),
+        ],
         question=study.question,
-        small=study.small,
-        answers=answers(found),
-        tables=tables(study, rows, points),
-        figures=keep_figures(folder / "figures", _figures(study, rows, points, found)),
+        note=study.note,
+        answers=[] if study.small else answers(found),
+        tables=shown,
+        figures=keep_figures(folder / "figures", _figures(study, rows, points, found), formats),
         power=power_lines(study.runs, study.spread),
         source=study.path.read_text("utf-8"),
         config=config,
@@ -174,21 +180,26 @@ def write_study(
 
 def answers(found: Sequence[Difference]) -> list[str]:
     """What was found, a sentence each; then in one what was not, and what would have been seen."""
-    nothing = [d for d in found if d.verdict == "no difference found"]
-    few = [d for d in found if d.verdict == "too few runs"]
+    unsaid = ("no difference found", "too few runs")
     lines = [
         f"{d.sentence()}: {MEASURES[d.measure].label.lower()} {d.estimate.text('+')}."
         for d in found
-        if d not in nothing and d not in few
+        if d.verdict not in unsaid
     ]
+    # All families together are no comparison beside those that they are made of.
+    nothing, few = ([d for d in found if (d.verdict, d.family == POOLED) == (word, False)] for word in unsaid)
+    pooled = [d.verdict == unsaid[0] for d in found if d.family == POOLED]
     if nothing:
         seen = [d.detectable for d in nothing]
         whole = "this comparison" if len(nothing) == 1 else f"{len(nothing)} comparisons"
         span = f"{min(seen):.3f} to {max(seen):.3f}" if len(seen) > 1 else f"{seen[0]:.3f}"
         label = MEASURES[nothing[0].measure].label.lower()
+        over = (
+            "" if not any(pooled) else f", nor {'' if all(pooled) else f'in {sum(pooled)} '}over all families"
+        )
         lines.append(
-            f"No difference found in {whole} of the {label}; true differences of {span} would have been seen"
-            " in 4 of 5 such studies."
+            f"No difference found in {whole} of the {label}{over}; true differences of {span} would have been"
+            " seen in 4 of 5 such studies."
         )
     if few:
         lines.append(f"Too few runs for a verdict in {len(few)} comparison{'s' * (len(few) > 1)}.")
@@ -200,8 +211,8 @@ def power_lines(runs: Mapping[str, int], spread: float | None) -> list[str]:
     if spread is None:
         return []
     return [
-        f"{family}: {n} runs see a paired difference of {detectable(spread, n):.3f} with 80 % power"
-        f" if it varies by {spread:g} between runs"
+        f"{family}: with {n} runs, 4 of 5 such studies would detect a true difference of"
+        f" {detectable(spread, n):.3f}, if paired differences vary by {spread:g} between runs"
         for family, n in runs.items()
         if n > 1
     ]
@@ -230,17 +241,18 @@ def _figures(
     if any(row["marked"] > 0 for row in rows):
         yield (
             "marked",
-            "Marked steps of the training histories by tenth of the source's training, mean over runs.",
-            histories.marked_by_tenth(_marked(rows)),
+            "Marked steps of the training histories by tenth of the source's training, mean over runs."
+            " Variants with the same marks are one line.",
+            histories.marked_by_tenth(_marked(study, rows), among=study.variants),
         )
     if by_cost := costs(study, rows):
         caption = "The result by what it costs: means over runs with 95 % intervals."
-        yield "costs", caption, cost_curves(by_cost, label)
+        yield "costs", caption, cost_curves(by_cost, label, study.variants)
     if len({point["step"] for point in points}) > 1:
         yield (
             "convergence",
             "Validation while training. Thin lines are runs, thick lines their mean.",
-            histories.training_curves(_curves(points, study.variants)),
+            histories.training_curves(_curves(points, study.variants), among=study.variants),
         )
 
 
@@ -252,8 +264,13 @@ def _curves(points: Sequence[Row], variants: Sequence[str]) -> dict[str, dict[st
     return {f: {v: list(runs.values()) for v, runs in lines.items()} for f, lines in found.items()}
 
 
-def _marked(rows: Sequence[Row]) -> dict[str, dict[str, Floats]]:
-    """Marked shares (R, 10) by family and variant; variants with the same marks are one line."""
+def _marked(study: Study, rows: Sequence[Row]) -> dict[str, dict[str, Floats]]:
+    """Marked shares (R, 10) by family and variant.
+
+    Variants with the same marks are one line, called after the first whose model reads them, or else after
+    the marker: plain AD ignores marks.
+    """
+    cells = {(cell.family, cell.variant): cell.trained for cell in study.cells}
     by_cell: dict[str, dict[str, list[list[float]]]] = {}
     for row in rows:
         shares = by_cell.setdefault(row.family, {}).setdefault(row.variant, [])
@@ -263,8 +280,9 @@ def _marked(rows: Sequence[Row]) -> dict[str, dict[str, Floats]]:
         same: dict[bytes, list[str]] = {}
         for variant, shares in lines.items():
             same.setdefault(np.round(shares, 4).tobytes(), []).append(variant)
-        found[family] = {
-            name + (f" and {len(others)} more" if others else ""): np.array(lines[name])
-            for name, *others in same.values()
-        }
+        found[family] = {}
+        for names in same.values():
+            readers = [name for name in names if cells[family, name].model.model != "AD"]
+            called = readers[0] if readers else cells[family, names[0]].marker.marker
+            found[family][called] = np.array(lines[names[0]])
     return found

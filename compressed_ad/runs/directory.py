@@ -17,9 +17,11 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from pydantic import Field
 
 from compressed_ad.errors import ConfigError, RunDirectoryError
@@ -33,6 +35,7 @@ from compressed_ad.runs.layers import nested
 from compressed_ad.runs.settings import Config
 from compressed_ad.settings import Settings, validated
 from compressed_ad.tasks.base import TaskFamily
+from compressed_ad.workers import THREAD_VARIABLES
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 
@@ -269,6 +272,29 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **installed(names.split())}
 
 
+KERNELS = {
+    "ppo": "learners/ppo/kernels.py",
+    "rmax": "learners/finite_kernels.py",
+    "tabular": "learners/finite_kernels.py",
+    "training": "models/kernels.py",
+}
+"""Files of compiled functions, by what needs them: a source learner, or the training of models."""
+
+
+def is_compiled(file: str) -> bool:
+    """Whether the functions in ``file``, one of ``KERNELS``, were compiled since it was last changed."""
+    source = Path(__file__).parents[1] / file
+    cache = Path(os.environ.get("NUMBA_CACHE_DIR", source.parent / "__pycache__"))
+    changed = source.stat().st_mtime
+    return any(index.stat().st_mtime > changed for index in cache.rglob(f"{source.stem}.*.nbi"))
+
+
+def packages() -> dict[str, str]:
+    """All installed packages with their versions, as ``pip freeze`` names them."""
+    found = {one.metadata["Name"]: one.version for one in metadata.distributions() if one.metadata["Name"]}
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
 def extras() -> dict[str, bool]:
     """Whether each optional dependency is installed."""
     return {name: all(map(importlib.util.find_spec, modules)) for name, (_, modules) in EXTRAS.items()}
@@ -282,7 +308,28 @@ def hardware() -> dict[str, Any]:
         processor = named[1].strip() if named else processor
     with suppress(ValueError, OSError, AttributeError):
         memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    return {"processor": processor, "cores": cores(), "memory_gib": memory}
+    return {"processor": processor, "vectors": vectors(), "cores": cores(), "memory_gib": memory}
+
+
+def vectors() -> str:
+    """The widest vector instructions that NumPy finds, on which the last digits of results depend."""
+    known = (np.show_config(mode="dicts") or {}).get("SIMD Extensions", {})
+    found = [*known.get("baseline", ()), *known.get("found", ())]
+    for level, names in (("AVX-512", r"X86_V4|AVX512"), ("AVX2", r"X86_V3|AVX2")):
+        if any(re.match(names, name) for name in found):
+            return level
+    return found[-1] if found else "unknown"
+
+
+def numerics() -> dict[str, str]:
+    """The linear algebra of NumPy and, once it is loaded, torch, and how many threads they may use."""
+    blas = (np.show_config(mode="dicts") or {}).get("Build Dependencies", {}).get("blas", {})
+    facts = {"numpy_blas": f"{blas.get('name')} {blas.get('version')}" if blas else "unknown"}
+    if torch := sys.modules.get("torch"):
+        built = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
+        facts["torch_blas"] = built[1] if built else "unknown"
+        facts["torch_threads"] = str(torch.get_num_threads())
+    return facts | {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
 
 
 def cores() -> int:
@@ -314,5 +361,7 @@ def environment() -> dict[str, Any]:
         "revision": revision(),
         "platform": platform.platform(),
         "hardware": hardware(),
+        "numerics": numerics(),
+        "packages": packages(),
         "command": " ".join(sys.argv[1:]),
     }

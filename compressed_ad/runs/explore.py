@@ -152,9 +152,12 @@ def figures(played: Exploration) -> Iterable[tuple[str, str, Figure]]:
             " and last episode.",
             draw.paths(_path_rows(played), math.isqrt(played.n_place)),
         )
+    met = model.first.found_by().mean(axis=0)[-1]
+    walked = "" if played.walk_found is None else f", {played.walk_found[:, -1].mean():.0%} of the walks"
     yield (
         "found",
-        f"{name}: share of rollouts that met the reward by each episode, and that of a uniform random walk.",
+        f"{name}: share of rollouts that met the reward by each episode, and that of a uniform random walk."
+        f" At the end: {met:.0%} of the rollouts{walked}.",
         draw.found_curves(
             model.first.found_by().mean(axis=0),
             None if played.walk_found is None else played.walk_found.mean(axis=0),

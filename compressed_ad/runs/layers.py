@@ -36,27 +36,54 @@ YAML = (".yaml", ".yml")
 PRESETS = ("smoke", "default", "full", "study")
 
 
-def config_folder() -> Path:
-    """The shipped YAML files: beside the package in a checkout, inside it in a wheel."""
-    inside = Path(__file__).parents[1] / "config_files"
-    return inside if inside.is_dir() else Path(__file__).parents[2] / "config"
+def config_folder(kind: str = "config") -> Path:
+    """The shipped YAML files of a kind: beside the package in a checkout, inside it in a wheel."""
+    inside = Path(__file__).parents[1] / f"{kind}_files"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / kind
 
 
-def shipped_configs() -> dict[str, Path]:
-    """The shipped whole configurations by name: ``bandit``, ``benchmark/darkroom``, ..."""
-    top = config_folder()
-    files = sorted([*top.glob("*.yaml"), *top.glob("benchmark/*.yaml")])
+def _by_name(top: Path, *patterns: str) -> dict[str, Path]:
+    files = sorted(file for pattern in patterns for file in top.glob(pattern))
     return {file.relative_to(top).with_suffix("").as_posix(): file for file in files}
 
 
+def shipped_configs() -> dict[str, Path]:
+    """The shipped whole configurations by name: ``default``, ``benchmark/darkroom``, ..."""
+    return _by_name(config_folder(), "*.yaml", "benchmark/*.yaml")
+
+
+def shipped_sections() -> dict[str, Path]:
+    """The shipped sections by name: ``algorithm/ppo_dr`` is what ``--algorithm ppo_dr`` means."""
+    return _by_name(config_folder(), *(f"{section}/*.yaml" for section in SECTIONS))
+
+
+def shipped_studies() -> dict[str, Path]:
+    """The shipped study files by name."""
+    return _by_name(config_folder("studies"), "*.yaml")
+
+
 def config_file(name: Path, where: str = "--config") -> Path:
-    """The file that ``--config NAME`` means: one of that path, or else a shipped one of that name."""
-    shipped, key = shipped_configs(), name.as_posix().removesuffix(".yaml")
+    """The file that ``--config NAME`` means: one of that path, or else a shipped one of that name.
+
+    ``bandit`` also means ``benchmark/bandit``, as no other name ends with it.
+    """
+    return _shipped_file(name, shipped_configs(), f"{where} ", "configuration")
+
+
+def study_file(name: Path) -> Path:
+    """The file that ``cad study NAME`` means: one of that path, or else a shipped one of that name."""
+    return _shipped_file(name, shipped_studies(), "", "study")
+
+
+def _shipped_file(name: Path, shipped: Mapping[str, Path], where: str, kind: str) -> Path:
+    key = name.as_posix().removesuffix(".yaml")
+    short = [one for one in shipped if one.rpartition("/")[2] == key]
+    key = short[0] if key not in shipped and len(short) == 1 else key
     if name.is_file() or (name.suffix and key not in shipped):
         return name
     if key not in shipped:
         hint = f"{nearest(key, shipped)}; shipped are {', '.join(shipped)}"
-        raise ConfigError(f"{where} {name}: no such file or shipped configuration{hint}")
+        raise ConfigError(f"{where}{name}: no such file or shipped {kind}{hint}")
     return shipped[key]
 
 
@@ -72,14 +99,17 @@ class Request:
     @property
     def name(self) -> str:
         """Of the last shipped configuration that is given by its name, or else of the preset."""
-        named = [file for file in self.files if config_file(file) != file]
-        return named[-1].with_suffix("").as_posix() if named else self.preset
+        named = {path: name for name, path in shipped_configs().items()}
+        found = [config_file(file) for file in self.files if not file.is_file()]
+        return named[found[-1]] if found and found[-1] in named else self.preset
 
 
 def request_leaves(request: Request) -> Leaves:
     """All layers of ``request`` merged; ``ConfigError`` lists everything that cannot be read."""
     if request.preset not in PRESETS:
         hint = f"{nearest(request.preset, PRESETS)}; one of {', '.join(PRESETS)}"
+        if any(request.preset in (name, name.rpartition("/")[2]) for name in shipped_configs()):
+            hint = f"; it is a configuration: give it as --config {request.preset}"
         raise ConfigError(f"unknown preset {request.preset!r}{hint}")
     leaves = read_file(config_folder() / f"{request.preset}.yaml")
     problems: list[str] = []

@@ -7,10 +7,10 @@ that need it.
 from __future__ import annotations
 
 import json
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from compressed_ad.registry import call_text
 from compressed_ad.report.results import MethodRuns, check_same_judgement, judgement_text, load_runs
 from compressed_ad.report.source import summarise_source
 from compressed_ad.runs.config import plan, transform_pairs
-from compressed_ad.runs.directory import cores, environment
+from compressed_ad.runs.directory import cores, environment, vectors
 from compressed_ad.runs.job import Job
 from compressed_ad.runs.settings import Config
 from compressed_ad.tasks.select import family_code
@@ -38,6 +38,8 @@ from compressed_ad.training.transforms import check_episodes, departures
 from compressed_ad.workers import Parts, Pool, Report, ShouldStop, never, silent
 
 if TYPE_CHECKING:
+    from compressed_ad.evaluation.attention import Shares
+    from compressed_ad.evaluation.border_embeddings import Effects
     from compressed_ad.report.pages import Drawn
     from compressed_ad.report.run_report import WrittenReport
 
@@ -198,6 +200,7 @@ def report_stage(
     *,
     seconds: Mapping[str, float] | None = None,
     command: str,
+    formats: Collection[str] = ("png", "svg"),
     progress: Report = silent,
 ) -> WrittenReport:
     """Compare the evaluated runs of ``todo`` and write ``index.html``, ``table.csv`` and ``summary.json``."""
@@ -233,6 +236,7 @@ def report_stage(
         notes=departures([name for name, _ in transforms])
         + [f"What needs the code {name} is not drawn: it was not trusted (--trust)." for name in untrusted],
         further=_sights(todo, progress, searches=methods[0].searches),
+        formats=formats,
     )
 
 
@@ -250,14 +254,16 @@ def _sights(todo: Sequence[Job], report: Report, *, searches: bool) -> Iterator[
     for job in todo:
         if job.trained:
             first.setdefault(job.config.model.model, job)
+    parts = Parts(report, {f"{part} {m}": 1 for m in first for part in ("play", "look inside")}, unit=100)
     for model, job in first.items():
         if searches:
             with suppress(CompressedADError):
-                played = play(job, HistoryFile(job.history).split.heldout, report)
+                progress = partial(parts.advance, f"play {model}")
+                played = play(job, HistoryFile(job.history).split.heldout, progress)
                 drawn = [sight for sight in figures(played) if sight[0] in ("paths", "found")]
                 for name, caption, figure in drawn:
                     yield f"{name}_{model}", f"Rollouts of {job.name}. {caption}", figure
-        report(0, 1, "attention")
+        parts.set(f"play {model}", 1)
         with suppress(CompressedADError):
             found = examine_model(job)
             yield (
@@ -265,16 +271,38 @@ def _sights(todo: Sequence[Job], report: Report, *, searches: bool) -> Iterator[
                 f"Attention of {job.name} on held-out histories, by head. Above: its share on marked tokens,"
                 " rewarded tokens, the current episode and border marks (filled), and what the head's own"
                 " preference for lags alone would give (hollow). Below: their ratio with 95 % intervals over"
-                " windows; filled where they exclude 1.",
+                f" windows; filled where they exclude 1. {_attention_found(found.shares)}",
                 attention_summary(found.shares, job.name),
             )
             if found.effects is not None:
                 yield (
                     f"border_embeddings_{model}",
                     f"The border embeddings of {job.name}: their size and direction, and how far the action"
-                    " distribution moves when marks are taken away or exchanged.",
+                    " distribution moves when marks are taken away or exchanged."
+                    f" {_marks_found(found.effects)}",
                     border_embeddings(found.geometry, found.effects, found.step, job.name),
                 )
+        parts.set(f"look inside {model}", 1)
+
+
+def _attention_found(shares: Shares) -> str:
+    """The range of the heads' ratios by kind of token, and how many of their intervals exclude 1."""
+    said = []
+    for kind, ratio, low, high in zip(shares.kinds, shares.ratio, shares.low, shares.high, strict=True):
+        if np.isfinite(ratio).any():
+            span = f"{kind} {np.nanmin(ratio):.2f} to {np.nanmax(ratio):.2f}"
+            said.append(f"{span} ({int(((low > 1) | (high < 1)).sum())} of {ratio.size})")
+    return f"Ratios of the heads, and how many intervals exclude 1: {', '.join(said)}." if said else ""
+
+
+def _marks_found(effects: Effects) -> str:
+    """What becomes of all predictions without marks; empty where no query has one in its context."""
+    change, place = effects.changes.index("no marks"), effects.places.index("all")
+    moved, added = (values[change, place, 0] for values in (effects.divergence, effects.cross_entropy))
+    if not np.isfinite([moved, added]).all():
+        return ""
+    loss = f"{added:+.2g}".replace("-", "−")
+    return f"Without marks it moves by {moved:.2g} nats on average, and the loss changes by {loss} nats."
 
 
 # ---------------------------------------------------------------- time
@@ -286,7 +314,7 @@ def expected_seconds(config: Config) -> dict[str, float | None]:
     Measured on a 2-core server CPU with AVX-512, both cores busy. The whole job took up to 1.7 times as long
     on one without; yours may differ as much.
     """
-    slower = 1.0 if _has_avx512() else 1.7
+    slower = 1.0 if vectors() == "AVX-512" else 1.7
     planned, model, evaluation = plan(config), config.model, config.evaluation
     parallel, steps = n_process(config), source_steps(config)
     collection = None
@@ -308,12 +336,6 @@ def expected_seconds(config: Config) -> dict[str, float | None]:
         "evaluate": slower * rounds * (2 + 2 * heldout * episode),
         "report": slower * 20.0,
     }
-
-
-def _has_avx512() -> bool:
-    """Whether this processor has vectors of 512 bits, as far as NumPy tells."""
-    found = np.show_config(mode="dicts") or {}
-    return any(re.match("X86_V4|AVX512", name) for name in found.get("SIMD Extensions", {}).get("found", ()))
 
 
 class Stopwatch:

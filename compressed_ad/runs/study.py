@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -32,6 +33,7 @@ from compressed_ad.errors import ConfigError, nearest
 from compressed_ad.report.measures import MEASURES
 from compressed_ad.runs import layers, yaml_file
 from compressed_ad.runs.config import origin, valid_part, validated_config
+from compressed_ad.runs.directory import ELSEWHERE
 from compressed_ad.runs.job import playing
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.yaml_file import Leaves
@@ -89,6 +91,27 @@ class Study:
     runs: Mapping[str, int]  # by family
     cells: tuple[Cell, ...]  # runs outermost, so that every comparison fills evenly
     small: bool = False  # shrunk: shows that everything works, not what is true
+    options: tuple[str, ...] = ()  # what makes it another study than its file describes: "--runs 3", ...
+
+    @property
+    def folder(self) -> str:
+        """Of what it writes; a part of a study, or one with other settings, has a folder of its own."""
+        words = [option.lstrip("-").replace(" ", "=", 1) for option in self.options]
+        named = "-".join([self.name, *words])
+        plain = re.sub(r"[^\w.=+-]", "_", named.replace(",", "+"))[:80]
+        unique = plain == named.replace(",", "+")
+        return plain if unique else f"{plain}-{hashlib.sha256(named.encode()).hexdigest()[:6]}"
+
+    @property
+    def note(self) -> str:
+        """A sentence or two where this is not the whole study; else empty."""
+        if not self.options:
+            return ""
+        what = f"This is not the study {self.name} as its file describes it: {', '.join(self.options)}."
+        tiny = (
+            " Histories and models are tiny: this shows that everything works, and its numbers mean nothing."
+        )
+        return what + tiny * self.small
 
 
 class StudyFile(Settings):
@@ -165,6 +188,7 @@ def load_study(
     among(f"{where('runs')}: runs", counts, known_families)
     for family in [family for family in known_families if family not in counts]:
         problems.append(f"{where('runs')}: runs does not say how many for {family}")
+    planned = counts
     if small or runs is not None:
         counts = dict.fromkeys(known_families, SMALL_RUNS if runs is None else runs)
     among(f"{where('compare')}: compare", chain.from_iterable(file.compare), known)
@@ -196,6 +220,14 @@ def load_study(
         for variant in chosen
     ]
     curves = {curve: tuple(v for v in chosen if v in names) for curve, names in file.curves.items()}
+    options = ["--small"] * small
+    if runs is not None and any(planned[family] != runs for family in chosen_families):
+        options.append(f"--runs {runs}")
+    if chosen_families != known_families:
+        options.append(f"--families {','.join(chosen_families)}")
+    if chosen != known:
+        options.append(f"--variants {','.join(name for name in known if name in variants)}")
+    options += [f"--{key} {text}" for key, text in overrides if key not in ELSEWHERE]
     pairs = dict.fromkeys([*((baseline, name) for name in known), *file.compare])
     return Study(
         name=path.stem,
@@ -211,6 +243,7 @@ def load_study(
         runs={family: counts[family] for family in chosen_families},
         cells=tuple(cells),
         small=small,
+        options=tuple(options),
     )
 
 

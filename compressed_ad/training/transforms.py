@@ -82,7 +82,7 @@ def subsample(
     copies: Count = 1,
     keep_first_reward: bool = True,
 ) -> Sequences:
-    """Keep one episode, drawn at random, out of every ``every`` consecutive ones.
+    """Keep one episode, drawn at random, of each group of consecutive ones; ``every`` is a group's size.
 
     A context of a given length then spans ``every`` times as much of the source's learning (Laskin et al.
     2022, section 4.3). With ``keep_first_reward`` the episode in which a stream first met a reward is the one
@@ -203,7 +203,7 @@ def prolong(
     candidates: Count = 16,
     rewarded: bool = False,
 ) -> Sequences:
-    """Put up to ``longest`` fruitless episodes of the same task before each sequence.
+    """Begin each sequence with up to ``longest`` episodes of the same task that met no reward.
 
     Streams that share a policy meet the reward within a few episodes of each other, so a model never sees a
     long search and does not learn to continue one. For each sequence a number from 0 to ``longest`` is drawn,

@@ -19,6 +19,7 @@ from compressed_ad.histories.file import HistoryFile
 from compressed_ad.learners.ppo import BatchedPPO
 from compressed_ad.report.figures import histories, style
 from compressed_ad.report.source import summarise_source
+from compressed_ad.runs.directory import KERNELS, is_compiled
 from compressed_ad.runs.layers import SECTIONS, config_folder
 from compressed_ad.types import History
 from tests.conftest import SmokeRun, cad
@@ -272,10 +273,14 @@ def test_list_and_doctor(run):
         "CompressedADv2",
         "stitch",
         "benchmark/key_to_door",
+        "algorithm/ppo_dr",
+        "sample_efficiency",
     ):
         assert word in out
     assert re.search(r"CompressedADv2 +Another name of CompressedAD, from the guide\.", out)
     assert out.count("docs/from_the_guide.md") == 2  # once among the markers, once among the models
+    code, out, _ = run("list", "presets")
+    assert code == 0 and "smoke" in out and "benchmark" not in out
     code, out, _ = run("list", "families")
     assert "key_to_door" in out
     assert "threshold" not in out and "guide" not in out
@@ -305,6 +310,19 @@ def test_collect_prints_the_statistics_and_refuses_to_overwrite(run, tmp_path):
     assert tree(tmp_path) == before
     assert run("collect", *SMALL, "--overwrite", "--algorithm.n_timesteps", "80")[0] == 0
     assert HistoryFile(tmp_path / "datasets" / NAME).n_step == 80
+
+
+def test_it_is_told_when_kernels_are_compiled_first(run, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(cache))
+    code, _, lines = run("collect", *SMALL)
+    assert code == 0 and lines[0].startswith("note: kernels are compiled first, once after installing")
+    index = cache / "folder" / "kernels.update-1.py311.nbi"
+    index.parent.mkdir(parents=True)
+    index.touch()
+    assert is_compiled(KERNELS["ppo"]) and not is_compiled(KERNELS["rmax"])
+    os.utime(index, (0, 0))
+    assert not is_compiled(KERNELS["ppo"])
 
 
 def test_mark_prints_the_statistics_of_the_guide(run, tmp_path, made):
@@ -349,13 +367,15 @@ def test_inspect_and_its_plot(run, tmp_path, made, monkeypatch):
     assert code == 0
     assert "Tasks: 9 (6 train, 1 validation, 2 heldout)" in out
     assert (tmp_path / "figures" / "p.png").read_bytes()[:4] == b"\x89PNG"
+    assert run("inspect", made / NAME, "--plot", "p.pdf", "--task", "3")[0] == 0
+    assert (tmp_path / "p.pdf").read_bytes()[:4] == b"%PDF"
     drawn = []
     trace = summarise_source(HistoryFile(made / NAME)).trace
     with monkeypatch.context() as patch:
         patch.setattr(
             histories, "probability_trace", lambda *_, **k: drawn.append((k["title"], k["first_step"]))
         )
-        patch.setattr(style, "figure_to_png", lambda figure: b"")
+        patch.setitem(style.FORMATS, "png", lambda figure: b"")
         assert run("inspect", made / NAME, "--plot", "r.png")[0] == 0
     ((title, first),) = drawn  # what the report shows
     assert title.split(", ", 1)[1] == trace.label.split(", ", 1)[1] and first == trace.first_step
@@ -363,7 +383,7 @@ def test_inspect_and_its_plot(run, tmp_path, made, monkeypatch):
         (["--task", "99"], "has no task"),
         (["--stream", "4"], "--stream must lie in 0..0"),
         (["--first", "60"], "--first must lie in 0..59"),
-        (["--plot", "p.txt"], "must end with .png or .svg"),
+        (["--plot", "p.txt"], "must end with .png, .svg, .pdf"),
     ):
         code, out, lines = run("inspect", made / NAME, "--plot", "q.png", *words)
         assert code in (1, 2)
@@ -408,9 +428,14 @@ def test_train_evaluate_compare_report(run, tmp_path, made):
     code, out, _ = run("compare", one)
     assert code == 0
     assert "Only one method was evaluated" in out
-    code, out, _ = run("report", one)
+    code, out, _ = run("compare", one, "--format", "latex")
+    assert code == 0 and r"\toprule" in out and r"Final return & " in out
+    assert "did you mean 'latex'" in errors(run("compare", one, "--format", "latx")[2])[0]
+    code, out, _ = run("report", one, "--figures", "pdf,svg")
     assert code == 0
     assert "Report: report/index.html" in out
+    assert {p.suffix for p in (tmp_path / "report" / "figures").iterdir()} == {".pdf", ".svg"}
+    assert {p.suffix for p in (tmp_path / "report" / "tables").iterdir()} == {".csv", ".md", ".tex"}
     assert json.loads((tmp_path / "report" / "summary.json").read_text())["protocol"]["episodes"] == 3
     (tmp_path / "report" / "index.html").unlink()  # as if killed before the page
     assert run("report", one, "--dry-run")[0] == 0
@@ -697,10 +722,11 @@ def test_signals_have_their_exit_codes(run, monkeypatch, number, code):
     def stopped(call: object) -> None:
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr("compressed_ad.cli.listing.DOCTOR", Command(stopped))
+    again = "the same command continues"
+    monkeypatch.setattr("compressed_ad.cli.listing.DOCTOR", Command(stopped, continued=again))
     before = signal.getsignal(number)
     found, _, lines = run("doctor")
-    assert (found, lines) == (code, ["cad: stopped; what was finished is kept"])
+    assert (found, lines) == (code, [f"cad: stopped; what was finished is kept, and {again}"])
     assert signal.getsignal(number) is before
 
 

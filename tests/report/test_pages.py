@@ -80,7 +80,7 @@ def look(page: Path, folder: Path, width: int) -> dict[str, object]:
 
 
 def check(page: Path, folder: Path, n_image: int) -> None:
-    for width in (1280, 1024):
+    for width in (1280, 700):
         facts = look(page, folder, width)
         assert facts["problems"] == [] and facts["asked"] == []
         assert len(facts["images"]) >= n_image and all(facts["images"])

@@ -102,12 +102,16 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.loads: list[str] = []
+        self.links: list[str] = []
+        self.places: list[str] = []
         self.words: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.loads += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "data", "action")]
+        self.loads += [v or "" for k, v in attrs if k in ("src", "srcset", "data", "action")]
+        self.links += [v or "" for k, v in attrs if k == "href"]
+        self.places += [v or "" for k, v in attrs if k == "id"]
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)
@@ -153,6 +157,22 @@ def test_report_is_complete_and_self_contained(report: WrittenReport) -> None:
     for phrase in ("cad run --preset smoke", "not on-policyness", "A further note.", "subsample(every=8)"):
         assert phrase in page.text
     assert not list(folder.rglob("*.tmp"))
+    inside = {link[1:] for link in page.links if link.startswith("#")}
+    assert inside <= set(page.places) and {"results", "protocol", "in_context"} <= inside
+    files = {link for link in page.links if not link.startswith("#")}
+    assert all((folder / link).is_file() for link in files)
+    assert {"table.csv", "summary.json", "tables/comparison.tex", "figures/in_context.svg"} <= files
+
+
+def test_captions_say_what_the_figures_show(report: WrittenReport) -> None:
+    text = Page(report.index.read_text("utf-8")).text
+    final = {name: row["final"].value for name, row in report.analysis.methods.items()}
+    said = ", ".join(f"{name} {value:.3f}" for name, value in final.items())
+    assert f"In the last tenth of the episodes: {said}." in text
+    assert "Never solved, below 0.1 for every method: none of 3." in text
+    some = [d for key, d in report.analysis.pairs["CompressedAD-AD"].items() if key != IQM and d.decided]
+    assert ("Filled: it excludes 0 (final return" in text) == bool(some)
+    assert ("3 runs are needed to judge" in text) == (not some)
 
 
 def test_summary_has_the_promised_keys(report: WrittenReport) -> None:
@@ -803,4 +823,7 @@ def test_a_method_has_one_look_in_every_figure() -> None:
     )
     many = style.looks([f"variant {k}" for k in range(30)])
     assert len({(look.color, str(look.linestyle)) for look in many.values()}) == 30
-    assert style.RANDOM not in {look.color for look in many.values()}
+    some = style.looks(["c", "a"], among=["a", "b", "c"])
+    assert list(some) == ["c", "a"] and some.items() <= style.looks(["a", "b", "c"]).items()
+    fixed = {style.RANDOM, style.SOURCE, style.START, style.END, *style.REFERENCES}
+    assert len(fixed) == 7 and not fixed & {look.color for look in many.values()}

@@ -13,9 +13,9 @@ from scipy import stats as scipy_stats
 
 from compressed_ad.errors import UsageError
 from compressed_ad.report.comparison import POOLED, convergence, convergence_table, differences
-from compressed_ad.report.pages import markdown, plain
 from compressed_ad.report.rows import POINT_COLUMNS, Row, read_rows, result_columns, write_rows
-from compressed_ad.report.study_report import difference_table, means_table, tables
+from compressed_ad.report.study_report import _marked, answers, difference_table, means_table, tables
+from compressed_ad.report.tables import markdown, plain
 from compressed_ad.runs.study import load_study
 
 NAN = math.nan
@@ -104,11 +104,33 @@ def test_families_count_the_same_however_many_runs_they_have() -> None:
     assert [d.family for d in single] == ["single", "two"]  # one run has no spread to pool
 
 
+def test_all_families_together_are_no_further_comparison() -> None:
+    same = [0.1, -0.1, 0.05, -0.05]
+    one, two = rows([0.0] * 4, same, "one"), rows([0.0] * 4, same, "two")
+    (line,) = answers(differences(one + two, [("a", "b")], "final"))
+    assert line.startswith("No difference found in 2 comparisons of the final return, nor over all families;")
+    few = rows([0.0] * 2, [0.1, 0.2], "one") + rows([0.0] * 2, [0.1, 0.2], "two")
+    assert answers(differences(few, [("a", "b")], "final")) == [
+        "Too few runs for a verdict in 2 comparisons."
+    ]
+
+
+def test_no_line_of_marked_steps_is_called_after_a_model_that_ignores_marks(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    variants = "{AD: {model: {model: AD}}, CompressedAD: {}, plain: {model: {model: AD}, marker: all}}"
+    file.write_text(f"families: {{darkroom: {{}}}}\nvariants: {variants}\n")
+    study = load_study(file)
+    own = {f"marked_{k}": 1.0 for k in range(10)}
+    both = [row(name, run, 0.5, "darkroom") for name in ("AD", "CompressedAD") for run in range(2)]
+    found = _marked(study, [*both, *(row("plain", run, 0.5, "darkroom", **own) for run in range(2))])
+    assert list(found["darkroom"]) == ["CompressedAD", "all"]
+
+
 def test_a_study_of_one_variant_has_no_empty_table(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text("families: {darkroom: {}}\nvariants: {AD: {}}\n")
     found = tables(load_study(file), [row("AD", k, 0.5, "darkroom") for k in range(3)], [])
-    assert [table[0][:3] for table, _ in found] == [["Family", "Variant", "Runs"]]
+    assert [table.rows[0][:3] for table in found] == [["Family", "Variant", "Runs"]]
 
 
 def test_convergence_is_interpolated_to_the_level_of_the_paired_baseline() -> None:

@@ -23,9 +23,11 @@ from compressed_ad.runs.layers import (
     PRESETS,
     SECTIONS,
     Request,
+    config_file,
     config_folder,
     describe,
     shipped_configs,
+    study_file,
     suggest,
 )
 from compressed_ad.runs.settings import Config
@@ -110,13 +112,30 @@ def test_an_installed_package_finds_its_configurations_by_name(tmp_path):
     copy = tmp_path / "site" / "compressed_ad"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(PACKAGE.parent / "config", copy / "config_files")
-    words = ["run", "--config", "benchmark/key_to_door", "--dry-run"]
+    shutil.copytree(PACKAGE.parent / "studies", copy / "studies_files")
+    calls = (
+        ["run", "--config", "benchmark/key_to_door", "--dry-run"],
+        ["study", "guide", "--small", "--families", "darkroom", "--dry-run"],
+    )
+    code = f"from compressed_ad.cli.main import main; raise SystemExit(any(main(x) for x in {calls}))"
     done = subprocess.run(
-        [sys.executable, "-m", "compressed_ad", *words],
+        [sys.executable, "-c", code],
         capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(copy.parent)},
     )  # fmt: skip
     assert done.stderr == ""
     assert "Would make runs/benchmark/key_to_door" in done.stdout
+    assert "output: runs/study/guide-small-families=darkroom" in done.stdout
+
+
+def test_the_last_part_of_a_name_is_enough_where_one_shipped_file_has_it():
+    assert config_file(Path("bandit")) == config_file(Path("benchmark/bandit"))
+    assert Request(files=(Path("bandit"),)).name == "benchmark/bandit"
+    assert config_file(Path("point_mass")).parent.name == "config"  # whole names go first
+    assert study_file(Path("guide")).name == "guide.yaml"
+    with pytest.raises(ConfigError, match=r"gide: no such file or shipped study \(did you mean 'guide'\?\)"):
+        study_file(Path("gide"))
+    with pytest.raises(ConfigError, match="'bandit'; it is a configuration: give it as --config bandit"):
+        load_config(Request("bandit"))
 
 
 @pytest.mark.parametrize("preset", PRESETS)

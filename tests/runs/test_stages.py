@@ -170,8 +170,10 @@ def test_run_directories_say_what_they_were_made_with(smoke: SmokeRun):
             path = smoke.out / f"{model}-darkroom-seed{seed}"
             facts = json.loads((path / "environment.json").read_text())
             assert facts["history"]["sha256"] == history.digest()
-            assert facts["versions"]["torch"]
-            assert facts["hardware"]["cores"] >= 1
+            assert facts["versions"]["torch"] == facts["packages"]["torch"]
+            assert {"numpy", "PyYAML", "pytest"} <= facts["packages"].keys()
+            assert facts["hardware"]["cores"] >= 1 and facts["hardware"]["vectors"]
+            assert facts["numerics"]["torch_threads"] == "1" and facts["numerics"]["numpy_blas"]
             job = runs.stored_job(path)
             assert (job.config.model.model, job.config.seed) == (model, seed)
             assert load(path / "best_model.pt")["config"]["model"] == model

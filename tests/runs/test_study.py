@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from contextlib import redirect_stderr
@@ -90,9 +91,10 @@ def test_a_study_leaves_rows_tables_and_a_page(finished: Path) -> None:
         "convergence",
         "costs",
     }
-    text = (own / "table.md").read_text()
-    assert "Share of the limit" in text
+    assert "Share of the limit" in (own / "tables" / "means.md").read_text()
+    text = (own / "tables" / "difference_of_final_return.md").read_text()
     assert "CompressedAD − AD" in text and "CompressedAD − random" in text
+    text = (own / "tables" / "costs.md").read_text()
     contexts = [line.split(" | ")[2:4] for line in text.splitlines() if line.startswith("| room | plain")]
     assert contexts == [["short", "10"], ["AD", "60"]]
 
@@ -168,7 +170,7 @@ def test_the_same_command_again_trains_nothing(finished: Path, capsys: pytest.Ca
     capsys.readouterr()
     assert main(["study", str(finished / "tiny.yaml"), "--out", str(out), "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "12 runs are finished" in said and "see a paired difference of" in said
+    assert "12 runs are finished" in said and "4 of 5 such studies would detect" in said
 
 
 def test_the_curves_are_not_taken_for_the_table(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,7 +184,9 @@ def test_kept_results_give_the_same_tables(finished: Path, capsys: pytest.Captur
     assert main(["study", str(finished / "tiny.yaml"), "--tables", str(own / "table.csv")]) == 0
     shown = capsys.readouterr().out
     assert "CompressedAD − random" in shown and "Steps to reach it" in shown
-    for line in (own / "table.md").read_text().splitlines():
+    for line in "\n".join(p.read_text() for p in (own / "tables").glob("*.md")).splitlines():
+        if not line.startswith("|"):
+            continue
         cells = [cell for cell in line.strip("|").split(" | ") if cell.strip("- :")]
         assert all(cell.strip() in shown for cell in cells)
 
@@ -338,6 +342,28 @@ def test_parts_of_a_study_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["study", str(tmp_path / "none.yaml"), "--dry-run"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("part", "folder"),
+    [
+        ({}, "tiny"),
+        ({"families": ["permuted", "room"], "variants": ["CompressedAD", "random", "self", "short"]}, "tiny"),
+        (
+            {"runs": 1, "families": ["permuted"], "overrides": [("algorithm.timeout", "9")]},
+            "tiny-families=permuted",
+        ),
+        ({"runs": 3}, "tiny-runs=3"),
+        ({"small": True}, "tiny-small"),
+        ({"variants": ["short"], "overrides": [("model.lr", "0.1")]}, "tiny-variants=short-model.lr=0.1"),
+        ({"overrides": [("env.kwargs", "{size: 5}")]}, r"tiny-env\.kwargs=_size__5_-[0-9a-f]{6}"),
+    ],
+)
+def test_what_is_not_the_whole_study_is_written_elsewhere(tmp_path: Path, part: dict, folder: str) -> None:
+    loaded = load_study(written(tmp_path, TINY), **part)
+    assert re.fullmatch(folder, loaded.folder)
+    assert bool(loaded.note) == (folder != "tiny")
+    assert all(option in loaded.note for option in loaded.options)
+
+
 def test_a_failing_cell_is_told_and_the_others_are_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -347,7 +373,8 @@ def test_a_failing_cell_is_told_and_the_others_are_kept(
     assert main([*arguments, "--variants", "broken", "--process", "1"]) == 1
     said = capsys.readouterr()
     assert "loss is nan" in said.err
-    rows = read_rows(tmp_path / "out" / "tiny" / "table.csv")
+    part = "tiny-runs=1-families=room-variants=broken"
+    rows = read_rows(tmp_path / "out" / part / "table.csv")
     assert {row.variant for row in rows} == {"AD"}
 
 
@@ -377,11 +404,13 @@ def test_a_shipped_study_runs_small(tmp_path: Path, capsys: pytest.CaptureFixtur
     said, progress = capsys.readouterr()
     assert "note: history_" not in progress  # the source learned
     assert "prolong − AD" in said and "prolong_random − AD" in said and "too few runs" in said
-    assert {r.variant for r in read_rows(tmp_path / "out" / "frontier" / "table.csv")} == {
-        "AD",
-        "prolong",
-        "prolong_random",
-    }
+    (own,) = tmp_path.glob("out/frontier*")
+    assert own.name == "frontier-small-runs=1-families=darkroom"
+    assert {r.variant for r in read_rows(own / "table.csv")} == {"AD", "prolong", "prolong_random"}
+    assert "its numbers mean nothing" in said
+    for file in (own / "index.html", own / "tables" / "means.md", own / "tables" / "means.tex"):
+        assert "its numbers mean nothing" in file.read_text()
+    assert "Nothing is concluded" in (own / "index.html").read_text()
 
 
 def test_mistakes_of_a_study_are_told_together(tmp_path: Path) -> None:

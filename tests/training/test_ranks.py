@@ -283,7 +283,9 @@ def test_torchrun_continues_a_run_and_stops_politely(smoke: SmokeRun, tmp_path: 
     job.send_signal(signal.SIGTERM)
     _, told = job.communicate(timeout=60)
     ours = [line for line in told.splitlines() if line.startswith("cad")]
-    assert ours == ["cad: stopped; what was finished is kept"], told
+    assert ours == [
+        "cad: stopped; what was finished is kept, and the same command with --resume continues"
+    ], told
     assert 20 < max(int(p.stem[5:]) for p in checkpoints.iterdir()) < 80
     assert main(words) == 0
     found, expected = (load(folder / "last_model.pt")["model_state_dict"] for folder in (run, whole))

@@ -13,7 +13,17 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from compressed_ad.evaluation.attention import Context, Shares
 from compressed_ad.evaluation.border_embeddings import Effects, Geometry
 from compressed_ad.marking.markers import segments
-from compressed_ad.report.figures.style import INK, MARKS, MUTED, Figure, names_down, panels, styled
+from compressed_ad.report.figures.style import (
+    END,
+    INK,
+    MARKS,
+    MUTED,
+    START,
+    Figure,
+    names_down,
+    panels,
+    styled,
+)
 from compressed_ad.types import FloatArray, IntArray
 
 
@@ -37,7 +47,7 @@ def attention_summary(shares: Shares, title: str) -> Figure:
         "border": "on border marks",
     }
     places = -np.arange(len(names))
-    size = (2.7 * n_kind + 1.2, 2 * (0.23 * len(names) + 0.8) + 0.9)
+    size = (2 * n_kind + 1.3, 2 * (0.23 * len(names) + 0.8) + 0.9)
     figure, grid = panels(*size, 2, n_kind, sharey=True)
     for k, kind in enumerate(shares.kinds):
         above, below = grid[:, k]
@@ -48,9 +58,10 @@ def attention_summary(shares: Shares, title: str) -> Figure:
         above.plot(matched, places, "s", color=INK, label="lag alone", **hollow)
         above.plot(share, places, "o", color=INK, markersize=5.5, label="attention", zorder=3)
         above.set_xlim(0, 1.12 * max(1e-3, *share, *matched, shares.uniform[k]))
-        above.xaxis.set_major_locator(MaxNLocator(4))
+        above.xaxis.set_major_locator(MaxNLocator(3))
         above.xaxis.set_major_formatter(FuncFormatter(lambda x, place: f"{100 * x:.3g} %"))
-        above.set(title=titles.get(kind, kind), xlabel="share of attention")
+        above.set_title(titles.get(kind, kind), fontsize=10)
+        above.set_xlabel("share of attention")
         _ratios(below, places, *(x[k].ravel() for x in (shares.ratio, shares.low, shares.high)))
     for axes in grid.ravel():
         axes.grid(axis="y", visible=False)
@@ -76,7 +87,7 @@ def _ratios(axes: Axes, places: IntArray, ratio: FloatArray, low: FloatArray, hi
     reach = 1.1 * max(1.5, *(float(max(x, 1 / x)) for x in known)) if len(known) else 2.0
     axes.set_xscale("log")
     axes.set_xlim(1 / reach, reach)
-    ticks = [0.5, 0.7, 1, 1.4, 2] if reach < 3 else [0.01, 0.1, 0.3, 1, 3, 10, 100]
+    ticks = [0.5, 1, 2] if reach < 3 else [0.01, 0.1, 0.3, 1, 3, 10, 100]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
@@ -139,10 +150,9 @@ def border_embeddings(geometries: Sequence[Geometry], effects: Effects, step: in
 
     Direction and ``effects`` are of the weights at gradient step ``step``, one of ``geometries``.
     """
-    figure, (row,) = panels(12.4, 4.6, 1, 4, width_ratios=[1, 1.15, 1, 1])
-    sizes, directions, divergence, loss = row
-    start: dict[str, Any] = {"color": "#7a4fa3", "marker": "o", "markersize": 5}
-    end: dict[str, Any] = {"color": "#a6761d", "marker": "s", "markersize": 5, "fillstyle": "none"}
+    figure, ((sizes, directions), (divergence, loss)) = panels(9.3, 7.4, 2, 2)
+    start: dict[str, Any] = {"color": START, "marker": "o", "markersize": 5}
+    end: dict[str, Any] = {"color": END, "marker": "s", "markersize": 5, "fillstyle": "none"}
     steps, shown = [g.step for g in geometries], next(g for g in geometries if g.step == step)
     sizes.plot(steps, [g.norm_start / g.norm_token for g in geometries], label="<compress>", **start)
     norms = [g.norm_end / g.norm_token for g in geometries]
@@ -156,15 +166,14 @@ def border_embeddings(geometries: Sequence[Geometry], effects: Effects, step: in
     for cosines, mark in ((shown.cosine_start, start), (shown.cosine_end, end)):
         directions.plot(list(cosines.values()), places, linestyle="none", **mark)
     directions.set_yticks(places, list(shown.cosine_start))
-    directions.set(
-        xlim=(-1.05, 1.05), xlabel="cosine", title=f"Direction; with each other {shown.cosine:.2f}"
-    )
+    between = f"{shown.cosine:.2f}".replace("-", "−")
+    directions.set(xlim=(-1.05, 1.05), xlabel="cosine", title=f"Direction; with each other {between}")
     directions.grid(axis="y", visible=False)
     _changes(divergence, effects, effects.divergence, "KL divergence (nats)", "Change of the prediction")
     _changes(loss, effects, effects.cross_entropy, "added cross-entropy (nats)", "Change of the loss")
     loss.set_yticklabels([])
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    figure.legend(*sizes.get_legend_handles_labels(), loc="outside lower left", ncols=3)
+    figure.legend(*sizes.get_legend_handles_labels(), loc="outside upper right", ncols=3)
     figure.legend(*divergence.get_legend_handles_labels(), loc="outside lower right", ncols=3)
     return figure
 

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from compressed_ad.evaluation.intervals import mean
+from compressed_ad.evaluation.intervals import mean, number
 from compressed_ad.report.figures.style import FAINT, INK, Figure, beside, looks, names_down, panels, styled
 
 if TYPE_CHECKING:
     from compressed_ad.report.comparison import Difference
     from compressed_ad.report.rows import Row
     from compressed_ad.report.study_report import Cost
+
+
+_SMALL: Any = {
+    "textcoords": "offset points",
+    "fontsize": 8.5,
+    "bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
+}
 
 
 @styled
@@ -27,7 +34,8 @@ def forest(found: Mapping[str, Sequence[tuple[str, Difference]]], label: str) ->
     """
     names = list(dict.fromkeys(name for lines in found.values() for name, _ in lines))
     width = min(12.0, 3.0 + 2.6 * len(found)) if len(found) > 1 else 8.8
-    figure, (row,) = panels(width, 0.4 * len(names) + 1.4, 1, len(found), sharex=True, sharey=True)
+    height = (0.4 if len(found) == 1 else 0.55) * len(names) + 1.4
+    figure, (row,) = panels(width, height, 1, len(found), sharex=True, sharey=True)
     for axes, (title, lines) in zip(row, found.items(), strict=True):
         axes.axvline(0, color=INK, linewidth=1)
         for name, d in lines:
@@ -39,9 +47,15 @@ def forest(found: Mapping[str, Sequence[tuple[str, Difference]]], label: str) ->
             axes.plot(e.value, y, "o", color=INK, markersize=6.5, mfc=INK if d.decided else "white")
             if len(found) == 1:
                 beside(axes, y, e.text("+"))
-        axes.set(title=title, xlabel=label)
+            elif math.isfinite(e.value):
+                axes.annotate(number(e.value, "+"), (e.value, y), (0, 5), ha="center", **_SMALL)
+        axes.set_title(title)
         axes.grid(axis="y", visible=False)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5 if len(found) == 1 else 2))
+    if len(found) == 1:
+        row[0].set_xlabel(label)
+    else:
+        figure.supxlabel(label, fontsize=10)
     every = [d for lines in found.values() for _, d in lines]
     ends = [x for d in every for x in (d.estimate.value, d.estimate.low, d.estimate.high, d.detectable)]
     reach = 1.08 * max(0.02, *(abs(x) for x in ends if math.isfinite(x)))
@@ -75,16 +89,17 @@ def dots(rows: Sequence[Row], variants: Sequence[str], measure: str, label: str)
 
 
 @styled
-def cost_curves(found: Sequence[Cost], label: str) -> Figure:
+def cost_curves(found: Sequence[Cost], label: str, variants: Sequence[str] = ()) -> Figure:
     """The result by context length and by FLOPs of an in-context step, one row of panels per family.
 
-    Bars are 95 % intervals of the means over runs.
+    A curve that is called as one of the study's ``variants`` is drawn as that. Bars are 95 % intervals of the
+    means over runs.
     """
     families = list(dict.fromkeys(c.family for c in found))
     size = (8.4, 0.5 + 3.1 * len(families))
     figure, grid = panels(*size, len(families), 2, sharex="col", sharey="row")
     for row, family in zip(grid, families, strict=True):
-        curves = looks(c.curve for c in found if c.family == family)
+        curves = looks((c.curve for c in found if c.family == family), variants)
         for k, (curve, look) in enumerate(curves.items()):
             points = [c for c in found if (c.family, c.curve) == (family, curve)]
             middle, low, high = np.array([(c.value.value, c.value.low, c.value.high) for c in points]).T

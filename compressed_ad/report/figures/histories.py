@@ -83,7 +83,7 @@ def probability_trace(
 
 
 @style.styled
-def marked_by_tenth(fractions: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
+def marked_by_tenth(fractions: Mapping[str, Mapping[str, ArrayLike]], among: Sequence[str] = ()) -> Figure:
     """Share of marked steps by tenth of the source's training, by family (a panel) and method (a line).
 
     Each line is the mean over the rows of an array (n, 10), of n tasks or runs; one that is alone in its
@@ -91,7 +91,7 @@ def marked_by_tenth(fractions: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
     """
     figure, (row,) = style.panels(min(12.0, 2.6 + 3.4 * len(fractions)), 3.6, 1, len(fractions), sharey=True)
     middle = (np.arange(10) + 0.5) / 10
-    look = style.looks(name for lines in fractions.values() for name in lines)
+    look = style.looks((name for lines in fractions.values() for name in lines), among)
     for axes, (family, lines) in zip(row, fractions.items(), strict=True):
         alone: Any = {"color": style.INK, "marker": "o", "markersize": 4} if len(lines) == 1 else None
         for name, values in lines.items():
@@ -111,12 +111,12 @@ def marked_by_tenth(fractions: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
 
 @style.styled
 def training_curves(
-    metrics: Mapping[str, Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]],
+    metrics: Mapping[str, Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]], among: Sequence[str] = ()
 ) -> Figure:
     """Training loss and validation by gradient step, by family, method and run: rows of ``metrics.jsonl``.
 
-    Thin lines are runs, thick ones their mean where all runs recorded the same steps. What no run recorded is
-    left out.
+    Thin lines are runs, thick ones their mean where all runs recorded the same steps; of the loss, whose runs
+    hide each other, the mean alone. What no run recorded is left out. Families share the scale of a quantity.
     """
     labels = {
         "loss": "training loss (nats)",
@@ -127,15 +127,17 @@ def training_curves(
     every = [row for methods in metrics.values() for runs in methods.values() for run in runs for row in run]
     keys = [key for key in labels if len(series(every, key)[0])] or ["loss"]
     cells = [(key, family) for key in keys for family in metrics]
-    n_column = len(keys) if len(metrics) == 1 else len(metrics)
+    alone = len(metrics) == 1
+    n_column = (2 if len(keys) == 4 else len(keys)) if alone else len(metrics)
     n_row = len(cells) // n_column
-    figure, grid = style.panels(min(12.5, 3.7 * n_column + 0.6), 0.5 + 2.8 * n_row, n_row, n_column)
-    look = style.looks(name for methods in metrics.values() for name in methods)
+    size = (min(9.3 if alone else 12.5, 3.7 * n_column + 0.6), 0.5 + 2.8 * n_row)
+    figure, grid = style.panels(*size, n_row, n_column, sharey=False if alone else "row")
+    look = style.looks((name for methods in metrics.values() for name in methods), among)
     for axes, (key, family) in zip(grid.ravel(), cells, strict=True):
         for name, runs in metrics[family].items():
             lines = [series(run, key) for run in runs]
             shared = len(lines) > 1 and all(np.array_equal(line[0], lines[0][0]) for line in lines)
-            for steps, values in lines:
+            for steps, values in [] if shared and key == "loss" else lines:
                 axes.plot(steps, values, **look[name].line | ({"lw": 0.8, "alpha": 0.5} if shared else {}))
             if shared:
                 axes.plot(lines[0][0], np.mean([line[1] for line in lines], axis=0), **look[name].line)

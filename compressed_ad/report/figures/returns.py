@@ -144,10 +144,15 @@ def goal_map(tasks: AnyArray, maps: Mapping[str, ArrayLike], kinds: Sequence[str
     """
     cells = np.asarray(tasks, dtype=np.int64)
     width, height = (int(n) for n in cells.max(axis=0) + 1)
-    figure, (row,) = style.panels(min(12.0, 3.6 * len(maps) + 1.0), 4.3, 1, len(maps))
+    n_column = min(2, len(maps))
+    n_row = -(-len(maps) // n_column)
+    figure, grid_of_axes = style.panels(3.8 * n_column + 1.0, 3.9 * n_row + 0.3, n_row, n_column)
+    row = grid_of_axes.ravel()
+    for axes in row[len(maps) :]:
+        axes.set_axis_off()
     colours = LinearSegmentedColormap.from_list("return", ["#fff3d6", "#E69F00", "#0072B2", "#08306b"])
     images = []
-    for axes, (title, values) in zip(row, maps.items(), strict=True):
+    for axes, (title, values) in zip(row[: len(maps)], maps.items(), strict=True):
         grid = np.full((height, width), np.nan)
         grid[cells[:, 1], cells[:, 0]] = np.asarray(values, dtype=np.float64)
         axes.imshow(np.zeros_like(grid), cmap=ListedColormap([style.FAINT]), origin="lower")
@@ -160,11 +165,10 @@ def goal_map(tasks: AnyArray, maps: Mapping[str, ArrayLike], kinds: Sequence[str
             value = grid[y, x]
             if np.isfinite(value) and max(width, height) <= 12:
                 ink = "white" if value > 0.55 else "black"
-                axes.text(x, y, f"{value:z.1f}", ha="center", va="center", fontsize=7, color=ink)
-        axes.set(xlabel="goal x", xticks=range(0, width, 2), yticks=range(0, height, 2))
+                axes.text(x, y, f"{value:z.1f}", ha="center", va="center", fontsize=8, color=ink)
+        axes.set(xlabel="goal x", ylabel="goal y", xticks=range(0, width, 2), yticks=range(0, height, 2))
         axes.grid(visible=False)
         axes.set_title(title)
-    row[0].set_ylabel("goal y")
     figure.colorbar(images[-1], ax=list(row), label="final normalised return", shrink=0.7, aspect=25)
     return figure
 

@@ -108,11 +108,9 @@ def found_curves(
     figure, ((axes,),) = style.panels(7.2, 3.8)
     n_episode = np.size(model)
     episodes = np.arange(1, n_episode + 1)
-    labels = [
-        style.curve(axes, episodes, model, name, style.looks([name])[name].color, drawstyle="steps-post")
-    ]
+    labels = [style.curve(axes, episodes, model, name, style.looks([name])[name].color)]
     if walk is not None:
-        line = {"linestyle": style.DASHED, "linewidth": 1.6, "drawstyle": "steps-post"}
+        line = {"linestyle": style.DASHED, "linewidth": 1.6}
         label = "random walk" + ", exact" * exact
         labels.append(style.curve(axes, episodes, walk, label, style.RANDOM, **line))
     style.episode_axis(axes, n_episode)

@@ -31,7 +31,8 @@ SOURCE = "#009E73"
 MARKS = "#E69F00"
 RANDOM = "#8c8c8c"
 DASHED: Any = (0, (5, 2))
-REFERENCES = ("#000000", "#8a5a2b", "#7a4fa3")
+START, END = MARKS, "#8c6200"
+REFERENCES = ("#000000", "#8a5a2b", "#7f7f00")
 _COLOURS = ("#0072B2", "#D55E00", "#CC79A7", "#56B4E9", "#7a4fa3", "#a6761d")
 _DASHES = ((6, 1.5), (3, 1, 1, 1), (1.5, 1), (8, 2, 2, 2), (4, 3))
 _LINES: tuple[Any, ...] = ("-", *((0, dashes) for dashes in _DASHES))
@@ -52,9 +53,13 @@ class Look:
         return {"color": self.color, "linestyle": self.linestyle}
 
 
-def looks(methods: Iterable[str]) -> dict[str, Look]:
-    """How ``methods`` are drawn: the built-in ones always alike, others by their order."""
-    names = list(dict.fromkeys(methods))
+def looks(methods: Iterable[str], among: Iterable[str] = ()) -> dict[str, Look]:
+    """How ``methods`` are drawn: the built-in ones always alike, others by their order.
+
+    Figures that show different methods ``among`` the same ones draw each alike.
+    """
+    shown = list(dict.fromkeys(methods))
+    names = list(dict.fromkeys([*among, *shown]))
     free = [k for k in (2, 3, 4, 5, 1, 0) if k not in {_PLACES.get(name) for name in names}]
     others = [name for name in names if name not in _PLACES]
     found = {}
@@ -62,7 +67,7 @@ def looks(methods: Iterable[str]) -> dict[str, Look]:
         again, place = (0, 0) if name in _PLACES else divmod(others.index(name), len(free))
         k = _PLACES.get(name, free[place])
         found[name] = Look(_COLOURS[k], _LINES[(k + again) % 6], _MARKERS[(k + again) % 6])
-    return found
+    return {name: found[name] for name in shown}
 
 
 STYLE: dict[Any, Any] = {
@@ -83,6 +88,7 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 2.0,
     "figure.constrained_layout.use": True,
     "svg.hashsalt": "compressed_ad",
+    "pdf.fonttype": 42,
     "text.parse_math": False,  # names may hold any character
 }
 
@@ -105,6 +111,19 @@ def figure_to_svg(figure: Figure) -> bytes:
 
 def figure_to_png(figure: Figure, dpi: int = 150) -> bytes:
     return _render(figure, "png", dpi=dpi)
+
+
+def figure_to_pdf(figure: Figure) -> bytes:
+    """The figure as PDF, text as text with its font; equal figures give equal bytes."""
+    return _render(figure, "pdf", metadata={"CreationDate": None})
+
+
+FORMATS: dict[str, Callable[[Figure], bytes]] = {
+    "png": figure_to_png,
+    "svg": figure_to_svg,
+    "pdf": figure_to_pdf,
+}
+"""What figures are written as, by the ending of the file."""
 
 
 def _render(figure: Figure, kind: str, **options: Any) -> bytes:
@@ -133,7 +152,8 @@ def curve(axes: Axes, x: ArrayLike, values: ArrayLike, name: str, colour: str, *
 def band(axes: Axes, x: ArrayLike, values: ArrayLike, look: Look, name: str) -> Label:
     """Draw middle, low and high (3, E) over the first E of ``x``; the label for their end."""
     middle, low, high = np.asarray(values, dtype=np.float64)
-    axes.fill_between(np.asarray(x)[: len(low)], low, high, color=look.color, alpha=0.15, linewidth=0)
+    area: Any = {"facecolor": (look.color, 0.13), "edgecolor": (look.color, 0.6), "linewidth": 0.7}
+    axes.fill_between(np.asarray(x)[: len(low)], low, high, **area)
     return curve(axes, x, middle, name, look.color, linestyle=look.linestyle, label=name)
 
 
