@@ -43,6 +43,10 @@ class RecurrentAD(AD):
     def forgets(self) -> bool:
         return True
 
+    def visible_tokens(self, tokens: Tokens) -> Tensor:
+        place = torch.arange(tokens.ended.shape[1], device=tokens.ended.device).expand(tokens.ended.shape)
+        return self.config.memory_tokens + place % self.config.memory_steps + 1
+
     def read(self, memory: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         """One whole chunk: memory (B, k, D) and its steps (B, c, D), seen (B, c, D) and the next memory."""
         x = torch.cat([memory + self.memory_read, steps, memory + self.memory_write], dim=1)

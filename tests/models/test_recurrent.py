@@ -196,3 +196,9 @@ def test_an_agent_plays_with_a_changed_memory() -> None:
     for wrong in (RandomAgent(5), InContextAgent(AD(config())), InContextAgent(model, cache=False)):
         with pytest.raises(UsageError, match="plays RecurrentAD with a cache"):
             Intervened(wrong, zeroed, range(5))
+
+
+def test_a_query_sees_the_memory_and_its_chunk() -> None:
+    model = RecurrentAD(config(model="RecurrentAD", memory_tokens=3, memory_steps=4))
+    seen = model.visible_tokens(shift(**transitions(2, 10)))
+    assert seen.tolist() == [[4, 5, 6, 7, 4, 5, 6, 7, 4, 5]] * 2
