@@ -1,4 +1,4 @@
-"""What models of the study ``compression_full`` do on Darkroom-Hard without their borders' sight, with fewer or more
+"""What models of the study ``compression_full`` do on Darkroom-Hard without sight, with other numbers of
 borders, over 500 episodes, and after the source's first steps: their held-out tasks.
 
 python results/forgetting.py [runs/study]    writes results/forgetting.csv
