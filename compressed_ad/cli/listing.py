@@ -14,7 +14,7 @@ from typing import Any
 
 from compressed_ad.cli.call import Call, Command, count, one_of, option
 from compressed_ad.cli.display import print_lines
-from compressed_ad.errors import ConfigError, RunError
+from compressed_ad.errors import ConfigError, RunError, install_command
 from compressed_ad.histories.exchange.formats import EXPORT, LAYOUT
 from compressed_ad.learners.base import LEARNER
 from compressed_ad.learners.conformance import check_learner
@@ -89,7 +89,7 @@ def _learners() -> Rows:
     rows = [
         (n, _sentence(maker), ppo if n == "ppo" else call_parameters(maker)) for n, maker in LEARNER.items()
     ]
-    state = "" if extras()["sb3"] else " (not installed: pip install 'compressed-ad[sb3]')"
+    state = "" if extras()["sb3"] else f" (not installed: {install_command('sb3')})"
     for name, algorithm in ALGORITHM.items():
         rows.append((f"sb3:{name}", f"{algorithm.words} Actions: {', '.join(algorithm.actions)}{state}", ""))
     return rows
@@ -136,7 +136,7 @@ LISTS: Mapping[str, Callable[[], Rows]] = {
         (
             name,
             EXTRAS[name][0],
-            "installed" if there else f"not installed: pip install 'compressed-ad[{name}]'",
+            "installed" if there else f"not installed: {install_command(name)}",
         )
         for name, there in extras().items()
     ],
@@ -220,7 +220,7 @@ def _doctor(call: Call) -> None:
     print_lines(f"machine   {machine['processor']}, {machine['cores']} core(s), {machine['memory_gib']} GiB")
     print_lines(f"device    {_device(problems)}")
     for name, installed in extras().items():
-        state = "installed" if installed else f"not installed (compressed-ad[{name}])"
+        state = "installed" if installed else f"not installed: {install_command(name)}"
         print_lines(f"extra     {name}: {state}")
     source = Path(__file__).parents[1] / "learners" / "ppo" / "kernels.py"
     cache = Path(os.environ.get("NUMBA_CACHE_DIR", source.parent / "__pycache__"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any
 
 import numpy as np
 
@@ -25,35 +24,23 @@ def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = ne
     """
     from compressed_ad.models import MODEL
     from compressed_ad.training import ranks
+    from compressed_ad.training.from_file import sampling, settings_of_file
     from compressed_ad.training.loop import train
 
     data, notes, where = RunData(job), list[str](), device(job.config)
     task_ids, file, config = data.training_tasks(), data.file, job.config.model
-    scales = data.scales()
-    from_history: dict[str, Any] = {"reward_scale": scales.reward, "one_step": file.info.horizon == 1}
     for kind, found in file.info.spaces.items():
         asked = getattr(config, f"{kind}_space")
         if asked is not None:
             check_same(f"model.{kind}_space", found, asked)
-        from_history[f"{kind}_space"] = found
-    for name, values in (("mean", scales.observation_mean), ("std", scales.observation_std)):
-        from_history[f"observation_{name}"] = None if values is None else values.tolist()
+    from_history = settings_of_file(file.info, data.scales())
     filled = validated(ModelConfig, {**config.model_dump(), **from_history}, "model")
     provenance = history_provenance(file, job.config.marker if job.remark else None, data.family)
     first = ranks.rank() == 0
     with claimed(job.path, job.config, keys=TRAINING_KEYS, history=provenance) if first else nullcontext():
         if ranks.of_first(job.trained):
             return notes
-        unproven = config.loss_weight_unproven
-        sampler, sequences = data.sampler(
-            task_ids,
-            job.config.seed,
-            config.batch_size,
-            marker_dropout=config.marker_dropout,
-            weight_marked=config.loss_weight_marked,
-            weight_unproven=config.loss_weight_marked if unproven is None else unproven,
-            min_probability=config.loss_min_probability,
-        )
+        sampler, sequences = data.sampler(task_ids, job.config.seed, config.batch_size, **sampling(config))
         if getattr(MODEL[config.model], "reads_marks", False) and not sequences.mask.any():
             notes.append(
                 f"{job.name}: no step of its histories is marked, so {config.model} learns what AD does;"
