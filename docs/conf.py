@@ -1,8 +1,9 @@
 """The site (``make docs``): the pages as they are, and what the code says of itself.
 
-The pages are plain Markdown that a code host shows as well. ``GROUPS`` is the site's table of contents; a page that it
-names may be missing, and a page that it does not name comes last. Four pages get a part that is made here: the table of
-contents, the help of each command, the list of markers, and the reference of everything public.
+The pages are plain Markdown that a code host shows as well. ``GROUPS`` is the table of contents; a page
+that it names may be missing, and a page that it does not name comes last. Four pages get a part that is made
+here: the table of contents, the help of each command, the list of markers, and the reference of everything
+public.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from compressed_ad.registry import Registry  # noqa: E402
 GROUPS = {
     "Start": "first_five_minutes from_the_guide guide python commands",
     "Use it": (
-        "environments own_environment optional_environments source_algorithms bandits markers extending exchange"
-        " compression scaling files troubleshooting"
+        "environments own_environment optional_environments source_algorithms bandits markers extending"
+        " exchange compression scaling files troubleshooting"
     ),
     "Understand it": "concepts method recipe",
     "Results": "benchmark results experiments studies",
@@ -154,5 +155,6 @@ def math(self: Any, node: Any) -> None:
 
 def enter(app: Any, exception: Exception | None) -> None:
     """The folder of the site opens at its first page."""
-    text = '<!doctype html><meta http-equiv="refresh" content="0; url=docs/index.html"><title>compressed_ad</title>\n'
+    to_first = '<meta http-equiv="refresh" content="0; url=docs/index.html">'
+    text = f"<!doctype html>{to_first}<title>{project}</title>\n"
     Path(app.outdir, "index.html").write_text(text, "utf-8")

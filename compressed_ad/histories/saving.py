@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -87,14 +88,18 @@ def save_histories(
     returns = made.optimal_return(tasks), made.random_return(tasks)
     with locked(Path(path), file=True, error=HistoryError):
         writer = HistoryWriter(path, info, split, tasks, *returns, overwrite=overwrite)
-        for number, task in enumerate(ids):
-            history = replace(_history(recorded[task]), compression_mask=None)
-            if problem := first_stream_problem(made, tasks[number], history):
-                raise HistoryError(f"save_histories: task {task}: {problem}")
-            if marker is not None:
-                mask = mark_task(marker, history, number, seed=seed, **(params or {}))
-                history = history.with_mask(mask)
-            writer.append(number, history)
+        try:
+            for number, task in enumerate(ids):
+                history = replace(_history(recorded[task]), compression_mask=None)
+                if problem := first_stream_problem(made, tasks[number], history):
+                    raise HistoryError(f"save_histories: task {task}: {problem}")
+                if marker is not None:
+                    mask = mark_task(marker, history, number, seed=seed, **(params or {}))
+                    history = history.with_mask(mask)
+                writer.append(number, history)
+        except BaseException:
+            shutil.rmtree(writer.shards, ignore_errors=True)  # it is called again, not resumed
+            raise
         writer.finish(None if marker is None else marking_provenance(marker, params or {}, seed))
     return HistoryFile(path)
 

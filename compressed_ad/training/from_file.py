@@ -47,7 +47,7 @@ def config_and_sampler(
     """
     file = file if isinstance(file, HistoryFile) else HistoryFile(file)
     given = settings_of_file(file.info, file.training_scales())
-    config = validated(ModelConfig, {**settings, **given}, "")
+    config = validated(ModelConfig, {**settings, **given}, "config_and_sampler")
     sequences = from_histories(file.each(file.split.train))
     if config.transforms:
         family = stored_family(file.path, file.info.family, file.info.family_kwargs, trust)
