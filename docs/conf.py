@@ -21,7 +21,7 @@ from docutils.utils.math.latex2mathml import tex2mathml
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-os.environ["COLUMNS"] = "100"
+os.environ["COLUMNS"] = "102"  # argparse leaves two free; paragraphs of the help are 100 wide
 
 import compressed_ad  # noqa: E402
 from compressed_ad.cli.listing import LISTS  # noqa: E402
@@ -53,10 +53,20 @@ exclude_patterns = [".*", "build", "datasets", "runs", "tests", "results"]
 html_theme, html_title = "furo", f"compressed_ad {version}"
 html_show_copyright = False
 html_copy_source = False
+html_static_path, html_css_files = ["site"], ["site.css"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+autodoc_inherit_docstrings = False
+autodoc_type_aliases = {
+    name: name
+    for name in (
+        *("AnyArray", "FloatArray", "IntArray", "BoolArray", "Floats", "SpaceSpec", "Marker", "Progress"),
+        *("Count", "Fraction", "Seed", "Whole", "Positive", "NonNegative", "BelowOne"),
+    )
+}
+"""What signatures call by its name instead of spelling it out."""
 python_maximum_signature_line_length = 88
 
 
@@ -111,7 +121,10 @@ def help_of(command: str) -> str:
 
 
 def markers() -> str:
-    rows = [f"| `{name}` | {words} | `{given}` |" for name, words, given in LISTS["markers"]()]
+    rows = [
+        f"| `{name}` | {words} | {f'`{given}`' if given else ''} |"
+        for name, words, given in LISTS["markers"]()
+    ]
     return "\n".join(["", "| marker | marks | parameters |", "|---|---|---|", *rows, ""])
 
 
@@ -149,7 +162,7 @@ def math(self: Any, node: Any) -> None:
 
     block = isinstance(node, nodes.math_block)
     mathml = tex2mathml(node.astext(), as_block=block)
-    self.body.append(f'<div style="overflow-x: auto">{mathml}</div>' if block else mathml)
+    self.body.append(f'<div class="formula">{mathml}</div>' if block else mathml)
     raise nodes.SkipNode
 
 
