@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 
-import numpy as np
-
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.runs.data import RunData
 from compressed_ad.runs.directory import claimed, content_of, history_provenance
@@ -22,9 +20,8 @@ def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = ne
     Training histories are read only through the stored split. The best checkpoint is the one with the highest
     in-context return on the validation tasks.
     """
-    from compressed_ad.models import MODEL
     from compressed_ad.training import ranks
-    from compressed_ad.training.from_file import sampling, settings_of_file
+    from compressed_ad.training.from_file import sampling, settings_of_file, without_effect
     from compressed_ad.training.loop import train
 
     data, notes, where = RunData(job), list[str](), device(job.config)
@@ -41,23 +38,7 @@ def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = ne
         if ranks.of_first(job.trained):
             return notes
         sampler, sequences = data.sampler(task_ids, job.config.seed, config.batch_size, **sampling(config))
-        if getattr(MODEL[config.model], "reads_marks", False) and not sequences.mask.any():
-            notes.append(
-                f"{job.name}: no step of its histories is marked, so {config.model} learns what AD does;"
-                " choose a marker, such as threshold"
-            )
-        probs = sequences.action_probs
-        if config.loss_min_probability > 0 and (probs is None or np.isnan(probs).all()):
-            notes.append(
-                f"{job.name}: the histories do not tell how probable their actions were, so"
-                " loss_min_probability leaves none out"
-            )
-        longest = int(sequences.lengths.max())
-        if longest < config.n_transit:
-            notes.append(
-                f"{job.name}: the longest history has {longest} steps after its transforms, fewer than"
-                f" n_transit {config.n_transit}: the model never sees a full context during training"
-            )
+        notes += [f"{job.name}: {note}" for note in without_effect(config, sequences)]
         validating = bool(len(file.split.validation) and config.validations)
         random, optimal = data.scale(file.split.validation)
         if validating and not (optimal > random).any():

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.header import HistoryInfo, Scales
+from compressed_ad.models import MODEL
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.settings import validated
 from compressed_ad.tasks.select import stored_family
-from compressed_ad.training.sequences import from_histories
+from compressed_ad.training.sequences import Sequences, from_histories
 from compressed_ad.training.transforms import apply_transforms
 from compressed_ad.training.windows import WindowSampler
 
@@ -36,6 +40,29 @@ def sampling(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def without_effect(config: ModelConfig, sequences: Sequences) -> list[str]:
+    """Settings of ``config`` that these training histories leave without effect, one sentence each."""
+    notes = []
+    if getattr(MODEL[config.model], "reads_marks", False) and not sequences.mask.any():
+        notes.append(
+            f"no step of its histories is marked, so {config.model} learns what AD does;"
+            " choose a marker, such as threshold"
+        )
+    probs = sequences.action_probs
+    if config.loss_min_probability > 0 and (probs is None or np.isnan(probs).all()):
+        notes.append(
+            "the histories do not tell how probable their actions were, so"
+            " loss_min_probability leaves none out"
+        )
+    longest = int(sequences.lengths.max())
+    if longest < config.n_transit:
+        notes.append(
+            f"the longest history has {longest} steps after its transforms, fewer than"
+            f" n_transit {config.n_transit}: the model never sees a full context during training"
+        )
+    return notes
+
+
 def config_and_sampler(
     file: HistoryFile | str | Path, *, seed: int = 0, trust: str | Collection[str] = (), **settings: Any
 ) -> tuple[ModelConfig, WindowSampler]:
@@ -43,7 +70,8 @@ def config_and_sampler(
 
     ``settings`` are those of ``ModelConfig`` (``model="AD"``, ``steps=300``, ...); spaces and scales come
     from the file. ``seed`` draws the windows. ``trust`` names code of yours that the file names, which some
-    transforms need. ``ConfigError`` lists settings that do not exist or have wrong values.
+    transforms need. ``ConfigError`` lists settings that do not exist or have wrong values; a ``UserWarning``
+    tells of those that have no effect on these histories.
     """
     file = file if isinstance(file, HistoryFile) else HistoryFile(file)
     given = settings_of_file(file.info, file.training_scales())
@@ -53,6 +81,8 @@ def config_and_sampler(
         family = stored_family(file.path, file.info.family, file.info.family_kwargs, trust)
         pairs = [(spec.name, spec.params) for spec in config.transforms]
         sequences = apply_transforms(sequences, pairs, seed=seed, family=family, tasks=file.tasks)
+    for note in without_effect(config, sequences):
+        warnings.warn(note, stacklevel=2)
     sampler = WindowSampler(
         sequences, config.n_transit, config.batch_size,
         seed=seed, first_window=config.first_window, **sampling(config),

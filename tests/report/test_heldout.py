@@ -51,6 +51,8 @@ def test_settings_and_windows_are_those_of_the_command_line(smoke: SmokeRun, fil
     config, sampler = config_and_sampler(file.path, **stored_config(run).model.model_dump(exclude_none=True))
     assert config.model_dump(mode="json") == checkpoint["config"]
     assert set(sampler.sequences.task.tolist()) == set(file.split.train.tolist())
+    with pytest.warns(UserWarning, match=r"^the longest history has 400 steps .* fewer than n_transit 500"):
+        config_and_sampler(file, model="AD", n_transit=500)
     with pytest.raises(
         ConfigError, match=r"^config_and_sampler: unknown key 'tf_nembd' \(did you mean 'tf_n_embd'\?\)$"
     ):
