@@ -42,8 +42,8 @@ class AD(nn.Module):
             raise ConfigError(
                 "observation_space and action_space are not in the model's config. For a first training on a"
                 " history file, config_and_sampler(path) takes them from it; of an environment they are"
-                " to_spec(env.observation_space) and to_spec(env.action_space); those of a trained model are in"
-                " its checkpoint, config = torch.load(path)['config']"
+                " to_spec(env.observation_space) and to_spec(env.action_space). For a trained model take them"
+                " from its checkpoint, config = torch.load(path)['config']"
             )
         width = self.config.tf_n_embd
         self.stem = observation_stem(observation, self.config.observation_mean, self.config.observation_std)
