@@ -1,9 +1,9 @@
 """The site (``make docs``): the pages as they are, and what the code says of itself.
 
 The pages are plain Markdown that a code host shows as well. ``GROUPS`` is the table of contents; a page
-that it names may be missing, and a page that it does not name comes last. Four pages get a part that is made
-here: the table of contents, the help of each command, the list of markers, and the reference of everything
-public.
+that it names may be missing, and a page that it does not name comes last. Five pages get a part that is made
+here: the table of contents, the help of each command, the notebook, the list of markers, and the reference of
+everything public.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import json
 import os
 import re
 import sys
@@ -29,7 +30,7 @@ from compressed_ad.cli.main import COMMANDS, main  # noqa: E402
 from compressed_ad.registry import Registry  # noqa: E402
 
 GROUPS = {
-    "Start": "first_five_minutes from_the_guide guide python commands",
+    "Start": "first_five_minutes from_the_guide guide python notebook commands",
     "Use it": (
         "environments own_environment optional_environments source_algorithms bandits markers extending"
         " exchange compression scaling files troubleshooting"
@@ -53,6 +54,7 @@ exclude_patterns = [".*", "build", "datasets", "runs", "tests", "results"]
 html_theme, html_title = "furo", f"compressed_ad {version}"
 html_show_copyright = False
 html_copy_source = False
+toc_object_entries_show_parents = "hide"
 html_static_path, html_css_files = ["site"], ["site.css"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
@@ -73,6 +75,7 @@ python_maximum_signature_line_length = 88
 def setup(app: Any) -> None:
     app.connect("source-read", complete)
     app.connect("autodoc-process-docstring", escape)
+    app.connect("autodoc-process-signature", shorten)
     app.connect("build-finished", enter)
     # MathML is drawn by the browser itself: no script from another server, no LaTeX.
     app.add_html_math_renderer("mathml", (math, None), (math, None))
@@ -84,6 +87,7 @@ def complete(app: Any, name: str, source: list[str]) -> None:
     parts = {
         "docs/index": contents,
         "docs/commands": commands,
+        "docs/notebook": notebook,
         "docs/markers": markers,
         "docs/api": reference,
     }
@@ -120,6 +124,23 @@ def help_of(command: str) -> str:
     return printed.getvalue().strip()
 
 
+def notebook() -> str:
+    text = ""
+    for cell in json.loads((ROOT / "examples" / "quickstart.ipynb").read_text("utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            text += "\n" + re.sub(r"^# .*\n", "", source) + "\n"
+            continue
+        text += f"\n```python\n{source}\n```\n"
+        for output in cell["outputs"]:
+            shown = output.get("data", {"text/plain": output.get("text", "")})
+            if image := "".join(shown.get("image/png", "")).strip():
+                text += f'\n<img alt="The figure that this draws" src="data:image/png;base64,{image}">\n'
+            else:
+                text += f"\n```text\n{''.join(shown['text/plain']).rstrip()}\n```\n"
+    return text
+
+
 def markers() -> str:
     rows = [
         f"| `{name}` | {words} | {f'`{given}`' if given else ''} |"
@@ -135,7 +156,7 @@ def reference() -> str:
     order = ["tasks", "learners", "histories", "marking", "training", "models", "evaluation", "report"]
     text = ""
     for room in sorted(rooms, key=lambda room: order.index(room) if room in order else len(order)):
-        text += f"\n## {room}\n\n```{{eval-rst}}\n{''.join(map(described, rooms[room]))}```\n"
+        text += f"\n## {room.capitalize()}\n\n```{{eval-rst}}\n{''.join(map(described, rooms[room]))}```\n"
     return text
 
 
@@ -143,7 +164,7 @@ def described(name: str) -> str:
     found, full = getattr(compressed_ad, name), f"compressed_ad.{name}"
     if isinstance(found, Registry):
         names = ", ".join(f"``{key}``" for key in found)
-        return f".. py:data:: {full}\n\n   {found.kind.capitalize()}s by name: {names}.\n\n"
+        return f".. py:data:: {full}\n\n   By name: {names}.\n\n"
     if inspect.isclass(found) and not issubclass(found, compressed_ad.ModelConfig):
         return f".. autoclass:: {full}\n   :members:\n\n"
     return f".. {'autoclass' if inspect.isclass(found) else 'autofunction'}:: {full}\n\n"
@@ -154,6 +175,19 @@ def escape(app: Any, what: str, name: str, found: Any, options: Any, lines: list
     for k, line in enumerate(lines):
         parts = re.split(r"(``.*?``)", line)
         lines[k] = "".join(p if p.startswith("``") else re.sub(r"[*|]", r"\\\g<0>", p) for p in parts)
+
+
+def shorten(app: Any, what: str, name: str, found: Any, options: Any, given: Any, returned: Any) -> Any:
+    """Signatures without what only a type checker reads."""
+    plain = [
+        (r"TypeAliasForwardRef\('(\w+)'\)", r"\1"),
+        (r"Annotated\[(\w+)(?:, \w+\([^()]*\))+\]", r"\1"),
+        (r"ndarray\[tuple\[Any, \.\.\.\], dtype\[\w+(?:\[Any\])?\]\]", "ndarray"),
+    ]
+    texts = [given or "", returned or ""]
+    for pattern, short in plain:
+        texts = [re.sub(pattern, short, text) for text in texts]
+    return texts[0] or None, texts[1] or None
 
 
 def math(self: Any, node: Any) -> None:
