@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressed_ad.errors import SplitError
+from compressed_ad.errors import SplitError, UsageError
 from compressed_ad.evaluation import intervals
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.registry import call_text
@@ -93,7 +93,10 @@ def plot_in_context(
     if source is not None and not isinstance(source, HistoryFile):
         source = HistoryFile(source)
     summary = None if source is None else summarise_source(source)
-    return draw_in_context(methods[0], analyse(methods, summary, seed=seed), summary, seed=seed, ax=ax)
+    analysis = analyse(methods, summary, seed=seed)
+    if np.isnan(analysis.optimal).all():
+        raise UsageError("plot_in_context: the optimal returns are unknown; give source, the history file")
+    return draw_in_context(methods[0], analysis, summary, seed=seed, ax=ax)
 
 
 def source_rows(base: MethodRuns, source: SourceSummary | None) -> list[int] | None:

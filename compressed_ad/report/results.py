@@ -50,7 +50,7 @@ _MAY_BE_NAN = ("optimal", "training_optimal", "accuracy", "behaviour_entropy")  
 # ---------------------------------------------------------------- run directories
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MethodRuns:
     """All runs of one method: R training seeds, N held-out tasks, M rollouts, E in-context episodes."""
 
@@ -71,6 +71,11 @@ class MethodRuns:
     training_final: FloatArray | None = None  # (R, N') normalised final return on N' training tasks
     marked: FloatArray | None = None  # (R, 10) share of marked steps by tenth of the training histories
     judged: Mapping[str, Any] = field(default_factory=dict)  # ``judgement``, the same for all runs
+
+    def __repr__(self) -> str:
+        n_run, n_task, n_rollout, n_episode = self.returns.shape
+        played = f"{n_task} held-out tasks x {n_rollout} rollouts x {n_episode} episodes"
+        return f"<MethodRuns {self.name}: {n_run} runs, {played}>"
 
     @property
     def searches(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,7 @@ def test_models_play_on_the_held_out_tasks(file: HistoryFile, tmp_path: Path) ->
 
 def test_a_data_frame_has_a_row_for_each_episode(smoke: SmokeRun) -> None:
     runs = load_runs([smoke.out / f"AD-darkroom-seed{seed}" for seed in (0, 1)])
+    assert repr(runs) == "<MethodRuns AD: 2 runs, 8 held-out tasks x 2 rollouts x 5 episodes>"
     frame = runs.to_pandas()
     assert list(frame) == ["method", "seed", "task", "rollout", "episode", "return", "normalised"]
     assert len(frame) == runs.returns.size
@@ -125,6 +127,10 @@ def test_the_figure_of_the_report_in_one_call(smoke: SmokeRun, file: HistoryFile
         np.testing.assert_allclose(drawn[method.name], method.curves.mean(axis=(0, 1)))
     words = {text.get_text() for text in axes.texts}
     assert words >= {"AD", "CompressedAD", "PPO, learning", "random", "optimal", "limit"}
+    unknown = replace(runs[0], optimal=np.full_like(runs[0].optimal, np.nan))
+    with pytest.raises(UsageError, match="optimal returns are unknown; give source, the history file"):
+        plot_in_context(unknown)
+    assert plot_in_context(unknown, source=file).axes
     (bare,) = plot_in_context(runs[0]).axes
     assert "PPO, learning" not in {text.get_text() for text in bare.texts}
 
