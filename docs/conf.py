@@ -57,6 +57,7 @@ html_copy_source = False
 toc_object_entries_show_parents = "hide"
 html_static_path, html_css_files = ["site"], ["site.css"]
 myst_enable_extensions = ["dollarmath"]
+suppress_warnings = ["misc.highlighting_failure"]  # code with "..." in it stays readable
 myst_heading_anchors = 4
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
