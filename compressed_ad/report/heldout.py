@@ -10,6 +10,7 @@ import numpy as np
 
 from compressed_ad.errors import SplitError, UsageError
 from compressed_ad.evaluation import intervals
+from compressed_ad.evaluation.intervals import Floats
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.registry import call_text
 from compressed_ad.report.comparison import Analysis, analyse
@@ -108,6 +109,18 @@ def source_rows(base: MethodRuns, source: SourceSummary | None) -> list[int] | N
     return None if None in rows else [row for row in rows if row is not None]
 
 
+def source_learning(base: MethodRuns, analysis: Analysis, source: SourceSummary | None) -> Floats | None:
+    """(K,) the source's normalised return on the tasks of ``base``, from scratch, in blocks of episodes.
+
+    None unless its learning curves are known.
+    """
+    rows = source_rows(base, source)
+    if source is None or rows is None:
+        return None
+    scaled = normalise(source.returns[rows], base.random, analysis.optimal)
+    return in_blocks(intervals.mean(scaled[:, : base.returns.shape[-1]], axis=0))[0]
+
+
 def draw_in_context(
     base: MethodRuns, analysis: Analysis, source: SourceSummary | None, *, seed: int, ax: Axes | None = None
 ) -> Figure:
@@ -116,13 +129,9 @@ def draw_in_context(
     known = {name: in_blocks(curves)[0][0] for name, curves in analysis.references.items()}
     n_episode = base.returns.shape[-1]
     _, episodes = in_blocks(np.zeros(n_episode))
-    learning, rows = None, source_rows(base, source)
-    if source is not None and rows is not None:
-        scaled = normalise(source.returns[rows], base.random, analysis.optimal)
-        learning = in_blocks(intervals.mean(scaled[:, :n_episode], axis=0))[0]
     return in_context_curves(
         {name: intervals.bootstrap_curve(values, seed=seed) for name, values in blocks.items()},
-        source=learning,
+        source=source_learning(base, analysis, source),
         source_name=source.name if source is not None else "source",
         limit=in_blocks(base.limit.curve(n_episode))[0] if base.limit else None,
         references={name: intervals.mean(curves, axis=0) for name, curves in known.items()},

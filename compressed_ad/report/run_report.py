@@ -26,7 +26,7 @@ from compressed_ad.report import comparison
 from compressed_ad.report.comparison import IQM, MIN_RUNS, Analysis, analyse
 from compressed_ad.report.figures import histories, returns
 from compressed_ad.report.figures.comparison import forest
-from compressed_ad.report.heldout import draw_in_context, source_rows
+from compressed_ad.report.heldout import draw_in_context, source_learning, source_rows
 from compressed_ad.report.learning import learning_sentence
 from compressed_ad.report.measures import MEASURES, final_episodes, final_return, in_blocks, normalise
 from compressed_ad.report.pages import Drawn, keep_figures, write_page
@@ -182,14 +182,16 @@ def _result_figures(
         labels = [f"({words[places[t]]})" if t in places else f"task {t}" for t in tasks]
     scores = {name: row[analysis.metric] for name, row in analysis.scores.items()}
     n_episode = base.returns.shape[-1]
-    size = -(-n_episode // len(in_blocks(np.zeros(n_episode))[1]))
+    _, episodes = in_blocks(np.zeros(n_episode))
+    size, limit = -(-n_episode // len(episodes)), base.limit
+    learning = source_learning(base, analysis, source)
     yield (
         "in_context",
         "In-context return on the held-out tasks: mean over runs and tasks. The weights are frozen: a model "
         "can improve only by what its context holds. 0 is the uniformly random policy, 1 is "
         f"{analysis.scale}. The band covers {'new training seeds and ' * (len(base.seeds) > 1)}new tasks."
-        + (" Dashed: the limit, of an agent that knows the room, but not the task." if base.limit else "")
-        + (" The source algorithm learns the same tasks from scratch." if rows is not None else "")
+        + (" Dashed: the limit, of an agent that knows the room, but not the task." if limit else "")
+        + (" The source algorithm learns the same tasks from scratch." if learning is not None else "")
         + (" Dotted: known algorithms on the same tasks." if analysis.references else "")
         + (f" Points are means of {size} consecutive episodes." if size > 1 else ""),
         draw_in_context(base, analysis, source, seed=seed),
