@@ -2,7 +2,8 @@
 # make test   the whole test suite
 # make test-extras   the tests of MiniGrid, Meta-World and XLand-MiniGrid, which it installs (800 MB)
 # make torture    faults of every kind, a sample of each (minutes); make torture-long: all of them (half an hour)
-# make lint | bench | docs | install | clean
+# make docs       the site, in build/site
+# make lint | bench | install | clean
 # Works from any directory: make -C path/to/this run
 
 ROOT := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
@@ -15,7 +16,7 @@ READY := $(VENV)/.ready
 .PHONY: help install run test test-extras torture torture-long lint bench docs clean
 
 help:
-	@sed -n '1,6p' $(ROOT)Makefile
+	@sed -n '1,7p' $(ROOT)Makefile
 
 install: $(READY)
 
@@ -51,7 +52,9 @@ bench: install
 	@cd $(ROOT) && $(BIN)/python -m benchmarks
 
 docs: install
-	@cd $(ROOT) && $(BIN)/python -m pytest tests/test_docs.py
+	@cd $(ROOT) && $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@cd $(ROOT) && $(BIN)/python -m sphinx -q -W --keep-going -c docs . build/site
+	@echo "$(ROOT)build/site/index.html"
 
 clean:
 	rm -rf $(VENV) $(ROOT)build $(ROOT)dist $(ROOT).mypy_cache $(ROOT).ruff_cache $(ROOT).pytest_cache $(ROOT).hypothesis

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,17 @@ class MissingExtraError(UsageError):
     """An optional dependency is not installed."""
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs an optional dependency: pip install 'compressed-ad[{extra}]'")
+        super().__init__(f"{what} needs an optional dependency: {install_command(extra)}")
+
+
+def install_command(extra: str) -> str:
+    """The command that installs the packages of ``extra``: through this clone, or else by their names."""
+    clone = Path(__file__).parents[1]
+    if (clone / "pyproject.toml").is_file():
+        return f"pip install -e '{'.' if Path().samefile(clone) else clone}[{extra}]'"
+    lines = [line.split(";") for line in metadata.requires("compressed-ad") or ()]
+    names = [name.strip() for name, *when in lines if when and re.search(rf"""["']{extra}["']""", when[0])]
+    return f"pip install {' '.join(map(repr, names))}"
 
 
 class RunError(CompressedADError):

@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from compressed_ad.errors import RunError, UsageError, one_line, raised, users_code
+from compressed_ad.errors import MissingExtraError, RunError, UsageError, one_line, raised, users_code
 
 Report = Callable[[int, int, str], None]
 """Called with units done, units expected, and a short text."""
@@ -355,7 +355,7 @@ class RayPool(Pool):
         try:
             self.ray: Any = importlib.import_module("ray")
         except ImportError:
-            raise UsageError("--ray needs Ray: pip install 'compressed-ad[ray]'") from None
+            raise MissingExtraError("--ray", "ray") from None
         self.n_process = n_process
         local = address == "local"
         try:

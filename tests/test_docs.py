@@ -90,7 +90,8 @@ def folder(
     yield tmp_path
     for file in tmp_path.glob("*.py"):
         sys.modules.pop(file.stem, None)
-    gymnasium.registry.pop("Ring-v0", None)
+    for own in ("Ring-v0", "Machine-v0"):
+        gymnasium.registry.pop(own, None)
 
 
 @pytest.fixture

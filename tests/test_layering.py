@@ -30,6 +30,7 @@ ONLY_IN = {
     "matplotlib": {"report.figures"},
     "jinja2": {"report.pages"},
     "ray": {"workers"},
+    "pandas": {"evaluation.data_frames"},
     "minari": {"histories.exchange.minari"},
     "minigrid": {"tasks.minigrid"},
     "metaworld": {"tasks.metaworld"},

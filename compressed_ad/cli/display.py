@@ -1,4 +1,7 @@
-"""Progress on the standard error stream: a bar on a terminal, else a plain line every few seconds."""
+"""Progress on the standard error stream: a bar on a terminal, else a plain line every few seconds.
+
+``progress_line`` is for programs and notebooks.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, Any, cast
 
@@ -80,6 +83,35 @@ class Display:
         self.note(f"{name:<9} done in {duration(time.monotonic() - started)}")
 
 
+def progress_line(
+    name: str, total: int | None = None, *, every: float = 0.5
+) -> Callable[[int, int | Mapping[str, float]], None]:
+    """An argument ``progress`` for ``train``, ``collect`` and the evaluations: one line, written over.
+
+    ``train`` tells the step and its metrics, so it needs ``total=config.steps``; all others tell the total
+    themselves. The line goes to the standard output, as notebooks show it, at most once in ``every`` seconds.
+    It ends with the time that was needed.
+    """
+    started, pace = time.monotonic(), _Pace()
+    last, width = -every, 0
+
+    def show(done: int, of: int | Mapping[str, float]) -> None:
+        nonlocal last, width
+        now = time.monotonic()
+        metrics, count = (of, total or done) if isinstance(of, Mapping) else ({}, of)
+        text = pace.text(done, count, " ".join(f"{key} {value:.3g}" for key, value in metrics.items()))
+        if done < count and now - last < every:
+            return
+        last = now
+        text = text.rstrip() if done < count else f"done in {duration(now - started)}"
+        line = f"{name}: {text}"
+        sys.stdout.write(f"\r{line:<{width}}" + "\n" * (done >= count))
+        sys.stdout.flush()
+        width = len(line)
+
+    return show
+
+
 class _Pace:
     """Estimates the time left from the pace since the first progress.
 
@@ -105,7 +137,8 @@ class _Pace:
             began, before = self.anchor
             left = f", {duration((total - done) * (now - began) / (done - before))} left"
         self.heard = now
-        return f"{100 * done / max(total, 1):3.0f} % ({done:,} of {total:,}) {text}{left}"
+        share = f"{100 * done / max(total, 1):3.0f} % ({done:,} of {total:,})"
+        return (f"{share} {text}" if text else share) + left
 
 
 def duration(seconds: float) -> str:

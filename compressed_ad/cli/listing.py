@@ -13,7 +13,7 @@ from typing import Any
 
 from compressed_ad.cli.call import Call, Command, count, one_of, option
 from compressed_ad.cli.display import print_lines
-from compressed_ad.errors import ConfigError, RunError
+from compressed_ad.errors import ConfigError, RunError, install_command
 from compressed_ad.histories.exchange.formats import EXPORT, LAYOUT
 from compressed_ad.learners.base import LEARNER
 from compressed_ad.learners.conformance import check_learner
@@ -98,7 +98,7 @@ def _learners() -> Rows:
     rows = [
         (n, _sentence(maker), ppo if n == "ppo" else call_parameters(maker)) for n, maker in LEARNER.items()
     ]
-    state = "" if extras()["sb3"] else " (not installed: pip install 'compressed-ad[sb3]')"
+    state = "" if extras()["sb3"] else f" (not installed: {install_command('sb3')})"
     for name, algorithm in ALGORITHM.items():
         rows.append((f"sb3:{name}", f"{algorithm.words} Actions: {', '.join(algorithm.actions)}{state}", ""))
     return rows
@@ -161,7 +161,7 @@ LISTS: Mapping[str, Callable[[], Rows]] = {
         (
             name,
             EXTRAS[name][0],
-            "installed" if there else f"not installed: pip install 'compressed-ad[{name}]'",
+            "installed" if there else f"not installed: {install_command(name)}",
         )
         for name, there in extras().items()
     ],
@@ -249,7 +249,7 @@ def _doctor(call: Call) -> None:
     print_lines(f"machine   {machine['processor']}, {about}")
     print_lines(f"device    {_device(problems)}")
     for name, installed in extras().items():
-        state = "installed" if installed else f"not installed (compressed-ad[{name}])"
+        state = "installed" if installed else f"not installed: {install_command(name)}"
         print_lines(f"extra     {name}: {state}")
     for name, kernels in KERNELS.items():
         state = "compiled" if is_compiled(kernels) else "not compiled yet, which its first use does"

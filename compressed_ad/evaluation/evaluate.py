@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from compressed_ad.errors import NumericalError, RunError, SpaceError, UsageError
 from compressed_ad.evaluation.agents import InContextAgent
+from compressed_ad.evaluation.data_frames import long_frame
 from compressed_ad.learners.rmax import directed_search
 from compressed_ad.models.ad import AD, evaluating
 from compressed_ad.seeding import seed64
@@ -21,6 +22,9 @@ from compressed_ad.tasks.base import DIRECTED_SEARCH, ReferencePolicies, Success
 from compressed_ad.tasks.checked_env import CheckedEnv, checked_slots
 from compressed_ad.training.windows import WindowSampler
 from compressed_ad.types import Agent, AnyArray, FloatArray, check_same, from_spec, to_spec
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,15 @@ class InContextResult:
 
     def __getitem__(self, name: str) -> Any:
         return getattr(self, name)
+
+    def to_pandas(self) -> DataFrame:
+        """A row for each ``episode``, from 1 on, and ``slot`` of the vector environment, from 0 on.
+
+        The column ``return`` is NaN where a slot completed fewer episodes than another.
+        """
+        n_episode, n_slot = self.reward_episode.shape
+        axes = {"episode": range(1, n_episode + 1), "slot": range(n_slot)}
+        return long_frame(axes, {"return": self.reward_episode})
 
 
 def evaluate_in_context(

@@ -45,10 +45,10 @@ class AD(nn.Module):
         observation, action = self.config.observation_space, self.config.action_space
         if observation is None or action is None:
             raise ConfigError(
-                "observation_space and action_space are not in the model's config. For a first training take"
-                " them from the history file, HistoryFile(path).info.spaces['observation'] and ['action'], or"
-                " from an environment, to_spec(env.observation_space) and to_spec(env.action_space); for a"
-                " trained model from its checkpoint, config = torch.load(path)['config']"
+                "observation_space and action_space are not in the model's config. For a first training on a"
+                " history file, config_and_sampler(path) takes them from it; of an environment they are"
+                " to_spec(env.observation_space) and to_spec(env.action_space). For a trained model take them"
+                " from its checkpoint, config = torch.load(path)['config']"
             )
         width = self.config.tf_n_embd
         self.stem = observation_stem(observation, self.config.observation_mean, self.config.observation_std)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressed_ad.errors import RunDirectoryError, UsageError, one_line
+from compressed_ad.evaluation.data_frames import long_frame
 from compressed_ad.evaluation.intervals import Floats, mean
 from compressed_ad.files import chained, file_digest, json_object, json_value
 from compressed_ad.histories.header import LARGEST_RETURN, differences, short
@@ -23,6 +24,8 @@ from compressed_ad.tasks.limits import Limit, shipped_limit
 from compressed_ad.types import AnyArray, FloatArray, IntArray
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from compressed_ad.runs.study import Cell
 
 DIGEST = "digest"
@@ -48,7 +51,7 @@ _MAY_BE_NAN = ("optimal", "training_optimal", "accuracy", "behaviour_entropy")  
 # ---------------------------------------------------------------- run directories
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MethodRuns:
     """All runs of one method: R training seeds, N held-out tasks, M rollouts, E in-context episodes."""
 
@@ -70,6 +73,11 @@ class MethodRuns:
     visible: FloatArray | None = None  # (R,) tokens that a query sees; of models whose context steps leave
     marked: FloatArray | None = None  # (R, 10) share of marked steps by tenth of the training histories
     judged: Mapping[str, Any] = field(default_factory=dict)  # ``judgement``, the same for all runs
+
+    def __repr__(self) -> str:
+        n_run, n_task, n_rollout, n_episode = self.returns.shape
+        played = f"{n_task} held-out tasks x {n_rollout} rollouts x {n_episode} episodes"
+        return f"<MethodRuns {self.name}: {n_run} runs, {played}>"
 
     @property
     def searches(self) -> bool:
@@ -93,6 +101,16 @@ class MethodRuns:
     def curves(self) -> Floats:
         """(R, N, E) normalised returns, mean over rollouts."""
         return np.asarray(self.normalised.mean(axis=2))
+
+    def to_pandas(self) -> DataFrame:
+        """A row for each run (``seed``), held-out ``task``, ``rollout`` and ``episode``, both from 1 on.
+
+        Columns ``return`` and ``normalised``: 0 random, 1 optimal; NaN where the optimum is unknown.
+        """
+        _, _, n_rollout, n_episode = self.returns.shape
+        axes: dict[str, Any] = {"method": [self.name], "seed": self.seeds, "task": self.task_ids}
+        axes |= {"rollout": range(1, n_rollout + 1), "episode": range(1, n_episode + 1)}
+        return long_frame(axes, {"return": self.returns, "normalised": self.normalised})
 
 
 def load_runs(run_dirs: Sequence[str | Path], name: str | None = None) -> MethodRuns:

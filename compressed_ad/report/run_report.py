@@ -26,6 +26,7 @@ from compressed_ad.report import comparison
 from compressed_ad.report.comparison import IQM, MIN_RUNS, Analysis, Difference, analyse
 from compressed_ad.report.figures import histories, returns
 from compressed_ad.report.figures.comparison import forest
+from compressed_ad.report.heldout import draw_in_context, source_learning, source_rows
 from compressed_ad.report.learning import learning_sentence
 from compressed_ad.report.measures import MEASURES, final_episodes, final_return, in_blocks, normalise
 from compressed_ad.report.pages import Drawn, keep_figures, write_page
@@ -150,7 +151,7 @@ def _figures(
     if source is None:
         return
     if source.returns.shape[1]:
-        levels = {"optimal": source.optimal, "random": source.random}
+        levels: Any = {"optimal": source.optimal, "random": source.random}
         tenth = final_episodes(source.returns.shape[1])
         begins, ends = source.returns[:, :tenth].mean(), source.returns[:, -tenth:].mean()
         yield (
@@ -183,23 +184,16 @@ def _result_figures(
 ) -> Iterator[Drawn]:
     places = {task: k for k, task in enumerate([] if source is None else source.task_ids.tolist())}
     tasks: list[int] = base.task_ids.tolist()
-    rows = None  # of the held-out tasks among the source's, if all have a learning curve
-    if source is not None and source.returns.shape[1] and set(tasks) <= set(places):
-        rows = [places[task] for task in tasks]
+    rows = source_rows(base, source)
     labels = [f"task {task}" for task in tasks]
     if source is not None and source.tasks.shape[1] <= 4:
         words = [", ".join(f"{p:g}" for p in parameters) for parameters in source.tasks]
         labels = [f"({words[places[t]]})" if t in places else f"task {t}" for t in tasks]
     scores = {name: row[analysis.metric] for name, row in analysis.scores.items()}
-    blocks = {name: in_blocks(curves)[0] for name, curves in analysis.curves.items()}
-    known = {name: in_blocks(curves)[0][0] for name, curves in analysis.references.items()}
     n_episode = base.returns.shape[-1]
     _, episodes = in_blocks(np.zeros(n_episode))
     size, limit = -(-n_episode // len(episodes)), base.limit
-    learning = None
-    if source is not None and rows is not None:
-        scaled = normalise(source.returns[rows], base.random, analysis.optimal)
-        learning = in_blocks(intervals.mean(scaled[:, :n_episode], axis=0))[0]
+    learning = source_learning(base, analysis, source)
     yield (
         "in_context",
         "In-context return on the held-out tasks: mean over runs and tasks. The weights are frozen: a model "
@@ -210,14 +204,7 @@ def _result_figures(
         + ("" if learning is None else _from_scratch(learning, episodes))
         + (" Dotted: known algorithms on the same tasks." if analysis.references else "")
         + (f" Points are means of {size} consecutive episodes." if size > 1 else ""),
-        returns.in_context_curves(
-            {name: intervals.bootstrap_curve(values, seed=seed) for name, values in blocks.items()},
-            source=learning,
-            source_name=source.name if source is not None else "source",
-            limit=in_blocks(limit.curve(n_episode))[0] if limit else None,
-            references={name: intervals.mean(curves, axis=0) for name, curves in known.items()},
-            episodes=episodes,
-        ),
+        draw_in_context(base, analysis, source, seed=seed),
     )
     if analysis.regret:
         yield _regret_figure(analysis, seed)

@@ -255,6 +255,7 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "metaworld": ("Meta-World's ML1 as task families, metaworld:reach-v3.", ("metaworld",)),
     "minari": ("Export of histories as Minari datasets.", ("minari",)),
     "minigrid": ("MiniGrid's layouts as task families, minigrid:MiniGrid-FourRooms-v0.", ("minigrid",)),
+    "pandas": ("Results as data frames, to_pandas().", ("pandas",)),
     "ray": ("Collection, training and studies on a Ray cluster.", ("ray",)),
     "sb3": ("Algorithms of Stable-Baselines3 as source learners.", ("stable_baselines3", "sb3_contrib")),
     "tensorboard": ("Training curves in TensorBoard.", ("tensorboard",)),

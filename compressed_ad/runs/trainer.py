@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any
-
-import numpy as np
 
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.runs.data import RunData
@@ -23,55 +20,25 @@ def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = ne
     Training histories are read only through the stored split. The best checkpoint is the one with the highest
     in-context return on the validation tasks.
     """
-    from compressed_ad.models import MODEL
     from compressed_ad.training import ranks
+    from compressed_ad.training.from_file import sampling, settings_of_file, without_effect
     from compressed_ad.training.loop import train
 
     data, notes, where = RunData(job), list[str](), device(job.config)
     task_ids, file, config = data.training_tasks(), data.file, job.config.model
-    scales = data.scales()
-    from_history: dict[str, Any] = {"reward_scale": scales.reward, "one_step": file.info.horizon == 1}
     for kind, found in file.info.spaces.items():
         asked = getattr(config, f"{kind}_space")
         if asked is not None:
             check_same(f"model.{kind}_space", found, asked)
-        from_history[f"{kind}_space"] = found
-    for name, values in (("mean", scales.observation_mean), ("std", scales.observation_std)):
-        from_history[f"observation_{name}"] = None if values is None else values.tolist()
+    from_history = settings_of_file(file.info, data.scales())
     filled = validated(ModelConfig, {**config.model_dump(), **from_history}, "model")
     provenance = history_provenance(file, job.config.marker if job.remark else None, data.family)
     first = ranks.rank() == 0
     with claimed(job.path, job.config, keys=TRAINING_KEYS, history=provenance) if first else nullcontext():
         if ranks.of_first(job.trained):
             return notes
-        unproven = config.loss_weight_unproven
-        sampler, sequences = data.sampler(
-            task_ids,
-            job.config.seed,
-            config.batch_size,
-            marker_dropout=config.marker_dropout,
-            weight_marked=config.loss_weight_marked,
-            weight_unproven=config.loss_weight_marked if unproven is None else unproven,
-            min_probability=config.loss_min_probability,
-        )
-        reads = getattr(MODEL[config.model], "reads_marks", False)
-        if (reads or config.segments == "marks") and not sequences.mask.any():
-            notes.append(
-                f"{job.name}: no step of its histories is marked, so {config.model} learns what AD does;"
-                " choose a marker, such as threshold"
-            )
-        probs = sequences.action_probs
-        if config.loss_min_probability > 0 and (probs is None or np.isnan(probs).all()):
-            notes.append(
-                f"{job.name}: the histories do not tell how probable their actions were, so"
-                " loss_min_probability leaves none out"
-            )
-        longest = int(sequences.lengths.max())
-        if longest < config.n_transit:
-            notes.append(
-                f"{job.name}: the longest history has {longest} steps after its transforms, fewer than"
-                f" n_transit {config.n_transit}: the model never sees a full context during training"
-            )
+        sampler, sequences = data.sampler(task_ids, job.config.seed, config.batch_size, **sampling(config))
+        notes += [f"{job.name}: {note}" for note in without_effect(config, sequences)]
         validating = bool(len(file.split.validation) and config.validations)
         random, optimal = data.scale(file.split.validation)
         if validating and not (optimal > random).any():

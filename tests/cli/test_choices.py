@@ -14,6 +14,7 @@ import pytest
 from gymnasium import spaces
 
 from compressed_ad.cli import listing
+from compressed_ad.errors import install_command
 from compressed_ad.registry import import_attribute
 from compressed_ad.runs.directory import EXTRAS, extras
 from compressed_ad.tasks import select
@@ -45,7 +46,7 @@ def test_every_list_has_a_line_about_everything(run):
 
 def test_extras_are_those_of_the_package():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    assert set(EXTRAS) == set(project["optional-dependencies"]) - {"dev"}
+    assert set(EXTRAS) == set(project["optional-dependencies"]) - {"dev", "docs"}
 
 
 def test_listing_what_needs_no_torch_imports_none():
@@ -246,4 +247,4 @@ def test_a_missing_extra_is_one_line(run, monkeypatch):
         code, out, lines = run(*words)
         assert (code, out) == (2, "")
         (line,) = errors(lines)
-        assert line.endswith("needs an optional dependency: pip install 'compressed-ad[sb3]'")
+        assert line.endswith(f"needs an optional dependency: {install_command('sb3')}")

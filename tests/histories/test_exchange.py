@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from compressed_ad.cli.main import main
-from compressed_ad.errors import ConfigError, HistoryError, MissingExtraError
+from compressed_ad.errors import ConfigError, HistoryError, MissingExtraError, install_command
 from compressed_ad.histories.exchange.formats import EXPORT, LAYOUT, Recorded
 from compressed_ad.histories.exchange.importing import (
     MATCH,
@@ -797,8 +797,6 @@ def test_without_minari_one_line_says_what_to_install(tmp_path, nine, monkeypatc
     with pytest.raises(MissingExtraError):
         EXPORT["minari"](file, tmp_path / "sets", False, silent)
     assert main(["export", str(file.path), "--to", "minari", "--out", str(tmp_path / "sets")]) == 2
-    line = (
-        "cad: error: the export to minari needs an optional dependency: pip install 'compressed-ad[minari]'"
-    )
+    line = f"cad: error: the export to minari needs an optional dependency: {install_command('minari')}"
     assert capsys.readouterr().err.splitlines()[-1] == line
     assert not (tmp_path / "sets").exists()

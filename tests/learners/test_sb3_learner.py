@@ -13,7 +13,7 @@ from gymnasium import spaces
 from stable_baselines3.common.noise import NormalActionNoise
 
 from compressed_ad.cli.main import main
-from compressed_ad.errors import ConfigError, SpaceError, UnknownNameError, UsageError
+from compressed_ad.errors import ConfigError, SpaceError, UnknownNameError, UsageError, install_command
 from compressed_ad.histories.collector import collect
 from compressed_ad.learners.ppo import BatchedPPO
 from compressed_ad.learners.sb3.algorithms import ALGORITHM
@@ -335,4 +335,4 @@ def test_without_sb3_the_error_says_what_to_install():
         "make_learner('sb3:PPO', {})\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "MissingExtraError" in done.stderr and "compressed-ad[sb3]" in done.stderr
+    assert "MissingExtraError" in done.stderr and install_command("sb3") in done.stderr

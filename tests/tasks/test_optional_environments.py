@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from compressed_ad.errors import MissingExtraError, SplitError, UsageError
+from compressed_ad.errors import MissingExtraError, SplitError, UsageError, install_command
 from compressed_ad.histories.collector import collect
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.learners.ppo import BatchedPPO
@@ -39,7 +39,7 @@ def test_a_missing_extra_is_one_line(module, adapter, name, extra, monkeypatch):
     with pytest.raises(MissingExtraError) as caught:
         make_family(name, {})
     assert str(caught.value).count("\n") == 0
-    assert f"pip install 'compressed-ad[{extra}]'" in str(caught.value)
+    assert install_command(extra) in str(caught.value)
 
 
 @dataclass(frozen=True)

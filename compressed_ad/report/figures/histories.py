@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
@@ -20,14 +21,19 @@ from compressed_ad.types import BoolArray
 
 @style.styled
 def learning_curves(
-    returns: ArrayLike, *, name: str, optimal: ArrayLike | None = None, random: ArrayLike | None = None
+    returns: ArrayLike,
+    *,
+    name: str,
+    optimal: ArrayLike | None = None,
+    random: ArrayLike | None = None,
+    ax: Axes | None = None,
 ) -> Figure:
     """Return per episode of a source algorithm: returns (N, E), mean and 10-90 % band over tasks.
 
     ``optimal`` and ``random`` (N,) are drawn as the means over the same tasks; NaN are left out.
     """
-    values = np.asarray(returns, dtype=np.float64)
-    figure, ((axes,),) = style.panels(7.2, 3.6)
+    values = style.numbers("returns", returns, "N", "E")
+    figure, axes = style.canvas(ax, 7.2, 3.6)
     episodes = np.arange(1, values.shape[1] + 1)
     axes.fill_between(
         episodes, *np.quantile(values, [0.1, 0.9], axis=0), color=style.SOURCE, alpha=0.18, linewidth=0
@@ -38,6 +44,7 @@ def learning_curves(
         if known.size and np.isfinite(known).all():
             labels.append(style.level(axes, float(known.mean()), word))
     axes.set(xlabel="episode of the source run", ylabel="return per episode", xlim=(1, max(2, len(episodes))))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     axes.set_title(f"{name}: mean over {len(values)} tasks, band: 10 % to 90 % of tasks")
     style.end_labels(axes, labels)
     return figure
@@ -52,10 +59,12 @@ def probability_trace(
     episode_end: BoolArray | None = None,
     first_step: int = 0,
     title: str = "Action probability with marked segments",
+    ax: Axes | None = None,
 ) -> Figure:
     """One stream's action probability (T,) with its marked segments (T,) shaded and their borders shown."""
-    values, marked = np.asarray(probs, dtype=np.float64), np.asarray(mask, dtype=bool)
-    figure, ((axes,),) = style.panels(9.0, 3.4)
+    values = style.numbers("probs", probs, "T")
+    marked = style.numbers("mask", mask, len(values)) != 0
+    figure, axes = style.canvas(ax, 9.0, 3.4)
     steps = first_step + np.arange(len(values))
     for edges in zip(*segments(marked)[1:], strict=True):
         axes.axvspan(*(first_step + edge - 0.5 for edge in edges), color=style.MARKS, alpha=0.28, linewidth=0)

@@ -30,6 +30,7 @@ def in_context_curves(
     limit: ArrayLike | None = None,
     references: Mapping[str, ArrayLike] | None = None,
     episodes: ArrayLike | None = None,
+    ax: Axes | None = None,
 ) -> Figure:
     """Normalised return per in-context episode: bands (3, E) of mean, low and high per method.
 
@@ -38,19 +39,20 @@ def in_context_curves(
     family, but not the task. ``references`` (E,) are those of known algorithms. ``episodes``
     (E,) numbers the episodes, by default from 1.
     """
-    figure, ((axes,),) = style.panels(7.6, 4.4)
-    n_episode = max(np.shape(curve)[1] for curve in bands.values())
+    figure, axes = style.canvas(ax, 7.6, 4.4)
+    drawn = {name: style.numbers(f"bands[{name!r}]", curve, 3, "E") for name, curve in bands.items()}
+    n_episode = max(curve.shape[1] for curve in drawn.values())
     numbers = np.arange(1, n_episode + 1) if episodes is None else np.asarray(episodes)
     labels = [style.level(axes, 0.0, "random"), style.level(axes, 1.0, "optimal")]
     if source is not None:
-        learning = np.asarray(source)[:n_episode]
+        learning = style.numbers("source", source, "E")[:n_episode]
         name = f"{source_name}, learning"
         labels.append(style.curve(axes, numbers, learning, name, style.SOURCE, linewidth=1.5))
     if limit is not None:
         labels.append(
             style.curve(axes, numbers, limit, "limit", style.INK, linestyle=style.DASHED, linewidth=1.2)
         )
-    labels += _by_episode(axes, numbers, bands, references or {})
+    labels += _by_episode(axes, numbers, drawn, references or {})
     axes.set_ylabel("normalised return")
     axes.set_ylim(min(-0.08, axes.get_ylim()[0]), max(1.08, min(1.6, axes.get_ylim()[1])))
     style.end_labels(axes, labels)
@@ -96,7 +98,7 @@ def per_task_scatter(scores: Mapping[str, ArrayLike], labels: Sequence[str]) -> 
     runs, large ones their mean. Tasks that no method solves are hollow and named.
     """
     names = list(scores)
-    values = [np.asarray(score, dtype=np.float64) for score in scores.values()]
+    values = [style.numbers(f"scores[{name!r}]", score, "R", "N") for name, score in scores.items()]
     means = np.array([v.mean(axis=0) for v in values])
     never: BoolArray = np.all(means < NEVER_SOLVED, axis=0)
     n_task, paired = means.shape[1], len(names) > 1
@@ -174,11 +176,14 @@ def goal_map(tasks: AnyArray, maps: Mapping[str, ArrayLike], kinds: Sequence[str
 
 
 @style.styled
-def performance_profile(profiles: Mapping[str, ArrayLike], levels: ArrayLike) -> Figure:
+def performance_profile(
+    profiles: Mapping[str, ArrayLike], levels: ArrayLike, *, ax: Axes | None = None
+) -> Figure:
     """Share of runs x tasks above each level (K,): profiles (3, K) of share, low and high per method."""
-    figure, ((axes,),) = style.panels(6.4, 3.8)
+    figure, axes = style.canvas(ax, 6.4, 3.8)
     for name, look in style.looks(profiles).items():
-        style.band(axes, levels, profiles[name], look, name)
+        profile = style.numbers(f"profiles[{name!r}]", profiles[name], 3, "K")
+        style.band(axes, levels, profile, look, name)
     axes.set(xlabel="final normalised return", ylabel="share of runs × tasks above it", ylim=(0, 1.03))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.margins(x=0)

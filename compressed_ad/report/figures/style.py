@@ -1,8 +1,9 @@
 """What all figures share: colours, style, rendering, curves with labels at their ends, axes.
 
-Every plotting function takes arrays and returns a matplotlib ``Figure``; no global state is touched. Colours
-are those of Okabe and Ito (told apart with any colour vision); methods also differ by line style, so that a
-print in grey stays readable.
+Every plotting function takes arrays and returns a matplotlib ``Figure``, which notebooks show; no global
+state is touched. Some with one panel also draw on ``ax``, axes of yours, and return their figure. Colours are
+those of Okabe and Ito (told apart with any colour vision); methods also differ by line style, so that a print
+in grey stays readable.
 """
 
 from __future__ import annotations
@@ -18,11 +19,21 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+
+from compressed_ad.errors import UsageError
 
 Label = tuple[float, str, str]
 """Height, text and colour of a label at the right edge."""
 P = ParamSpec("P")
+
+
+class NotebookFigure(Figure):
+    """A matplotlib figure that notebooks show, though pyplot does not know it."""
+
+    def _repr_png_(self) -> bytes:
+        return figure_to_png(self, dpi=100)
+
 
 INK = "#202020"
 MUTED = "#6b6b6b"
@@ -138,8 +149,37 @@ def panels(
     width: float, height: float, n_row: int = 1, n_column: int = 1, **options: Any
 ) -> tuple[Figure, Any]:
     """A figure and its axes (n_row, n_column); one of them by default."""
-    figure = Figure(figsize=(width, height))
+    figure = NotebookFigure(figsize=(width, height))
     return figure, figure.subplots(n_row, n_column, squeeze=False, **options)
+
+
+def canvas(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
+    """The axes ``ax`` and their figure, or those of a new figure."""
+    if ax is None:
+        figure, ((axes,),) = panels(width, height)
+        return figure, axes
+    found = ax.get_figure(root=True)
+    assert found is not None  # axes are made by a figure
+    return found, ax
+
+
+def numbers(name: str, values: ArrayLike, *shape: str | int) -> NDArray[np.float64]:
+    """``values`` as an array, of as many dimensions as ``shape`` has; ``UsageError`` says which it must have.
+
+    A number in ``shape`` is the length of that dimension; letters stand for any.
+    """
+    try:
+        array = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        array = np.asarray(values, object)
+    fits = array.dtype != object and array.ndim == len(shape)
+    if not fits or any(
+        n != want for n, want in zip(array.shape, shape, strict=True) if isinstance(want, int)
+    ):
+        wanted = ", ".join(map(str, shape)) + "," * (len(shape) == 1)
+        found = "rows of different lengths" if array.dtype == object else f"shape {array.shape}"
+        raise UsageError(f"{name}: expected numbers of shape ({wanted}), got {found}")
+    return array
 
 
 def curve(axes: Axes, x: ArrayLike, values: ArrayLike, name: str, colour: str, **line: Any) -> Label:
@@ -178,7 +218,7 @@ def end_labels(axes: Axes, labels: Sequence[Label]) -> None:
     """Write each (height, text, colour) at the right edge, moved apart where they would overlap."""
     bottom, top = axes.get_ylim()
     shown = sorted((label for label in labels if np.isfinite(label[0])), key=lambda label: label[0])
-    points = axes.figure.get_figheight() * 72 * 0.75  # type: ignore[union-attr]
+    points = axes.get_window_extent().height * 72 / axes.get_figure(root=True).dpi  # type: ignore[union-attr]
     gap = 12 / points * (top - bottom)
     heights = np.array([label[0] for label in shown])
     for _ in range(100):
