@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 # For type checkers and editors. ``_NAMES`` is what the program uses; a test compares the two.
 if TYPE_CHECKING:
-    from compressed_ad.cli.main import cad as cad
     from compressed_ad.cli.display import progress_line as progress_line
+    from compressed_ad.cli.main import cad as cad
     from compressed_ad.evaluation.agents import (
         InContextAgent as InContextAgent,
         OptimalAgent as OptimalAgent,
