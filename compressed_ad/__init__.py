@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from compressed_ad.tasks.recall import recall_value as recall_value
     from compressed_ad.tasks.select import make_family as make_family
     from compressed_ad.tasks.split import split_tasks as split_tasks
+    from compressed_ad.tasks.switching import switching_value as switching_value
     from compressed_ad.training.loop import train as train
     from compressed_ad.training.sequences import from_histories as from_histories
     from compressed_ad.training.transforms import TRANSFORM as TRANSFORM, apply_transforms as apply_transforms
@@ -105,6 +106,7 @@ _NAMES = {
     "tasks.recall": "recall_value",
     "tasks.select": "make_family",
     "tasks.split": "split_tasks",
+    "tasks.switching": "switching_value",
     "training.loop": "train",
     "training.sequences": "from_histories",
     "training.transforms": "TRANSFORM apply_transforms",
