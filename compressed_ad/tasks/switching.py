@@ -40,6 +40,9 @@ from compressed_ad.tasks.gridworld import (
 from compressed_ad.tasks.recall import drawn_goals
 from compressed_ad.types import Agent, AnyArray, BoolArray, FloatArray, IntArray, Step
 
+HAZARD = 1e-3
+"""Chance of a change at each pull, in Thompson's eyes. More would blur to which unknown set a pull belongs."""
+
 
 class Phases:
     """The phase (N,) of the current episode of N slots: it changes every ``period`` episodes, in a cycle."""
@@ -127,7 +130,7 @@ def switching_value(
 @checked
 @dataclass(frozen=True, repr=False)
 class SwitchingBandit(GaussianBandit):
-    """A Gaussian bandit whose arms get other means every ``period`` pulls, and in the end the first ones back.
+    """A Gaussian bandit whose arms get other means after every ``period`` pulls, and then the first ones back.
 
     A task is a row of ``n_set`` sets of ``n_arm`` means, drawn independently, which take turns.
     """
@@ -154,11 +157,11 @@ class SwitchingBandit(GaussianBandit):
         return GaussianBandit.check(replace(self, n_arm=self.n_set * self.n_arm), tasks)
 
     def thompson(self, generators: Generators, prior: tuple[float, float] | None = None) -> Rule:
-        """Thompson sampling that knows how many sets there are, and about how long each of them stays."""
-        return SetsThompson([self.posterior(prior) for _ in range(self.n_set)], 1 / self.period, generators)
+        """Thompson sampling that knows that ``n_set`` sets take turns, but not when they change."""
+        return SetsThompson([self.posterior(prior) for _ in range(self.n_set)], generators)
 
     def references(self, tasks: AnyArray) -> Mapping[str, Callable[[int], Agent]]:
-        """Thompson sampling that must find out when the means change, and one that is told but starts anew."""
+        """Thompson sampling that must notice changes of the means, and one that is told but starts anew."""
 
         def anew(seed: int) -> Rule:
             return RestartedThompson(self.posterior(), self.period, seeded(seed, "reference", "restarted"))
@@ -189,13 +192,13 @@ class SwitchingBanditEnv(BanditEnv):
 class SetsThompson(Rule):
     """Thompson sampling from a belief for each set of means, and a belief which set it is.
 
-    Sets take turns; one ends with the chance ``hazard`` at each pull. A pull counts for each set with the
+    Sets take turns; one ends with the chance ``HAZARD`` at each pull. A pull counts for each set with the
     chance that the set is the current one, given the rewards up to this pull (assumed-density filtering).
     """
 
-    def __init__(self, sets: Sequence[NormalPosterior], hazard: float, generators: Generators) -> None:
+    def __init__(self, sets: Sequence[NormalPosterior], generators: Generators) -> None:
         super().__init__(generators)
-        self.sets, self.hazard = sets, hazard
+        self.sets = sets
 
     def reset(self, n_env: int) -> None:
         super().reset(n_env)
@@ -218,7 +221,7 @@ class SetsThompson(Rule):
         likely /= likely.sum(axis=1, keepdims=True)
         for posterior, share in zip(self.sets, likely.T, strict=True):
             posterior.update(actions, step.reward, share)
-        self.current = (1 - self.hazard) * likely + self.hazard * np.roll(likely, 1, axis=1)
+        self.current = (1 - HAZARD) * likely + HAZARD * np.roll(likely, 1, axis=1)
 
 
 class RestartedThompson(Thompson):
