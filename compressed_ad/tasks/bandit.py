@@ -256,7 +256,7 @@ class Bandit(OneLineRepr, ABC):
     def ucb_scale(self) -> float:
         """The scale of UCB1's bound that its guarantee needs."""
 
-    def thompson(self, generators: Generators, prior: tuple[float, float] | None = None) -> Thompson:
+    def thompson(self, generators: Generators, prior: tuple[float, float] | None = None) -> Rule:
         """Thompson sampling with a draw of its own in each slot; ``prior`` None: the arms' distribution."""
         return Thompson(self.posterior(prior), generators)
 

@@ -41,7 +41,7 @@ from compressed_ad.tasks.recall import drawn_goals
 from compressed_ad.types import Agent, AnyArray, BoolArray, FloatArray, IntArray, Step
 
 HAZARD = 1e-3
-"""Chance of a change at each pull, in Thompson's eyes. More would blur to which unknown set a pull belongs."""
+"""Chance of a change at each pull, in Thompson's eyes. More would blur which unknown set a pull was of."""
 
 
 class Phases:
@@ -130,7 +130,7 @@ def switching_value(
 @checked
 @dataclass(frozen=True, repr=False)
 class SwitchingBandit(GaussianBandit):
-    """A Gaussian bandit whose arms get other means after every ``period`` pulls, and then the first ones back.
+    """A Gaussian bandit whose arms get other means after ``period`` pulls, and later the first ones back.
 
     A task is a row of ``n_set`` sets of ``n_arm`` means, drawn independently, which take turns.
     """
