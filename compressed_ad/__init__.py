@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from compressed_ad.tasks.recall import recall_value as recall_value
     from compressed_ad.tasks.select import make_family as make_family
     from compressed_ad.tasks.split import split_tasks as split_tasks
+    from compressed_ad.tasks.switching import switching_value as switching_value
     from compressed_ad.training.from_file import config_and_sampler as config_and_sampler
     from compressed_ad.training.loop import train as train
     from compressed_ad.training.sequences import from_histories as from_histories
@@ -131,6 +132,7 @@ _NAMES = {
     "tasks.recall": "recall_value",
     "tasks.select": "make_family",
     "tasks.split": "split_tasks",
+    "tasks.switching": "switching_value",
     "training.from_file": "config_and_sampler",
     "training.loop": "train",
     "training.sequences": "from_histories",

@@ -110,6 +110,7 @@ LEARNER: Registry[Callable[..., SourceLearner]] = Registry(
         "noise": "compressed_ad.learners.scripted:NoiseDistillation",
         "tabular": "compressed_ad.learners.tabular:TabularQ",
         "rmax": "compressed_ad.learners.rmax:RMax",
+        "revisit": "compressed_ad.learners.revisit:Revisit",
         "homing": "compressed_ad.learners.homing:Homing",
     },
     makes("SourceLearner", "learn"),

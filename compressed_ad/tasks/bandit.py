@@ -31,7 +31,7 @@ import numpy as np
 import scipy
 from annotated_types import Ge
 from gymnasium import spaces
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from compressed_ad.errors import UsageError
 from compressed_ad.registry import checked
@@ -115,10 +115,11 @@ class NormalPosterior:
 
         return np.asarray(best_normal(self.mean, self.spread, self._z))
 
-    def update(self, actions: IntArray, rewards: AnyArray) -> None:
-        slot = np.arange(len(actions))
-        self._precision[slot, actions] += self.sigma**-2.0
-        self._weighted[slot, actions] += np.asarray(rewards, np.float64) * self.sigma**-2.0
+    def update(self, actions: IntArray, rewards: AnyArray, share: ArrayLike = 1.0) -> None:
+        """As above; a pull counts only by its ``share``, one number or (N,)."""
+        slot, precision = np.arange(len(actions)), np.asarray(share) * self.sigma**-2.0
+        self._precision[slot, actions] += precision
+        self._weighted[slot, actions] += np.asarray(rewards, np.float64) * precision
 
 
 Posterior = BetaPosterior | NormalPosterior
@@ -255,7 +256,7 @@ class Bandit(OneLineRepr, ABC):
     def ucb_scale(self) -> float:
         """The scale of UCB1's bound that its guarantee needs."""
 
-    def thompson(self, generators: Generators, prior: tuple[float, float] | None = None) -> Thompson:
+    def thompson(self, generators: Generators, prior: tuple[float, float] | None = None) -> Rule:
         """Thompson sampling with a draw of its own in each slot; ``prior`` None: the arms' distribution."""
         return Thompson(self.posterior(prior), generators)
 

@@ -14,7 +14,6 @@ et al., "Filtering Learning Histories Enhances In-Context Reinforcement Learning
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -29,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from compressed_ad.errors import UsageError
 from compressed_ad.registry import checked
 from compressed_ad.settings import Count
-from compressed_ad.tasks.base import OneLineRepr, discrete_actions
+from compressed_ad.tasks.base import OneLineRepr, OptimalPolicy, discrete_actions
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray, Step
 
 N_ACTION = 5
@@ -116,7 +115,7 @@ def towards(obs: IntArray, target: IntArray) -> Int64Array:
 
 
 @dataclass(frozen=True, repr=False)
-class Grid(OneLineRepr, ABC):
+class Grid(OneLineRepr):
     """A square room with ``size`` cells a side and episodes of at most ``horizon`` steps."""
 
     name: ClassVar[str]
@@ -150,9 +149,6 @@ class Grid(OneLineRepr, ABC):
     def fixed_start(self) -> int | None:
         """Index of that cell, or None if it is another one in every episode."""
         return int(self.index(self.start_cell))
-
-    @abstractmethod
-    def optimal_action(self, tasks: AnyArray, obs: IntArray, episode_return: FloatArray) -> Int64Array: ...
 
     def successor_table(self, tasks: AnyArray) -> Int64Array:
         """(N, cells, 5) index of the cell that each action leads to."""
@@ -231,8 +227,10 @@ class GridEnv:
         return Step(next_obs, reward, terminated, truncated, obs)
 
     def optimal_actions(self) -> Int64Array:
-        """(N,) an optimal action in the current state of every slot."""
-        return self._family.optimal_action(self._tasks, self._cells.take(self._cell, axis=0), self._return)
+        """(N,) an optimal action in the current state of every slot, where the family knows one."""
+        obs = self._cells.take(self._cell, axis=0)
+        assert isinstance(self._family, OptimalPolicy)
+        return np.asarray(self._family.optimal_action(self._tasks, obs, self._return))
 
 
 @checked

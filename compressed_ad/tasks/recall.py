@@ -76,12 +76,7 @@ class DarkroomRecall(Grid):
 
     @cached_property
     def _tasks(self) -> Int64Array:
-        # More than half of what is drawn is new, unless almost all are asked for.
-        drawn = rng(self.task_seed, self.name).integers(self.size**2, size=(2 * self.n_task, self.n_cue))
-        _, first = np.unique(drawn, axis=0, return_index=True)
-        if len(first) < self.n_task:
-            raise UsageError(f"{self.name}: too few different tasks for n_task {self.n_task}; lower it")
-        return all_cells(self.size)[drawn[np.sort(first)[: self.n_task]]].reshape(self.n_task, -1)
+        return drawn_goals(self, self.n_cue, self.n_task, self.task_seed)
 
     def tasks(self) -> Int64Array:
         """(n_task, 2 n_cue) goal cells. With the same seed, a larger ``n_task`` only appends tasks."""
@@ -124,6 +119,16 @@ class DarkroomRecall(Grid):
         return self.check(tasks, 2 * self.n_cue).reshape(len(tasks), self.n_cue, 2)
 
 
+def drawn_goals(room: Grid, n_goal: int, n_task: int, seed: int) -> Int64Array:
+    """(n_task, 2 n_goal) different tasks of ``n_goal`` cells, each drawn from all cells of ``room``."""
+    # More than half of what is drawn is new, unless almost all are asked for.
+    drawn = rng(seed, room.name).integers(room.size**2, size=(2 * n_task, n_goal))
+    _, first = np.unique(drawn, axis=0, return_index=True)
+    if len(first) < n_task:
+        raise UsageError(f"{room.name}: too few different tasks for n_task {n_task}; lower it")
+    return all_cells(room.size)[drawn[np.sort(first)[:n_task]]].reshape(n_task, -1)
+
+
 def cue_order(n_cue: int, seeds: IntArray) -> Callable[[IntArray], Int64Array]:
     """Gives the cue (K,) of the next episode of slots (K,), each slot's from its own seed."""
     random = [rng(int(seed), "cues") for seed in seeds]
@@ -140,7 +145,7 @@ def cue_order(n_cue: int, seeds: IntArray) -> Callable[[IntArray], Int64Array]:
 
 
 def recall_value(worth: ArrayLike, n_cue: int, n_episode: int, memory: int | None = None) -> Float64Array:
-    """(E,) what an agent earns in each episode whose v-th episode of a cue that it remembers is ``worth[v]``.
+    """(E,) what an agent earns in each episode if ``worth[v]`` is its v-th of a cue that it remembers.
 
     ``worth`` (V,) goes on with its last value: the curve of ``find_limit`` for the room with one goal,
     ``Darkroom(size, horizon)``, gives that of the best agent, as cues say nothing of each other. With a

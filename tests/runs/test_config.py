@@ -66,7 +66,11 @@ def test_every_whole_run_is_valid(name):
 
 
 @pytest.mark.parametrize(
-    "family", [*(f"darkroom{kind}" for kind in ("", "_large", "_hard", "_permuted", "_recall")), "point_mass"]
+    "family",
+    [
+        *(f"darkroom{kind}" for kind in ("", "_large", "_hard", "_permuted", "_recall", "_switching")),
+        "point_mass",
+    ],
 )
 def test_benchmarks_can_start(family):
     _benchmark_can_start(family)

@@ -121,7 +121,15 @@ def test_as_batched_refuses_other_things():
 
 @pytest.mark.parametrize(
     "name",
-    ["darkroom", "darkroom_large", "darkroom_hard", "darkroom_permuted", "darkroom_recall", "key_to_door"],
+    [
+        "darkroom",
+        "darkroom_large",
+        "darkroom_hard",
+        "darkroom_permuted",
+        "darkroom_recall",
+        "darkroom_switching",
+        "key_to_door",
+    ],
 )
 def test_gymnasium_ids(name):
     env = gymnasium.make(gymnasium_id(name), task=7)

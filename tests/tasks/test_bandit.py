@@ -24,6 +24,7 @@ from compressed_ad.tasks.bandit import (
     GaussianBandit,
     NormalPosterior,
     Posterior,
+    Thompson,
     seeded,
 )
 from compressed_ad.tasks.base import OptimalPolicy, ReferencePolicies, RewardFunction
@@ -181,6 +182,7 @@ def test_the_recorded_chance_is_that_of_a_posterior_draw_to_be_highest(binary: b
 def test_arms_are_drawn_with_their_recorded_chance() -> None:
     """20,000 slots with one posterior: frequencies within 5 standard errors."""
     agent = BernoulliBandit(n_arm=3).thompson(seeded(0, "test"))
+    assert isinstance(agent, Thompson)
     agent.reset(20_000)
     for arm, reward in ((0, 1), (1, 0), (1, 1), (2, 0)):
         agent.posterior.update(np.full(20_000, arm), np.full(20_000, reward))
