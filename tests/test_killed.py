@@ -186,7 +186,7 @@ def test_a_report_can_be_written_again(tmp_path: Path, monkeypatch: pytest.Monke
             run_report.build_report(out, [method(n_run=1)], experiment=EXPERIMENT)
 
     def check() -> None:
-        assert is_free(out, "index.html", ("figures", "table.csv", "summary.json"))
+        assert is_free(out, "index.html", ("figures", "tables", "table.csv", "summary.json"))
 
     assert everywhere(tmp_path, work, check, every=5) >= 3
     assert "<html" in (out / "index.html").read_text()

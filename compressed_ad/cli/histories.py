@@ -20,6 +20,7 @@ from compressed_ad.histories.exchange.importing import (
     import_histories,
     most_bytes,
     named_split,
+    read_task,
 )
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.marking.apply import marker_params
@@ -204,8 +205,7 @@ def _import(call: Call) -> None:
         if out.suffix not in (".hdf5", ".h5"):
             out = history_path(out, config.env.short_name, options.source, config.seed)
         n_task = sum(len(ids) for ids in vars(split).values())
-        with users_code(f"{source}: task {split.train[0]} cannot be read", HistoryError):
-            megabytes = most_bytes(tasks[int(split.train[0])], n_task) / 1e6
+        megabytes = most_bytes(read_task(tasks, int(split.train[0])), n_task) / 1e6
         if options.dry_run:
             size = f"at most {megabytes:,.1f} MB before compression"
             print_lines(f"Would import {n_task} tasks of {source} ({options.layout}) into {out} ({size})")

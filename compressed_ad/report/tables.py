@@ -101,6 +101,7 @@ def comma_separated(rows: Rows) -> str:
 
 
 def _cell(text: str) -> str:
+    text = re.sub(r"[\r\n]+", " ", text)  # a line is a row
     if text == "–":
         return ""
     if _NUMBER.fullmatch(text):

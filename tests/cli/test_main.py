@@ -278,7 +278,7 @@ def test_list_and_doctor(run):
     ):
         assert word in out
     assert re.search(r"CompressedADv2 +Another name of CompressedAD, from the guide\.", out)
-    assert out.count("docs/from_the_guide.md") == 2  # once among the markers, once among the models
+    assert out.count("docs/from_the_guide.md") == 3  # once among markers, models and studies each
     code, out, _ = run("list", "presets")
     assert code == 0 and "smoke" in out and "benchmark" not in out
     code, out, _ = run("list", "families")

@@ -190,6 +190,15 @@ def file_provenance(path: Path, layout: str) -> dict[str, Any]:
     return {**about, "sha256": hashlib.sha256(lines.encode()).hexdigest()}
 
 
+def read_task(tasks: Mapping[int, Recorded], number: int) -> Recorded:
+    """``tasks[number]``; ``HistoryError`` that names it if it cannot be read, or is something else."""
+    with users_code(f"task {number} cannot be read", HistoryError):
+        one = tasks[number]
+    if not isinstance(one, Recorded):
+        raise HistoryError(f"task {number} is a {type(one).__name__}, not Recorded")
+    return one
+
+
 def most_bytes(one: Recorded, n_task: int) -> int:
     """Bytes that a history file of ``n_task`` tasks such as ``one`` takes before compression, at most."""
     arrays: list[AnyArray | None] = [one.states, one.states, one.actions, one.optimal_actions]
@@ -207,10 +216,7 @@ def _one_shape(
     shapes, named, seen = list[tuple[int, ...]](), list[AnyArray | None](), dict[bytes, int]()
     learner = None
     for number in numbers:
-        with users_code(f"task {number} cannot be read", HistoryError):
-            one = tasks[number]
-        if not isinstance(one, Recorded):
-            raise HistoryError(f"task {number} is a {type(one).__name__}, not Recorded")
+        one = read_task(tasks, number)
         if not one.rewards.size:
             raise HistoryError(f"task {number} has no steps")
         learner = learner if shapes else one.learner
