@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import json
 
-from benchmarks import collection, loop, model, published_histories, source_algorithms, table_learners
+from benchmarks import (
+    collection,
+    compression,
+    loop,
+    model,
+    published_histories,
+    source_algorithms,
+    table_learners,
+)
 from benchmarks.measuring import RESULTS, quick_from_command_line
 
 
@@ -13,6 +21,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "collection.json").write_text(json.dumps(collection.run(quick), indent=2) + "\n")
     model.run(quick)
+    compression.run(quick)
     source_algorithms.run(quick)
     table_learners.run(quick)
     published_histories.run(quick)

@@ -50,6 +50,7 @@ FAMILIES = {
     "permuted": "Darkroom-Permuted",
     "large": "Darkroom-Large",
     "hard": "Darkroom-Hard",
+    "recall": "Darkroom-Recall",
     "bandit": "Bernoulli bandits",
     "point_mass": "Point mass",
     "wide": "Darkroom, 11x11",
@@ -96,6 +97,7 @@ def blocks() -> dict[str, str]:
         marked,
         inside,
         exploration,
+        forgetting,
     )
     return {**study_blocks(), **{block.__name__: block() for block in own}}
 
@@ -273,6 +275,18 @@ def exploration() -> str:
             cells += [f"{_mean([x for x in own if x['variant'] == v], key):.3f}" for v in ("AD", "prolong")]
             cells.append(f"{_mean(own, walk):.3f}")
         table.append([str(episode), *cells])
+    return markdown(table)
+
+
+def forgetting() -> str:
+    """What models do on Darkroom-Hard without their borders' sight, over 500 episodes, and after a prompt."""
+    if not (ROOT / "results" / "forgetting.csv").exists():
+        return ""
+    lines, table = _lines("forgetting"), [["Model", "", "Runs", "Area or success", "Final or knew"]]
+    for variant, what in dict.fromkeys((line["variant"], line["what"]) for line in lines):
+        own = [line for line in lines if (line["variant"], line["what"]) == (variant, what)]
+        cells = [number(_mean(own, key)) for key in ("area", "final")]
+        table.append([variant, what, str(len(own)), *cells])
     return markdown(table)
 
 
