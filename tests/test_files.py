@@ -37,14 +37,14 @@ def test_a_lock_is_held_by_one_and_dropped(tmp_path):
             pytest.raises(RunDirectoryError, match="another process works here"),
             locked(tmp_path),
         ):
-            pass
+            pytest.fail("a second lock was given")
     with locked(tmp_path / "new"), locked(tmp_path / "new" / "a", file=True):
         assert {path.name for path in (tmp_path / "new").iterdir()} == {".lock", ".a.lock"}
     assert not list((tmp_path / "new").iterdir())
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(RunDirectoryError, match=f"{place}: cannot be written to"), locked(place):
-            pass
+            pytest.fail("a lock was given where none can be")
 
 
 def test_a_lock_file_that_is_removed_while_another_waits_locks_nobody_out(tmp_path, monkeypatch):
@@ -59,7 +59,7 @@ def test_a_lock_file_that_is_removed_while_another_waits_locks_nobody_out(tmp_pa
     with locked(tmp_path):
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
         with pytest.raises(RunDirectoryError, match="another process"), locked(tmp_path):
-            pass
+            pytest.fail("a second lock was given")
 
 
 def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):

@@ -158,7 +158,7 @@ class Family(Darkroom):
 
     @horizon.setter
     def horizon(self, value: int) -> None:
-        pass
+        """What the family's class would set is not kept."""
 
 
 HISTORY: dict[str, Callable[[Any], Any]] = {

@@ -21,7 +21,7 @@ from compressed_ad.evaluation.evaluate import evaluate_tasks
 from compressed_ad.evaluation.intervals import Floats
 from compressed_ad.models.ad import AD
 from compressed_ad.tasks.base import GoalDistance, OptimalPolicy, RandomFound, TaskFamily
-from compressed_ad.tasks.gridworld import Grid
+from compressed_ad.tasks.grid import Grid
 from compressed_ad.types import Agent, AnyArray, BoolArray, FloatArray, IntArray, Step
 
 

@@ -19,29 +19,27 @@ from annotated_types import Ge, Le
 from gymnasium import spaces
 from numpy.typing import ArrayLike
 
-from compressed_ad.errors import UsageError
 from compressed_ad.registry import checked
 from compressed_ad.seeding import rng
 from compressed_ad.settings import Count, Seed, TaskCount
-from compressed_ad.tasks.gridworld import (
+from compressed_ad.tasks.grid import (
     N_ACTION,
     Float32Array,
     Float64Array,
-    Grid,
     GridEnv,
     Int64Array,
     Size,
     all_cells,
-    distance,
     successors,
     towards,
 )
+from compressed_ad.tasks.several_goals import SeveralGoals
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray
 
 
 @checked
 @dataclass(frozen=True, repr=False)
-class DarkroomRecall(Grid):
+class DarkroomRecall(SeveralGoals):
     """A dark room whose goal depends on the cue of the episode; +1 for every step that ends on it.
 
     Tasks are rows (x, y, x, y, ...) with the goal of each cue, drawn independently from all cells, the start
@@ -60,6 +58,10 @@ class DarkroomRecall(Grid):
         return spaces.MultiDiscrete([self.n_cue, self.size, self.size])
 
     @property
+    def goals_of_task(self) -> int:
+        return self.n_cue
+
+    @property
     def fixed_start(self) -> None:
         return None
 
@@ -74,17 +76,9 @@ class DarkroomRecall(Grid):
         first = np.arange(self.n_cue)[:, None] * self.size**2
         return np.asarray((successors(self.size)[:, None] + first).reshape(N_ACTION, -1))
 
-    @cached_property
-    def _tasks(self) -> Int64Array:
-        return drawn_goals(self, self.n_cue, self.n_task, self.task_seed)
-
-    def tasks(self) -> Int64Array:
-        """(n_task, 2 n_cue) goal cells. With the same seed, a larger ``n_task`` only appends tasks."""
-        return self._tasks.copy()
-
     def make(self, tasks: AnyArray, seeds: IntArray) -> GridEnv:
         """One slot for each row of ``tasks``; the seed of a slot draws the order of its cues."""
-        goal, never = self.index(self._goals(tasks)), np.zeros(len(tasks), bool)
+        goal, never = self.index(self.goals(tasks)), np.zeros(len(tasks), bool)
         slot, cue = np.arange(len(tasks)), cue_order(self.n_cue, seeds)
         start = int(self.index(self.start_cell))
 
@@ -94,39 +88,16 @@ class DarkroomRecall(Grid):
 
         return GridEnv(self, np.asarray(tasks), judge, starts=lambda some: cue(some) * self.size**2 + start)
 
-    def optimal_return(self, tasks: AnyArray) -> Float64Array:
-        """(N,) walking to the goal and staying there, the mean over cues."""
-        arrival = np.maximum(distance(self._goals(tasks), self.start_cell), 1)
-        return np.asarray(np.maximum(self.horizon - arrival + 1.0, 0.0).mean(1))
-
-    def random_return(self, tasks: AnyArray) -> Float64Array:
-        """(N,) exact, the mean over cues."""
-        return np.asarray(self.random_visits(self._goals(tasks)).mean(1))
-
     def optimal_action(self, tasks: AnyArray, obs: IntArray, episode_return: FloatArray) -> Int64Array:
-        goal = self._goals(tasks)[np.arange(len(obs)), obs[:, 0]]
+        goal = self.goals(tasks)[np.arange(len(obs)), obs[:, 0]]
         return towards(obs[:, 1:], goal)
 
     def reward(
         self, task: AnyArray, states: AnyArray, actions: AnyArray, next_states: AnyArray, start: BoolArray
     ) -> Float32Array:
         next_states = np.asarray(next_states)
-        goal = self._goals(np.atleast_2d(task))[0]
+        goal = self.goals(np.atleast_2d(task))[0]
         return np.asarray((next_states[:, 1:] == goal[next_states[:, 0]]).all(-1), np.float32)
-
-    def _goals(self, tasks: AnyArray) -> Int64Array:
-        """(N, n_cue, 2) goal of each cue."""
-        return self.check(tasks, 2 * self.n_cue).reshape(len(tasks), self.n_cue, 2)
-
-
-def drawn_goals(room: Grid, n_goal: int, n_task: int, seed: int) -> Int64Array:
-    """(n_task, 2 n_goal) different tasks of ``n_goal`` cells, each drawn from all cells of ``room``."""
-    # More than half of what is drawn is new, unless almost all are asked for.
-    drawn = rng(seed, room.name).integers(room.size**2, size=(2 * n_task, n_goal))
-    _, first = np.unique(drawn, axis=0, return_index=True)
-    if len(first) < n_task:
-        raise UsageError(f"{room.name}: too few different tasks for n_task {n_task}; lower it")
-    return all_cells(room.size)[drawn[np.sort(first)[:n_task]]].reshape(n_task, -1)
 
 
 def cue_order(n_cue: int, seeds: IntArray) -> Callable[[IntArray], Int64Array]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -28,16 +27,14 @@ from compressed_ad.tasks.bandit import (
     Thompson,
     seeded,
 )
-from compressed_ad.tasks.gridworld import (
+from compressed_ad.tasks.grid import (
     Float32Array,
     Float64Array,
-    Grid,
     GridEnv,
     Int64Array,
     Size,
-    distance,
 )
-from compressed_ad.tasks.recall import drawn_goals
+from compressed_ad.tasks.several_goals import SeveralGoals
 from compressed_ad.types import Agent, AnyArray, BoolArray, FloatArray, IntArray, Step
 
 HAZARD = 1e-3
@@ -62,7 +59,7 @@ class Phases:
 
 @checked
 @dataclass(frozen=True, repr=False)
-class DarkroomSwitching(Grid):
+class DarkroomSwitching(SeveralGoals):
     """A dark room with ``n_goal`` hidden goals, of which one pays: another one every ``period`` episodes.
 
     +1 for every step that ends on the goal that pays. Goals take turns in the order of the task's row
@@ -77,35 +74,18 @@ class DarkroomSwitching(Grid):
     n_task: TaskCount = 600
     task_seed: Seed = 0
 
-    @cached_property
-    def _tasks(self) -> Int64Array:
-        return drawn_goals(self, self.n_goal, self.n_task, self.task_seed)
-
-    def tasks(self) -> Int64Array:
-        """(n_task, 2 n_goal) goal cells. With the same seed, a larger ``n_task`` only appends tasks."""
-        return self._tasks.copy()
+    @property
+    def goals_of_task(self) -> int:
+        return self.n_goal
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> GridEnv:
-        goal, never, slot = self.index(self._goals(tasks)), np.zeros(len(tasks), bool), np.arange(len(tasks))
+        goal, never, slot = self.index(self.goals(tasks)), np.zeros(len(tasks), bool), np.arange(len(tasks))
         phases = Phases(len(tasks), self.n_goal, self.period, int(self.index(self.start_cell)))
 
         def judge(cell: Int64Array, episode_return: FloatArray) -> tuple[Float32Array, BoolArray]:
             return (cell == goal[slot, phases.now]).astype(np.float32), never.copy()
 
         return GridEnv(self, np.asarray(tasks), judge, starts=phases.begin)
-
-    def optimal_return(self, tasks: AnyArray) -> Float64Array:
-        """(N,) walking to the goal that pays and staying there, the mean over a cycle."""
-        arrival = np.maximum(distance(self._goals(tasks), self.start_cell), 1)
-        return np.asarray(np.maximum(self.horizon - arrival + 1.0, 0.0).mean(1))
-
-    def random_return(self, tasks: AnyArray) -> Float64Array:
-        """(N,) exact, the mean over a cycle."""
-        return np.asarray(self.random_visits(self._goals(tasks)).mean(1))
-
-    def _goals(self, tasks: AnyArray) -> Int64Array:
-        """(N, n_goal, 2) goals in turn."""
-        return self.check(tasks, 2 * self.n_goal).reshape(len(tasks), self.n_goal, 2)
 
 
 def switching_value(

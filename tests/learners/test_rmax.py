@@ -18,7 +18,8 @@ from compressed_ad.learners.conformance import check_learner
 from compressed_ad.learners.finite import BLOCK
 from compressed_ad.learners.rmax import RMax
 from compressed_ad.tasks.base import SuccessorTable
-from compressed_ad.tasks.gridworld import DarkroomHard, DarkroomPermuted, KeyToDoor, successors
+from compressed_ad.tasks.grid import successors
+from compressed_ad.tasks.gridworld import DarkroomHard, DarkroomPermuted, KeyToDoor
 from tests.learners.learning import learn
 
 STEPS = ((0, 1), (0, -1), (-1, 0), (1, 0))

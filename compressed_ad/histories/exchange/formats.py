@@ -299,7 +299,7 @@ class NPZ:
             raise HistoryError(f"{self.path}: has no array {key!r}; it has {short(sorted(self.keys))}")
         try:
             array: AnyArray = self._file[key]
-        except Exception as error:  # as above
+        except Exception as error:  # a changed byte can make zipfile and NumPy raise anything
             text = "holds pickled Python objects, which can run code and are never loaded"
             text = text if "pickle" in str(error) else f"cannot be read ({one_line(error)})"
             raise HistoryError(f"{self.path}: {key} {text}") from error
