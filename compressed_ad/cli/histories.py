@@ -19,9 +19,9 @@ from compressed_ad.histories.exchange.importing import (
     file_provenance,
     import_histories,
     most_bytes,
-    named_split,
     read_task,
 )
+from compressed_ad.histories.exchange.task_ids import named_split
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.marking.apply import marker_params
 from compressed_ad.registry import call_text, own_names

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from compressed_ad.errors import HistoryError, NumericalError
+from compressed_ad.errors import HistoryError, NumericalError, SplitError
 from compressed_ad.files import locked
 from compressed_ad.histories import hdf5, header as head
 from compressed_ad.histories.hdf5 import Group, child, opened, read, write_array
@@ -33,7 +33,17 @@ from compressed_ad.histories.header import Header, HistoryInfo, short
 from compressed_ad.marking.apply import REQUIRED, mark_task, marker_name, marker_parameters
 from compressed_ad.marking.markers import Marker
 from compressed_ad.marking.statistics import MarkingStatistics, marking_statistics
-from compressed_ad.types import AnyArray, BoolArray, History, SpaceSpec, Split, shape_of, sizes, starts
+from compressed_ad.types import (
+    AnyArray,
+    BoolArray,
+    History,
+    IntArray,
+    SpaceSpec,
+    Split,
+    shape_of,
+    sizes,
+    starts,
+)
 
 __all__ = ["HistoryFile", "HistoryInfo", "HistoryWriter", "remark"]
 
@@ -248,6 +258,12 @@ class HistoryFile:
         self.info, self.split, self.task_ids = header.info, header.split, header.task_ids
         self.tasks, self.optimal_return = header.tasks, header.optimal_return
         self.random_return = header.random_return
+
+    def heldout_tasks(self) -> IntArray:
+        """Indices (N,) of the held-out tasks; ``SplitError`` if there are none."""
+        if not len(self.split.heldout):
+            raise SplitError(f"{self.path}: holds no held-out task, so nothing can be evaluated on it")
+        return self.split.heldout
 
     @property
     def threshold(self) -> float | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressed_ad.errors import SplitError, UsageError
+from compressed_ad.errors import UsageError
 from compressed_ad.evaluation import intervals
 from compressed_ad.evaluation.intervals import Floats
 from compressed_ad.histories.file import HistoryFile
@@ -50,9 +50,7 @@ def evaluate_heldout(
     from compressed_ad.evaluation.evaluate import evaluate_tasks
 
     file = file if isinstance(file, HistoryFile) else HistoryFile(file)
-    ids, info = file.split.heldout, file.info
-    if not len(ids):
-        raise SplitError(f"{file.path}: holds no held-out task to evaluate on")
+    ids, info = file.heldout_tasks(), file.info
     family = stored_family(file.path, info.family, info.family_kwargs) if family is None else family
     runs, returns = list(models) if isinstance(models, Sequence) else [models], []
     for k, model in enumerate(runs):

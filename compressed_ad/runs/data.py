@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressed_ad.errors import HistoryError, SplitError
+from compressed_ad.errors import HistoryError
 from compressed_ad.evaluation.intervals import mean
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.header import Scales, short
@@ -104,12 +104,6 @@ class RunData:
     def scales(self) -> Scales:
         """What models standardise by: see ``Scales``."""
         return _scales(self.file.path, self.digest)
-
-    def heldout_tasks(self) -> IntArray:
-        """The held-out tasks of the file; ``SplitError`` if it has none."""
-        if not len(self.file.split.heldout):
-            raise SplitError(f"{self.file.path}: holds no held-out task, so no run can be evaluated on it")
-        return self.file.split.heldout
 
     def scale(self, task_ids: IntArray) -> tuple[FloatArray, FloatArray]:
         """Random and optimal return (N,) of ``task_ids``.

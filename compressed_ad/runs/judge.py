@@ -119,7 +119,7 @@ def evaluate_run(
         return path
     player, evaluation = make_player(job), job.config.evaluation
     data, model, step = player.data, player.model, player.step
-    ids, training_ids = data.heldout_tasks(), data.training_tasks()
+    ids, training_ids = data.file.heldout_tasks(), data.training_tasks()
     last, step_last = load_model(job.path / WEIGHTS["last"], data, device(job.config))
     size = (evaluation.rollouts, evaluation.episodes)
     parts = 1 + (step_last != step) + (evaluation.training_tasks > 0)

@@ -19,14 +19,9 @@ from hypothesis import given, settings, strategies as st
 from compressed_ad.cli.main import main
 from compressed_ad.errors import ConfigError, HistoryError, MissingExtraError, install_command
 from compressed_ad.histories.exchange.formats import EXPORT, LAYOUT, Recorded
-from compressed_ad.histories.exchange.importing import (
-    MATCH,
-    Findings,
-    file_provenance,
-    import_histories,
-    named_split,
-)
+from compressed_ad.histories.exchange.importing import Findings, file_provenance, import_histories
 from compressed_ad.histories.exchange.minari import dataset_id, episodes
+from compressed_ad.histories.exchange.task_ids import MATCH, named_split
 from compressed_ad.histories.file import HistoryFile, HistoryInfo, HistoryWriter, remark
 from compressed_ad.tasks.gridworld import Darkroom, DarkroomHard
 from compressed_ad.tasks.replay import episode_step, play

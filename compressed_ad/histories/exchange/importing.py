@@ -10,38 +10,31 @@ chance), the recorded arrays are kept, and the findings say so.
 from __future__ import annotations
 
 import hashlib
-import math
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compressed_ad.errors import CompressedADError, ConfigError, HistoryError, UsageError, users_code
+from compressed_ad.errors import ConfigError, HistoryError, users_code
 from compressed_ad.files import file_digest, locked
 from compressed_ad.histories.exchange.formats import Progress, Recorded, check_tasks
+from compressed_ad.histories.exchange.replaying import fitted, outer, replayed, turned
+from compressed_ad.histories.exchange.task_ids import ids_in_family, playing
 from compressed_ad.histories.file import COLUMNS, OPTIONAL, HistoryInfo, HistoryWriter
 from compressed_ad.histories.header import same_steps, short
 from compressed_ad.tasks.base import TaskFamily, family_specs
-from compressed_ad.tasks.replay import Played, differ, episode_step, play
+from compressed_ad.tasks.replay import Played, differ, episode_step
 from compressed_ad.types import (
     AnyArray,
     BoolArray,
     History,
-    IntArray,
     SpaceSpec,
     Split,
-    as_compared,
-    from_spec,
-    sizes,
-    starts,
 )
-
-MATCH = "match"
-"""Value of ``task_ids`` that finds each task by its rewards."""
 
 
 @dataclass
@@ -126,7 +119,7 @@ def import_histories(
         _check_actions(actions, spaces["action"], family_name)
     first, named, learners = _one_shape(tasks, numbers)
     n_learner = n_learner if learners is None else len(np.unique(learners))
-    ids = _task_ids(tasks, numbers, family, task_ids, named, actions, seed)
+    ids = ids_in_family(tasks, numbers, family, task_ids, named, actions, seed)
     facts = {"n_timesteps": first[1], "n_learner": n_learner, "n_stream": first[0] // n_learner}
     with locked(Path(path), file=True, error=HistoryError):
         writer = HistoryWriter(
@@ -142,14 +135,14 @@ def import_histories(
         part = {int(number): name for name, of in vars(split).items() for number in of}
         try:
             for number, task_id in zip(numbers, ids, strict=True):
-                recorded = _fitted(f"task {number}", tasks[number], spaces, actions)
+                recorded = fitted(f"task {number}", tasks[number], spaces, actions)
                 row, sizes = rows[task_id], (horizon, n_learner, steps_per_update)
                 history = _history(number, recorded, family, row, *sizes, seed, findings)
                 writer.append(place[number], history)
                 others: list[int] = []
                 if number in findings.disagree:
                     with suppress(HistoryError):  # they cannot be played at all
-                        others += [numbers[k] for k in _playing(recorded, family, rows[ids], seed)]
+                        others += [numbers[k] for k in playing(recorded, family, rows[ids], seed)]
                 elif not recorded.rewards.any():
                     findings.untold.append(number)
                 for other in others:
@@ -247,41 +240,6 @@ def _check_actions(actions: Sequence[int], spec: SpaceSpec, family: str) -> None
         raise ConfigError(f"--actions: {family} {has}, not {short(wrong)}")
 
 
-def _fitted(
-    where: str, recorded: Recorded, spaces: Mapping[str, SpaceSpec], actions: Sequence[int] | None = None
-) -> Recorded:
-    """``recorded`` in the numbers, dtypes and shapes of the spaces; ``HistoryError`` if a value has none."""
-    changed: dict[str, Any] = {}
-    for name, column in COLUMNS.items():
-        array = getattr(recorded, name, None)
-        if array is None or not isinstance(column, str):
-            continue
-        spec, space = spaces[column], from_spec(spaces[column])
-        if column == "action" and actions is not None:
-            array = np.asarray(actions)[_indices(f"{where}: {name}", array, len(actions))]
-        if spec["kind"] == "multidiscrete" and math.prod(array.shape[2:]) == 1 < len(sizes(spec)):
-            index = _indices(f"{where}: {name}", array, math.prod(sizes(spec))).reshape(array.shape[:2])
-            array = np.stack(np.unravel_index(index, sizes(spec)), axis=-1) + starts(spec)
-        if space.shape == () and array.shape[2:] == (1,):
-            array = array[..., 0]
-        with np.errstate(invalid="ignore"):  # the comparison below finds NaN
-            fitted = array.astype(space.dtype, copy=False)
-        if np.dtype(space.dtype).kind in "iu" and not np.array_equal(fitted, array):
-            raise HistoryError(f"{where}: {name} of dtype {array.dtype} are not whole numbers, as in {space}")
-        changed[name] = fitted
-    return replace(recorded, **changed, rewards=recorded.rewards.astype(np.float32))
-
-
-def _indices(what: str, array: AnyArray, count: int) -> IntArray:
-    """``array`` as whole numbers of 0..count-1; ``HistoryError`` for others."""
-    with np.errstate(invalid="ignore"):  # the comparison finds NaN
-        index = array.astype(np.int64)
-    wrong = (index != array) | (index < 0) | (index >= count)
-    if wrong.any():
-        raise HistoryError(f"{what} hold {array[wrong][0]}, which is none of 0..{count - 1}")
-    return index
-
-
 def _history(
     number: int, recorded: Recorded, family: TaskFamily, task: AnyArray, horizon: int | None, n_learner: int,
     steps_per_update: int | None, seed: int, findings: Findings,
@@ -293,17 +251,17 @@ def _history(
     if next_states is None:
         findings.without.append(number)
         next_states = np.concatenate([recorded.states[:, 1:], recorded.states[:, -1:]], axis=1)
-    played = _replayed(recorded, family, task, seed)
+    played = replayed(recorded, family, task, seed)
     if isinstance(played, Played):
         terminated, truncated = played.terminated, played.truncated
-        wrong = _outer(played.episode_end) & differ(next_states, played.next_states)
+        wrong = outer(played.episode_end) & differ(next_states, played.next_states)
         if wrong.any():
             if recorded.next_states is not None:
                 findings.repaired[number] = int(wrong.sum())
             next_states = next_states.copy()
             next_states[wrong] = played.next_states[wrong]
     else:
-        if isinstance(_replayed(_turned(recorded), family, task, seed), Played):
+        if isinstance(replayed(turned(recorded), family, task, seed), Played):
             raise HistoryError(
                 f"{where}: streams and time are exchanged: what was read as {shape[0]} streams of {shape[1]} "
                 f"steps is {shape[1]} streams of {shape[0]} steps, which {family.name} reproduces. Exchange "
@@ -360,157 +318,3 @@ def _ends(
         )
     late = length == limit
     return recorded.dones & ~late, recorded.dones & late
-
-
-def _outer(episode_end: BoolArray) -> BoolArray:
-    """(S, T) steps whose successor is not the next recorded state: the last of episodes and of the record."""
-    outer = episode_end.copy()
-    outer[:, -1] = True
-    return outer
-
-
-def _turned(recorded: Recorded) -> Recorded:
-    """``recorded`` as it is if its first two axes were exchanged; of long ones the first 1024 streams."""
-    arrays = {name: array for name, array in vars(recorded).items() if array is not None and array.ndim > 1}
-    return Recorded(**{name: array.swapaxes(0, 1)[:1024] for name, array in arrays.items()})
-
-
-def _replayed(recorded: Recorded, family: TaskFamily, task: AnyArray, seed: int) -> Played | str:
-    """What ``task`` gives for the recorded actions if it reproduces the recording; else where it does not."""
-    try:
-        tasks = np.repeat(task[None], len(recorded.rewards), axis=0)
-        played = _play(family, tasks, recorded.actions, seed)
-    except HistoryError as error:
-        return str(error)
-    return _first_difference(recorded, played) or played
-
-
-def _play(family: TaskFamily, tasks: AnyArray, actions: AnyArray, seed: int) -> Played:
-    try:
-        return play(family, tasks, actions, seed)
-    except (CompressedADError, ValueError, IndexError, TypeError) as error:
-        raise HistoryError(f"its actions cannot be played in {family.name} ({error})") from error
-
-
-def _first_difference(recorded: Recorded, played: Played) -> str | None:
-    """Array, stream and step of the first difference; None if there is none.
-
-    Successors at the ends of episodes and of the record are left out: many programs make them up.
-    """
-    pairs = {name: differ(getattr(recorded, name), getattr(played, name)) for name in ("states", "rewards")}
-    if recorded.next_states is not None:
-        pairs["next_states"] = differ(recorded.next_states, played.next_states) & ~_outer(played.episode_end)
-    if recorded.dones is not None:
-        pairs["dones"] = recorded.dones != played.episode_end
-    if recorded.terminated is not None and recorded.truncated is not None:
-        pairs["terminated"] = recorded.terminated != played.terminated
-        pairs["truncated"] = recorded.truncated != played.truncated
-    for name, wrong in pairs.items():
-        if wrong.any():
-            stream, step = np.argwhere(wrong)[0]
-            return f"{name} differ first in stream {stream} at step {step}"
-    return None
-
-
-# ---------------------------------------------------------------- ids of the tasks in the family
-
-
-def _task_ids(
-    tasks: Mapping[int, Recorded],
-    numbers: Sequence[int],
-    family: TaskFamily,
-    task_ids: Sequence[int] | str | None,
-    named: Sequence[AnyArray | None],
-    actions: Sequence[int] | None,
-    seed: int,
-) -> list[int]:
-    """Ids in the family of the tasks ``numbers``, in their order; ``named`` are the parameters of each."""
-    rows, spaces = family.tasks(), family_specs(family)
-    count = len(rows)
-    if isinstance(task_ids, str):
-        if task_ids != MATCH:
-            raise UsageError(f"task_ids must be numbers or {MATCH!r}, got {task_ids!r}")
-        fitted = ((f"task {i}", _fitted(f"task {i}", tasks[i], spaces, actions)) for i in numbers)
-        ids = [_match(where, recorded, family, seed) for where, recorded in fitted]
-    elif task_ids is not None:
-        ids = [int(i) for i in task_ids]
-    elif all(row is not None and row.shape == rows.shape[1:] for row in named):
-        ids = [_with_parameters(i, row, rows, family.name) for i, row in zip(numbers, named, strict=True)]
-    else:
-        ids = list(numbers)
-    if len(ids) != len(numbers):
-        raise ConfigError(f"--task-ids: {len(numbers)} tasks are imported, but {len(ids)} ids are given")
-    beyond = [i for i in ids if not 0 <= i < count]
-    if beyond:
-        raise ConfigError(
-            f"--task-ids: {family.name} has tasks 0..{count - 1}, not {short(beyond)}; give the id of each "
-            "task of the file in the family"
-        )
-    twice = sorted({i for i in ids if ids.count(i) > 1})
-    if twice:
-        raise ConfigError(f"--task-ids: tasks {short(twice)} of {family.name} are given twice")
-    return ids
-
-
-def _with_parameters(number: int, row: Any, rows: AnyArray, family: str) -> int:
-    found = np.flatnonzero((as_compared(rows) == as_compared(row)).all(axis=1))
-    if not len(found):
-        raise ConfigError(
-            f"--task-ids: task {number} has the parameters {row.tolist()}, which no task of {family} has; set"
-            " --env.kwargs, or give the id of each task of the file in the family"
-        )
-    return int(found[0])
-
-
-def _match(where: str, recorded: Recorded, family: TaskFamily, seed: int) -> int:
-    """The id of the only task of ``family`` in which the actions of all streams earn their rewards."""
-    try:
-        left = _playing(recorded, family, family.tasks(), seed, least=1)
-    except HistoryError as error:
-        raise HistoryError(f"{where}: {error}") from error
-    if len(left) != 1:
-        what = f"tasks {short(left.tolist())} all do" if len(left) else "none does"
-        raise HistoryError(
-            f"{where}: no single task of {family.name} reproduces the recording ({what}); give --task-ids"
-        )
-    return int(left[0])
-
-
-def _playing(recorded: Recorded, family: TaskFamily, rows: AnyArray, seed: int, least: int = 0) -> IntArray:
-    """Which of ``rows`` (N, P) the actions of all streams earn their rewards in; stops at ``least`` rows."""
-    left = np.arange(len(rows))
-    for stream in range(recorded.rewards.shape[0]):
-        arrays = (recorded.states, recorded.actions, recorded.rewards)
-        states, actions, rewards = (np.repeat(a[[stream]], len(left), axis=0) for a in arrays)
-        played = _play(family, rows[left], actions, seed)
-        wrong = differ(states, played.states) | differ(rewards, played.rewards)
-        left = left[~wrong.any(axis=1)]
-        if len(left) <= least:
-            break
-    return left
-
-
-def named_split(
-    tasks: Sequence[int],
-    heldout: Sequence[int] | None,
-    validation: Sequence[int] | None,
-    drawn: Callable[[int], Split] | None,
-) -> Split:
-    """The split of the recorded ``tasks`` by the named ``heldout`` and ``validation`` tasks, or as ``drawn``.
-
-    ``drawn`` takes the number of tasks and splits their positions. ``ConfigError`` if neither is given.
-    """
-    check_tasks(tasks, {"heldout": heldout or (), "validation": validation or ()})
-    if heldout is not None:
-        validation = list(validation or ())
-        train = sorted(set(tasks) - set(heldout) - set(validation))
-        return Split(*(np.array(part, np.int64) for part in (train, validation, heldout)))
-    if validation is not None:
-        raise ConfigError("--validation without --heldout; name both, or draw the split with --split-seed")
-    if drawn is None:
-        raise ConfigError(
-            "the file has no split: name its parts (--heldout K,K,... --validation K,K,...), or draw them "
-            "(--split-seed N, sizes --env.heldout and --env.validation)"
-        )
-    ids = np.array(sorted(tasks), np.int64)
-    return Split(*(ids[part] for part in vars(drawn(len(ids))).values()))
