@@ -1,5 +1,5 @@
-"""What models of the study ``compression_full`` do on Darkroom-Hard without sight, with other numbers of
-borders, over 500 episodes, and after the source's first steps: their held-out tasks.
+"""What models of the study ``compression_full`` do on the held-out tasks of Darkroom-Hard if borders see no
+inside, with other numbers of borders, over 500 episodes, and after the first steps of the source.
 
 python results/forgetting.py [runs/study]    writes results/forgetting.csv
 """
@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.evaluation.evaluate import evaluate_tasks
+from compressed_ad.evaluation.intervals import Floats
 from compressed_ad.evaluation.prompted import success_after
 from compressed_ad.models import MODEL
 from compressed_ad.report.measures import normalise
-from compressed_ad.runs.judge import make_player
+from compressed_ad.runs.judge import Player, make_player
 from compressed_ad.runs.study import load_study
 from compressed_ad.runs.study_run import groups
 
@@ -33,54 +34,33 @@ CHANGES: dict[str, dict[str, Any]] = {
 FIRST, STEPS = 300, 390
 
 
+def curve(player: Player, change: dict[str, Any], rollouts: int, episodes: int, seed: int) -> Floats:
+    """(E,) normalised return of the model on its held-out tasks, with ``change`` of its settings."""
+    file, ids = player.data.file, player.data.file.split.heldout
+    model = MODEL[player.model.config.model](player.model.config.model_copy(update=change))
+    model.load_state_dict(player.model.state_dict())
+    size: dict[str, Any] = {"rollouts": rollouts, "episodes": episodes, "seed": seed}
+    played = evaluate_tasks(model, player.data.family, file.tasks[ids], **size, **player.options)
+    return normalise(played, *player.data.scale(ids)).mean(axis=(0, 1))
+
+
 def lines(out: Path) -> Iterator[list[object]]:
+    """Rows of the file: variant, seed, what was done, and two figures."""
     study = load_study(ROOT / "studies" / "compression_full.yaml", families=["hard"])
-    for group in groups(study, out):
-        variant, seed = group.plays[0][0].variant, group.job.config.seed
-        if not group.job.trained:
-            continue
-        player = make_player(group.job)
-        file, family, options = player.data.file, player.data.family, player.options
-        ids = file.split.heldout
-        tasks, scale = file.tasks[ids], (file.random_return[ids], file.optimal_return[ids])
-
-        def curve(
-            change: dict[str, Any],
-            rollouts: int,
-            episodes: int,
-            seed: int = seed,
-            player: Any = player,
-            tasks: Any = tasks,
-            scale: Any = scale,
-            family: Any = family,
-            options: Any = options,
-        ) -> Any:
-            config = player.model.config.model_copy(update=change)
-            model = MODEL[config.model](config)
-            model.load_state_dict(player.model.state_dict())
-            played = evaluate_tasks(
-                model, family, tasks, rollouts=rollouts, episodes=episodes, seed=seed, **options
-            )
-            return normalise(played, *scale).mean(axis=(0, 1))
-
+    for group in (group for group in groups(study, out) if group.job.trained):
+        variant, seed, player = group.plays[0][0].variant, group.job.config.seed, make_player(group.job)
         for name, change in CHANGES.items() if variant == "gist" else ():
-            found = curve(change, 2, 100)
+            found = curve(player, change, 2, 100, seed)
             yield [variant, seed, name, found.mean(), found[-10:].mean()]
-        found = curve({}, 1, 500)
+        found = curve(player, {}, 1, 500, seed)
         yield [variant, seed, "500 episodes", found.mean(), found[-100:].mean()]
+        file, ids = player.data.file, player.data.file.split.heldout
         recorded = np.stack([file.load([int(i)])[int(i)].actions[:2] for i in ids])
         for name, actions in (("own", None), ("source's", recorded)):
             after = success_after(
-                player.model,
-                family,
-                tasks,
-                actions,
-                first=FIRST,
-                steps=STEPS,
-                rollouts=2,
-                seed=seed,
-                **options,
-            )
+                player.model, player.data.family, file.tasks[ids], actions,
+                first=FIRST, steps=STEPS, rollouts=2, seed=seed, **player.options,
+            )  # fmt: skip
             yield [variant, seed, f"after {name} first steps", after.success, after.knew]
 
 

@@ -11,7 +11,7 @@ import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from compressed_ad.models.segments import events, of_windows, visible_until
+from compressed_ad.models.segments import in_windows
 from compressed_ad.models.settings import Architecture
 from compressed_ad.models.tokens import shift
 from compressed_ad.models.transformer import visible
@@ -40,10 +40,9 @@ def draw() -> Figure:
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     for ax, (title, settings) in zip(figure.subplots(1, 4), KINDS.items(), strict=True):
         config = Architecture(n_transit=length, **settings)
-        values = of_windows(tokens)
         shown = torch.ones(length, length).tril()
         if config.forgets:
-            shown = visible(visible_until(config, events(config, values), values["place"]))[0].float()
+            shown = visible(in_windows(config, tokens)[1])[0].float()
         shown[:, tokens.ended[0]] *= 2
         ax.imshow(shown, cmap=ListedColormap(["white", "#9ecae1", MARKS]), vmin=0, vmax=2)
         for end in ends + 0.5:

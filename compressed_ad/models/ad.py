@@ -13,7 +13,7 @@ from compressed_ad.errors import ConfigError, NumericalError, UsageError
 from compressed_ad.models.compact_cache import CompactCache
 from compressed_ad.models.encoders import SpaceEncoder, action_stem, observation_stem
 from compressed_ad.models.heads import HEAD
-from compressed_ad.models.segments import events, of_windows, visible_until
+from compressed_ad.models.segments import in_windows
 from compressed_ad.models.settings import Architecture, ModelConfig
 from compressed_ad.models.token_inputs import TOKEN_INPUT
 from compressed_ad.models.tokens import Batch, Tokens
@@ -124,9 +124,7 @@ class AD(nn.Module):
         """What the transformer makes of the embedded ``tokens`` x (B, L, D) of whole windows: (B, L, D)."""
         until = None
         if self.config.forgets:
-            values = of_windows(tokens)
-            found = events(self.config, values)
-            until = visible_until(self.config, found, values["place"])
+            found, until = in_windows(self.config, tokens)
             if found is not None:
                 x = x + found.closes[..., None] * self.embed_gist
         return self.transformer(x, self.attended(tokens), until)  # type: ignore[no-any-return]
@@ -141,12 +139,9 @@ class AD(nn.Module):
 
     def visible_tokens(self, tokens: Tokens) -> Tensor:
         """(B, L) how many tokens each query of the windows ``tokens`` sees, itself included."""
-        values = of_windows(tokens)
-        place = values["place"]
-        if not self.config.forgets:
-            return place + 1
-        until = visible_until(self.config, events(self.config, values), place)
-        return visible(until).sum(dim=-1)
+        if self.config.forgets:
+            return visible(in_windows(self.config, tokens)[1]).sum(dim=-1)
+        return torch.ones_like(tokens.ended, dtype=torch.long).cumsum(dim=1)
 
     def attended(self, tokens: Tokens) -> Tensor | None:
         """(B, L) bool: tokens to which attention is biased, in a model that has such a bias; else None."""

@@ -98,7 +98,14 @@ def events(config: Architecture, token: Values) -> SegmentEvents | None:
     return found
 
 
-def of_windows(tokens: Tokens) -> dict[str, Tensor]:
+def in_windows(config: Architecture, tokens: Tokens) -> tuple[SegmentEvents | None, Tensor]:
+    """``events`` of whole windows ``tokens`` (B, L), and ``until`` (B, L), the last query that sees each."""
+    values = _of_windows(tokens)
+    found = events(config, values)
+    return found, visible_until(config, found, values["place"])
+
+
+def _of_windows(tokens: Tokens) -> dict[str, Tensor]:
     """What rules may read of the tokens (B, L) of whole windows."""
     shown = {name: getattr(tokens, name) for name in ("ended", "marked", "start_mark", "end_mark", "reward")}
     total = TOKEN_INPUT["episode_return"].of_windows(tokens)

@@ -12,7 +12,7 @@ from compressed_ad.errors import ConfigError, UnknownNameError, UsageError
 from compressed_ad.models import MODEL, SEGMENTS
 from compressed_ad.models.ad import AD
 from compressed_ad.models.compact_cache import CompactCache
-from compressed_ad.models.segments import NEVER, SegmentEvents, events, of_windows, visible_until
+from compressed_ad.models.segments import NEVER, SegmentEvents, events, in_windows
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.models.tokens import Tokens, shift
 from compressed_ad.models.transformer import frequencies
@@ -44,9 +44,7 @@ def tokens_of(n_row: int, length: int, seed: int) -> Tokens:
 
 
 def found_in(made: ModelConfig, tokens: Tokens) -> tuple[SegmentEvents | None, Tensor]:
-    values = of_windows(tokens)
-    found = events(made, values)
-    return found, visible_until(made, found, values["place"])
+    return in_windows(made, tokens)
 
 
 def simulated(made: ModelConfig, row: dict[str, list[bool]], length: int) -> list[set[int]]:
