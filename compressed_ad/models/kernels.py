@@ -87,18 +87,18 @@ _add_product = _make_tile(2, add=True)
 
 
 @intrinsic
-def _softmax_columns(typingctx, x, n, first, place, until, log_sums):
+def _softmax_columns(typingctx, x, free, n, first, place, until, log_sums):
     """x (n, COLUMNS) = exp(x - its largest) for each column; the numbers after ``n`` rows are 1 / their sums.
 
     Column c is query ``first`` + c. It counts the rows r with ``place[r]`` <= ``first`` + c <= ``until[r]``
-    only, the others become 0. Fills ``log_sums`` (COLUMNS,): the logarithm of the sum before the largest was
-    taken off.
+    only, which the first ``free`` rows are for all columns; the others become 0. Fills ``log_sums``
+    (COLUMNS,): the logarithm of the sum before the largest was taken off.
     """
     i64 = types.int64
-    sig = types.void(x, i64, i64, place, until, log_sums)
+    sig = types.void(x, i64, i64, i64, place, until, log_sums)
 
     def codegen(context, builder, signature, args):
-        _, n, first, _, _, _ = args
+        _, free, n, first, _, _, _ = args
         x, place_of, until_of, log_sums = pointers(context, builder, signature, args)
         log = builder.module.declare_intrinsic("llvm.log", [ir.FloatType()])
         begin = spread(builder, builder.trunc(first, ir.IntType(32)), INTEGERS)
@@ -119,16 +119,20 @@ def _softmax_columns(typingctx, x, n, first, place, until, log_sums):
 
             top = cgutils.alloca_once_value(builder, constant(-3e38))
             total = cgutils.alloca_once_value(builder, constant(0.0))
-            with cgutils.for_range(builder, n) as loop:
-                value = builder.select(counts(loop.index), load(builder, place(loop.index)), constant(-3e38))
-                best = builder.load(top)
-                builder.store(builder.select(builder.fcmp_ordered(">", value, best), value, best), top)
+            for start, stop, masked in ((number(0), free, False), (free, n, True)):
+                with cgutils.for_range(builder, stop, start=start) as loop:
+                    value, best = load(builder, place(loop.index)), builder.load(top)
+                    if masked:
+                        value = builder.select(counts(loop.index), value, constant(-3e38))
+                    builder.store(builder.select(builder.fcmp_ordered(">", value, best), value, best), top)
             shift = builder.load(top)
-            with cgutils.for_range(builder, n) as loop:
-                y = emit_exp(builder, builder.fsub(load(builder, place(loop.index)), shift))
-                y = builder.select(counts(loop.index), y, constant(0.0))
-                store(builder, y, place(loop.index))
-                builder.store(builder.fadd(y, builder.load(total)), total)
+            for start, stop, masked in ((number(0), free, False), (free, n, True)):
+                with cgutils.for_range(builder, stop, start=start) as loop:
+                    y = emit_exp(builder, builder.fsub(load(builder, place(loop.index)), shift))
+                    if masked:
+                        y = builder.select(counts(loop.index), y, constant(0.0))
+                    store(builder, y, place(loop.index))
+                    builder.store(builder.fadd(y, builder.load(total)), total)
             whole = builder.load(total)
             store(builder, builder.fdiv(constant(1.0), whole), place(n))
             for i in range(WIDTH):
@@ -285,6 +289,17 @@ def _live(until, block, n, keys, place, last):
 
 
 @_compile
+def _all_stay(until, place, last):
+    """Whether no token of the context leaves; then fills ``place`` and ``last`` for all its blocks."""
+    for j in range(len(until)):
+        if until[j] < len(until) - 1:
+            return False
+    for j in range(len(place)):
+        place[j], last[j] = j, 2**31 - 1
+    return True
+
+
+@_compile
 def _hide(place, first, last):
     """No query sees the keys ``first`` <= c < ``last``, which only fill up a tile."""
     place[first:last] = 2**31 - 1
@@ -309,9 +324,10 @@ def attention(qkv, cos, sin, until, scale, out, log_sums, first, last):
         _take(qkv, 0, b, h, scale, cos, sin, rows, deep, q, wide)
         _take(qkv, 1, b, h, _F(1), cos, sin, k, deep, columns, wide)
         _take(qkv, 2, b, h, _F(1), cos, sin, v, deep, columns, wide)
+        causal = _all_stay(until[b], place, to)
         for i in range(0, length, COLUMNS):  # a column is a query, a row a key
             seen_k, seen_v, n = k, v, i + COLUMNS
-            count = _live(until[b], i, n, keys, place, to)
+            count = n if causal else _live(until[b], i, n, keys, place, to)
             if count < n:
                 n = _padded(count, ROWS)
                 _hide(place, count, n)
@@ -321,7 +337,7 @@ def attention(qkv, cos, sin, until, scale, out, log_sums, first, last):
                     seen_k[at : at + dim], seen_v[at : at + dim] = k[of : of + dim], v[of : of + dim]
             for j in range(0, n, ROWS):
                 _product(p, j * COLUMNS, COLUMNS, seen_k, j * deep, deep, 1, q, i, wide, dim)
-            _softmax_columns(p, n, i, place, to, sums)
+            _softmax_columns(p, i if causal else 0, n, i, place, to, sums)
             for d in range(0, _padded(dim, ROWS), ROWS):
                 _product(o, d * COLUMNS, COLUMNS, seen_v, d, 1, deep, p, 0, COLUMNS, n)
             for c in range(min(COLUMNS, length - i)):
@@ -358,10 +374,11 @@ def attention_backward(qkv, cos, sin, until, scale, out, log_sums, dout, grad, f
                 do[i * deep + d] = dout[b, i, h, d]
         dk[:] = 0
         dv[:] = 0
+        causal = _all_stay(until[b], place, to)
         for block in range(0, length, BLOCK):  # a row is a query, a column a key
             n = block + BLOCK
             seen_k, seen_k_columns, seen_v_columns, seen_dk, seen_dv = k, k_columns, v_columns, dk, dv
-            count = _live(until[b], block, n, keys, place, to)
+            count = n if causal else _live(until[b], block, n, keys, place, to)
             all_live = count == n
             if not all_live:
                 n = _padded(count, COLUMNS)
