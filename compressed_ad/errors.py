@@ -105,6 +105,12 @@ def did_you_mean(words: Sequence[str]) -> str:
     return f" (did you mean {words[0]!r}?)" if words else ""
 
 
+def listed(words: Iterable[str]) -> str:
+    """``words``, of which there is at least one, with commas and "and"."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
 def one_line(error: BaseException, limit: int | None = None) -> str:
     """The first line of the message of ``error``, at most ``limit`` characters; its type if it has none."""
     lines = str(error).strip().splitlines()

@@ -32,6 +32,10 @@ from compressed_ad.tasks.split import split_tasks
 from compressed_ad.workers import open_pool
 
 
+def _statistics(file: HistoryFile) -> str:
+    return file.statistics().text((file.marking or {}).get("parameters", {}))
+
+
 def _collect(call: Call) -> None:
     config, options = call.config(), call.options
     path = stages.default_history(config, options.out or Path("datasets"))
@@ -48,7 +52,7 @@ def _collect(call: Call) -> None:
         if options.resume and any(key.startswith("marker.") for key in call.explicit()):
             stages.mark_stage(config, path, report=report)  # a finished file may have other marks
     call.note_shortfall(path)
-    print_lines(f"{path}\n{HistoryFile(path, verify=False).statistics().text()}")
+    print_lines(f"{path}\n{_statistics(HistoryFile(path, verify=False))}")
 
 
 COLLECT = Command(
@@ -77,7 +81,7 @@ def _mark(call: Call) -> None:
         return
     with call.display.stage("mark") as report:
         statistics = stages.mark_stage(config, path, output=call.options.output, report=report)
-    print_lines(statistics.text())
+    print_lines(statistics.text(marker_params(config.marker)))
 
 
 MARK = Command(

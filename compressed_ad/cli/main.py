@@ -12,6 +12,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
@@ -149,7 +150,8 @@ def parse(words: Sequence[str], stop: cli.Stop) -> cli.Call:
     assert command is not None  # otherwise the parser has stopped
     name, problems = options.command, []
     for given in (word.partition("=")[0] for word in unknown if word.startswith("--")):
-        hint = suggest(given[2:])
+        own = get_close_matches(given, parser.own, n=1, cutoff=0.75)
+        hint = f" (did you mean {own[0]}?)" if own else suggest(given[2:])
         elsewhere = f" {given}?" in hint or given[2:] in cli.Command.common
         problems.append(f"cad {name} does not take {given}" if elsewhere else f"unknown option {given}{hint}")
     if unknown and not problems:
@@ -191,6 +193,8 @@ def _split_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str, s
 
 
 class _Parser(argparse.ArgumentParser):
+    own: Sequence[str] = ()  # the options of the command
+
     def _print_message(self, message: str, file: object = None) -> None:
         print_lines(message)  # argparse itself drops what cannot be written
 
@@ -198,7 +202,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
-def _parser(asked: str | None, command: cli.Command | None) -> argparse.ArgumentParser:
+def _parser(asked: str | None, command: cli.Command | None) -> _Parser:
     """The parser, with options only for the command that is ``asked`` for; its help also lists settings."""
     parser = _Parser(
         prog="cad",
@@ -238,6 +242,7 @@ def _parser(asked: str | None, command: cli.Command | None) -> argparse.Argument
             trusted = "module:attribute of code that files may name; may be repeated"
             cli.option("--trust", "NAME", trusted, action="append", default=[])(sub)
         cli.flag("--debug", "show tracebacks")(sub)
+        parser.own = [word for action in sub._actions for word in action.option_strings]
     return parser
 
 

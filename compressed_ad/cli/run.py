@@ -10,7 +10,7 @@ import numpy as np
 
 from compressed_ad.cli.call import FIGURES, RAY, Call, Command, out_option
 from compressed_ad.cli.display import duration, print_lines, print_table
-from compressed_ad.errors import ConfigError, SplitError
+from compressed_ad.errors import ConfigError, SplitError, listed
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.marking.apply import marker_params
 from compressed_ad.registry import call_text
@@ -73,7 +73,7 @@ def run(call: Call) -> None:
             )
     from compressed_ad.report.run_tables import terminal_table
 
-    marks = "" if config.marker.marker == "none" else statistics.text()
+    marks = "" if config.marker.marker == "none" else statistics.text(marker_params(config.marker))
     print_table(terminal_table(written.analysis, marks))
     print_lines(f"\nReport: {written.index}")
 
@@ -109,7 +109,8 @@ def _plan(config: Config, out: Path, history: Path, todo: Sequence[Job]) -> str:
         ),
         "mark": (call_text(config.marker.marker, marker_params(config.marker)), ""),
         "train": (
-            f"{' and '.join(config.comparison.methods)}, seeds {', '.join(map(str, config.seeds))}:"
+            f"{listed(config.comparison.methods)}, seed{'s' * (len(config.seeds) > 1)}"
+            f" {', '.join(map(str, config.seeds))}:"
             f" {model.steps:,} gradient steps each",
             f"{trained} of {n_run} finished" if trained else "",
         ),

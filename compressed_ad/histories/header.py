@@ -295,7 +295,8 @@ def differences(stored: Any, wanted: Any, prefix: str = "", *, shared: bool = Fa
         return lines
     if stored == wanted:
         return []
-    return [f"{prefix}: {short(stored)} there, {short(wanted)} asked for"]
+    there, asked = ("not set" if value is None else short(value) for value in (stored, wanted))
+    return [f"{prefix}: {there} there, {asked} asked for"]
 
 
 def short(value: Any) -> str:

@@ -41,6 +41,7 @@ class TaskSummary:
     curve: FloatArray  # (E,) mean return over the streams of each episode that all streams finished
     marks: Marks | None  # None if the task is not marked
     optimal: FloatArray | None  # (10,) share of the steps with the optimal action; None if that is unknown
+    probable: bool  # whether the probability of every action is known
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Overview:
     marking: dict[str, Any] | None  # how it was marked
     marks: Marks | None  # None if it is not marked
     optimal: tuple[float, ...] | None  # (10,) share of the steps with the optimal action; None: not recorded
+    probable: bool  # whether the probability of every action is known
 
     @property
     def total_steps(self) -> int:
@@ -101,9 +103,10 @@ class Overview:
         lines += [f"  Note: {self.shortfall}"] if self.shortfall else []
         marks, made = self.marks, self.marking
         if marks is None:
-            lines.append(f"Not marked yet; mark it with: cad mark {self.path}")
+            able = "" if self.probable else " --marker none (or another that needs no probabilities)"
+            lines.append(f"Not marked yet; mark it with: cad mark {self.path}{able}")
         else:
-            lines.append(marks.statistics.text())
+            lines.append(marks.statistics.text((made or {}).get("parameters", {})))
             count = len(marks.lengths)
             if count:
                 lengths = "/".join(f"{at:g}" for at in np.quantile(marks.lengths, (0, 0.25, 0.5, 0.75, 1)))
@@ -144,6 +147,7 @@ def task_summaries(file: HistoryFile) -> Iterator[TaskSummary]:
             curve=_by_stream(stream, returns, history.n_stream).mean(axis=0),
             marks=marks,
             optimal=_optimal(history),
+            probable=not bool(np.isnan(history.action_probs).any()),
         )
 
 
@@ -191,6 +195,7 @@ def describe(path: str | Path) -> Overview:
         marking=file.marking,
         marks=marked,
         optimal=tuple(np.mean(shares, axis=0).tolist()) if len(shares) == len(tasks) else None,
+        probable=all(task.probable for task in tasks),
     )
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from compressed_ad.types import AnyArray
 
 N_PHASE = 10
+GUIDE: Mapping[str, Any] = {"on_policy_threshold": 0.7, "compression_window": 10}
+"""The guide's settings of the marker."""
 
 
 @dataclass(frozen=True)
@@ -36,27 +39,40 @@ class MarkingStatistics:
         pairs = zip(self.compressed_by_phase, self.total_by_phase, strict=True)
         return [marked / total if total else float("nan") for marked, total in pairs]
 
-    def advice(self) -> list[str]:
-        """The guide's advice if the ratio is below 10 % or above 80 %, otherwise empty."""
+    def advice(self, settings: Mapping[str, Any] = GUIDE) -> list[str]:
+        """The guide's advice if the ratio is below 10 % or above 80 %, otherwise empty.
+
+        ``settings`` are the marker's: what it lacks is not advised, nor a number that it has passed already.
+        """
+        threshold, window = (settings.get(key) for key in ("on_policy_threshold", "compression_window"))
+        if threshold is None and window is None:
+            return []
+
+        def change(how: str, key: str, value: Any, tried: str, better: bool) -> list[str]:
+            return [] if value is None else [f"  {how} {key}{f' (try {tried})' * better}"]
+
         if self.total_steps and self.compression_ratio < 0.1:
             return [
                 "Few steps are marked (< 10%). What helps:",
-                "  lower on_policy_threshold (try 0.5-0.6)",
-                "  reduce compression_window (try 5)",
+                *change("lower", "on_policy_threshold", threshold, "0.5-0.6", (threshold or 0) > 0.6),
+                *change("reduce", "compression_window", window, "5", (window or 0) > 5),
                 "  train the source algorithm longer (more confident policies)",
                 "  check that the source algorithm learns (its learning curve: cad inspect)",
             ]
         if self.compression_ratio > 0.8:
             return [
                 "Most steps are marked (> 80%). What helps:",
-                "  raise on_policy_threshold (try 0.8-0.9)",
-                "  increase compression_window (try 15-20)",
+                *change("raise", "on_policy_threshold", threshold, "0.8-0.9", (threshold or 0) < 0.8),
+                *change("increase", "compression_window", window, "15-20", (window or 0) < 15),
                 "  check that the source algorithm has not overfit (diverse behavior is good)",
             ]
         return []
 
-    def text(self) -> str:
-        """The statistics in the guide's form, the tenths of training, and the advice if any applies."""
+    def text(self, settings: Mapping[str, Any] = GUIDE) -> str:
+        """The statistics in the guide's form, the tenths of training, and the advice if any applies.
+
+        ``settings`` are those of the marker.
+        """
         phases = " ".join("-" if np.isnan(r) else f"{100 * r:.0f}%" for r in self.ratio_by_phase)
         lines = [
             "Compression Statistics:",
@@ -65,7 +81,7 @@ class MarkingStatistics:
             f"  Compression ratio: {100 * self.compression_ratio:.1f}%",
             f"  By tenth of training: {phases}",
         ]
-        return "\n".join([*lines, *self.advice()])
+        return "\n".join([*lines, *self.advice(settings)])
 
 
 def marking_statistics(masks: Iterable[AnyArray]) -> MarkingStatistics:

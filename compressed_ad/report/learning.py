@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compressed_ad.errors import listed
 from compressed_ad.evaluation import intervals
 from compressed_ad.evaluation.intervals import Floats, Interval
 from compressed_ad.report.measures import final_return
@@ -62,10 +63,10 @@ def learning_sentence(found: Sequence[Learning]) -> str:
     said = []
     for verdict, what in words.items():
         group = [one for one in found if one.verdict == verdict]
-        names = " and ".join(one.method for one in group)
-        if verdict == "learned" and 1 < len(group) == len(found):
-            names = "Both models" if len(found) == 2 else f"All {len(found)} models"
         if group:
+            names = listed(one.method for one in group)
+            if verdict == "learned" and 1 < len(group) == len(found):
+                names = "Both models" if len(found) == 2 else f"All {len(found)} models"
             details = "; ".join(f"{one.method} {one}" if len(group) > 1 else str(one) for one in group)
             said.append(f"{names} {what}: {details}.")
     if len(found) > 1 and any(one.verdict == "did not learn" for one in found):

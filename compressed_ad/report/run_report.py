@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from compressed_ad.errors import listed
 from compressed_ad.evaluation import intervals
 from compressed_ad.evaluation.intervals import Floats, Interval
 from compressed_ad.files import json_value, write_atomically, write_json
@@ -101,7 +102,7 @@ def build_report(
     write_page(
         out / "index.html",
         "report.html.j2",
-        title=title or f"{' and '.join(analysis.methods)} on {experiment.family}",
+        title=title or f"{listed(analysis.methods)} on {experiment.family}",
         sections=[
             ("results", "results"),
             *((table.name, table.title.lower()) for table in shown_tables[1:]),
@@ -118,7 +119,7 @@ def build_report(
         caption=caption(analysis, "below it"),
         tables=shown_tables[1:],
         figures=shown,
-        marking=source.marking if source is not None else None,
+        marking=source.marking.text(source.marker) if source is not None and source.marking else None,
         experiment=_experiment_rows(experiment, methods, analysis),
         seconds=[(stage, f"{value:,.1f} s") for stage, value in times.items() if value is not None],
         commands=commands,
@@ -144,7 +145,8 @@ def _figures(
         validated = _by_method(analysis, "validation_return")
         yield (
             "training",
-            "Training, and validation on the validation tasks. Thin lines are runs, thick lines their mean."
+            "Training, and validation on the validation tasks. Of validations, thin lines are runs, thick"
+            " lines their mean; of the loss, the mean."
             + (f" At the end they return, normalised, {validated}." if validated else ""),
             histories.training_curves({"": {m.name: m.metrics for m in methods}}),
         )

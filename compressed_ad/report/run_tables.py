@@ -156,18 +156,20 @@ def _terminal(title: str, rows: Sequence[Sequence[str]]) -> Shown:
 def terminal_table(analysis: Analysis, marks: str = "") -> Group:
     """The comparison for the end of ``cad run``: whether anything was learned, ``marks``, means, verdict."""
     above = (learning_sentence(analysis.learning), marks)
-    title = "Held-out tasks: mean over runs and tasks, 95 % interval"
-    table = Shown(title=title, title_justify="left", min_width=len(title))
-    table.add_column("", min_width=20)
-    for name in header(analysis):
-        table.add_column(Text(name, justify="right"), justify="right", overflow="fold")
-    for label, _, cells in lines(analysis):
-        table.add_row(Text(label), *(Text(f"{value}\n{span}".rstrip()) for value, span in cells))
-    parts: list[Shown | Text] = [
-        *(Text(f"{text}\n") for text in above if text),
-        table,
-        *map(Text, notes_below(analysis)),
-    ]
+    title, n_method = "Held-out tasks: mean over runs and tasks, 95 % interval", len(analysis.methods)
+    halves = {title: slice(None)}  # three methods and their differences are too wide for a terminal
+    if n_method > 2:
+        halves = {title: slice(n_method), "Paired differences": slice(n_method, None)}
+    parts: list[Shown | Text] = [Text(f"{text}\n") for text in above if text]
+    for heading, columns in halves.items():
+        table = Shown(title=heading, title_justify="left", min_width=len(title))
+        table.add_column("", min_width=20)
+        for name in header(analysis)[columns]:
+            table.add_column(Text(name, justify="right"), justify="right", overflow="fold")
+        for label, _, cells in lines(analysis):
+            table.add_row(Text(label), *(Text(f"{value}\n{span}".rstrip()) for value, span in cells[columns]))
+        parts.append(table)
+    parts += map(Text, notes_below(analysis))
     if regret_lines := regret_table(analysis):
         n_episode = next(iter(analysis.regret.values())).shape[-1]
         parts.append(_terminal(f"Cumulative regret over {n_episode} episodes: mean", regret_lines))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,7 @@ class SourceSummary:
     marked_by_phase: FloatArray | None = None  # (N, phases)
     trace: Trace | None = None
     threshold: float | None = None  # of the marker, if it has one
+    marker: Mapping[str, Any] = field(default_factory=dict)  # its settings
     shortfall: str = ""  # what is wrong with the end of the learning curve
 
 
@@ -73,6 +75,7 @@ def summarise_source(file: HistoryFile) -> SourceSummary:
         marked_by_phase=np.array([task.statistics.ratio_by_phase for task in marks]) if marks else None,
         trace=trace,
         threshold=file.threshold,
+        marker=(file.marking or {}).get("parameters", {}),
         shortfall=shortfall(*learning_by_tenth(file, tasks), float(file.random_return[ids].mean())),
     )
 

@@ -76,7 +76,7 @@ def study_file(name: Path) -> Path:
 
 
 def _shipped_file(name: Path, shipped: Mapping[str, Path], where: str, kind: str) -> Path:
-    key = name.as_posix().removesuffix(".yaml")
+    key = name.as_posix().removesuffix(".yaml").removesuffix(".yml")
     short = [one for one in shipped if one.rpartition("/")[2] == key]
     key = short[0] if key not in shipped and len(short) == 1 else key
     if name.is_file() or (name.suffix and key not in shipped):

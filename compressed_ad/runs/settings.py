@@ -50,6 +50,26 @@ class Config(Settings):
             raise ValueError(Problem(message, ("evaluation", "marks"), ("model", "segments")))
         return self
 
+    @model_validator(mode="after")
+    def _contexts_have_effect(self) -> Config:
+        names = {self.model.model, *self.comparison.methods}
+        models = [self.model.model_copy(update={"model": name}) for name in names]
+
+        def changed(*keys: str) -> list[str]:
+            fields = ModelConfig.model_fields
+            return [key for key in keys if getattr(self.model, key) != fields[key].default]
+
+        if changed("kept_tokens") and all(model.segmentation == "none" for model in models):
+            message = "kept_tokens has no effect without segments; set segments, or choose GistAD"
+            raise ValueError(Problem(message, ("model", "kept_tokens")))
+        memory = changed("memory_tokens", "memory_steps")
+        if memory and not any(name == "RecurrentAD" or ":" in name for name in names):
+            raise ValueError(Problem(f"{memory[0]} is a setting of RecurrentAD alone", ("model", memory[0])))
+        if self.model.segments == "episode" and {"AD", "GistAD"} <= set(self.comparison.methods):
+            message = "with segments episode, AD is what GistAD is; leave segments alone to compare the two"
+            raise ValueError(Problem(message, ("model", "segments"), ("comparison", "methods")))
+        return self
+
     @property
     def split_seed(self) -> int:
         """The seed of the split."""

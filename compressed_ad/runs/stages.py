@@ -25,6 +25,7 @@ from compressed_ad.histories.thinning import kept_steps
 from compressed_ad.learners.ppo import PPOConfig
 from compressed_ad.marking.apply import marker_params
 from compressed_ad.marking.statistics import MarkingStatistics
+from compressed_ad.models.settings import ModelConfig
 from compressed_ad.registry import call_text
 from compressed_ad.report.results import MethodRuns, check_same_judgement, judgement_text, load_runs
 from compressed_ad.report.source import summarise_source
@@ -193,6 +194,23 @@ def _training(job: Job, file: HistoryFile) -> dict[str, Any]:
     }
 
 
+_ALL = "all steps, until it is full"
+
+
+def _stays(model: ModelConfig) -> str:
+    """What stays in the context of ``model``, in words."""
+    if model.model == "RecurrentAD":
+        return f"{model.memory_tokens} tokens of memory, rewritten every {model.memory_steps} steps"
+    parts = []
+    if model.segmentation != "none":
+        sight = "" if model.segment_gist else ", which do not see its inside"
+        kept = f"{model.kept_tokens} tokens of what the rule {model.segmentation} closes{sight}"
+        parts.append(f"{kept}, and what is open")
+    if model.recent_steps:
+        parts.append(f"the last {model.recent_steps} steps")
+    return "; ".join(parts) or _ALL
+
+
 def report_stage(
     todo: Sequence[Job],
     history: Path,
@@ -219,6 +237,9 @@ def report_stage(
                 f"{job.path}: was trained otherwise than {todo[0].path} ("
                 f"{'; '.join(differing) or 'transforms'}); a report has one budget; use cad compare"
             )
+    stays = {job.config.model.model: _stays(job.config.model) for job in todo}
+    if set(stays.values()) != {_ALL}:
+        budget["stays_in_context"] = "; ".join(f"{name}: {what}" for name, what in stays.items())
     return build_report(
         out,
         methods,

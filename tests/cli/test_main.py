@@ -186,6 +186,16 @@ for line in [*right, *sys.argv[1:]]:
             "leave segments and recent_steps alone",
         ),
         (["run", "--model.model", "RecurrentAD", "--model.memory_steps", "500"], "no window is that long"),
+        (["run", "--model.memory_steps", "5"], "memory_steps is a setting of RecurrentAD alone"),
+        (["run", "--model.kept_tokens", "5"], "kept_tokens has no effect without segments"),
+        (
+            ["run", "--comparison.methods", "[AD, GistAD]", "--model.segments", "episode"],
+            "with segments episode, AD is what GistAD is",
+        ),
+        (["run", "--model.segments", "marks"], "segments marks close nothing while playing"),
+        (["study", "guide", "--smal"], "unknown option --smal (did you mean --small?)"),
+        (["study", "guide", "--processes", "2"], "(did you mean --process?)"),
+        (["report", "--figure", "png"], "(did you mean --figures?)"),
         (["run", "--env", "os:path"], "task family 'os:path' is a module, not a class or function"),
         (
             ["run", "--algorithm", "os:getcwd"],
@@ -330,8 +340,10 @@ def test_mark_prints_the_statistics_of_the_guide(run, tmp_path, made):
     code, out, _ = run("mark", "h.hdf5", "--marker", "all")
     assert code == 0
     assert "  Compressed steps: 540\n  Compression ratio: 100.0%" in out
-    assert "raise on_policy_threshold (try 0.8-0.9)" in out
+    assert "What helps" not in out  # this marker has no threshold to raise
     assert HistoryFile("h.hdf5").marking["marker"] == "all"
+    code, out, _ = run("mark", "h.hdf5", "--marker.on_policy_threshold", "0.001", "--output", "most.hdf5")
+    assert code == 0 and "raise on_policy_threshold (try 0.8-0.9)" in out
     code, _, _ = run("mark", "h.hdf5", "--on", "x")
     assert code == 2
     code, out, _ = run("mark", "h.hdf5", "--marker.on_policy_threshold", "0.99", "--output", "copy.hdf5")

@@ -368,7 +368,7 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path, fi
     with pytest.raises(HistoryError) as error:
         writer(path, info=replace(INFO, config=config, seed=3), resume=True)
     text = str(error.value)
-    assert "config.n_steps: 20 there, 40 asked for; config.gamma: None there, 0.9 asked for" in text
+    assert "config.n_steps: 20 there, 40 asked for; config.gamma: not set there, 0.9 asked for" in text
     assert "seed: 0 there, 3 asked for" in text and "width" not in text
     with pytest.raises(HistoryError, match=r"split.heldout: \[4\] there, \[5\] asked for"):
         writer(path, split=Split([0, 2], [3], [5]), resume=True)

@@ -118,6 +118,14 @@ def test_nothing_marked_no_episode_and_no_known_optimum(tmp_path):
     assert "optimal unknown" in found.text() and "Segments" not in found.text()
 
 
+def test_a_file_without_probabilities_is_told_a_marker_that_can_mark_it(tmp_path):
+    zeros, end = np.zeros((1, 6)), np.arange(6) % 3 == 2
+    known, unknown = (make_history(zeros + p, zeros, end) for p in (0.5, np.nan))
+    optimal = np.ones(2)
+    assert "--marker" not in describe(store(tmp_path / "k.hdf5", [known, known], optimal)).text()
+    assert "--marker none" in describe(store(tmp_path / "u.hdf5", [known, unknown], optimal)).text()
+
+
 def test_no_file(tmp_path):
     with pytest.raises(HistoryError, match="No such file"):
         describe(tmp_path / "none")

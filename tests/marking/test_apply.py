@@ -202,6 +202,16 @@ def test_the_guides_advice(marked, words):
     assert (words in text) if words else ("What helps" not in text)
 
 
+def test_advice_names_only_what_the_marker_has_and_no_number_that_it_has_passed():
+    few = marking_statistics([np.arange(100)[None] < 5])
+    assert "What helps" not in few.text({})
+    low = few.text({"on_policy_threshold": 0.4, "compression_window": 10})
+    assert "lower on_policy_threshold\n" in low and "reduce compression_window (try 5)" in low
+    many = marking_statistics([np.arange(100)[None] < 85])
+    high = many.text({"on_policy_threshold": 0.95})
+    assert "raise on_policy_threshold\n" in high and "compression_window" not in high
+
+
 @pytest.mark.parametrize("shape", [(2, 0), (0, 9), (2, 3), (2, 10), (3, 37)])
 def test_statistics_of_any_shape_count_every_step(shape):
     draw = np.random.default_rng(0)

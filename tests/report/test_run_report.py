@@ -531,7 +531,17 @@ def test_terminal_table_names_everything() -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for word in ("AD", "CompressedAD", "Accuracy", "Area under the curve", "CompressedAD is better than AD"):
         assert word in text
-    assert f"{analysis.methods['AD']['final'].value:.3f}" in text
+    assert f"{analysis.methods['AD']['final'].value:.3f}" in text and "Paired differences" not in text
+
+
+def test_three_methods_and_their_differences_fit_a_terminal() -> None:
+    console = Console(file=io.StringIO(), width=79)
+    three = [method(), method("CompressedAD", 0.9, seed=1), method("GistAD", 0.7, seed=2)]
+    console.print(terminal_table(analyse(three)))
+    scores, differences = console.file.getvalue().split("Paired differences")  # type: ignore[attr-defined]
+    assert "CompressedAD − AD" not in scores and "CompressedAD − AD" in differences
+    for text in (scores, differences):
+        assert "Area under the curve" in text
 
 
 def test_methods_are_paired_by_seed() -> None:
