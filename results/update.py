@@ -98,6 +98,7 @@ def blocks() -> dict[str, str]:
         inside,
         exploration,
         forgetting,
+        probes,
     )
     return {**study_blocks(), **{block.__name__: block() for block in own}}
 
@@ -280,13 +281,27 @@ def exploration() -> str:
 
 def forgetting() -> str:
     """What models do on Darkroom-Hard without their borders' sight, over 500 episodes, and after a prompt."""
-    if not (ROOT / "results" / "forgetting.csv").exists():
-        return ""
     lines, table = _lines("forgetting"), [["Model", "", "Runs", "Area or success", "Final or knew"]]
     for variant, what in dict.fromkeys((line["variant"], line["what"]) for line in lines):
         own = [line for line in lines if (line["variant"], line["what"]) == (variant, what)]
         cells = [number(_mean(own, key)) for key in ("area", "final")]
         table.append([variant, what, str(len(own)), *cells])
+    return markdown(table)
+
+
+def probes() -> str:
+    """What a linear probe reads from borders: explained variance, mean over runs (least to most)."""
+    lines, table = _lines("probes"), [["Family", "Borders", "Runs"]]
+    places = list(dict.fromkeys(line["place"] for line in lines))
+    table[0] += [f"{place} steps before" if place.isdigit() else place for place in places]
+    for family, variant in dict.fromkeys((line["family"], line["variant"]) for line in lines):
+        own = [line for line in lines if (line["family"], line["variant"]) == (family, variant)]
+        cells = []
+        for place in places:
+            values = [float(line["explained"]) for line in own if line["place"] == place]
+            spans = (statistics.mean(values), min(values), max(values)) if values else ()
+            cells.append("{} ({} to {})".format(*map(_short, spans)) if spans else "–")
+        table.append([FAMILIES[family], variant, str(len({line["seed"] for line in own})), *cells])
     return markdown(table)
 
 
