@@ -14,12 +14,19 @@ from compressed_ad.learners.finite import FiniteLearner, Schedule
 from compressed_ad.registry import checked
 from compressed_ad.seeding import rng
 from compressed_ad.settings import Count, Fraction, Whole
-from compressed_ad.tasks.base import RewardedPlaces, SuccessorTable, TaskFamily, successors_of
+from compressed_ad.tasks.bandit import seeded
+from compressed_ad.tasks.base import (
+    MovingRewards,
+    RewardedPlaces,
+    SuccessorTable,
+    TaskFamily,
+    successors_of,
+)
 from compressed_ad.tasks.checked_env import checked_slots
-from compressed_ad.types import AnyArray
+from compressed_ad.types import Agent, AnyArray
 
 if TYPE_CHECKING:
-    from compressed_ad.learners.finite_players import Player, Shared, TableAgent
+    from compressed_ad.learners.finite_players import Player, Shared
 
 MAX_ACTIONS = 62
 """Plans keep sets of first actions in one 64-bit number."""
@@ -139,13 +146,18 @@ class RMax(FiniteLearner):
         )
 
 
-def directed_search(family: TaskFamily, tasks: AnyArray, seed: int) -> TableAgent:
+def directed_search(family: TaskFamily, tasks: AnyArray, seed: int) -> Agent:
     """An agent that knows where actions lead in its ``tasks`` (N, P), but not what pays.
 
+    Where rewards move, R-max would not look again where it was not paid once; there it is ``Revisit``.
     Raises ``UsageError`` without a successor table, and what ``RMax.check`` raises.
     """
     from compressed_ad.learners.finite_players import TableAgent
+    from compressed_ad.learners.revisit import Revisit
 
+    if isinstance(family, MovingRewards):
+        search = Revisit(memory=family.paying_places - 1).agents(family, n_timesteps=1)
+        return search(tasks, seeded(seed, "directed search"))
     memory = 0
     if isinstance(family, RewardedPlaces) and not family.pays_on:  # what has paid will not pay again
         with users_code(f"{family.name}: rewarded_places"):

@@ -129,7 +129,8 @@ class RandomFound(Protocol):
 
 
 DIRECTED_SEARCH = "directed search (told the moves)"
-"""What reports call the reference of a family with a successor table: R-max with ``dynamics: given``."""
+"""What reports call the reference of a family with a successor table: R-max with ``dynamics: given``, or
+``revisit`` where rewards move."""
 
 
 @runtime_checkable
@@ -163,6 +164,15 @@ class RewardedPlaces(SuccessorTable, Protocol):
 
         The first of two pays once. Where both are the same, one step is paid for both.
         """
+
+
+@runtime_checkable
+class MovingRewards(SuccessorTable, Protocol):
+    """Optional for a family with a successor table: places that paid stop to, and pay again later."""
+
+    @property
+    def paying_places(self) -> int:
+        """How many places pay in an episode, one after the other."""
 
 
 @runtime_checkable
@@ -228,6 +238,7 @@ TASK_FAMILY: Registry[Callable[..., TaskFamily]] = Registry(
         "key_to_door": "compressed_ad.tasks.gridworld:KeyToDoor",
         "darkroom_recall": "compressed_ad.tasks.recall:DarkroomRecall",
         "darkroom_switching": "compressed_ad.tasks.switching:DarkroomSwitching",
+        "key_to_door_switching": "compressed_ad.tasks.switching:KeyToDoorSwitching",
         "bernoulli_bandit": "compressed_ad.tasks.bandit:BernoulliBandit",
         "gaussian_bandit": "compressed_ad.tasks.bandit:GaussianBandit",
         "switching_bandit": "compressed_ad.tasks.switching:SwitchingBandit",

@@ -29,6 +29,7 @@ from compressed_ad.tasks.grid import (
     Grid,
     GridEnv,
     Int64Array,
+    Judge,
     Size,
     all_cells,
     distance,
@@ -231,13 +232,7 @@ class KeyToDoor(Grid):
     def make(self, tasks: AnyArray, seeds: IntArray) -> GridEnv:
         tasks = self.check(tasks, 4)
         key, door = self.index(tasks[:, :2]), self.index(tasks[:, 2:])
-
-        def judge(cell: Int64Array, episode_return: FloatArray) -> tuple[Float32Array, BoolArray]:
-            held = episode_return > 0
-            found = (cell == key) & ~held
-            opened = (cell == door) & (held | found) & (episode_return < 2)
-            return found.astype(np.float32) + opened, opened & self.ends
-
+        judge = key_to_door_judge(lambda: key, door, self.ends)
         return GridEnv(self, tasks, judge, starts=self._draws(key, seeds) if self.start == "random" else None)
 
     def _draws(self, key: Int64Array, seeds: IntArray) -> Callable[[IntArray], AnyArray]:
@@ -300,6 +295,18 @@ class KeyToDoor(Grid):
         held = np.arange(len(key)) >= held_from[episode]
         door = first_in_episode((next_states == task[2:]).all(-1) & held, start)
         return key.astype(np.float32) + door.astype(np.float32)
+
+
+def key_to_door_judge(key: Callable[[], IntArray], door: IntArray, ends: bool) -> Judge:
+    """Rewards and ends of Key-to-Door; ``key()`` (N,) and ``door`` (N,) are cells."""
+
+    def judge(cell: Int64Array, episode_return: FloatArray) -> tuple[Float32Array, BoolArray]:
+        held = episode_return > 0
+        found = (cell == key()) & ~held
+        opened = (cell == door) & (held | found) & (episode_return < 2)
+        return found.astype(np.float32) + opened, opened & ends
+
+    return judge
 
 
 @lru_cache(maxsize=16)

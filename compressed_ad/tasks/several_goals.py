@@ -1,4 +1,4 @@
-"""Dark rooms with several hidden goals, of which one at a time pays."""
+"""Dark rooms whose tasks are several hidden cells."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from compressed_ad.types import AnyArray
 class SeveralGoals(Grid):
     """Tasks are rows (x, y, x, y, ...) of goals, each drawn independently from all cells, the start included.
 
-    ``n_task`` different tasks are drawn with ``task_seed``. +1 for every step that ends on the goal that
-    pays; each pays as often as the others, so returns are means over goals.
+    ``n_task`` different tasks are drawn with ``task_seed``. Unless a family says otherwise, every step pays 1
+    that ends on the goal whose turn it is. Each has as many turns as the others, so returns are means.
     """
 
     # Not fields here, so that each family keeps the order of its own.

@@ -34,6 +34,7 @@ from compressed_ad.tasks.grid import (
     Int64Array,
     Size,
 )
+from compressed_ad.tasks.gridworld import KeyToDoor, key_to_door_judge
 from compressed_ad.tasks.several_goals import SeveralGoals
 from compressed_ad.types import Agent, AnyArray, BoolArray, FloatArray, IntArray, Step
 
@@ -67,6 +68,7 @@ class DarkroomSwitching(SeveralGoals):
     """
 
     name: ClassVar[str] = "darkroom_switching"
+    paying_places: ClassVar[int] = 1
     size: Size = 7
     horizon: Count = 12
     n_goal: Annotated[int, Ge(2), Le(100)] = 3
@@ -86,6 +88,51 @@ class DarkroomSwitching(SeveralGoals):
             return (cell == goal[slot, phases.now]).astype(np.float32), never.copy()
 
         return GridEnv(self, np.asarray(tasks), judge, starts=phases.begin)
+
+
+@checked
+@dataclass(frozen=True, repr=False)
+class KeyToDoorSwitching(SeveralGoals):
+    """``KeyToDoor`` whose key lies in one of ``n_key`` cells: the next one every ``period`` episodes.
+
+    The door stays. Episodes start in the centre and end at the door. Tasks are rows (x, y, ..., x, y) of the
+    keys' cells in the order of their turns, and the door's.
+    """
+
+    name: ClassVar[str] = "key_to_door_switching"
+    paying_places: ClassVar[int] = 2
+    size: Size = 7
+    horizon: Count = 30
+    n_key: Annotated[int, Ge(2), Le(100)] = 3
+    period: Count = 6
+    n_task: TaskCount = 600
+    task_seed: Seed = 0
+
+    @property
+    def goals_of_task(self) -> int:
+        return self.n_key + 1
+
+    def make(self, tasks: AnyArray, seeds: IntArray) -> GridEnv:
+        cell, slot = self.index(self.goals(tasks)), np.arange(len(tasks))
+        phases = Phases(len(tasks), self.n_key, self.period, int(self.index(self.start_cell)))
+        judge = key_to_door_judge(lambda: cell[slot, phases.now], cell[:, -1], ends=True)
+        return GridEnv(self, np.asarray(tasks), judge, starts=phases.begin)
+
+    def optimal_return(self, tasks: AnyArray) -> Float64Array:
+        """(N,) the key and the door, if they can be reached in time, for one who knows whose turn it is."""
+        return self._mean_over_keys(KeyToDoor.optimal_return, tasks)
+
+    def random_return(self, tasks: AnyArray) -> Float64Array:
+        """(N,) exact."""
+        return self._mean_over_keys(KeyToDoor.random_return, tasks)
+
+    def _mean_over_keys(self, worth: Callable[..., Float64Array], tasks: AnyArray) -> Float64Array:
+        """(N,) the mean ``worth`` of the rooms with one key that take turns."""
+        cells = self.goals(tasks)
+        keys, door = cells[:, :-1], np.broadcast_to(cells[:, -1:], cells[:, :-1].shape)
+        pairs = np.concatenate([keys, door], axis=2).reshape(-1, 4)
+        room = KeyToDoor(size=self.size, horizon=self.horizon)
+        return np.asarray(worth(room, pairs).reshape(len(cells), self.n_key).mean(1))
 
 
 def switching_value(

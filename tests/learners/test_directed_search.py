@@ -17,6 +17,7 @@ from compressed_ad.seeding import seed64
 from compressed_ad.tasks.base import DIRECTED_SEARCH
 from compressed_ad.tasks.gridworld import Darkroom, DarkroomHard, DarkroomPermuted, KeyToDoor
 from compressed_ad.tasks.point_mass import PointMass
+from compressed_ad.tasks.switching import DarkroomSwitching, KeyToDoorSwitching
 from tests.learners.learning import learn
 
 
@@ -32,6 +33,13 @@ def returns(family: Any, n_task: int, rollouts: int, episodes: int) -> Any:
         values[:, None] for values in (family.random_return(tasks), family.optimal_return(tasks))
     )
     return ((found.mean(1) - random) / (optimal - random)).mean(0)
+
+
+@pytest.mark.parametrize("family", [DarkroomSwitching(), KeyToDoorSwitching()], ids=repr)
+def test_where_rewards_move_it_finds_them_again(family: Any) -> None:
+    """Three cells, six episodes each: in the first cycle they have to be found."""
+    first, second, third = returns(family, 30, 1, 54).reshape(3, 18).mean(1)
+    assert first < second - 0.1 and second > 0.85 and third > 0.85
 
 
 @pytest.mark.parametrize(

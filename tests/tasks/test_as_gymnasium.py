@@ -128,6 +128,7 @@ def test_as_batched_refuses_other_things():
         "darkroom_permuted",
         "darkroom_recall",
         "darkroom_switching",
+        "key_to_door_switching",
         "key_to_door",
     ],
 )

@@ -14,13 +14,27 @@ from compressed_ad.learners.select import make_learner
 from compressed_ad.tasks.bandit import NormalPosterior
 from compressed_ad.tasks.base import OptimalPolicy, ReferencePolicies, RewardFunction, SuccessorTable
 from compressed_ad.tasks.conformance import family_problems
-from compressed_ad.tasks.switching import DarkroomSwitching, SwitchingBandit, switching_value
+from compressed_ad.tasks.gridworld import KeyToDoor
+from compressed_ad.tasks.switching import (
+    DarkroomSwitching,
+    KeyToDoorSwitching,
+    SwitchingBandit,
+    switching_value,
+)
 
 STAY, UP, DOWN, LEFT, RIGHT = range(5)
 
 
-@pytest.mark.parametrize("family", [DarkroomSwitching(), DarkroomSwitching(2, 3, 2, 1, 10)], ids=repr)
-def test_it_keeps_the_promises_of_a_family(family: DarkroomSwitching) -> None:
+ROOMS = [
+    DarkroomSwitching(),
+    DarkroomSwitching(2, 3, 2, 1, 10),
+    KeyToDoorSwitching(),
+    KeyToDoorSwitching(2, 4, 2, 1, 9),
+]
+
+
+@pytest.mark.parametrize("family", ROOMS, ids=repr)
+def test_it_keeps_the_promises_of_a_family(family: DarkroomSwitching | KeyToDoorSwitching) -> None:
     assert family_problems(family) == []
     assert isinstance(family, SuccessorTable)
     assert not isinstance(family, OptimalPolicy | RewardFunction)  # what is seen does not say which goal pays
@@ -50,6 +64,30 @@ def test_returns_are_exact_over_all_action_sequences_of_a_cycle() -> None:
         total = np.sum([env.step(column).reward for column in actions.T], axis=0) / 2
         assert family.optimal_return(task[None])[0] == total.max()
         assert family.random_return(task[None])[0] == pytest.approx(total.mean(), abs=1e-5)
+
+
+def test_keys_take_turns_and_the_door_stays() -> None:
+    """Two keys, right and left of the centre of a 3x3 room, two episodes each; the centre is the door."""
+    family = KeyToDoorSwitching(3, 4, 2, 2)
+    env = family.make(np.array([[2, 1, 0, 1, 1, 1]]), np.array([0]))
+    env.reset()
+    paid = []
+    for _ in range(5):
+        steps = [env.step(np.array([RIGHT])), env.step(np.array([LEFT]))]
+        if not steps[-1].terminated[0]:  # the key was to the left
+            steps += [env.step(np.array([LEFT])), env.step(np.array([RIGHT]))]
+        assert steps[-1].terminated[0] and not any(step.terminated[0] for step in steps[:-1])
+        paid.append([float(step.reward[0]) for step in steps])
+    right, left = [1.0, 1.0], [0.0, 0.0, 1.0, 1.0]
+    assert paid == [right, right, left, left, right]
+
+
+def test_the_returns_of_moving_keys_are_means_over_rooms_with_one_key() -> None:
+    family, room = KeyToDoorSwitching(3, 5, 3, 1, 40), KeyToDoor(3, 5)
+    for task in family.tasks():
+        pairs = np.array([[*task[k : k + 2], *task[-2:]] for k in (0, 2, 4)])
+        assert family.optimal_return(task[None])[0] == room.optimal_return(pairs).mean()
+        assert family.random_return(task[None])[0] == pytest.approx(room.random_return(pairs).mean())
 
 
 @pytest.mark.parametrize("memory", [None, 0, 1, 4, 5, 9])
