@@ -81,7 +81,7 @@ class CompactCache(Cache):
         young = self.place[:, None] - self.at < self.config.n_transit
         self.stays |= inside & (found.opens & ~found.closes)[:, None] & young
 
-    def _dead(self) -> Tensor:
+    def dead(self) -> Tensor:
         """(B, T) entries that the next token must not see."""
         until = self.until
         if self.config.segmentation == "none":
@@ -94,7 +94,7 @@ class CompactCache(Cache):
         """Move what is visible to the front of all rows; double the entries if a row is still full."""
         size = self.key.shape[3]
         entry = torch.arange(size, device=self.length.device)
-        alive = (entry < self.length[:, None]) & ~self._dead()
+        alive = (entry < self.length[:, None]) & ~self.dead()
         order = torch.argsort((~alive).to(torch.uint8), dim=1, stable=True)
         self.length = alive.sum(dim=1)
         most = int(self.length.max())
@@ -115,7 +115,7 @@ class CompactCache(Cache):
 
     def hidden(self) -> Tensor | None:
         entry = torch.arange(int(self.length.max()) + 1, device=self.length.device)
-        hidden = self._dead()[:, : len(entry)] | (entry > self.length[:, None])
+        hidden = self.dead()[:, : len(entry)] | (entry > self.length[:, None])
         return hidden if bool(hidden.any()) else None
 
     def rotation(self, transformer: Transformer) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,5 @@
-"""Attention and gelu of a training step on a CPU, as single compiled operations with their gradients.
+"""Attention and gelu of a training step on a CPU, as single compiled operations with their gradients, and
+a step of playing.
 
 They replace some dozen passes over memory of PyTorch's, and are the same functions up to rounding. Whatever
 they cannot do stays PyTorch's: see ``usable``.
@@ -6,7 +7,7 @@ they cannot do stays PyTorch's: see ``usable``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,12 +18,8 @@ from torch.autograd.function import once_differentiable
 
 
 def usable(x: Tensor) -> bool:
-    """Whether compiled kernels can take ``x``: while gradients are recorded, for float32 on a CPU.
-
-    Not for vectors that get no gradient: a step of evaluation is too small to gain from it.
-    """
-    plain = x.dtype == torch.float32 and x.device.type == "cpu"
-    return plain and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    """Whether compiled kernels can take ``x``: float32 on a CPU."""
+    return x.dtype == torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def attention(qkv: Tensor, rotation: tuple[Tensor, Tensor] | None, until: Tensor | None = None) -> Tensor:
@@ -42,6 +39,37 @@ def attention(qkv: Tensor, rotation: tuple[Tensor, Tensor] | None, until: Tensor
 def gelu(x: Tensor) -> Tensor:
     """``torch.nn.functional.gelu(x, approximate="tanh")`` of float32 ``x``."""
     return _Gelu.apply(x)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def steps(
+    blocks: Iterable[Any],
+    x: Tensor,
+    cache: Any,
+    rotation: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """What the ``blocks`` of a transformer make of one more token x (B, D) of each row of its ``cache``.
+
+    Without gradients. Keys and queries are turned by ``rotation``, cosine and sine (B, D / H / 2).
+    """
+    from compressed_ad.models import kernels
+
+    x, dead = x.detach().clone(), cache.dead()
+    none = x.new_empty((len(x), 0))
+    turned = _arrays(*((none, none) if rotation is None else (r.contiguous() for r in rotation)))
+    state = *_arrays(cache.length), *_arrays(none.bool() if dead is None else dead.contiguous())
+    for layer, block in enumerate(blocks):
+        attention = block.attention
+        weights = (
+            *(block.norm_attention.weight, attention.qkv.weight, attention.out.weight),
+            *(block.norm_mlp.weight, block.up.weight, block.down.weight),
+        )
+        given = (
+            *_arrays(x, *weights), np.float32(block.norm_mlp.eps), *turned,
+            *_arrays(cache.key[layer], cache.value[layer]), *state,
+        )  # fmt: skip
+        n_group = -(-len(x) // kernels.COLUMNS)
+        _of_heads(n_group, lambda first, last, given=given: kernels.block_step(*given, first, last))
+    return x
 
 
 class _Attention(torch.autograd.Function):

@@ -1,10 +1,12 @@
-"""Compiled kernels of training on CPUs: causal attention with rotary positions, and gelu.
+"""Compiled kernels of models on CPUs: causal attention with rotary positions, gelu, and a step of playing.
 
-Attention follows Dao et al. 2022: scores are never stored as a whole, the backward pass computes them again
+Attention in training follows Dao et al. 2022: scores are never stored as a whole, the backward pass computes them again
 from the logarithm of each query's sum. Only the causal half is computed, in blocks of queries; of keys that
 no query of a block may see, nothing is computed. Heads are small (16 to 32 numbers) and contexts long, so
 arrays are laid out such that the long side is contiguous wherever it can be: a vector holds queries in the
 forward pass, keys in the backward pass.
+
+A step of playing takes one token of each context through a block: ``block_step``.
 
 Everything is added up in an order that depends on the shapes alone, never on where arrays lie in memory, so
 that the same inputs give the same bits.
@@ -36,6 +38,7 @@ from compressed_ad.models.vector_code import (
     load,
     number,
     pointers,
+    shuffled,
     spread,
     store,
 )
@@ -54,8 +57,8 @@ _F = np.float32
 # Vector code
 
 
-def _make_tile(vectors: int, add: bool) -> Any:
-    """C[0:ROWS, 0:vectors WIDTH] = sum_k A[., k] B[k, .], k < n, or C += it; by offsets and strides."""
+def _make_tile(vectors: int, add: bool, rows: int = ROWS) -> Any:
+    """C[0:rows, 0:vectors WIDTH] = sum_k A[., k] B[k, .], k < n, or C += it; by offsets and strides."""
 
     def tile(typingctx, c, c_at, c_row, a, a_at, a_row, a_k, b, b_at, b_k, n):
         i64 = types.int64
@@ -67,7 +70,7 @@ def _make_tile(vectors: int, add: bool) -> Any:
             plus, times = builder.add, builder.mul
             to = {
                 (r, v): c(plus(c_at, plus(times(c_row, number(r)), number(v * WIDTH))))
-                for r in range(ROWS)
+                for r in range(rows)
                 for v in range(vectors)
             }
             begin = {place: load(builder, at) if add else constant(0.0) for place, at in to.items()}
@@ -84,6 +87,7 @@ def _make_tile(vectors: int, add: bool) -> Any:
 _product = _make_tile(2, add=False)
 _narrow_product = _make_tile(1, add=False)
 _add_product = _make_tile(2, add=True)
+_one_row, _narrow_row = _make_tile(2, add=False, rows=1), _make_tile(1, add=False, rows=1)
 
 
 @intrinsic
@@ -210,6 +214,142 @@ def _make_gelu(backward: bool) -> Any:
 
 
 _gelu, _gelu_backward = _make_gelu(backward=False), _make_gelu(backward=True)
+
+
+def _emit_across(builder, combine, vector):
+    """What ``combine`` makes of all numbers of a vector, in each of its places."""
+    step = WIDTH // 2
+    while step:
+        vector = combine(vector, shuffled(builder, vector, vector, [i ^ step for i in range(WIDTH)]))
+        step //= 2
+    return vector
+
+
+def _emit_groups(builder, n):
+    """How many vectors hold ``n`` numbers."""
+    return builder.sdiv(builder.add(n, number(WIDTH - 1)), number(WIDTH))
+
+
+def _emit_below(builder, at, n):
+    """Which numbers of the vector at ``at`` are among the first ``n``."""
+    left = spread(builder, builder.trunc(builder.sub(n, at), ir.IntType(32)), INTEGERS)
+    return builder.icmp_signed("<", integers(list(range(WIDTH))), left)
+
+
+@intrinsic
+def _scores(typingctx, p, q, key, at, dim, n):
+    """p[t] = sum_d q[d] key[at + t dim + d], d < ``dim``, t < n; what follows in p is of no use.
+
+    All three are read, or filled, to the next multiple of WIDTH.
+    """
+    i64 = types.int64
+    sig = types.void(p, q, key, i64, i64, i64)
+
+    def codegen(context, builder, signature, args):
+        _, _, _, at, dim, n = args
+        p, q, key = pointers(context, builder, signature, args)
+        add, mul = builder.add, builder.mul
+        even, odd = ([2 * i + start for i in range(WIDTH)] for start in (0, 1))
+        with cgutils.for_range(builder, _emit_groups(builder, n)) as group:
+            begin = mul(group.index, number(WIDTH))
+            sums = [cgutils.alloca_once_value(builder, constant(0.0)) for _ in range(WIDTH)]
+            of = add(at, mul(begin, dim))
+            with cgutils.for_range(builder, _emit_groups(builder, dim)) as part:
+                d = mul(part.index, number(WIDTH))
+                query, own = load(builder, q(d)), _emit_below(builder, d, dim)
+                for t, one in enumerate(sums):
+                    found = load(builder, key(add(add(of, d), mul(dim, number(t)))))
+                    found = builder.select(own, found, constant(0.0))  # not the next key's numbers
+                    builder.store(emit_fma(builder, query, found, builder.load(one)), one)
+            vectors = [builder.load(one) for one in sums]
+            while len(vectors) > 1:  # sums of neighbours, until vector t has become number t
+                pairs = zip(vectors[::2], vectors[1::2], strict=True)
+                vectors = [
+                    builder.fadd(shuffled(builder, a, b, even), shuffled(builder, a, b, odd))
+                    for a, b in pairs
+                ]
+            store(builder, vectors[0], p(begin))
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+@intrinsic
+def _softmax_row(typingctx, p, n, masked, hidden, hidden_at):
+    """p[t] = exp(p[t] - the largest), t < n, and 0 from there to the next multiple of WIDTH; gives their sum.
+
+    If ``masked``, a t with ``hidden[hidden_at + t]`` does not count and becomes 0.
+    """
+    sig = types.float32(p, types.int64, types.boolean, hidden, types.int64)
+
+    def codegen(context, builder, signature, args):
+        _, n, masked, _, hidden_at = args
+        p, hidden = pointers(context, builder, signature, args)
+        low, none = constant(-3e38), constant(0.0)
+        top, total = (cgutils.alloca_once_value(builder, value) for value in (low, none))
+        with builder.if_then(masked), cgutils.for_range(builder, n) as loop:
+            there = builder.load(hidden(builder.add(hidden_at, loop.index)))
+            with builder.if_then(builder.icmp_signed("!=", there, there.type(0))):
+                builder.store(ir.Constant(ir.FloatType(), -3e38), p(loop.index))
+        groups = _emit_groups(builder, n)
+        with cgutils.for_range(builder, groups) as loop:
+            t = builder.mul(loop.index, number(WIDTH))
+            value, best = load(builder, p(t)), builder.load(top)
+            value = builder.select(_emit_below(builder, t, n), value, low)
+            store(builder, value, p(t))
+            builder.store(builder.select(builder.fcmp_ordered(">", value, best), value, best), top)
+
+        def larger(a, b):
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+        shift = _emit_across(builder, larger, builder.load(top))
+        with cgutils.for_range(builder, groups) as loop:
+            t = builder.mul(loop.index, number(WIDTH))
+            value = load(builder, p(t))
+            y = emit_exp(builder, builder.fsub(value, shift))
+            y = builder.select(builder.fcmp_unordered(">", value, low), y, none)
+            store(builder, y, p(t))
+            builder.store(builder.fadd(y, builder.load(total)), total)
+        return builder.extract_element(_emit_across(builder, builder.fadd, builder.load(total)), number(0))
+
+    return sig, codegen
+
+
+@intrinsic
+def _add_weighted(typingctx, y, p, value, at, dim, n):
+    """y[d] += sum_t p[t] value[at + t dim + d], t < n, for d < ``dim``; what follows in y is of no use.
+
+    y is filled, and value read, to the next multiple of WIDTH.
+    """
+    i64, strands = types.int64, 4  # sums side by side, so that none waits for the last product
+    sig = types.void(y, p, value, i64, i64, i64)
+
+    def codegen(context, builder, signature, args):
+        _, _, _, at, dim, n = args
+        y, p, value = pointers(context, builder, signature, args)
+        add, mul = builder.add, builder.mul
+        with cgutils.for_range(builder, _emit_groups(builder, dim)) as part:
+            d = mul(part.index, number(WIDTH))
+            sums = [cgutils.alloca_once_value(builder, constant(0.0)) for _ in range(strands)]
+
+            def take(t, one, d=d):
+                weight = spread(builder, builder.load(p(t)))
+                found = load(builder, value(add(add(at, d), mul(t, dim))))
+                builder.store(emit_fma(builder, weight, found, builder.load(one)), one)
+
+            whole = builder.sdiv(n, number(strands))
+            with cgutils.for_range(builder, whole) as loop:
+                for s, one in enumerate(sums):
+                    take(add(mul(loop.index, number(strands)), number(s)), one)
+            with cgutils.for_range(builder, n, start=mul(whole, number(strands))) as loop:
+                take(loop.index, sums[0])
+            total = load(builder, y(d))
+            for one in sums:
+                total = builder.fadd(total, builder.load(one))
+            store(builder, total, y(d))
+        return context.get_dummy_value()
+
+    return sig, codegen
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -457,3 +597,114 @@ def gelu_backward(x, dy, dx):
         tail[: len(x) - n], slope[: len(x) - n] = x[n:], dy[n:]
         _gelu_backward(tail, slope, tail, WIDTH)
         dx[n:] = tail[: len(x) - n]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A step of playing
+
+
+@_compile
+def _linear(weight, x, y, rows):
+    """y = weight x: columns of x (I, COLUMNS), of which the first ``rows`` count, to those of y."""
+    n_out, n_in = weight.shape
+    whole, few = n_out // ROWS * ROWS, rows <= WIDTH
+    for o in range(0, whole, ROWS):
+        if few:
+            _narrow_product(y, o * COLUMNS, COLUMNS, weight, o * n_in, n_in, 1, x, 0, COLUMNS, n_in)
+        else:
+            _product(y, o * COLUMNS, COLUMNS, weight, o * n_in, n_in, 1, x, 0, COLUMNS, n_in)
+    for o in range(whole, n_out):
+        if few:
+            _narrow_row(y, o * COLUMNS, COLUMNS, weight, o * n_in, n_in, 1, x, 0, COLUMNS, n_in)
+        else:
+            _one_row(y, o * COLUMNS, COLUMNS, weight, o * n_in, n_in, 1, x, 0, COLUMNS, n_in)
+
+
+@_compile
+def _layer_norm(x, weight, eps, y):
+    """Layer norm of each column of x (D, COLUMNS)."""
+    n, mean, spread_ = len(weight), np.zeros(COLUMNS, _F), np.zeros(COLUMNS, _F)
+    for d in range(n):
+        for c in range(COLUMNS):
+            mean[c] += x[d * COLUMNS + c]
+    for c in range(COLUMNS):
+        mean[c] /= _F(n)
+    for d in range(n):
+        for c in range(COLUMNS):
+            z = x[d * COLUMNS + c] - mean[c]
+            spread_[c] += z * z
+    for c in range(COLUMNS):
+        spread_[c] = _F(1) / np.sqrt(spread_[c] / _F(n) + eps)
+    for d in range(n):
+        for c in range(COLUMNS):
+            y[d * COLUMNS + c] = (x[d * COLUMNS + c] - mean[c]) * spread_[c] * weight[d]
+
+
+@_compile
+def _turn(qkv, at, cos, sin, row, rows):
+    """Rotate the heads' numbers from ``qkv[at]`` on by the angles of contexts from ``row`` on, in columns."""
+    half = cos.shape[1]
+    for c in range(rows):
+        for d in range(half):
+            i, j = at + d * COLUMNS + c, at + (d + half) * COLUMNS + c
+            x, y, along, across = qkv[i], qkv[j], cos[row + c, d], sin[row + c, d]
+            qkv[i], qkv[j] = x * along - y * across, y * along + x * across
+
+
+@_compile
+def block_step(
+    x, norm_attention, qkv_weight, out_weight, norm_mlp, up_weight, down_weight, eps, cos, sin,
+    key, value, length, hidden, first, last,
+):  # fmt: skip
+    """One token of each context through a block, x (B, D) in place, in groups of COLUMNS: first <= . < last.
+
+    Weights are those of ``transformer.Block``, (out, in). Queries and keys are turned by ``cos`` and ``sin``
+    (B, D / H / 2), or (B, 0): not at all. Key and value of the token become entry ``length[b]`` of ``key``
+    and ``value`` (B, H, T, D / H), of which it sees those up to there but not ``hidden`` (B, T) or (B, 0).
+    """
+    n_head, room, dim = key.shape[1:]
+    width, wide, deep = x.shape[1], down_weight.shape[1], _padded(dim, WIDTH)
+    keys, values, unseen = key.reshape(-1), value.reshape(-1), hidden.reshape(-1)
+    a, b = np.zeros(width * COLUMNS, _F), np.zeros(width * COLUMNS, _F)
+    qkv, h = np.zeros(3 * width * COLUMNS, _F), np.zeros(wide * COLUMNS, _F)
+    q, y, p = np.zeros(deep, _F), np.zeros(deep, _F), np.zeros(_padded(room, WIDTH), _F)
+    spare_k, spare_v = np.zeros(len(p) * dim + WIDTH, _F), np.zeros(len(p) * dim + WIDTH, _F)
+    scale = _F(1 / np.sqrt(dim))
+    for row in range(first * COLUMNS, min(last * COLUMNS, len(x)), COLUMNS):
+        rows = min(COLUMNS, len(x) - row)
+        for c in range(rows):
+            for d in range(width):
+                a[d * COLUMNS + c] = x[row + c, d]
+        _layer_norm(a, norm_attention, eps, b)
+        _linear(qkv_weight, b, qkv, rows)
+        for part in range(2 * n_head):
+            _turn(qkv, part * dim * COLUMNS, cos, sin, row, rows)
+        for c in range(rows):
+            at, n = length[row + c], length[row + c] + 1
+            for head in range(n_head):
+                begin = ((row + c) * n_head + head) * room * dim
+                for d in range(dim):
+                    of = (head * dim + d) * COLUMNS + c
+                    q[d] = qkv[of] * scale
+                    keys[begin + at * dim + d] = qkv[of + width * COLUMNS]
+                    values[begin + at * dim + d] = qkv[of + 2 * width * COLUMNS]
+                seen_k, seen_v, of = keys, values, begin
+                if begin + _padded(n, WIDTH) * dim + WIDTH > len(keys):  # no numbers to fill up with behind
+                    seen_k, seen_v, of = spare_k, spare_v, 0
+                    seen_k[: n * dim], seen_v[: n * dim] = keys[begin:][: n * dim], values[begin:][: n * dim]
+                _scores(p, q, seen_k, of, dim, n)
+                total = _softmax_row(p, n, hidden.shape[1] > 0, unseen, (row + c) * hidden.shape[1])
+                y[:] = 0
+                _add_weighted(y, p, seen_v, of, dim, n)
+                for d in range(dim):
+                    b[(head * dim + d) * COLUMNS + c] = y[d] / total
+        _linear(out_weight, b, qkv, rows)
+        for i in range(width * COLUMNS):
+            a[i] += qkv[i]
+        _layer_norm(a, norm_mlp, eps, b)
+        _linear(up_weight, b, h, rows)
+        _gelu(h, h, h, wide * COLUMNS)
+        _linear(down_weight, h, qkv, rows)
+        for c in range(rows):
+            for d in range(width):
+                x[row + c, d] = a[d * COLUMNS + c] + qkv[d * COLUMNS + c]

@@ -33,6 +33,10 @@ class Cache:
         """Tokens of a row for which there is memory at the start."""
         return transformer.n_context
 
+    def dead(self) -> Tensor | None:
+        """(B, T) which entries the next token must not see though they are not beyond it; None: none."""
+        return None
+
     def hidden(self) -> Tensor | None:
         """(B, T) which of the first T entries the next token must not see, itself included; None: none."""
         if bool((self.length == self.length[0]).all()):
@@ -120,7 +124,7 @@ class Block(nn.Module):
     def mlp(self, x: Tensor) -> Tensor:
         """The feed-forward half, residual included."""
         hidden = self.up(self.norm_mlp(x))
-        compiled = self.kernels and fused.usable(hidden)
+        compiled = self.kernels and torch.is_grad_enabled() and fused.usable(hidden)
         hidden = fused.gelu(hidden) if compiled else F.gelu(hidden, approximate="tanh")
         return x + F.dropout(self.down(hidden), self.dropout, self.training)
 
@@ -131,7 +135,7 @@ class Block(nn.Module):
         attention, dropped = self.attention, self.attention_dropout if self.training else 0.0
         if self.kernels and attention.mark_bias is None and not dropped:
             qkv = attention.qkv(x)
-            if fused.usable(qkv):
+            if torch.is_grad_enabled() and fused.usable(qkv):
                 y = fused.attention(qkv.unflatten(-1, (3, attention.n_head, -1)), rotation, until)
                 return attention.out(y.flatten(2))  # type: ignore[no-any-return]
         return attention.mix(*attention.heads(x, rotation, marked), dropped, until)
@@ -163,7 +167,7 @@ class Transformer(nn.Module):
         width, n_layer, self.n_head = config.tf_n_embd, config.tf_n_layer, config.tf_n_head
         self.n_context, self.head_dim = n_context, width // self.n_head
         self.dropout, _, _ = config.dropouts
-        self.mark_bias = mark_bias
+        self.mark_bias, self.kernels = mark_bias, config.kernels
         self.blocks = nn.ModuleList(Block(config, mark_bias) for _ in range(n_layer))
         self.norm = nn.LayerNorm(width, bias=False)
         self.position = None
@@ -212,14 +216,21 @@ class Transformer(nn.Module):
 
     def step(self, x: Tensor, cache: Cache, marked: Tensor | None = None) -> Tensor:
         """One more token in every row: x (B, D) -> (B, D), ``marked`` (B,). No row may be full."""
-        at, hidden = cache.length, cache.hidden()
-        longest = int(at.max()) + 1
-        uniform = bool((at == at[0]).all())
-        row, rotation = torch.arange(len(x), device=x.device), None
+        at, rotation = cache.length, None
         if self.position is not None:
             x = x + self.position[at]
         else:
-            cos, sin = cache.rotation(self)
+            rotation = cache.rotation(self)
+        if self.kernels and fused.usable(x) and not torch.is_grad_enabled() and not self.mark_bias:
+            x = fused.steps(self.blocks, x, cache, rotation)
+            cache.advance()
+            return self.norm(x)  # type: ignore[no-any-return]
+        hidden = cache.hidden()
+        longest = int(at.max()) + 1
+        uniform = bool((at == at[0]).all())
+        row = torch.arange(len(x), device=x.device)
+        if rotation is not None:
+            cos, sin = rotation
             rotation = cos[:, None, None], sin[:, None, None]
         x, marked = x[:, None], None if marked is None else marked[:, None]
         for layer, block in enumerate(self.blocks):
