@@ -230,6 +230,15 @@ def _emit_groups(builder, n):
     return builder.sdiv(builder.add(n, number(WIDTH - 1)), number(WIDTH))
 
 
+def _emit_prefetch(builder, pointer):
+    """Begin to read the cache line of ``pointer``, which need not be in an array."""
+    byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+    fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    read, keep, data = i32(0), i32(3), i32(1)
+    builder.call(fetch, [builder.bitcast(pointer, byte), read, keep, data])
+
+
 def _emit_below(builder, at, n):
     """Which numbers of the vector at ``at`` are among the first ``n``."""
     left = spread(builder, builder.trunc(builder.sub(n, at), ir.IntType(32)), INTEGERS)
@@ -237,27 +246,28 @@ def _emit_below(builder, at, n):
 
 
 @intrinsic
-def _scores(typingctx, p, q, key, at, dim, n):
+def _scores(typingctx, p, q, key, at, dim, n, soon, soon_at):
     """p[t] = sum_d q[d] key[at + t dim + d], d < ``dim``, t < n; what follows in p is of no use.
 
     All three are read, or filled, to the next multiple of WIDTH.
     """
     i64 = types.int64
-    sig = types.void(p, q, key, i64, i64, i64)
+    sig = types.void(p, q, key, i64, i64, i64, soon, i64)
 
     def codegen(context, builder, signature, args):
-        _, _, _, at, dim, n = args
-        p, q, key = pointers(context, builder, signature, args)
+        _, _, _, at, dim, n, _, soon_at = args
+        p, q, key, soon = pointers(context, builder, signature, args)
         add, mul = builder.add, builder.mul
         even, odd = ([2 * i + start for i in range(WIDTH)] for start in (0, 1))
         with cgutils.for_range(builder, _emit_groups(builder, n)) as group:
             begin = mul(group.index, number(WIDTH))
             sums = [cgutils.alloca_once_value(builder, constant(0.0)) for _ in range(WIDTH)]
-            of = add(at, mul(begin, dim))
+            of, later = add(at, mul(begin, dim)), add(soon_at, mul(begin, dim))
             with cgutils.for_range(builder, _emit_groups(builder, dim)) as part:
                 d = mul(part.index, number(WIDTH))
                 query, own = load(builder, q(d)), _emit_below(builder, d, dim)
                 for t, one in enumerate(sums):
+                    _emit_prefetch(builder, soon(add(add(later, d), mul(dim, number(t)))))
                     found = load(builder, key(add(add(of, d), mul(dim, number(t)))))
                     found = builder.select(own, found, constant(0.0))  # not the next key's numbers
                     builder.store(emit_fma(builder, query, found, builder.load(one)), one)
@@ -316,23 +326,24 @@ def _softmax_row(typingctx, p, n, masked, hidden, hidden_at):
 
 
 @intrinsic
-def _add_weighted(typingctx, y, p, value, at, dim, n):
+def _add_weighted(typingctx, y, p, value, at, dim, n, soon, soon_at):
     """y[d] += sum_t p[t] value[at + t dim + d], t < n, for d < ``dim``; what follows in y is of no use.
 
     y is filled, and value read, to the next multiple of WIDTH.
     """
     i64, strands = types.int64, 4  # sums side by side, so that none waits for the last product
-    sig = types.void(y, p, value, i64, i64, i64)
+    sig = types.void(y, p, value, i64, i64, i64, soon, i64)
 
     def codegen(context, builder, signature, args):
-        _, _, _, at, dim, n = args
-        y, p, value = pointers(context, builder, signature, args)
+        _, _, _, at, dim, n, _, soon_at = args
+        y, p, value, soon = pointers(context, builder, signature, args)
         add, mul = builder.add, builder.mul
         with cgutils.for_range(builder, _emit_groups(builder, dim)) as part:
             d = mul(part.index, number(WIDTH))
             sums = [cgutils.alloca_once_value(builder, constant(0.0)) for _ in range(strands)]
 
             def take(t, one, d=d):
+                _emit_prefetch(builder, soon(add(add(soon_at, d), mul(t, dim))))
                 weight = spread(builder, builder.load(p(t)))
                 found = load(builder, value(add(add(at, d), mul(t, dim))))
                 builder.store(emit_fma(builder, weight, found, builder.load(one)), one)
@@ -692,10 +703,10 @@ def block_step(
                 if begin + _padded(n, WIDTH) * dim + WIDTH > len(keys):  # no numbers to fill up with behind
                     seen_k, seen_v, of = spare_k, spare_v, 0
                     seen_k[: n * dim], seen_v[: n * dim] = keys[begin:][: n * dim], values[begin:][: n * dim]
-                _scores(p, q, seen_k, of, dim, n)
+                _scores(p, q, seen_k, of, dim, n, values, begin)
                 total = _softmax_row(p, n, hidden.shape[1] > 0, unseen, (row + c) * hidden.shape[1])
                 y[:] = 0
-                _add_weighted(y, p, seen_v, of, dim, n)
+                _add_weighted(y, p, seen_v, of, dim, n, keys, begin + room * dim)
                 for d in range(dim):
                     b[(head * dim + d) * COLUMNS + c] = y[d] / total
         _linear(out_weight, b, qkv, rows)
