@@ -7,7 +7,7 @@ they cannot do stays PyTorch's: see ``usable``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -41,35 +41,57 @@ def gelu(x: Tensor) -> Tensor:
     return _Gelu.apply(x)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def steps(
-    blocks: Iterable[Any],
-    x: Tensor,
-    cache: Any,
-    rotation: tuple[Tensor, Tensor] | None,
-) -> Tensor:
-    """What the ``blocks`` of a transformer make of one more token x (B, D) of each row of its ``cache``.
+Weights = tuple[Any, ...]
+"""The weights of a block, in the order in which ``kernels.block_step`` takes them."""
 
-    Without gradients. Keys and queries are turned by ``rotation``, cosine and sine (B, D / H / 2).
+
+def weights_of(block: Any) -> Weights | None:
+    """Those of a ``transformer.Block``, in the memory of its parameters; None if its steps are PyTorch's."""
+    attention = block.attention
+    found = (
+        *(block.norm_attention.weight, attention.qkv.weight, attention.out.weight),
+        *(block.norm_mlp.weight, block.up.weight, block.down.weight),
+    )
+    if not block.kernels or attention.mark_bias is not None or not all(map(usable, found)):
+        return None
+    return *_arrays(*found), np.float32(block.norm_mlp.eps)
+
+
+def steps(
+    weights: Sequence[Weights],
+    x: Tensor,
+    rotation: tuple[Tensor, Tensor] | None,
+    memory: tuple[Tensor, Tensor],
+    place: tuple[Tensor, Tensor],
+    dead: Tensor | None = None,
+    *,
+    store_only: bool = False,
+) -> Tensor:
+    """What blocks make of x (A, L, D), the next L tokens of each of A contexts, without gradients.
+
+    ``memory`` has the keys and values (layer, B, H, T, D / H) of contexts; those of x become the entries
+    (A, L) of the contexts (A, L) that ``place`` names. ``rotation``, cosine and sine (A, L, D / H / 2), turns
+    keys and queries. ``dead`` (B, T) entries are not seen. With ``store_only``, the last block only stores.
     """
     from compressed_ad.models import kernels
 
-    x, dead = x.detach().clone(), cache.dead()
-    none = x.new_empty((len(x), 0))
-    turned = _arrays(*((none, none) if rotation is None else (r.contiguous() for r in rotation)))
-    state = *_arrays(cache.length), *_arrays(none.bool() if dead is None else dead.contiguous())
-    for layer, block in enumerate(blocks):
-        attention = block.attention
-        weights = (
-            *(block.norm_attention.weight, attention.qkv.weight, attention.out.weight),
-            *(block.norm_mlp.weight, block.up.weight, block.down.weight),
-        )
-        given = (
-            *_arrays(x, *weights), np.float32(block.norm_mlp.eps), *turned,
-            *_arrays(cache.key[layer], cache.value[layer]), *state,
-        )  # fmt: skip
-        n_group = -(-len(x) // kernels.COLUMNS)
-        _of_heads(n_group, lambda first, last, given=given: kernels.block_step(*given, first, last))
-    return x
+    n_context, length, width = x.shape
+    y = x.detach().reshape(-1, width).clone()
+    none = y.new_empty((len(y), 0))
+    turned = (none, none) if rotation is None else (r.reshape(len(y), -1) for r in rotation)
+    rest = *turned, *memory, *(p.reshape(-1) for p in place), none.bool() if dead is None else dead
+    y_, cos, sin, key, value, row, entry, hidden = _arrays(y, *(tensor.contiguous() for tensor in rest))
+    each = length if length > 1 else kernels.COLUMNS  # tokens of a context belong together
+
+    for layer, weight in enumerate(weights):
+        given = (*weight, cos, sin, key[layer], value[layer], row, entry, hidden)
+        stops = store_only and layer == len(weights) - 1
+
+        def work(first: int, last: int, given: Weights = given, stops: bool = stops) -> None:
+            kernels.block_step(y_, *given, stops, first * each, min(last * each, len(y_)))
+
+        _of_heads(-(-len(y) // each), work)
+    return y.view_as(x)
 
 
 class _Attention(torch.autograd.Function):

@@ -615,10 +615,10 @@ def gelu_backward(x, dy, dx):
 
 
 @_compile
-def _linear(weight, x, y, rows):
-    """y = weight x: columns of x (I, COLUMNS), of which the first ``rows`` count, to those of y."""
+def _linear(weight, x, y, columns):
+    """y = weight x: columns of x (I, COLUMNS), of which the first ``columns`` count, to those of y."""
     n_out, n_in = weight.shape
-    whole, few = n_out // ROWS * ROWS, rows <= WIDTH
+    whole, few = n_out // ROWS * ROWS, columns <= WIDTH
     for o in range(0, whole, ROWS):
         if few:
             _narrow_product(y, o * COLUMNS, COLUMNS, weight, o * n_in, n_in, 1, x, 0, COLUMNS, n_in)
@@ -652,26 +652,28 @@ def _layer_norm(x, weight, eps, y):
 
 
 @_compile
-def _turn(qkv, at, cos, sin, row, rows):
-    """Rotate the heads' numbers from ``qkv[at]`` on by the angles of contexts from ``row`` on, in columns."""
+def _turn(qkv, at, cos, sin, token, tokens):
+    """Rotate the numbers of a head, from ``qkv[at]`` on, by the angles of as many tokens from ``token`` on."""
     half = cos.shape[1]
-    for c in range(rows):
-        for d in range(half):
-            i, j = at + d * COLUMNS + c, at + (d + half) * COLUMNS + c
-            x, y, along, across = qkv[i], qkv[j], cos[row + c, d], sin[row + c, d]
-            qkv[i], qkv[j] = x * along - y * across, y * along + x * across
+    for d in range(half):
+        i, j = at + d * COLUMNS, at + (d + half) * COLUMNS
+        for c in range(tokens):
+            x, y, along, across = qkv[i + c], qkv[j + c], cos[token + c, d], sin[token + c, d]
+            qkv[i + c], qkv[j + c] = x * along - y * across, y * along + x * across
 
 
 @_compile
 def block_step(
-    x, norm_attention, qkv_weight, out_weight, norm_mlp, up_weight, down_weight, eps, cos, sin,
-    key, value, length, hidden, first, last,
+    x, norm_attention, qkv_weight, out_weight, norm_mlp, up_weight, down_weight, eps,
+    cos, sin, key, value, row, entry, hidden, store_only, first, last,
 ):  # fmt: skip
-    """One token of each context through a block, x (B, D) in place, in groups of COLUMNS: first <= . < last.
+    """Tokens of contexts through a block, x (N, D) in place, in groups of COLUMNS: first <= n < last.
 
     Weights are those of ``transformer.Block``, (out, in). Queries and keys are turned by ``cos`` and ``sin``
-    (B, D / H / 2), or (B, 0): not at all. Key and value of the token become entry ``length[b]`` of ``key``
-    and ``value`` (B, H, T, D / H), of which it sees those up to there but not ``hidden`` (B, T) or (B, 0).
+    (N, D / H / 2), or (N, 0): not at all. Key and value of token n become ``entry[n]`` of the context
+    ``row[n]`` in ``key`` and ``value`` (B, H, T, D / H). It sees the entries up to there, but not those that
+    are ``hidden`` (B, T) or (B, 0); so tokens of a context come one after the other, in the same call.
+    With ``store_only``, x stays as it is.
     """
     n_head, room, dim = key.shape[1:]
     width, wide, deep = x.shape[1], down_weight.shape[1], _padded(dim, WIDTH)
@@ -681,41 +683,45 @@ def block_step(
     q, y, p = np.zeros(deep, _F), np.zeros(deep, _F), np.zeros(_padded(room, WIDTH), _F)
     spare_k, spare_v = np.zeros(len(p) * dim + WIDTH, _F), np.zeros(len(p) * dim + WIDTH, _F)
     scale = _F(1 / np.sqrt(dim))
-    for row in range(first * COLUMNS, min(last * COLUMNS, len(x)), COLUMNS):
-        rows = min(COLUMNS, len(x) - row)
-        for c in range(rows):
+    for token in range(first, last, COLUMNS):
+        tokens = min(COLUMNS, last - token)
+        for c in range(tokens):
             for d in range(width):
-                a[d * COLUMNS + c] = x[row + c, d]
+                a[d * COLUMNS + c] = x[token + c, d]
         _layer_norm(a, norm_attention, eps, b)
-        _linear(qkv_weight, b, qkv, rows)
+        _linear(qkv_weight, b, qkv, tokens)
         for part in range(2 * n_head):
-            _turn(qkv, part * dim * COLUMNS, cos, sin, row, rows)
-        for c in range(rows):
-            at, n = length[row + c], length[row + c] + 1
+            _turn(qkv, part * dim * COLUMNS, cos, sin, token, tokens)
+        for c in range(tokens):
+            context, n = row[token + c], entry[token + c] + 1
             for head in range(n_head):
-                begin = ((row + c) * n_head + head) * room * dim
+                begin, of = (context * n_head + head) * room * dim, head * dim * COLUMNS + c
                 for d in range(dim):
-                    of = (head * dim + d) * COLUMNS + c
-                    q[d] = qkv[of] * scale
-                    keys[begin + at * dim + d] = qkv[of + width * COLUMNS]
-                    values[begin + at * dim + d] = qkv[of + 2 * width * COLUMNS]
-                seen_k, seen_v, of = keys, values, begin
+                    i, j = begin + (n - 1) * dim + d, of + d * COLUMNS
+                    q[d] = qkv[j] * scale
+                    keys[i], values[i] = qkv[j + width * COLUMNS], qkv[j + 2 * width * COLUMNS]
+                if store_only:
+                    continue
+                seen_k, seen_v, at = keys, values, begin
                 if begin + _padded(n, WIDTH) * dim + WIDTH > len(keys):  # no numbers to fill up with behind
-                    seen_k, seen_v, of = spare_k, spare_v, 0
-                    seen_k[: n * dim], seen_v[: n * dim] = keys[begin:][: n * dim], values[begin:][: n * dim]
-                _scores(p, q, seen_k, of, dim, n, values, begin)
-                total = _softmax_row(p, n, hidden.shape[1] > 0, unseen, (row + c) * hidden.shape[1])
+                    seen_k, seen_v, at = spare_k, spare_v, 0
+                    for i in range(n * dim):
+                        seen_k[i], seen_v[i] = keys[begin + i], values[begin + i]
+                _scores(p, q, seen_k, at, dim, n, values, begin)
+                total = _softmax_row(p, n, hidden.shape[1] > 0, unseen, context * hidden.shape[1])
                 y[:] = 0
-                _add_weighted(y, p, seen_v, of, dim, n, keys, begin + room * dim)
+                _add_weighted(y, p, seen_v, at, dim, n, keys, begin + room * dim)
                 for d in range(dim):
-                    b[(head * dim + d) * COLUMNS + c] = y[d] / total
-        _linear(out_weight, b, qkv, rows)
+                    b[of + d * COLUMNS] = y[d] / total
+        if store_only:
+            continue
+        _linear(out_weight, b, qkv, tokens)
         for i in range(width * COLUMNS):
             a[i] += qkv[i]
         _layer_norm(a, norm_mlp, eps, b)
-        _linear(up_weight, b, h, rows)
+        _linear(up_weight, b, h, tokens)
         _gelu(h, h, h, wide * COLUMNS)
-        _linear(down_weight, h, qkv, rows)
-        for c in range(rows):
+        _linear(down_weight, h, qkv, tokens)
+        for c in range(tokens):
             for d in range(width):
-                x[row + c, d] = a[d * COLUMNS + c] + qkv[d * COLUMNS + c]
+                x[token + c, d] = a[d * COLUMNS + c] + qkv[d * COLUMNS + c]

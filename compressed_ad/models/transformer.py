@@ -28,6 +28,13 @@ class Cache:
         self.key = torch.zeros((n_layer, n_row, n_head, self.capacity(transformer), width), device=device)
         self.value = torch.zeros_like(self.key)
         self.length = torch.zeros(n_row, dtype=torch.long, device=device)
+        weights = [fused.weights_of(block) for block in transformer.blocks]
+        self.weights = None if None in weights else weights
+        """Those of the blocks, for compiled steps; None: steps are PyTorch's."""
+
+    def compiled(self, x: Tensor) -> bool:
+        """Whether tokens x are for the compiled steps, which have no gradients."""
+        return self.weights is not None and not torch.is_grad_enabled() and fused.usable(x)
 
     def capacity(self, transformer: Transformer) -> int:
         """Tokens of a row for which there is memory at the start."""
@@ -167,7 +174,7 @@ class Transformer(nn.Module):
         width, n_layer, self.n_head = config.tf_n_embd, config.tf_n_layer, config.tf_n_head
         self.n_context, self.head_dim = n_context, width // self.n_head
         self.dropout, _, _ = config.dropouts
-        self.mark_bias, self.kernels = mark_bias, config.kernels
+        self.mark_bias = mark_bias
         self.blocks = nn.ModuleList(Block(config, mark_bias) for _ in range(n_layer))
         self.norm = nn.LayerNorm(width, bias=False)
         self.position = None
@@ -198,6 +205,12 @@ class Transformer(nn.Module):
     def prefill(self, x: Tensor, marked: Tensor | None, cache: Cache, rows: Tensor) -> None:
         """Store the keys and values of the tokens x (B, L, D) in ``rows`` (B,) of the ``cache``."""
         x, rotation = self._placed(x)
+        if cache.compiled(x):
+            shape = x.shape[:2]
+            place = rows[:, None].expand(shape), torch.arange(shape[1]).expand(shape)
+            turned = None if rotation is None else tuple(r.expand(*shape, -1) for r in rotation)
+            fused.steps(cache.weights, x, turned, (cache.key, cache.value), place, store_only=True)
+            return
         for layer, block in enumerate(self.blocks):
             attention: Attention = block.attention  # type: ignore[assignment]
             q, k, v = attention.heads(block.norm_attention(x), rotation, marked)  # type: ignore[operator]
@@ -221,10 +234,11 @@ class Transformer(nn.Module):
             x = x + self.position[at]
         else:
             rotation = cache.rotation(self)
-        if self.kernels and fused.usable(x) and not torch.is_grad_enabled() and not self.mark_bias:
-            x = fused.steps(self.blocks, x, cache, rotation)
+        if cache.compiled(x):
+            rows = torch.arange(len(x))
+            x = fused.steps(cache.weights, x[:, None], rotation, (cache.key, cache.value), (rows, at), cache.dead())
             cache.advance()
-            return self.norm(x)  # type: ignore[no-any-return]
+            return self.norm(x[:, 0])  # type: ignore[no-any-return]
         hidden = cache.hidden()
         longest = int(at.max()) + 1
         uniform = bool((at == at[0]).all())
