@@ -75,23 +75,43 @@ def steps(
     """
     from compressed_ad.models import kernels
 
-    n_context, length, width = x.shape
-    y = x.detach().reshape(-1, width).clone()
-    none = y.new_empty((len(y), 0))
-    turned = (none, none) if rotation is None else (r.reshape(len(y), -1) for r in rotation)
-    rest = *turned, *memory, *(p.reshape(-1) for p in place), none.bool() if dead is None else dead
-    y_, cos, sin, key, value, row, entry, hidden = _arrays(y, *(tensor.contiguous() for tensor in rest))
+    (_, length, width), n = x.shape, x[..., 0].numel()
+    y = np.array(x.numpy().reshape(n, width))
+    none = np.empty((n, 0), np.float32)
+    turned = (none, none) if rotation is None else [r.numpy().reshape(n, -1) for r in rotation]
+    hidden = none.astype(bool) if dead is None else dead.numpy()
+    given = [np.ascontiguousarray(a) for a in (*turned, *(p.numpy().reshape(n) for p in place), hidden)]
+    cos, sin, row, entry, hidden = given
     each = length if length > 1 else kernels.COLUMNS  # tokens of a context belong together
-
     for layer, weight in enumerate(weights):
-        given = (*weight, cos, sin, key[layer], value[layer], row, entry, hidden)
+        key, value = (one[layer].numpy() for one in memory)
         stops = store_only and layer == len(weights) - 1
 
-        def work(first: int, last: int, given: Weights = given, stops: bool = stops) -> None:
-            kernels.block_step(y_, *given, stops, first * each, min(last * each, len(y_)))
+        def work(first: int, last: int, of: Weights = (*weight, cos, sin, key, value), stops: bool = stops) -> None:
+            kernels.block_step(y, *of, row, entry, hidden, stops, first * each, min(last * each, n))
 
-        _of_heads(-(-len(y) // each), work)
-    return y.view_as(x)
+        _of_heads(-(-n // each), work)
+    return torch.from_numpy(y).view_as(x)
+
+
+def embed(
+    codes: Sequence[Tensor], flags: Sequence[Tensor | bool], tables: Sequence[Tensor], vectors: Tensor
+) -> Tensor | None:
+    """Embedded tokens (B, L, D), without gradients; None if a code is not in its table.
+
+    ``codes`` (B, L, C) of state, action and next state; ``flags`` (B, L): scaled reward, end, whether there
+    is a step before, and whether an episode's last action is shown; for ``tables`` and ``vectors`` see
+    ``kernels.embed``.
+    """
+    from compressed_ad.models import kernels
+
+    *of_tokens, last_shown = flags
+    x = vectors.new_empty((*codes[0].shape[:2], vectors.shape[1]))
+    n = x[..., 0].numel()
+    rows = [np.ascontiguousarray(code.numpy().reshape(n, -1)) for code in codes]
+    each = [np.ascontiguousarray(flag.numpy().reshape(n)) for flag in of_tokens]
+    right = kernels.embed(*rows, *each, last_shown, *_arrays(*tables, vectors, x.view(n, -1)))
+    return x if right else None
 
 
 class _Attention(torch.autograd.Function):
