@@ -178,7 +178,7 @@ class AD(nn.Module):
         if self.forgets:
             raise UsageError("a context whose steps leave is never full, so it is not filled again")
         self.transformer.prefill(self.embed(tokens), self.attended(tokens), cache, rows)
-        cache.length[rows] = lengths
+        cache.length[rows.cpu()] = lengths.cpu()
 
     def loss(self, batch: Batch, at: str = "every", smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """Mean negative log-likelihood (nats) with the batch's weights, and accuracy, as the head has them.

@@ -18,7 +18,8 @@ Rotation = tuple[Tensor, Tensor]
 class Cache:
     """Keys and values of the tokens of each context.
 
-    ``length`` (B,) counts the tokens of each row; rows may differ. Entries beyond a row's length are garbage
+    ``length`` (B,) counts the tokens of each row; rows may differ. It is in the memory of the CPU wherever
+    keys are, so that a step does not wait for a device to tell it. Entries beyond a row's length are garbage
     and never attended to.
     """
 
@@ -27,7 +28,7 @@ class Cache:
         width, device = transformer.head_dim + transformer.mark_bias, transformer.norm.weight.device
         self.key = torch.zeros((n_layer, n_row, n_head, self.capacity(transformer), width), device=device)
         self.value = torch.zeros_like(self.key)
-        self.length = torch.zeros(n_row, dtype=torch.long, device=device)
+        self.length = torch.zeros(n_row, dtype=torch.long)
         weights = [fused.weights_of(block) for block in transformer.blocks]
         self.weights = None if None in weights else weights
         """Those of the blocks, for compiled steps; None: steps are PyTorch's."""
@@ -40,19 +41,27 @@ class Cache:
         """Tokens of a row for which there is memory at the start."""
         return transformer.n_context
 
+    @property
+    def entry(self) -> Tensor:
+        """(B,) where the next token goes, on the device of the keys."""
+        return self.length.to(self.key.device, non_blocking=True)
+
     def dead(self) -> Tensor | None:
         """(B, T) which entries the next token must not see though they are not beyond it; None: none."""
         return None
 
     def hidden(self) -> Tensor | None:
         """(B, T) which of the first T entries the next token must not see, itself included; None: none."""
-        if bool((self.length == self.length[0]).all()):
+        dead, longest = self.dead(), int(self.length.max()) + 1
+        if dead is None and bool((self.length == self.length[0]).all()):
             return None
-        return torch.arange(int(self.length.max()) + 1, device=self.length.device) > self.length[:, None]
+        hidden = torch.arange(longest, device=self.key.device) > self.entry[:, None]
+        return hidden if dead is None else hidden | dead[:, :longest]
 
     def rotation(self, transformer: Transformer) -> tuple[Tensor, Tensor]:
         """Cosine and sine (B, D / 2) that turn the next token of each row."""
-        return transformer.cos[self.length], transformer.sin[self.length]
+        entry = self.entry
+        return transformer.cos[entry], transformer.sin[entry]
 
     def advance(self) -> None:
         """Each row has one more token."""
@@ -204,7 +213,7 @@ class Transformer(nn.Module):
 
     def prefill(self, x: Tensor, marked: Tensor | None, cache: Cache, rows: Tensor) -> None:
         """Store the keys and values of the tokens x (B, L, D) in ``rows`` (B,) of the ``cache``."""
-        x, rotation = self._placed(x)
+        (x, rotation), rows = self._placed(x), rows.to(x.device)
         if cache.compiled(x):
             shape = x.shape[:2]
             place = rows[:, None].expand(shape), torch.arange(shape[1]).expand(shape)
@@ -229,23 +238,20 @@ class Transformer(nn.Module):
 
     def step(self, x: Tensor, cache: Cache, marked: Tensor | None = None) -> Tensor:
         """One more token in every row: x (B, D) -> (B, D), ``marked`` (B,). No row may be full."""
-        at, rotation = cache.length, None
+        at, row, rotation = cache.entry, torch.arange(len(x), device=x.device), None
         if self.position is not None:
             x = x + self.position[at]
         else:
             rotation = cache.rotation(self)
         if cache.compiled(x):
-            rows = torch.arange(len(x))
-            x = fused.steps(cache.weights, x[:, None], rotation, (cache.key, cache.value), (rows, at), cache.dead())
+            memory = cache.key, cache.value
+            x = fused.steps(cache.weights, x[:, None], rotation, memory, (row, at), cache.dead())
             cache.advance()
             return self.norm(x[:, 0])  # type: ignore[no-any-return]
-        hidden = cache.hidden()
-        longest = int(at.max()) + 1
-        uniform = bool((at == at[0]).all())
-        row = torch.arange(len(x), device=x.device)
         if rotation is not None:
-            cos, sin = rotation
-            rotation = cos[:, None, None], sin[:, None, None]
+            rotation = rotation[0][:, None, None], rotation[1][:, None, None]
+        hidden, longest = cache.hidden(), int(cache.length.max()) + 1
+        uniform = bool((cache.length == cache.length[0]).all())
         x, marked = x[:, None], None if marked is None else marked[:, None]
         for layer, block in enumerate(self.blocks):
             q, k, v = block.attention.heads(block.norm_attention(x), rotation, marked)  # type: ignore[union-attr, operator]
