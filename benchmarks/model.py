@@ -156,7 +156,10 @@ def playing(quick: bool) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for n_env in (8, 32, 128, 1024):
-        models = {name: build_model(default_model(kernels=name == "compiled"), 0) for name in ("compiled", "pytorch")}
+        models = {
+            name: build_model(default_model(kernels=name == "compiled"), 0)
+            for name in ("compiled", "pytorch")
+        }
         players = {name: _player(model, n_env)[1] for name, model in models.items()}
         config = models["compiled"].config
         for play in players.values():

@@ -63,7 +63,6 @@ class AD(nn.Module):
         self.ended = nn.Parameter(torch.randn(width))
         self.first = nn.Parameter(torch.randn(width))
         self.transformer = Transformer(self.config, self.n_token, mark_bias=self.biased)
-        self.coded = self.state.kind != "box" and self.action.kind != "box"
         self.head = HEAD[action["kind"]](width, action, self.config.action_mixture)
         # Last, so that models with and without them share all other initial weights.
         self.token_inputs = nn.ModuleDict()
@@ -93,26 +92,15 @@ class AD(nn.Module):
 
         An episode's last action is not shown, unless episodes have one step or there is only one observation.
         """
-        x = self._embedded(tokens) if self.coded and not torch.is_grad_enabled() else None
-        x = self._embed(tokens) if x is None else x
+        x = self._compiled_embedding(tokens)
+        x = self._embedding(tokens) if x is None else x
         for name in self.config.token_inputs:
             value = getattr(tokens, name)
             value = TOKEN_INPUT[name].of_windows(tokens) if value is None else value
             x = x + self.token_inputs[name](value, tokens, self.stem)
         return x
 
-    def _embedded(self, tokens: Tokens) -> Tensor | None:
-        """What ``_embed`` gives, by a compiled kernel; None if it cannot."""
-        if not self.config.kernels or not fused.usable(self.first):
-            return None
-        codes = self.state.codes(tokens.state), self.action.codes(tokens.action), self.state.codes(tokens.next_state)
-        flags = tokens.reward / self.config.reward_scale, tokens.ended, tokens.has_previous
-        encoders = self.state, self.action, self.rewarded_state, self.final_state
-        vectors = torch.stack([self.reward, self.ended, self.first])
-        tables = [encoder.table.weight for encoder in encoders]
-        return fused.embed(codes, (*flags, self.shows_last_action), tables, vectors)
-
-    def _embed(self, tokens: Tokens) -> Tensor:
+    def _embedding(self, tokens: Tokens) -> Tensor:
         known, ended = tokens.has_previous[..., None], tokens.ended[..., None]
         reward = tokens.reward[..., None] / self.config.reward_scale
         next_state = self.stem(tokens.next_state)
@@ -121,7 +109,23 @@ class AD(nn.Module):
             + reward * (self.reward + self.rewarded_state(next_state))
             + ended * (self.ended + self.final_state(next_state))
         )
-        return self.state(self.stem(tokens.state)) + torch.where(known, outcome, self.first)  # type: ignore[no-any-return]
+        x: Tensor = self.state(self.stem(tokens.state)) + torch.where(known, outcome, self.first)
+        return x
+
+    def _compiled_embedding(self, tokens: Tokens) -> Tensor | None:
+        """The same by a compiled kernel; None if it cannot, or a gradient is asked for."""
+        encoders = self.state, self.action, self.rewarded_state, self.final_state
+        coded = self.state.kind != "box" and self.action.kind != "box"
+        if not (self.config.kernels and coded and fused.usable(self.first)) or torch.is_grad_enabled():
+            return None
+        given = (self.state, tokens.state), (self.action, tokens.action), (self.state, tokens.next_state)
+        return fused.embed(
+            [encoder.codes(value) for encoder, value in given],
+            (tokens.reward / self.config.reward_scale, tokens.ended, tokens.has_previous),
+            self.shows_last_action,
+            [encoder.table.weight for encoder in encoders],
+            torch.stack([self.reward, self.ended, self.first]),
+        )
 
     def forward(self, tokens: Tokens, cache: Cache | None = None) -> Tensor:
         """Parameters (B, L, P) of the head's distribution of the action at every step; for Discrete, logits.

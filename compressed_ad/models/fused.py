@@ -1,8 +1,7 @@
-"""Attention and gelu of a training step on a CPU, as single compiled operations with their gradients, and
-a step of playing.
+"""What compiled kernels do for models on CPUs: attention and gelu of training, embedding and steps of playing.
 
-They replace some dozen passes over memory of PyTorch's, and are the same functions up to rounding. Whatever
-they cannot do stays PyTorch's: see ``usable``.
+They replace some dozen passes over memory of PyTorch's, and are the same functions up to rounding. Attention
+and gelu have gradients, what plays has none. Whatever they cannot do stays PyTorch's: see ``usable``.
 """
 
 from __future__ import annotations
@@ -52,7 +51,8 @@ def weights_of(block: Any) -> Weights | None:
         *(block.norm_attention.weight, attention.qkv.weight, attention.out.weight),
         *(block.norm_mlp.weight, block.up.weight, block.down.weight),
     )
-    if not block.kernels or attention.mark_bias is not None or not all(map(usable, found)):
+    fit = all(usable(one) and one.is_contiguous() for one in found)
+    if not (block.kernels and fit) or attention.mark_bias is not None:
         return None
     return *_arrays(*found), np.float32(block.norm_mlp.eps)
 
@@ -72,6 +72,7 @@ def steps(
     ``memory`` has the keys and values (layer, B, H, T, D / H) of contexts; those of x become the entries
     (A, L) of the contexts (A, L) that ``place`` names. ``rotation``, cosine and sine (A, L, D / H / 2), turns
     keys and queries. ``dead`` (B, T) entries are not seen. With ``store_only``, the last block only stores.
+    ``IndexError`` if there is no such entry.
     """
     from compressed_ad.models import kernels
 
@@ -82,12 +83,18 @@ def steps(
     hidden = none.astype(bool) if dead is None else dead.numpy()
     given = [np.ascontiguousarray(a) for a in (*turned, *(p.numpy().reshape(n) for p in place), hidden)]
     cos, sin, row, entry, hidden = given
+    _, n_row, _, room, _ = memory[0].shape
+    for name, index, size in (("context", row, n_row), ("entry", entry, room)):
+        if n and not 0 <= index.min() <= index.max() < size:
+            raise IndexError(f"of {size}, there is no {name} {index.min()} or {index.max()} in the cache")
     each = length if length > 1 else kernels.COLUMNS  # tokens of a context belong together
     for layer, weight in enumerate(weights):
         key, value = (one[layer].numpy() for one in memory)
         stops = store_only and layer == len(weights) - 1
 
-        def work(first: int, last: int, of: Weights = (*weight, cos, sin, key, value), stops: bool = stops) -> None:
+        def work(
+            first: int, last: int, of: Weights = (*weight, cos, sin, key, value), stops: bool = stops
+        ) -> None:
             kernels.block_step(y, *of, row, entry, hidden, stops, first * each, min(last * each, n))
 
         _of_heads(-(-n // each), work)
@@ -95,23 +102,25 @@ def steps(
 
 
 def embed(
-    codes: Sequence[Tensor], flags: Sequence[Tensor | bool], tables: Sequence[Tensor], vectors: Tensor
+    codes: Sequence[Tensor],
+    flags: Sequence[Tensor],
+    last_shown: bool,
+    tables: Sequence[Tensor],
+    vectors: Tensor,
 ) -> Tensor | None:
     """Embedded tokens (B, L, D), without gradients; None if a code is not in its table.
 
-    ``codes`` (B, L, C) of state, action and next state; ``flags`` (B, L): scaled reward, end, whether there
-    is a step before, and whether an episode's last action is shown; for ``tables`` and ``vectors`` see
-    ``kernels.embed``.
+    ``codes`` (B, L, C) of state, action and next state; ``flags`` (B, L): scaled reward, end, and whether
+    there is a step before. ``kernels.embed`` tells of the others.
     """
     from compressed_ad.models import kernels
 
-    *of_tokens, last_shown = flags
     x = vectors.new_empty((*codes[0].shape[:2], vectors.shape[1]))
     n = x[..., 0].numel()
     rows = [np.ascontiguousarray(code.numpy().reshape(n, -1)) for code in codes]
-    each = [np.ascontiguousarray(flag.numpy().reshape(n)) for flag in of_tokens]
-    right = kernels.embed(*rows, *each, last_shown, *_arrays(*tables, vectors, x.view(n, -1)))
-    return x if right else None
+    each = [np.ascontiguousarray(flag.numpy().reshape(n)) for flag in flags]
+    known = kernels.embed(*rows, *each, last_shown, *_arrays(*tables, vectors, x.view(n, -1)))
+    return x if known else None
 
 
 class _Attention(torch.autograd.Function):

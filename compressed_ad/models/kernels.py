@@ -1,12 +1,13 @@
 """Compiled kernels of models on CPUs: causal attention with rotary positions, gelu, and a step of playing.
 
-Attention in training follows Dao et al. 2022: scores are never stored as a whole, the backward pass computes them again
-from the logarithm of each query's sum. Only the causal half is computed, in blocks of queries; of keys that
-no query of a block may see, nothing is computed. Heads are small (16 to 32 numbers) and contexts long, so
-arrays are laid out such that the long side is contiguous wherever it can be: a vector holds queries in the
-forward pass, keys in the backward pass.
+Attention in training follows Dao et al. 2022: scores are never stored as a whole, the backward pass computes
+them again from the logarithm of each query's sum. Only the causal half is computed, in blocks of queries; of
+keys that no query of a block may see, nothing is computed. Heads are small (16 to 32 numbers) and contexts
+long, so arrays are laid out such that the long side is contiguous wherever it can be: a vector holds queries
+in the forward pass, keys in the backward pass.
 
-A step of playing takes one token of each context through a block: ``block_step``.
+A step of playing takes a token of each context through a block, and a refill all tokens of a few contexts:
+``block_step``. In its products a vector holds a number of many tokens, so weights are used as they lie.
 
 Everything is added up in an order that depends on the shapes alone, never on where arrays lie in memory, so
 that the same inputs give the same bits.
@@ -231,12 +232,12 @@ def _emit_groups(builder, n):
 
 
 def _emit_prefetch(builder, pointer):
-    """Begin to read the cache line of ``pointer``, which need not be in an array."""
+    """Begin to read what is at ``pointer``, once and not to be kept; it need not be in an array."""
     byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
     fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    read, keep, data = i32(0), i32(3), i32(1)
-    builder.call(fetch, [builder.bitcast(pointer, byte), read, keep, data])
+    read, once, data = i32(0), i32(0), i32(1)
+    builder.call(fetch, [builder.bitcast(pointer, byte), read, once, data])
 
 
 def _emit_below(builder, at, n):
@@ -249,7 +250,8 @@ def _emit_below(builder, at, n):
 def _scores(typingctx, p, q, key, at, dim, n, soon, soon_at):
     """p[t] = sum_d q[d] key[at + t dim + d], d < ``dim``, t < n; what follows in p is of no use.
 
-    All three are read, or filled, to the next multiple of WIDTH.
+    All three are read, or filled, to the next multiple of WIDTH. Meanwhile, as many numbers are fetched from
+    ``soon[soon_at]`` on: where contexts are many, memory is too far away to wait for it at each key.
     """
     i64 = types.int64
     sig = types.void(p, q, key, i64, i64, i64, soon, i64)
@@ -329,7 +331,7 @@ def _softmax_row(typingctx, p, n, masked, hidden, hidden_at):
 def _add_weighted(typingctx, y, p, value, at, dim, n, soon, soon_at):
     """y[d] += sum_t p[t] value[at + t dim + d], t < n, for d < ``dim``; what follows in y is of no use.
 
-    y is filled, and value read, to the next multiple of WIDTH.
+    y is filled, and value read, to the next multiple of WIDTH; for ``soon`` see ``_scores``.
     """
     i64, strands = types.int64, 4  # sums side by side, so that none waits for the last product
     sig = types.void(y, p, value, i64, i64, i64, soon, i64)
@@ -693,7 +695,7 @@ def _layer_norm(x, weight, eps, y):
 
 @_compile
 def _turn(qkv, at, cos, sin, token, tokens):
-    """Rotate the numbers of a head, from ``qkv[at]`` on, by the angles of as many tokens from ``token`` on."""
+    """Rotate a head's queries or keys, from ``qkv[at]`` on, by the angles of ``tokens`` from ``token`` on."""
     half = cos.shape[1]
     for d in range(half):
         i, j = at + d * COLUMNS, at + (d + half) * COLUMNS
@@ -747,10 +749,10 @@ def block_step(
                     seen_k, seen_v, at = spare_k, spare_v, 0
                     for i in range(n * dim):
                         seen_k[i], seen_v[i] = keys[begin + i], values[begin + i]
-                _scores(p, q, seen_k, at, dim, n, values, begin)
+                _scores(p, q, seen_k, at, dim, n, keys, begin + room * dim)
                 total = _softmax_row(p, n, hidden.shape[1] > 0, unseen, context * hidden.shape[1])
                 y[:] = 0
-                _add_weighted(y, p, seen_v, at, dim, n, keys, begin + room * dim)
+                _add_weighted(y, p, seen_v, at, dim, n, values, begin + room * dim)
                 for d in range(dim):
                     b[of + d * COLUMNS] = y[d] / total
         if store_only:

@@ -29,13 +29,9 @@ class Cache:
         self.key = torch.zeros((n_layer, n_row, n_head, self.capacity(transformer), width), device=device)
         self.value = torch.zeros_like(self.key)
         self.length = torch.zeros(n_row, dtype=torch.long)
-        weights = [fused.weights_of(block) for block in transformer.blocks]
-        self.weights = None if None in weights else weights
+        weights = [found for block in transformer.blocks if (found := fused.weights_of(block)) is not None]
+        self.weights = weights if len(weights) == n_layer else None
         """Those of the blocks, for compiled steps; None: steps are PyTorch's."""
-
-    def compiled(self, x: Tensor) -> bool:
-        """Whether tokens x are for the compiled steps, which have no gradients."""
-        return self.weights is not None and not torch.is_grad_enabled() and fused.usable(x)
 
     def capacity(self, transformer: Transformer) -> int:
         """Tokens of a row for which there is memory at the start."""
@@ -214,11 +210,12 @@ class Transformer(nn.Module):
     def prefill(self, x: Tensor, marked: Tensor | None, cache: Cache, rows: Tensor) -> None:
         """Store the keys and values of the tokens x (B, L, D) in ``rows`` (B,) of the ``cache``."""
         (x, rotation), rows = self._placed(x), rows.to(x.device)
-        if cache.compiled(x):
+        if (weights := self._compiled(x, cache)) is not None:
             shape = x.shape[:2]
             place = rows[:, None].expand(shape), torch.arange(shape[1]).expand(shape)
-            turned = None if rotation is None else tuple(r.expand(*shape, -1) for r in rotation)
-            fused.steps(cache.weights, x, turned, (cache.key, cache.value), place, store_only=True)
+            if rotation is not None:
+                rotation = rotation[0].expand(*shape, -1), rotation[1].expand(*shape, -1)
+            fused.steps(weights, x, rotation, (cache.key, cache.value), place, store_only=True)
             return
         for layer, block in enumerate(self.blocks):
             attention: Attention = block.attention  # type: ignore[assignment]
@@ -226,6 +223,11 @@ class Transformer(nn.Module):
             cache.key[layer, rows, :, : x.shape[1]], cache.value[layer, rows, :, : x.shape[1]] = k, v
             if layer < len(self.blocks) - 1:  # nothing else of the last layer is needed
                 x = block.mlp(x + attention.mix(q, k, v))  # type: ignore[operator]
+
+    def _compiled(self, x: Tensor, cache: Cache) -> list[fused.Weights] | None:
+        """The weights for compiled steps of the tokens x; None where they are PyTorch's."""
+        fits = fused.usable(x) and not torch.is_grad_enabled() and not self.training
+        return cache.weights if fits else None
 
     def _placed(self, x: Tensor) -> tuple[Tensor, Rotation | None]:
         """Tokens x (B, L, D) that know their places, or by how much keys and queries are turned instead."""
@@ -243,9 +245,9 @@ class Transformer(nn.Module):
             x = x + self.position[at]
         else:
             rotation = cache.rotation(self)
-        if cache.compiled(x):
+        if (weights := self._compiled(x, cache)) is not None:
             memory = cache.key, cache.value
-            x = fused.steps(cache.weights, x[:, None], rotation, memory, (row, at), cache.dead())
+            x = fused.steps(weights, x[:, None], rotation, memory, (row, at), cache.dead())
             cache.advance()
             return self.norm(x[:, 0])  # type: ignore[no-any-return]
         if rotation is not None:

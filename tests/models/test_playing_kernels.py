@@ -1,5 +1,6 @@
-"""The compiled step of playing: what PyTorch computes from whole windows, repeatable, and free of other contexts."""
+"""Compiled playing: what PyTorch computes from whole windows, repeatable, and each context for itself."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from compressed_ad import Darkroom, evaluate_tasks
 from compressed_ad.evaluation.agents import InContextAgent
 from compressed_ad.models import MODEL, fused
-from compressed_ad.models.ad import AD, evaluating
+from compressed_ad.models.ad import AD
 from compressed_ad.models.tokens import shift
 from compressed_ad.models.transformer import Cache, Transformer
 from tests.models.test_kernels import moved
@@ -21,14 +22,16 @@ SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 2))
 
 
 def transformer_of(n_head: int, dim: int, n_layer: int, n_context: int, **changes: Any) -> Transformer:
-    made = config(tf_n_embd=n_head * dim, tf_n_head=n_head, tf_n_layer=n_layer, n_transit=n_context, **changes)
+    made = config(
+        tf_n_embd=n_head * dim, tf_n_head=n_head, tf_n_layer=n_layer, n_transit=n_context, **changes
+    )
     found = Transformer(made, n_context)
     for parameter in found.parameters():
         torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
     for block in found.blocks:
         torch.nn.init.normal_(block.norm_attention.weight, mean=1)
         torch.nn.init.normal_(block.norm_mlp.weight, mean=1)
-    return found
+    return found.eval()
 
 
 def played(transformer: Transformer, x: Tensor, lengths: Tensor, n_first: int) -> tuple[Tensor, Cache]:
@@ -97,12 +100,15 @@ def given_to_steps(n_row: int, dim: int, room: int, length: int = 1) -> dict[str
 def stepped(given_: dict[str, Any], **changes: Any) -> tuple[Tensor, ...]:
     """What comes of them: the tokens, and keys and values, which are written into copies."""
     given_ = {**given_, **changes}
-    memory = tuple(each.clone() for each in given_["memory"]) if "memory" not in changes else changes["memory"]
+    memory = (
+        tuple(each.clone() for each in given_["memory"]) if "memory" not in changes else changes["memory"]
+    )
     return fused.steps(**{**given_, "memory": memory}), *memory
 
 
 @pytest.mark.parametrize(
-    ("n_row", "dim", "room", "length"), [(1, 2, 1, 1), (3, 6, 37, 1), (35, 8, 21, 1), (40, 24, 70, 1), (3, 14, 40, 39)]
+    ("n_row", "dim", "room", "length"),
+    [(1, 2, 1, 1), (3, 6, 37, 1), (35, 8, 21, 1), (40, 24, 70, 1), (3, 14, 40, 39)],
 )
 def test_the_same_inputs_give_the_same_bits_wherever_they_lie(
     n_row: int, dim: int, room: int, length: int
@@ -175,7 +181,7 @@ def test_scores_far_apart() -> None:
 
 def tokens_and_model(**changes: Any) -> tuple[AD, Any]:
     torch.manual_seed(0)
-    name = changes.get("model", "CompressedAD")
+    name = changes.get("model", "AD")
     return lively(MODEL[name](config(**{"model": name, **changes}))), shift(**transitions(3, 24))
 
 
@@ -193,10 +199,12 @@ def tokens_and_model(**changes: Any) -> tuple[AD, Any]:
 def test_embedding_is_that_of_pytorch(changes: dict[str, Any]) -> None:
     model, tokens = tokens_and_model(**changes)
     if "action_space" in changes:
-        tokens = type(tokens)(**{**vars(tokens), "action": torch.stack([tokens.action, tokens.action % 2], -1)})
+        tokens = type(tokens)(
+            **{**vars(tokens), "action": torch.stack([tokens.action, tokens.action % 2], -1)}
+        )
     with torch.no_grad():
         found = model.embed(tokens)
-        assert model._embedded(tokens) is not None
+        assert model._compiled_embedding(tokens) is not None
     torch.testing.assert_close(found, model.embed(tokens), rtol=1e-5, atol=1e-6)
 
 
@@ -230,22 +238,45 @@ def test_what_the_step_cannot_do_is_left_to_pytorch(
     changes: dict[str, Any], compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, tokens = tokens_and_model(**changes)
-
-    def forbidden(*given: Any, **options: Any) -> Tensor:
-        raise AssertionError("compiled")
-
-    monkeypatch.setattr(fused, "steps", forbidden)
-    one = part(tokens, slice(0, 1))
-    model(one, Cache(model.transformer, 3)) if changes == {} else None  # gradients are recorded
-    with torch.no_grad():
-        if compiled:
-            with pytest.raises(AssertionError, match="compiled"):
-                model(one, model.new_cache(3))
-        else:
-            model(one, model.new_cache(3))
-        for dtype in (torch.float64, torch.bfloat16):
+    forbid(monkeypatch)
+    with torch.no_grad(), pytest.raises(AssertionError) if compiled else nullcontext():
+        model(part(tokens, slice(0, 1)), model.new_cache(3))
+    for dtype in (torch.float64, torch.bfloat16):
+        with torch.no_grad():
             other = model.to(dtype)
-            assert Cache(other.transformer, 3).weights is None and other._embedded(tokens) is None
+            assert Cache(other.transformer, 3).weights is None and other._compiled_embedding(tokens) is None
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
+    def steps(*given: Any, **options: Any) -> Tensor:
+        raise AssertionError("a compiled step")
+
+    monkeypatch.setattr(fused, "steps", steps)
+
+
+def test_gradients_and_dropout_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = tokens_and_model(dropout=0.5)
+    forbid(monkeypatch)
+    one = part(tokens, slice(0, 1))
+    assert model(one, model.new_cache(3)).requires_grad
+    model.train()
+    with torch.no_grad():
+        assert not torch.equal(model(one, model.new_cache(3)), model(one, model.new_cache(3)))
+
+
+def test_a_full_context_takes_no_step() -> None:
+    model, tokens = tokens_and_model()
+    with torch.no_grad():
+        cache = model.new_cache(3)
+        cache.length[1] = 24
+        with pytest.raises(IndexError):
+            model(part(tokens, slice(0, 1)), cache)
+    found = given_to_steps(3, 6, 20)
+    for which, wrong in ((0, 3), (0, -1), (1, 20), (1, -1)):
+        place = [each.clone() for each in found["place"]]
+        place[which][1, 0] = wrong
+        with pytest.raises(IndexError, match="there is no"):
+            stepped(found, place=place)
 
 
 @pytest.mark.parametrize("changes", [{}, {"position": "learned"}, {"model": "GistAD"}])
