@@ -12,7 +12,7 @@ from torch import Tensor
 from compressed_ad.errors import UsageError
 from compressed_ad.models.ad import AD
 from compressed_ad.models.token_inputs import TOKEN_INPUT
-from compressed_ad.models.tokens import Tokens
+from compressed_ad.models.tokens import Tokens, sent
 from compressed_ad.seeding import rng
 from compressed_ad.tasks.base import OptimalPolicy, TaskFamily
 from compressed_ad.tasks.random_play import UniformActions
@@ -180,8 +180,7 @@ class InContextAgent:
         return actions
 
     def _sent(self, value: Tensor) -> Tensor:
-        """``value`` where the model is. The sender does not wait for what the device still has to do."""
-        return value.to(self.device, non_blocking=True)
+        return sent(value, self.device)
 
     def _rewarded(self) -> AnyArray:
         """(N,) whether a context holds a reward."""

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from compressed_ad.models import fused
 from compressed_ad.models.settings import Architecture
+from compressed_ad.models.tokens import sent
 
 Rotation = tuple[Tensor, Tensor]
 """Cosine and sine (L, D / 2) of the angle by which each pair of numbers is turned: see ``rotate``."""
@@ -40,7 +41,7 @@ class Cache:
     @property
     def entry(self) -> Tensor:
         """(B,) where the next token goes, on the device of the keys."""
-        return self.length.to(self.key.device, non_blocking=True)
+        return sent(self.length, self.key.device)
 
     def dead(self) -> Tensor | None:
         """(B, T) which entries the next token must not see though they are not beyond it; None: none."""
