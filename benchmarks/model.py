@@ -168,7 +168,8 @@ def playing(quick: bool) -> dict[str, Any]:
         cycles = 1 if quick else max(1, 512 // n_env)
         for _ in range(5 * cycles):
             for name, play in players.items():
-                times[name] += cpu_seconds(lambda play=play: play(cycle // 5)) / cycle / cycles
+                part = cpu_seconds(lambda play=play, count=cycle // 5: play(count))
+                times[name] += part / cycle / cycles
         size = cache_bytes(config, 0.75 * config.n_transit) * n_env
         key, value = torch.ones(2, int(size / 8))
         read = side_by_side({"read": lambda key=key, value=value: key @ value}, 5 if quick else 30)["read"]

@@ -1,4 +1,4 @@
-"""What compiled kernels do for models on CPUs: attention and gelu of training, embedding and steps of playing.
+"""What compiled kernels do for models on CPUs: attention and gelu in training, embedding and steps in play.
 
 They replace some dozen passes over memory of PyTorch's, and are the same functions up to rounding. Attention
 and gelu have gradients, what plays has none. Whatever they cannot do stays PyTorch's: see ``usable``.

@@ -617,11 +617,23 @@ def gelu_backward(x, dy, dx):
 
 
 @_compile
+def _add_row(x, row, scale):
+    for d in range(len(x)):
+        x[d] += scale * row[d]
+
+
+@_compile
 def _add_rows(x, table, codes, scale):
-    """x (D,) += ``scale`` times the sum of the rows ``codes`` of ``table``."""
     for code in codes:
-        for d in range(len(x)):
-            x[d] += scale * table[code, d]
+        _add_row(x, table[code], scale)
+
+
+@_compile
+def _all_below(codes, end):
+    for code in codes:
+        if code < 0 or code >= end:
+            return False
+    return True
 
 
 @_compile
@@ -632,26 +644,25 @@ def embed(
     """Embedded tokens x (N, D) of ``ad.AD``, of codes (N, C) that are rows of tables (K, D).
 
     ``reward`` (N,) is in units of the model's scale; ``ended`` and ``known`` (N,) are bool. ``last_shown``:
-    an episode's last action is shown. ``vectors`` (3, D): for the reward, the end, the first token. Gives
-    False, and x is of no use, if a code is not in its table.
+    an episode's last action is shown. ``vectors`` (3, D): for the reward, the end, the first token. States
+    have tables of one size. Gives False, and x is of no use, if a code is not in its table.
     """
+    x[:] = 0
     for n in range(len(x)):
-        for codes, table in ((state, state_table), (action, action_table), (next_state, rewarded_table)):
-            for code in codes[n]:
-                if code < 0 or code >= len(table):
-                    return False
-        x[n] = 0
+        there = _all_below(state[n], len(state_table)) and _all_below(next_state[n], len(rewarded_table))
+        if not (there and _all_below(action[n], len(action_table))):
+            return False
         _add_rows(x[n], state_table, state[n], _F(1))
         if not known[n]:
-            x[n] += vectors[2]
+            _add_row(x[n], vectors[2], _F(1))
             continue
         if last_shown or not ended[n]:
             _add_rows(x[n], action_table, action[n], _F(1))
         if reward[n] != 0:
-            x[n] += reward[n] * vectors[0]
+            _add_row(x[n], vectors[0], reward[n])
             _add_rows(x[n], rewarded_table, next_state[n], reward[n])
         if ended[n]:
-            x[n] += vectors[1]
+            _add_row(x[n], vectors[1], _F(1))
             _add_rows(x[n], final_table, next_state[n], _F(1))
     return True
 
