@@ -630,10 +630,7 @@ def _add_rows(x, table, codes, scale):
 
 @_compile
 def _all_below(codes, end):
-    for code in codes:
-        if code < 0 or code >= end:
-            return False
-    return True
+    return codes.min() >= 0 and codes.max() < end
 
 
 @_compile
