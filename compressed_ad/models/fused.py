@@ -104,6 +104,7 @@ def steps(
 def embed(
     codes: Sequence[Tensor],
     flags: Sequence[Tensor],
+    marks: Sequence[Tensor],
     last_shown: bool,
     tables: Sequence[Tensor],
     vectors: Tensor,
@@ -111,7 +112,7 @@ def embed(
     """Embedded tokens (B, L, D), without gradients; None if a code is not in its table.
 
     ``codes`` (B, L, C) of state, action and next state; ``flags`` (B, L): scaled reward, end, and whether
-    there is a step before. ``kernels.embed`` tells of the others.
+    there is a step before; ``marks`` (B, L) say where each stands. ``kernels.embed`` tells of the others.
     """
     from compressed_ad.models import kernels
 
@@ -119,7 +120,8 @@ def embed(
     n = x[..., 0].numel()
     rows = [np.ascontiguousarray(code.numpy().reshape(n, -1)) for code in codes]
     each = [np.ascontiguousarray(flag.numpy().reshape(n)) for flag in flags]
-    known = kernels.embed(*rows, *each, last_shown, *_arrays(*tables, vectors, x.view(n, -1)))
+    stand = torch.stack([*marks], dim=-1).numpy().reshape(n, -1) if marks else np.empty((n, 0), bool)
+    known = kernels.embed(*rows, *each, stand, last_shown, *_arrays(*tables, vectors, x.view(n, -1)))
     return x if known else None
 
 

@@ -635,14 +635,15 @@ def _all_below(codes, end):
 
 @_compile
 def embed(
-    state, action, next_state, reward, ended, known, last_shown,
+    state, action, next_state, reward, ended, known, marks, last_shown,
     state_table, action_table, rewarded_table, final_table, vectors, x,
 ):  # fmt: skip
     """Embedded tokens x (N, D) of ``ad.AD``, of codes (N, C) that are rows of tables (K, D).
 
-    ``reward`` (N,) is in units of the model's scale; ``ended`` and ``known`` (N,) are bool. ``last_shown``:
-    an episode's last action is shown. ``vectors`` (3, D): for the reward, the end, the first token. States
-    have tables of one size. Gives False, and x is of no use, if a code is not in its table.
+    ``reward`` (N,) is in units of the model's scale; ``ended``, ``known`` (N,) and ``marks`` (N, M) are bool.
+    ``last_shown``: an episode's last action is shown. ``vectors`` (3 + M, D): for the reward, the end, the
+    first token, and each mark. States have tables of one size. Gives False, and x is of no use, if a code is
+    not in its table.
     """
     x[:] = 0
     for n in range(len(x)):
@@ -650,6 +651,9 @@ def embed(
         if not (there and _all_below(action[n], len(action_table))):
             return False
         _add_rows(x[n], state_table, state[n], _F(1))
+        for m in range(marks.shape[1]):
+            if marks[n, m]:
+                _add_row(x[n], vectors[3 + m], _F(1))
         if not known[n]:
             _add_row(x[n], vectors[2], _F(1))
             continue
