@@ -87,7 +87,8 @@ def steps(
     for name, index, size in (("context", row, n_row), ("entry", entry, room)):
         if n and not 0 <= index.min() <= index.max() < size:
             raise IndexError(f"of {size}, there is no {name} {index.min()} or {index.max()} in the cache")
-    each = length if length > 1 else kernels.COLUMNS  # tokens of a context belong together
+    # The tokens of a context belong together; fewer than eight groups of others are not worth a thread.
+    each = length if length > 1 else 8 * kernels.COLUMNS
     for layer, weight in enumerate(weights):
         key, value = (one[layer].numpy() for one in memory)
         stops = store_only and layer == len(weights) - 1
