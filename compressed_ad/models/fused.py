@@ -77,7 +77,7 @@ def steps(
     from compressed_ad.models import kernels
 
     (_, length, width), n = x.shape, x[..., 0].numel()
-    y = np.array(x.numpy().reshape(n, width))
+    y = np.array(x.detach().numpy().reshape(n, width))
     none = np.empty((n, 0), np.float32)
     turned = (none, none) if rotation is None else [r.numpy().reshape(n, -1) for r in rotation]
     hidden = none.astype(bool) if dead is None else dead.numpy()
