@@ -9,10 +9,12 @@ same run; for the default model and for that of the large rooms. The floor of a 
 ``flops.training_flops`` at peak.
 Evaluation: environment steps with the key-value cache beside the uncached reference, 32 environments, once
 the context (``n_transit`` 200) has filled up; both compute the same logits.
+Playing: the same steps of 8 to 1024 environments, compiled and by PyTorch, in turns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ from compressed_ad import (
 )
 from compressed_ad.models.tokens import shift
 from compressed_ad.runs.layers import config_folder
-from compressed_ad.training.flops import training_flops
+from compressed_ad.training.flops import cache_bytes, training_flops
 from compressed_ad.training.loop import build_model, gradient, make_optimiser
 from compressed_ad.training.sequences import Sequences
 
@@ -128,42 +130,77 @@ def _stepper(model: AD, optimiser: torch.optim.Optimizer, sampler: WindowSampler
     return step
 
 
+def _player(model: AD, n_env: int, **options: Any) -> tuple[InContextAgent, Callable[[int], None]]:
+    """An agent in ``n_env`` environments, and a function that plays so many further steps."""
+    agent = InContextAgent(model.eval(), seed=0, **options)
+    env = FAMILY.make(np.repeat(FAMILY.tasks()[:8], n_env // 8, axis=0), np.arange(n_env))
+    agent.reset(n_env)
+    obs = env.reset()
+
+    def play(count: int) -> None:
+        nonlocal obs
+        for _ in range(count):
+            actions = agent.act(obs)
+            step = env.step(actions)
+            agent.observe(actions, step)
+            obs = step.obs
+
+    return agent, play
+
+
+def playing(quick: bool) -> dict[str, Any]:
+    """Milliseconds per step with full contexts, compiled and by PyTorch, beside the reading of the cache.
+
+    Contexts swing between half full and full, refills included. What a step reads of keys and values, it
+    reads from the same level of memory as a product of two vectors of that size: its time is the floor.
+    """
+    found: dict[str, Any] = {}
+    for n_env in (8, 32) if quick else (8, 32, 128, 1024):
+        models = {
+            name: build_model(default_model(kernels=name == "compiled"), 0)
+            for name in ("compiled", "pytorch")
+        }
+        players = {name: _player(model, n_env)[1] for name, model in models.items()}
+        config = models["compiled"].config
+        for play in players.values():
+            play(config.n_transit)
+        cycle, times = config.n_transit // 2, dict.fromkeys(players, 0.0)
+        cycles = 1 if quick else max(1, 512 // n_env)
+        for _ in range(5 * cycles):
+            for name, play in players.items():
+                part = cpu_seconds(lambda play=play, count=cycle // 5: play(count))
+                times[name] += part / cycle / cycles
+        size = cache_bytes(config, 0.75 * config.n_transit) * n_env
+        key, value = torch.ones(2, int(size / 8))
+        read = side_by_side({"read": lambda key=key, value=value: key @ value}, 5 if quick else 30)["read"]
+        found |= {
+            f"ms_{n_env}": 1e3 * times["compiled"],
+            f"ms_{n_env}_pytorch": 1e3 * times["pytorch"],
+            f"ms_{n_env}_reading": 1e3 * read,
+            f"ratio_{n_env}_pytorch": times["pytorch"] / times["compiled"],
+            f"gb_per_s_{n_env}": size / read / 1e9,
+        }
+    return found
+
+
 def evaluation(quick: bool, n_env: int = 32) -> dict[str, Any]:
     """Milliseconds per step of ``n_env`` environments with full contexts: cached and uncached."""
-    model = build_model(default_model(), 0).eval()
-    seconds: dict[bool, float] = {}
-    for cache, n_step in ((True, 200 if quick else 400), (False, 20 if quick else 100)):
-        agent = InContextAgent(model, cache=cache, seed=0)
-        env = FAMILY.make(np.repeat(FAMILY.tasks()[:8], n_env // 8, axis=0), np.arange(n_env))
-        agent.reset(n_env)
-        obs = env.reset()
-
-        def play(count: int, agent: InContextAgent = agent, env: Any = env, obs: Any = obs) -> Any:
-            for _ in range(count):
-                actions = agent.act(obs)
-                step = env.step(actions)
-                agent.observe(actions, step)
-                obs = step.obs
-            return obs
-
-        if cache:
-            obs = play(200)
-            seconds[cache] = cpu_seconds(lambda play=play, obs=obs, n=n_step: play(n, obs=obs)) / n_step
-        else:
-            # Contexts swing between half full and full; the uncached cost is taken over one such swing.
-            agent.use_cache, agent.cache = True, model.new_cache(n_env)
-            obs = play(200)
-            agent.cache, parts = None, []
-            for _ in range(max(1, n_step // 20)):
-                parts.append(cpu_seconds(lambda play=play, obs=obs: play(20, obs=obs)) / 20)
-            seconds[cache] = float(np.mean(parts))
+    model = build_model(default_model(), 0)
+    _, play = _player(model, n_env)
+    play(200)
+    n_step = 200 if quick else 400
+    cached = cpu_seconds(lambda: play(n_step)) / n_step
+    agent, play = _player(model, n_env)
+    play(200)
+    agent.cache = None  # contexts swing between half full and full; the cost is taken over one such swing
+    uncached = float(np.mean([cpu_seconds(lambda: play(20)) / 20 for _ in range(1 if quick else 5)]))
     return {
         "environments": n_env,
         "n_transit": model.config.n_transit,
-        "ms_per_step_cached": 1e3 * seconds[True],
-        "ms_per_step_uncached": 1e3 * seconds[False],
-        "steps_per_s_cached": n_env / seconds[True],
-        "ratio": seconds[False] / seconds[True],
+        "ms_per_step_cached": 1e3 * cached,
+        "ms_per_step_uncached": 1e3 * uncached,
+        "steps_per_s_cached": n_env / cached,
+        "ratio": uncached / cached,
     }
 
 
@@ -175,6 +212,7 @@ def run(quick: bool = False) -> dict[str, dict[str, Any]]:
         "training": training(quick),
         "training_rooms": training(quick, tf_n_embd=64, n_transit=400, batch_size=8),
         "evaluation": evaluation(quick),
+        "playing": playing(quick),
     }
     for name, result in results.items():
         write(name, result)

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from compressed_ad.errors import UsageError
-from compressed_ad.marking.markers import borders
 from compressed_ad.models.ad import AD
 from compressed_ad.models.token_inputs import TOKEN_INPUT
-from compressed_ad.models.tokens import Tokens
+from compressed_ad.models.tokens import Tokens, sent
 from compressed_ad.seeding import rng
 from compressed_ad.tasks.base import OptimalPolicy, TaskFamily
 from compressed_ad.tasks.random_play import UniformActions
@@ -138,7 +137,7 @@ class InContextAgent:
         # What steps leave behind is in the cache; of their tokens, the last one is needed again.
         self.forgets = self.use_cache and self.model.forgets
         self.size = 2 if self.forgets else self.n_transit
-        self.paid = torch.full((n_env,), -self.n_transit)
+        self.paid = torch.full((n_env,), -self.n_transit)  # where a context last had a reward; else far back
         self.cache = self.model.new_cache(2 * n_env if self.guidance else n_env) if self.use_cache else None
         self.latest: dict[str, Tensor] | None = None
         self.run = np.zeros(n_env, np.int64)
@@ -159,16 +158,19 @@ class InContextAgent:
             **dict.fromkeys(("ended", *_MARKS), torch.zeros(self.n_env, dtype=torch.bool)),
         }
         token = {"state": state, **outcome, "has_previous": self.length > 0}
-        rows, asked = torch.arange(self.n_env), self.model.config.token_inputs
-        needed = ("state", *asked) if asked else ()
-        before = (self.length - 1) % self.size
-        last = {name: value[rows, before] for name, value in self.memory.items() if name in needed}
-        token |= {name: TOKEN_INPUT[name].following(token, last) for name in asked}
+        self.paid = torch.where(token["reward"] > 0, self.length, self.paid)
+        token = {name: self._sent(value) for name, value in token.items()}
+        rows, asked = self._sent(torch.arange(self.n_env)), self.model.config.token_inputs
+        if asked:
+            before = self._sent((self.length - 1) % self.size)
+            needed = [name for name in ("state", *asked) if name in self.memory]
+            last = {name: self.memory[name][rows, before] for name in needed}
+            token |= {name: TOKEN_INPUT[name].following(token, last) for name in asked}
+        at = self._sent(self.length % self.size)
         for name, value in token.items():
             if name not in self.memory:
                 self.memory[name] = value.new_zeros((self.n_env, self.size, *value.shape[1:]))
-            self.memory[name][rows, self.length % self.size] = value
-        self.paid = torch.where(token["reward"] > 0, self.length, self.paid)
+            self.memory[name][rows, at] = value
         self.length += 1
         given = self._parameters(token).float().cpu().numpy()
         temperature = np.where(self._rewarded()[:, None], self.temperature_rewarded, self.temperature)
@@ -177,25 +179,25 @@ class InContextAgent:
         self.clock += 1
         return actions
 
+    def _sent(self, value: Tensor) -> Tensor:
+        return sent(value, self.device)
+
     def _rewarded(self) -> AnyArray:
-        """(N,) whether a context holds a reward; beyond a context's end, memory repeats its last token."""
-        if self.forgets:
-            return (self.length - self.paid <= self.n_transit).numpy()
-        return (self.memory["reward"] > 0).any(dim=1).numpy()
+        """(N,) whether a context holds a reward."""
+        return (self.length - self.paid <= self.n_transit).numpy()
 
     def _forget(self, slots: Tensor) -> None:
         """Take back the last token of ``slots``, if they have one."""
         self.length[slots] = (self.length[slots] - 1).clamp(min=0)
         if self.cache is not None:
-            self.cache.forget(slots.repeat(len(self.cache.length) // self.n_env).to(self.device))
+            self.cache.forget(slots.repeat(len(self.cache.length) // self.n_env))
 
     def observe(self, actions: AnyArray, step: Step) -> None:
         """Keep the transition for the next token, and decide whether it is marked.
 
         A slot that was not played is as if ``act`` had not seen it.
         """
-        last = (self.length - 1) % self.size
-        before = self.memory["marked"][torch.arange(self.n_env), last].numpy()
+        before = np.zeros(self.n_env, bool) if self.latest is None else self.latest["marked"].numpy()
         marked = np.full(self.n_env, self.marks == "prompt")
         if self.marks == "self":
             run = np.where(self.probability >= self.on_policy_threshold, self.run + 1, 0)
@@ -203,14 +205,13 @@ class InContextAgent:
             marked = self.run >= self.compression_window
         elif self.marks == "prompt_rewarded":
             marked = before | (np.asarray(step.reward) > 0) | self._rewarded()
-        start, end = borders(np.stack([before, marked], axis=1))
         latest = {
             "action": actions,
             "reward": np.asarray(step.reward, np.float32),
             "next_state": step.next_obs,
             "ended": step.terminated | step.truncated,
-            "start_mark": start[:, 1],
-            "end_mark": end[:, 1],
+            "start_mark": marked & ~before,
+            "end_mark": before & ~marked,
             "marked": marked,
         }
         new = {name: torch.as_tensor(np.asarray(value)) for name, value in latest.items()}
@@ -231,40 +232,43 @@ class InContextAgent:
             first = torch.ones(len(full), dtype=torch.long)
         else:
             half = self.n_transit // 2
-            border = self.memory["ended"][full, half:]
+            border = self.memory["ended"][self._sent(full), half:].cpu()
             first = half + torch.where(border.any(dim=1), border.long().argmax(dim=1), 0)
         # Entries beyond a row's new end repeat its last token; nothing attends to them.
-        at = (torch.arange(self.n_transit) + first[:, None]).clamp(max=self.n_transit - 1)
+        at = self._sent((torch.arange(self.n_transit) + first[:, None]).clamp(max=self.n_transit - 1))
+        rows = self._sent(full)
         for value in self.memory.values():
-            value[full] = value[full[:, None], at]
+            value[rows] = value[rows[:, None], at]
         # As in a training window: the first token has no previous transition, an open segment opens again.
-        self.memory["has_previous"][full, 0] = False
-        self.memory["reward"][full, 0] = 0.0
+        self.memory["has_previous"][rows, 0] = False
+        self.memory["reward"][rows, 0] = 0.0
         for name in _MARKS:
-            self.memory[name][full, 0] = False
-        self.memory["start_mark"][full, 1] = self.memory["marked"][full, 1]
-        self.memory["end_mark"][full, 1] = False
+            self.memory[name][rows, 0] = False
+        self.memory["start_mark"][rows, 1] = self.memory["marked"][rows, 1]
+        self.memory["end_mark"][rows, 1] = False
         self.length[full] = self.n_transit - first
+        paid = self.paid[full] - first
+        self.paid[full] = torch.where(paid > 0, paid, -self.n_transit)
         if self.cache is not None:
-            tokens = self._tokens(full, int(self.length[full].max()))
-            rows, lengths = full.to(self.device), self.length[full].to(self.device)
-            self.model.prefill(tokens, lengths, self.cache, rows)
+            lengths = self.length[full]
+            tokens = self._tokens(rows, int(lengths.max()))
+            self.model.prefill(tokens, lengths, self.cache, full)
             if self.guidance:
-                self.model.prefill(tokens.without(*_MARKS), lengths, self.cache, rows + self.n_env)
+                self.model.prefill(tokens.without(*_MARKS), lengths, self.cache, full + self.n_env)
 
     def _tokens(self, rows: Tensor, length: int) -> Tokens:
-        return Tokens(**{name: value[rows, :length].to(self.device) for name, value in self.memory.items()})
+        return Tokens(**{name: value[rows, :length] for name, value in self.memory.items()})
 
     def _parameters(self, token: dict[str, Tensor]) -> Tensor:
         """(N, P) parameters of the distributions of the next actions."""
         if self.cache is not None:
-            tokens = Tokens(**{name: value[:, None].to(self.device) for name, value in token.items()})
+            tokens = Tokens(**{name: value[:, None] for name, value in token.items()})
             if self.guidance:
                 both = tokens, tokens.without(*_MARKS)
                 tokens = Tokens(**{name: torch.cat([getattr(part, name) for part in both]) for name in token})
             given: Tensor = self.model(tokens, self.cache)[:, 0]
         else:
-            rows, last = torch.arange(self.n_env), self.length - 1
+            rows, last = self._sent(torch.arange(self.n_env)), self._sent(self.length - 1)
             tokens = self._tokens(rows, int(self.length.max()))
             given = self.model(tokens)[rows, last]
             if self.guidance:

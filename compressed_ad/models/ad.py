@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressed_ad.errors import ConfigError, NumericalError, UsageError
+from compressed_ad.models import fused
 from compressed_ad.models.compact_cache import CompactCache
 from compressed_ad.models.encoders import SpaceEncoder, action_stem, observation_stem
 from compressed_ad.models.heads import HEAD
@@ -22,6 +23,10 @@ from compressed_ad.settings import validated
 
 if TYPE_CHECKING:
     from compressed_ad.evaluation.evaluate import InContextResult
+
+
+Marks = Sequence[tuple[Tensor, Tensor]]
+"""Where (B, L) each of some marks stands, and its vector (D,)."""
 
 
 class AD(nn.Module):
@@ -91,6 +96,25 @@ class AD(nn.Module):
 
         An episode's last action is not shown, unless episodes have one step or there is only one observation.
         """
+        marks = self.marks(tokens)
+        x = self._compiled_embedding(tokens, marks)
+        if x is None:
+            x = self._embedding(tokens)
+        else:
+            marks = ()  # which it has added
+        for name in self.config.token_inputs:
+            value = getattr(tokens, name)
+            value = TOKEN_INPUT[name].of_windows(tokens) if value is None else value
+            x = x + self.token_inputs[name](value, tokens, self.stem)
+        for stands, vector in marks:
+            x = x + stands[..., None] * vector
+        return x
+
+    def marks(self, tokens: Tokens) -> Marks:
+        """What else may stand at tokens: where (B, L) each mark does, and the vector (D,) that it adds."""
+        return ()
+
+    def _embedding(self, tokens: Tokens) -> Tensor:
         known, ended = tokens.has_previous[..., None], tokens.ended[..., None]
         reward = tokens.reward[..., None] / self.config.reward_scale
         next_state = self.stem(tokens.next_state)
@@ -99,12 +123,24 @@ class AD(nn.Module):
             + reward * (self.reward + self.rewarded_state(next_state))
             + ended * (self.ended + self.final_state(next_state))
         )
-        x = self.state(self.stem(tokens.state)) + torch.where(known, outcome, self.first)
-        for name in self.config.token_inputs:
-            value = getattr(tokens, name)
-            value = TOKEN_INPUT[name].of_windows(tokens) if value is None else value
-            x = x + self.token_inputs[name](value, tokens, self.stem)
-        return x  # type: ignore[no-any-return]
+        x: Tensor = self.state(self.stem(tokens.state)) + torch.where(known, outcome, self.first)
+        return x
+
+    def _compiled_embedding(self, tokens: Tokens, marks: Marks) -> Tensor | None:
+        """The same with ``marks``, by a compiled kernel; None if it cannot, or a gradient is asked for."""
+        encoders = self.state, self.action, self.rewarded_state, self.final_state
+        coded = self.state.kind != "box" and self.action.kind != "box"
+        if not (self.config.kernels and coded and fused.usable(self.first)) or torch.is_grad_enabled():
+            return None
+        given = (self.state, tokens.state), (self.action, tokens.action), (self.state, tokens.next_state)
+        return fused.embed(
+            [encoder.codes(value) for encoder, value in given],
+            (tokens.reward / self.config.reward_scale, tokens.ended, tokens.has_previous),
+            [stands for stands, _ in marks],
+            self.shows_last_action,
+            [encoder.table.weight for encoder in encoders],
+            torch.stack([self.reward, self.ended, self.first, *(vector for _, vector in marks)]),
+        )
 
     def forward(self, tokens: Tokens, cache: Cache | None = None) -> Tensor:
         """Parameters (B, L, P) of the head's distribution of the action at every step; for Discrete, logits.
@@ -161,7 +197,7 @@ class AD(nn.Module):
         if self.forgets:
             raise UsageError("a context whose steps leave is never full, so it is not filled again")
         self.transformer.prefill(self.embed(tokens), self.attended(tokens), cache, rows)
-        cache.length[rows] = lengths
+        cache.length[rows.cpu()] = lengths.cpu()
 
     def loss(self, batch: Batch, at: str = "every", smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """Mean negative log-likelihood (nats) with the batch's weights, and accuracy, as the head has them.

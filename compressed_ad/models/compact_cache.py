@@ -50,12 +50,13 @@ class CompactCache(Cache):
             self._let_go(found)
         if int(self.length.max()) == self.key.shape[3]:
             self._make_room()
-        row = torch.arange(len(self.length), device=self.length.device)
-        self.at[row, self.length] = self.place
-        self.until[row, self.length] = NEVER
-        self.stays[row, self.length] = False if found is None else found.keeps
+        entry = self.entry
+        row = torch.arange(len(entry), device=entry.device)
+        self.at[row, entry] = self.place
+        self.until[row, entry] = NEVER
+        self.stays[row, entry] = False if found is None else found.keeps
         if found is not None:
-            used = torch.arange(self.key.shape[3], device=self.length.device) <= self.length[:, None]
+            used = torch.arange(self.key.shape[3], device=entry.device) <= entry[:, None]
             newer = (self.stays & used).flip(1).long().cumsum(dim=1).flip(1) - 1
             old = self.stays & used & (newer >= self.config.kept_tokens) & (self.until == NEVER)
             self.until = torch.where(old, self.place[:, None], self.until)
@@ -73,7 +74,7 @@ class CompactCache(Cache):
 
     def _let_go(self, found: SegmentEvents) -> None:
         """End the open segments of the rows in which one ends."""
-        used = torch.arange(self.key.shape[3], device=self.length.device) < self.length[:, None]
+        used = torch.arange(self.key.shape[3], device=self.key.device) < self.entry[:, None]
         inside = used & ~self.stays & (self.until == NEVER)
         closed = inside & found.closes[:, None]
         leaves = self.place[:, None] - (0 if self.config.segment_gist else 1)
@@ -81,7 +82,7 @@ class CompactCache(Cache):
         young = self.place[:, None] - self.at < self.config.n_transit
         self.stays |= inside & (found.opens & ~found.closes)[:, None] & young
 
-    def _dead(self) -> Tensor:
+    def dead(self) -> Tensor:
         """(B, T) entries that the next token must not see."""
         until = self.until
         if self.config.segmentation == "none":
@@ -93,10 +94,9 @@ class CompactCache(Cache):
     def _make_room(self) -> None:
         """Move what is visible to the front of all rows; double the entries if a row is still full."""
         size = self.key.shape[3]
-        entry = torch.arange(size, device=self.length.device)
-        alive = (entry < self.length[:, None]) & ~self._dead()
+        alive = (torch.arange(size, device=self.key.device) < self.entry[:, None]) & ~self.dead()
         order = torch.argsort((~alive).to(torch.uint8), dim=1, stable=True)
-        self.length = alive.sum(dim=1)
+        self.length = alive.sum(dim=1).cpu()
         most = int(self.length.max())
         order = order[:, :most]
         wide = order[None, :, None, :, None].expand(*self.key.shape[:3], most, self.key.shape[4])
@@ -113,11 +113,6 @@ class CompactCache(Cache):
                 values = getattr(self, name)
                 setattr(self, name, torch.cat([values, torch.full_like(values, blank)], dim=1))
 
-    def hidden(self) -> Tensor | None:
-        entry = torch.arange(int(self.length.max()) + 1, device=self.length.device)
-        hidden = self._dead()[:, : len(entry)] | (entry > self.length[:, None])
-        return hidden if bool(hidden.any()) else None
-
     def rotation(self, transformer: Transformer) -> tuple[Tensor, Tensor]:
         angle = self.place[:, None].double() * transformer.frequency.double()
         return angle.cos().float(), angle.sin().float()
@@ -129,6 +124,7 @@ class CompactCache(Cache):
     def forget(self, rows: Tensor) -> None:
         some = rows & (self.length > 0)
         super().forget(rows)
+        some = some.to(self.place.device)
         self.place = self.place - some.long()
         for name, value in self.last.items():
             self.now[name] = torch.where(some, value, self.now[name])

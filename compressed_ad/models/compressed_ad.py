@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressed_ad.models.ad import AD
+from compressed_ad.models.ad import AD, Marks
 from compressed_ad.models.settings import Architecture
 from compressed_ad.models.tokens import Tokens
 
@@ -28,12 +28,9 @@ class CompressedAD(AD):
         self.embed_compress_start = nn.Parameter(0.02 * torch.randn(width))
         self.embed_compress_end = nn.Parameter(0.02 * torch.randn(width))
 
-    def embed(self, tokens: Tokens) -> Tensor:
-        return (
-            super().embed(tokens)
-            + tokens.start_mark[..., None] * self.embed_compress_start
-            + tokens.end_mark[..., None] * self.embed_compress_end
-        )
+    def marks(self, tokens: Tokens) -> Marks:
+        start, end = self.embed_compress_start, self.embed_compress_end
+        return (tokens.start_mark, start), (tokens.end_mark, end)
 
 
 class GistAD(AD):

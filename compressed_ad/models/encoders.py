@@ -141,13 +141,17 @@ class SpaceEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "box":
             return self.linear(x.float())  # type: ignore[no-any-return]
+        return self.table(self.codes(x)).sum(dim=-2)  # type: ignore[no-any-return]
+
+    def codes(self, x: Tensor) -> Tensor:
+        """(..., C) rows of the table for elements of a Discrete or MultiDiscrete space."""
         code = x.long()
         if self.kind == "discrete":
             code = code[..., None]
         if any(self.starts):
             # Tokens are padded with zeros, which may lie outside the space.
             code = torch.minimum((code - self.start).clamp(min=0), self.last)
-        return self.table(code + self.offset).sum(dim=-2)  # type: ignore[no-any-return]
+        return code + self.offset
 
     def vectors(self) -> dict[str, Tensor]:
         """The learned vectors (D,) of all values, or of the components of a Box, by name."""

@@ -1,12 +1,12 @@
-"""Attention and gelu of a training step on a CPU, as single compiled operations with their gradients.
+"""What compiled kernels do for models on CPUs: attention and gelu in training, embedding and steps in play.
 
-They replace some dozen passes over memory of PyTorch's, and are the same functions up to rounding. Whatever
-they cannot do stays PyTorch's: see ``usable``.
+They replace some dozen passes over memory of PyTorch's, and are the same functions up to rounding. Attention
+and gelu have gradients, what plays has none. Whatever they cannot do stays PyTorch's: see ``usable``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,12 +17,8 @@ from torch.autograd.function import once_differentiable
 
 
 def usable(x: Tensor) -> bool:
-    """Whether compiled kernels can take ``x``: while gradients are recorded, for float32 on a CPU.
-
-    Not for vectors that get no gradient: a step of evaluation is too small to gain from it.
-    """
-    plain = x.dtype == torch.float32 and x.device.type == "cpu"
-    return plain and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    """Whether compiled kernels can take ``x``: float32 on a CPU."""
+    return x.dtype == torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def attention(qkv: Tensor, rotation: tuple[Tensor, Tensor] | None, until: Tensor | None = None) -> Tensor:
@@ -42,6 +38,92 @@ def attention(qkv: Tensor, rotation: tuple[Tensor, Tensor] | None, until: Tensor
 def gelu(x: Tensor) -> Tensor:
     """``torch.nn.functional.gelu(x, approximate="tanh")`` of float32 ``x``."""
     return _Gelu.apply(x)  # type: ignore[no-untyped-call, no-any-return]
+
+
+Weights = tuple[Any, ...]
+"""The weights of a block, in the order in which ``kernels.block_step`` takes them."""
+
+
+def weights_of(block: Any) -> Weights | None:
+    """Those of a ``transformer.Block``, in the memory of its parameters; None if its steps are PyTorch's."""
+    attention = block.attention
+    found = (
+        *(block.norm_attention.weight, attention.qkv.weight, attention.out.weight),
+        *(block.norm_mlp.weight, block.up.weight, block.down.weight),
+    )
+    fit = all(usable(one) and one.is_contiguous() for one in found)
+    if not (block.kernels and fit) or attention.mark_bias is not None:
+        return None
+    return *_arrays(*found), np.float32(block.norm_mlp.eps)
+
+
+def steps(
+    weights: Sequence[Weights],
+    x: Tensor,
+    rotation: tuple[Tensor, Tensor] | None,
+    memory: tuple[Tensor, Tensor],
+    place: tuple[Tensor, Tensor],
+    dead: Tensor | None = None,
+    *,
+    store_only: bool = False,
+) -> Tensor:
+    """What blocks make of x (A, L, D), the next L tokens of each of A contexts, without gradients.
+
+    ``memory`` has the keys and values (layer, B, H, T, D / H) of contexts; those of x become the entries
+    (A, L) of the contexts (A, L) that ``place`` names. ``rotation``, cosine and sine (A, L, D / H / 2), turns
+    keys and queries. ``dead`` (B, T) entries are not seen. With ``store_only``, the last block only stores.
+    ``IndexError`` if there is no such entry.
+    """
+    from compressed_ad.models import kernels
+
+    (_, length, width), n = x.shape, x[..., 0].numel()
+    y = np.array(x.detach().numpy().reshape(n, width))
+    none = np.empty((n, 0), np.float32)
+    turned = (none, none) if rotation is None else [r.numpy().reshape(n, -1) for r in rotation]
+    hidden = none.astype(bool) if dead is None else dead.numpy()
+    given = [np.ascontiguousarray(a) for a in (*turned, *(p.numpy().reshape(n) for p in place), hidden)]
+    cos, sin, row, entry, hidden = given
+    _, n_row, _, room, _ = memory[0].shape
+    for name, index, size in (("context", row, n_row), ("entry", entry, room)):
+        if n and not 0 <= index.min() <= index.max() < size:
+            raise IndexError(f"of {size}, there is no {name} {index.min()} or {index.max()} in the cache")
+    # The tokens of a context belong together; fewer than eight groups of others are not worth a thread.
+    each = length if length > 1 else 8 * kernels.COLUMNS
+    for layer, weight in enumerate(weights):
+        key, value = (one[layer].numpy() for one in memory)
+        stops = store_only and layer == len(weights) - 1
+
+        def work(
+            first: int, last: int, of: Weights = (*weight, cos, sin, key, value), stops: bool = stops
+        ) -> None:
+            kernels.block_step(y, *of, row, entry, hidden, stops, first * each, min(last * each, n))
+
+        _of_heads(-(-n // each), work)
+    return torch.from_numpy(y).view_as(x)
+
+
+def embed(
+    codes: Sequence[Tensor],
+    flags: Sequence[Tensor],
+    marks: Sequence[Tensor],
+    last_shown: bool,
+    tables: Sequence[Tensor],
+    vectors: Tensor,
+) -> Tensor | None:
+    """Embedded tokens (B, L, D), without gradients; None if a code is not in its table.
+
+    ``codes`` (B, L, C) of state, action and next state; ``flags`` (B, L): scaled reward, end, and whether
+    there is a step before; ``marks`` (B, L) say where each stands. ``kernels.embed`` tells of the others.
+    """
+    from compressed_ad.models import kernels
+
+    x = vectors.new_empty((*codes[0].shape[:2], vectors.shape[1]))
+    n = x[..., 0].numel()
+    rows = [np.ascontiguousarray(code.numpy().reshape(n, -1)) for code in codes]
+    each = [np.ascontiguousarray(flag.numpy().reshape(n)) for flag in flags]
+    stand = torch.stack([*marks], dim=-1).numpy().reshape(n, -1) if marks else np.empty((n, 0), bool)
+    known = kernels.embed(*rows, *each, stand, last_shown, *_arrays(*tables, vectors, x.view(n, -1)))
+    return x if known else None
 
 
 class _Attention(torch.autograd.Function):

@@ -77,7 +77,7 @@ class RecurrentAD(AD):
             raise UsageError("RecurrentAD plays with the cache that its new_cache makes")
         self.turn(cache)
         row = torch.arange(len(x), device=x.device)
-        cache.steps[row, cache.length - self.config.memory_tokens] = x[:, 0].detach()
+        cache.steps[row, cache.entry - self.config.memory_tokens] = x[:, 0].detach()
         return self.transformer.step(x[:, 0], cache)[:, None]
 
     @torch.no_grad()
@@ -86,9 +86,11 @@ class RecurrentAD(AD):
         k, c = self.config.memory_tokens, self.config.memory_steps
         full = cache.length == k + c
         if bool(full.any()):
-            memory = self.read(cache.memory[full], cache.steps[full])[1]
+            rows = torch.nonzero(full)[:, 0]
+            on_device = rows.to(cache.key.device)
+            memory = self.read(cache.memory[on_device], cache.steps[on_device])[1]
             cache.length = torch.where(full, k, cache.length)
-            self.remember(cache, memory, torch.nonzero(full)[:, 0])
+            self.remember(cache, memory, rows)
 
     @torch.no_grad()
     def remember(self, cache: RecurrentCache, memory: Tensor, rows: Tensor | None = None) -> None:
@@ -96,9 +98,10 @@ class RecurrentAD(AD):
 
         The steps of their chunks so far are as if they had followed this memory.
         """
-        rows = torch.arange(len(cache.length), device=cache.length.device) if rows is None else rows
-        cache.memory[rows] = memory.to(cache.memory.dtype, copy=True)
+        rows = torch.arange(len(cache.length)) if rows is None else rows
         most = int(cache.length[rows].max()) - memory.shape[1]
+        rows = rows.to(cache.key.device)
+        cache.memory[rows] = memory.to(cache.memory.dtype, copy=True)
         x = torch.cat([memory + self.memory_read, cache.steps[rows, :most]], dim=1)
         self.transformer.prefill(x, None, cache, rows)
 

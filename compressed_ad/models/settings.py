@@ -68,7 +68,7 @@ class Architecture(Settings):
     recent_steps: Whole = later(0, "steps that stay visible in any case; without segments, all that do")
     memory_tokens: Count = later(16, "of RecurrentAD: vectors that carry on what it has read")
     memory_steps: Count = later(32, "of RecurrentAD: steps after which it rewrites them")
-    kernels: bool = later(True, "train with compiled attention and gelu on CPUs; false: PyTorch's")
+    kernels: bool = later(True, "compiled attention, gelu and steps of play on CPUs; false: PyTorch's")
     observation_space: dict[str, Any] | None = Field(None, description=_FILLED_IN)
     action_space: dict[str, Any] | None = Field(None, description=_FILLED_IN)
     observation_mean: tuple[float, ...] | None = later(None, _FILLED_IN)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from compressed_ad.models import fused
 from compressed_ad.models.settings import Architecture
+from compressed_ad.models.tokens import sent
 
 Rotation = tuple[Tensor, Tensor]
 """Cosine and sine (L, D / 2) of the angle by which each pair of numbers is turned: see ``rotate``."""
@@ -18,7 +19,8 @@ Rotation = tuple[Tensor, Tensor]
 class Cache:
     """Keys and values of the tokens of each context.
 
-    ``length`` (B,) counts the tokens of each row; rows may differ. Entries beyond a row's length are garbage
+    ``length`` (B,) counts the tokens of each row; rows may differ. It is in the memory of the CPU wherever
+    keys are, so that a step does not wait for a device to tell it. Entries beyond a row's length are garbage
     and never attended to.
     """
 
@@ -27,21 +29,36 @@ class Cache:
         width, device = transformer.head_dim + transformer.mark_bias, transformer.norm.weight.device
         self.key = torch.zeros((n_layer, n_row, n_head, self.capacity(transformer), width), device=device)
         self.value = torch.zeros_like(self.key)
-        self.length = torch.zeros(n_row, dtype=torch.long, device=device)
+        self.length = torch.zeros(n_row, dtype=torch.long)
+        weights = [found for block in transformer.blocks if (found := fused.weights_of(block)) is not None]
+        self.weights = weights if len(weights) == n_layer else None
+        """Those of the blocks, for compiled steps; None: steps are PyTorch's."""
 
     def capacity(self, transformer: Transformer) -> int:
         """Tokens of a row for which there is memory at the start."""
         return transformer.n_context
 
+    @property
+    def entry(self) -> Tensor:
+        """(B,) where the next token goes, on the device of the keys."""
+        return sent(self.length, self.key.device)
+
+    def dead(self) -> Tensor | None:
+        """(B, T) which entries the next token must not see though they are not beyond it; None: none."""
+        return None
+
     def hidden(self) -> Tensor | None:
         """(B, T) which of the first T entries the next token must not see, itself included; None: none."""
-        if bool((self.length == self.length[0]).all()):
+        dead, longest = self.dead(), int(self.length.max()) + 1
+        if dead is None and bool((self.length == self.length[0]).all()):
             return None
-        return torch.arange(int(self.length.max()) + 1, device=self.length.device) > self.length[:, None]
+        hidden = torch.arange(longest, device=self.key.device) > self.entry[:, None]
+        return hidden if dead is None else hidden | dead[:, :longest]
 
     def rotation(self, transformer: Transformer) -> tuple[Tensor, Tensor]:
         """Cosine and sine (B, D / 2) that turn the next token of each row."""
-        return transformer.cos[self.length], transformer.sin[self.length]
+        entry = self.entry
+        return transformer.cos[entry], transformer.sin[entry]
 
     def advance(self) -> None:
         """Each row has one more token."""
@@ -120,7 +137,7 @@ class Block(nn.Module):
     def mlp(self, x: Tensor) -> Tensor:
         """The feed-forward half, residual included."""
         hidden = self.up(self.norm_mlp(x))
-        compiled = self.kernels and fused.usable(hidden)
+        compiled = self.kernels and torch.is_grad_enabled() and fused.usable(hidden)
         hidden = fused.gelu(hidden) if compiled else F.gelu(hidden, approximate="tanh")
         return x + F.dropout(self.down(hidden), self.dropout, self.training)
 
@@ -131,7 +148,7 @@ class Block(nn.Module):
         attention, dropped = self.attention, self.attention_dropout if self.training else 0.0
         if self.kernels and attention.mark_bias is None and not dropped:
             qkv = attention.qkv(x)
-            if fused.usable(qkv):
+            if torch.is_grad_enabled() and fused.usable(qkv):
                 y = fused.attention(qkv.unflatten(-1, (3, attention.n_head, -1)), rotation, until)
                 return attention.out(y.flatten(2))  # type: ignore[no-any-return]
         return attention.mix(*attention.heads(x, rotation, marked), dropped, until)
@@ -193,13 +210,25 @@ class Transformer(nn.Module):
 
     def prefill(self, x: Tensor, marked: Tensor | None, cache: Cache, rows: Tensor) -> None:
         """Store the keys and values of the tokens x (B, L, D) in ``rows`` (B,) of the ``cache``."""
-        x, rotation = self._placed(x)
+        (x, rotation), rows = self._placed(x), rows.to(x.device)
+        if (weights := self._compiled(x, cache)) is not None:
+            shape = x.shape[:2]
+            place = rows[:, None].expand(shape), torch.arange(shape[1]).expand(shape)
+            if rotation is not None:
+                rotation = rotation[0].expand(*shape, -1), rotation[1].expand(*shape, -1)
+            fused.steps(weights, x, rotation, (cache.key, cache.value), place, store_only=True)
+            return
         for layer, block in enumerate(self.blocks):
             attention: Attention = block.attention  # type: ignore[assignment]
             q, k, v = attention.heads(block.norm_attention(x), rotation, marked)  # type: ignore[operator]
             cache.key[layer, rows, :, : x.shape[1]], cache.value[layer, rows, :, : x.shape[1]] = k, v
             if layer < len(self.blocks) - 1:  # nothing else of the last layer is needed
                 x = block.mlp(x + attention.mix(q, k, v))  # type: ignore[operator]
+
+    def _compiled(self, x: Tensor, cache: Cache) -> list[fused.Weights] | None:
+        """The weights for compiled steps of the tokens x; None where they are PyTorch's."""
+        fits = fused.usable(x) and not torch.is_grad_enabled() and not self.training
+        return cache.weights if fits else None
 
     def _placed(self, x: Tensor) -> tuple[Tensor, Rotation | None]:
         """Tokens x (B, L, D) that know their places, or by how much keys and queries are turned instead."""
@@ -212,15 +241,20 @@ class Transformer(nn.Module):
 
     def step(self, x: Tensor, cache: Cache, marked: Tensor | None = None) -> Tensor:
         """One more token in every row: x (B, D) -> (B, D), ``marked`` (B,). No row may be full."""
-        at, hidden = cache.length, cache.hidden()
-        longest = int(at.max()) + 1
-        uniform = bool((at == at[0]).all())
-        row, rotation = torch.arange(len(x), device=x.device), None
+        at, row, rotation = cache.entry, torch.arange(len(x), device=x.device), None
         if self.position is not None:
             x = x + self.position[at]
         else:
-            cos, sin = cache.rotation(self)
-            rotation = cos[:, None, None], sin[:, None, None]
+            rotation = cache.rotation(self)
+        if (weights := self._compiled(x, cache)) is not None:
+            memory = cache.key, cache.value
+            x = fused.steps(weights, x[:, None], rotation, memory, (row, at), cache.dead())
+            cache.advance()
+            return self.norm(x[:, 0])  # type: ignore[no-any-return]
+        if rotation is not None:
+            rotation = rotation[0][:, None, None], rotation[1][:, None, None]
+        hidden, longest = cache.hidden(), int(cache.length.max()) + 1
+        uniform = bool((cache.length == cache.length[0]).all())
         x, marked = x[:, None], None if marked is None else marked[:, None]
         for layer, block in enumerate(self.blocks):
             q, k, v = block.attention.heads(block.norm_attention(x), rotation, marked)  # type: ignore[union-attr, operator]

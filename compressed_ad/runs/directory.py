@@ -279,7 +279,7 @@ KERNELS = {
     "tabular": "learners/finite_kernels.py",
     "training": "models/kernels.py",
 }
-"""Files of compiled functions, by what needs them: a source learner, or the training of models."""
+"""Files of compiled functions, by what needs them: a source learner, or models that train and play."""
 
 
 def is_compiled(file: str) -> bool:

@@ -180,6 +180,13 @@ for shape in [(1, 5, 1, 2), (2, 70, 2, 24), (1, 33, 3, 16)]:
     exact = t.with_gradient(t.plain, qkv.double(), dy.double(), tuple(x.double() for x in rotation))
     for own, expected in zip(t.with_gradient(fused.attention, qkv, dy, rotation), exact):
         torch.testing.assert_close(own.double(), expected, rtol=1e-5, atol=1e-5)
+from tests.models import test_playing_kernels as p
+with torch.no_grad():
+    made, x, lengths = p.transformer_of(2, 14, 1, 33), torch.randn(9, 33, 28), torch.arange(9)
+    found, cache = p.played(made, x, lengths, 20)
+    exact = made.double()(x.double())[torch.arange(9)[:, None], lengths[:, None] + torch.arange(13)]
+assert cache.weights is not None
+torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4)
 """
 
 
@@ -251,7 +258,7 @@ def test_a_second_derivative_is_refused() -> None:
         slope.sum().backward()
 
 
-def test_a_model_that_plays_uses_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_without_gradients_are_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
     model = MODEL["AD"](config(model="AD")).eval()
     monkeypatch.setattr(fused, "_Attention", None)
     monkeypatch.setattr(fused, "_Gelu", None)
