@@ -35,7 +35,7 @@ def write_atomically(path: Path, *content: bytes, error: type[RunError] = RunErr
         target.parent.mkdir(parents=True, exist_ok=True)
         _clean(target.parent)
         with aside.open("xb") as file:
-            _try_lock(file)  # tells others that its writer lives
+            try_lock(file)  # tells others that its writer lives
             for part in content:
                 file.write(part)
             file.flush()
@@ -64,7 +64,7 @@ def _clean(folder: Path) -> None:
     for path in folder.iterdir():
         if (found := _LEFTOVER.fullmatch(path.name)) and not lives(int(found[1])):
             with suppress(OSError), path.open("r+b") as file:
-                if _try_lock(file):
+                if try_lock(file):
                     path.unlink()
 
 
@@ -79,7 +79,7 @@ def lives(process: int) -> bool:
     return True
 
 
-def _try_lock(file: IO[Any]) -> bool:
+def try_lock(file: IO[Any]) -> bool:
     """Whether the lock of ``file`` is ours now; False if it is another's, or files cannot be locked here."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -167,7 +167,7 @@ def locked(path: Path, *, file: bool = False, error: type[RunError] = RunDirecto
                 raise error(f"{path}: another process works here (process {holder})") from None
             except OSError as cause:
                 raise error(f"{path}: cannot be locked ({cause.strerror})") from cause
-            if not _is_at(opened, lock):  # its holder has removed it since it was opened
+            if not is_at(opened, lock):  # its holder has removed it since it was opened
                 continue
             try:
                 with suppress(OSError):  # on a full disk the lock holds, too
@@ -180,7 +180,7 @@ def locked(path: Path, *, file: bool = False, error: type[RunError] = RunDirecto
             return
 
 
-def _is_at(file: IO[Any], path: Path) -> bool:
+def is_at(file: IO[Any], path: Path) -> bool:
     """Whether ``path`` is still the open ``file``."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(file.fileno()), path.stat())

@@ -44,13 +44,13 @@ def without_effect(config: ModelConfig, sequences: Sequences) -> list[str]:
     """Settings of ``config`` that these training histories leave without effect, one sentence each."""
     notes = []
     reads = getattr(MODEL[config.model], "reads_marks", False) or config.segments == "marks"
-    if reads and not sequences.mask.any():
+    if reads and not any(mask.any() for _, mask in sequences.parts("mask")):
         notes.append(
             f"no step of its histories is marked, so {config.model} learns what AD does;"
             " choose a marker, such as threshold"
         )
-    probs = sequences.action_probs
-    if config.loss_min_probability > 0 and (probs is None or np.isnan(probs).all()):
+    probs = sequences.parts("action_probs") if "action_probs" in sequences.store else ()
+    if config.loss_min_probability > 0 and all(np.isnan(part).all() for _, part in probs):
         notes.append(
             "the histories do not tell how probable their actions were, so"
             " loss_min_probability leaves none out"

@@ -5,6 +5,7 @@ The sampler has no state, so an exact resume needs only the step, and gathers by
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,9 @@ def _blocks(n: int) -> Iterator[IntArray]:
 
 def _tensor(array: AnyArray) -> Tensor:
     wide = array.dtype.kind == "u" and array.dtype.itemsize > 1  # torch lacks most operations on these
-    return torch.from_numpy(array.astype(np.int64) if wide else array)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # and nothing writes to it
+        return torch.from_numpy(array.astype(np.int64) if wide else array)
 
 
 class CompressedADDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
