@@ -12,6 +12,7 @@ import secrets
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from io import BufferedRandom
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,16 +29,23 @@ def write_atomically(path: Path, *content: bytes, error: type[RunError] = RunErr
 
     A link stays, and what it points to is replaced. Group and permissions of the old file are kept.
     """
+    with replacing(path, error=error) as file:
+        for part in content:
+            file.write(part)
+
+
+@contextmanager
+def replacing(path: Path, *, error: type[RunError] = RunError) -> Iterator[BufferedRandom]:
+    """``write_atomically`` of what is written inside to the file that this yields; its ``name`` is a path."""
     target = Path(os.path.realpath(path))
     aside = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     state = "what was there is untouched"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _clean(target.parent)
-        with aside.open("xb") as file:
+        with aside.open("x+b") as file:
             try_lock(file)  # tells others that its writer lives
-            for part in content:
-                file.write(part)
+            yield file
             file.flush()
             with suppress(FileNotFoundError, PermissionError):  # some file systems have one mode for all
                 old = target.stat()

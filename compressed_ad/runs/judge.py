@@ -197,7 +197,7 @@ def _paying(sequences: Sequences) -> float:
     first, paid = episodes.ordinal == 0, 0
     for before, rewards in sequences.parts("rewards"):
         steps = before + np.flatnonzero(rewards)
-        paid += np.count_nonzero(first[np.searchsorted(episodes.start, steps, side="right") - 1])
+        paid += int(first[np.searchsorted(episodes.start, steps, side="right") - 1].sum())
     return float(paid / episodes.length[first].sum())
 
 
