@@ -25,7 +25,7 @@ from compressed_ad import Darkroom, History, Split, to_spec
 from compressed_ad.histories.file import HistoryInfo, HistoryWriter
 
 FAMILY = Darkroom()
-N_TASK, N_STEP, HORIZON = 10, 2000, 20
+N_STREAM, N_STEP, HORIZON = 25, 2000, 20  # of each task
 TRAIN = ["--model.steps", "100", "--model.validations", "0", "--device", "cpu"]
 
 
@@ -49,15 +49,15 @@ def random_history(n_stream: int, n_step: int, seed: int) -> History:
 
 
 def write_history(path: Path, n_transition: int) -> None:
-    """A history file of about ``n_transition`` transitions, all of training tasks but a task's."""
-    ids = np.arange(N_TASK)
+    """A history file of ``n_transition`` transitions, all of training tasks but a task's."""
+    ids = np.arange(n_transition // (N_STREAM * N_STEP))
     spaces = {"observation": to_spec(FAMILY.observation_space), "action": to_spec(FAMILY.action_space)}
     info = HistoryInfo("darkroom", {}, spaces, HORIZON, "none", {}, 0)
     tasks = FAMILY.tasks()[ids]
     returns = FAMILY.optimal_return(tasks), FAMILY.random_return(tasks)
     writer = HistoryWriter(path, info, Split(ids[:-1], ids[:0], ids[-1:]), tasks, *returns)
     for task in ids.tolist():
-        writer.append(task, random_history(n_transition // (N_TASK * N_STEP), N_STEP, task))
+        writer.append(task, random_history(N_STREAM, N_STEP, task))
     made = {"marker": "threshold", "parameters": {}, "seed": 0, "time": "now"}
     writer.finish(made)
 

@@ -160,7 +160,7 @@ class HistoryWriter:
                 group.attrs["optimal_return"] = self._header.optimal_return[task_id]
             group["learner"] = history.learner.astype(np.int32)
             for name, array in history.per_step():
-                write_array(group, name, array.astype(_dtype(name, self._header.info), copy=False))
+                write_array(group, name, array.astype(_dtype(name, self._header.info.spaces), copy=False))
 
         hdf5.write_file(self.shards / f"{task_id}.h5", fill)
 
@@ -311,6 +311,16 @@ class HistoryFile:
         with self.opened() as file:
             return marking_statistics(masks(file))
 
+    def n_episode(self, task_ids: Iterable[int]) -> int:
+        """The number of episodes of these tasks; the last one of a stream counts if it is not finished."""
+        count = 0
+        with self.opened() as file:
+            for task in task_ids:
+                group = child(file, str(task), Group)
+                ended = read(group, "terminated", "b") | read(group, "truncated", "b")
+                count += int(ended.sum() + (~ended[:, -1]).sum())
+        return count
+
     def training_scales(self, *, stored: bool = True) -> head.Scales:
         """The scales that models standardise by: the ``stored`` ones if there are any, else measured."""
         with self.opened() as file:
@@ -400,11 +410,20 @@ def marking_provenance(marker: str | Marker, params: Mapping[str, Any], seed: in
     return {"marker": marker_name(marker), "parameters": parameters, "seed": seed, "time": now}
 
 
-def _dtype(name: str, info: HistoryInfo) -> np.dtype[Any]:
+def transition_bytes(spaces: Mapping[str, SpaceSpec]) -> int:
+    """Bytes that the arrays of a history have for each transition, at most."""
+    size = {name: int(np.prod(shape_of(spec))) for name, spec in spaces.items()}
+    return sum(
+        _dtype(name, spaces).itemsize * (size[column] if isinstance(column, str) else 1)
+        for name, column in COLUMNS.items()
+    )
+
+
+def _dtype(name: str, spaces: Mapping[str, SpaceSpec]) -> np.dtype[Any]:
     column = COLUMNS[name]
     if not isinstance(column, str):
         return np.dtype(column)
-    spec = info.spaces[column]
+    spec = spaces[column]
     if spec["kind"] == "box":
         # Models compute in float32: they would not see the other half of the bytes.
         return np.dtype(np.float32 if spec["dtype"] == "float64" else spec["dtype"])
@@ -425,7 +444,7 @@ def _check_history(where: str, history: History, info: HistoryInfo) -> None:
         if array is None:
             continue
         box, shape = spec["kind"] == "box", shape_of(spec)
-        dtype = _dtype(name, info) if box else np.dtype(np.int64)
+        dtype = _dtype(name, info.spaces) if box else np.dtype(np.int64)
         if not np.can_cast(array.dtype, dtype, "same_kind"):
             raise HistoryError(f"{where}: {name} of dtype {array.dtype} does not fit the space {spec}")
         if array.shape[2:] != shape:
