@@ -94,11 +94,10 @@ def collect(
     ``path`` while one is at work.
 
     With ``n_process > 1`` worker processes of one thread each learn blocks of ``block_size`` tasks, or of as
-    many as suit the learner but no more than ``most_tasks``; they are spawned, so a script must call this under
-    ``if __name__ == "__main__":``. Or ``pool`` has the workers.
-    A block whose worker dies is tried once more, alone; one without progress for ``timeout`` seconds is ended
-    with a ``RunError``. ``progress`` is called with the environment steps
-    done so far and their total, all tasks and streams together.
+    many as suit the learner, but of no more than ``most_tasks``; they are spawned, so a script must call this
+    under ``if __name__ == "__main__":``. Or ``pool`` has the workers. A block whose worker dies is tried
+    once more, alone; one without progress for ``timeout`` seconds is ended with a ``RunError``. ``progress``
+    is called with the environment steps done so far and their total, all tasks and streams together.
 
     Raises ``UsageError`` before anything is started, ``RunError`` when a worker dies twice, and whatever the
     learner or the marker raises. Finished tasks are kept.

@@ -15,7 +15,8 @@ from compressed_ad.models import MODEL
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.settings import validated
 from compressed_ad.tasks.select import stored_family
-from compressed_ad.training.sequences import Sequences, from_histories
+from compressed_ad.training.sequences import Sequences
+from compressed_ad.training.shared_arrays import training_sequences
 from compressed_ad.training.transforms import apply_transforms
 from compressed_ad.training.windows import WindowSampler
 
@@ -77,7 +78,7 @@ def config_and_sampler(
     file = file if isinstance(file, HistoryFile) else HistoryFile(file)
     given = settings_of_file(file.info, file.training_scales())
     config = validated(ModelConfig, {**settings, **given}, "config_and_sampler")
-    sequences = from_histories(file.each(file.split.train))
+    sequences = training_sequences(file)
     if config.transforms:
         family = stored_family(file.path, file.info.family, file.info.family_kwargs, trust)
         pairs = [(spec.name, spec.params) for spec in config.transforms]

@@ -30,6 +30,7 @@ from numpy.lib import format as npy
 
 from compressed_ad.errors import HistoryError
 from compressed_ad.files import is_at, try_lock
+from compressed_ad.histories.file import HistoryFile
 from compressed_ad.training.sequences import COLUMNS, Column, Sequences, from_histories, in_columns
 from compressed_ad.types import AnyArray, History
 
@@ -58,6 +59,12 @@ def shared_sequences(
             weakref.finalize(store, _leave, parent / name, lock, os.getpid())
             return Sequences.of(store, *(np.array(arrays[index]) for index in _INDEX))
     return from_histories(histories())
+
+
+def training_sequences(file: HistoryFile) -> Sequences:
+    """The histories of the training tasks of ``file``, as ``shared_sequences``."""
+    ids = tuple(file.split.train.tolist())
+    return shared_sequences(file.path, f"{file.digest()} {ids} None", lambda: file.each(ids))
 
 
 def _opened(folder: Path, make: Callable[[Path], None]) -> tuple[dict[str, AnyArray], IO[Any]]:

@@ -20,7 +20,8 @@ from compressed_ad.marking.markers import segments
 from compressed_ad.models.tokens import Batch, shift
 from compressed_ad.seeding import rng
 from compressed_ad.tasks.select import stored_family
-from compressed_ad.training.sequences import Sequences, from_histories
+from compressed_ad.training.sequences import Sequences
+from compressed_ad.training.shared_arrays import training_sequences
 from compressed_ad.training.transforms import apply_transforms
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray
 
@@ -174,7 +175,7 @@ class CompressedADDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         ``trust`` names code from outside this library (``module:attribute``) that the file may name.
         """
         file, chosen = HistoryFile(path), list(transforms)
-        sequences = from_histories(file.each(file.split.train.tolist()))
+        sequences = training_sequences(file)
         if chosen:
             info = file.info
             family = stored_family(path, info.family, info.family_kwargs, trust)
