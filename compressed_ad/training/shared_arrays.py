@@ -78,8 +78,8 @@ def _opened(folder: Path, make: Callable[[Path], None]) -> tuple[dict[str, AnyAr
             lock = (folder / _LOCK).open("a+b")
         except FileNotFoundError:  # the folder was removed just now
             continue
+        first = try_lock(lock)
         try:
-            first = try_lock(lock)
             if not first:
                 fcntl.flock(lock, fcntl.LOCK_SH)  # waits while another process makes them
             if is_at(lock, folder / _LOCK) and (first or (folder / _WHOLE).exists()):
