@@ -84,19 +84,35 @@ def tasks_within(need: Need, limit: int, n_process: int) -> int:
 
 def training(file: HistoryFile, config: Config) -> Need:
     """What training needs on the training tasks of ``file``."""
-    from compressed_ad.histories.file import transition_bytes
     from compressed_ad.runs.config import transform_pairs
 
-    ids, transforms = file.split.train, transform_pairs(config.model)
-    n_episode, n_step = file.n_episode(ids), len(ids) * file.n_stream * file.n_step
-    grows, kept = _PER_EPISODE * n_episode, float(n_episode)
+    return _of_episodes(file, transform_pairs(config.model))
+
+
+def judging(file: HistoryFile) -> Need:
+    """What evaluation needs on ``file``."""
+    return _of_episodes(file, ())
+
+
+def _of_episodes(file: HistoryFile, transforms: Sequence[tuple[str, Mapping[str, Any]]]) -> Need:
+    from compressed_ad.histories.file import transition_bytes
+    from compressed_ad.training.shared_arrays import has_room
+
+    ids = file.split.train
+    n_episode = file.n_episode(ids)
+    arrays = len(ids) * file.n_stream * file.n_step * transition_bytes(file.info.spaces)
+    why, kept, grows = f"lists of {n_episode:,} episodes", float(n_episode), 2 * _PER_EPISODE * n_episode
     for name, params in transforms:
         if name in ("subsample", "thin"):
             kept *= params.get("copies", 1) * _shares(params)
             grows += 2 * _PER_EPISODE * int(kept)
         elif name in ("stitch", "prolong"):
-            grows += 2 * n_step * transition_bytes(file.info.spaces)  # these compose new histories
-    return Need(_COMPUTING, grows + _PER_EPISODE * int(kept), f"lists of {n_episode:,} episodes")
+            grows += 2 * arrays  # these compose new histories
+            why = f"the histories that {name} composes"
+    if not has_room(file.path, arrays):
+        grows += 2 * arrays
+        why = f"histories, since the disk has no room for {size_text(arrays)}"
+    return Need(_COMPUTING, grows, why)
 
 
 def _shares(params: Mapping[str, Any]) -> float:
@@ -106,9 +122,3 @@ def _shares(params: Mapping[str, Any]) -> float:
     )
     strides: Sequence[int] = every if isinstance(every, Sequence) else [every]
     return sum(1 / stride for stride in strides)
-
-
-def judging(file: HistoryFile) -> Need:
-    """What evaluation needs on ``file``."""
-    n_episode = file.n_episode(file.split.train)
-    return Need(_COMPUTING, 2 * _PER_EPISODE * n_episode, f"lists of {n_episode:,} episodes")

@@ -52,13 +52,22 @@ def shared_sequences(
     be written, or the disk is full, the arrays are in the memory of this process alone.
     """
     name = _NAME.format(hashlib.sha256(what.encode()).hexdigest()[:32], os.geteuid())
-    for parent in (beside.parent, Path(tempfile.gettempdir())):
+    for parent in _places(beside):
         with suppress(OSError):
             arrays, lock = _opened(parent / name, lambda folder: _write(folder, histories()))
             store = _Store({column: arrays[column] for column in COLUMNS if column in arrays})
             weakref.finalize(store, _leave, parent / name, lock, os.getpid())
             return Sequences.of(store, *(np.array(arrays[index]) for index in _INDEX))
     return from_histories(histories())
+
+
+def has_room(beside: Path, size: int) -> bool:
+    """Whether ``size`` bytes of arrays can be shared, as far as the disk tells; else they are in memory."""
+    return any(os.access(p, os.W_OK) and shutil.disk_usage(p).free > size for p in _places(beside))
+
+
+def _places(beside: Path) -> tuple[Path, Path]:
+    return beside.absolute().parent, Path(tempfile.gettempdir())
 
 
 def training_sequences(file: HistoryFile) -> Sequences:

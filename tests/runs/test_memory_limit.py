@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -76,3 +77,13 @@ def test_a_limit_makes_blocks_and_workers_fewer() -> None:
     need = memory_limit.Need(200, 100, "one task")
     assert memory_limit.tasks_within(need, 1400, 2) == 5
     assert memory_limit.tasks_within(need, 600, 2) == 1
+
+
+def test_histories_that_no_disk_has_room_for_count(smoke: SmokeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    (history,) = smoke.out.glob("*.hdf5")
+    file = HistoryFile(history)
+    shared = memory_limit.judging(file)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    alone = memory_limit.judging(file)
+    steps = len(file.split.train) * file.n_stream * file.n_step
+    assert alone.grows - shared.grows >= 2 * 23 * steps and "the disk has no room" in str(alone)
