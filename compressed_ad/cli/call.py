@@ -101,14 +101,15 @@ class Call:
 
         Tells how much is needed in a dry run, and where it is much; ``UsageError`` if not one process fits.
         """
-        limit, text = self.options.memory_limit, f"each process needs {need}"
+        limit = self.options.memory_limit
         if limit is not None and need.total > limit:
-            raise UsageError(f"--memory-limit {size_text(limit)} is too little: {text}")
+            raise UsageError(f"--memory-limit {size_text(limit)} is too little: a process needs {need}")
         count = wanted if limit is None else min(wanted, limit // need.total)
+        text = f"{f'{count} processes work, each' if count > 1 else 'One process works, which'} needs {need}"
         if self.options.dry_run:
-            print_lines(f"At most {count} process(es): {text}")
+            print_lines(text)
         elif need.grows > 1e9 or count < wanted:
-            self.display.note(f"note: {count} process(es) work: {text}")
+            self.display.note(f"note: {text}")
         return count
 
     def leave_untried(self, configs: Iterable[Config]) -> None:
