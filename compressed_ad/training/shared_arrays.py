@@ -51,7 +51,7 @@ def shared_sequences(
     ``what`` tells all that the histories depend on. The files lie beside the file ``beside``. Where none can
     be written, or the disk is full, the arrays are in the memory of this process alone.
     """
-    name = _NAME.format(hashlib.sha256(what.encode()).hexdigest()[:32], os.geteuid())
+    name = _NAME.format(_digest(what), _digest(_us())[:8])
     for parent in _places(beside):
         with suppress(OSError):
             arrays, lock = _opened(parent / name, lambda folder: _write(folder, histories()))
@@ -132,10 +132,19 @@ def _remove(folder: Path) -> None:
 
 def _clean(parent: Path) -> None:
     """Remove what killed processes left in ``parent``."""
-    for folder in parent.glob(_NAME.format("*", os.geteuid()) + "*"):
+    for folder in parent.glob(_NAME.format("*", _digest(_us())[:8]) + "*"):
         with suppress(OSError):
             _check_owner(folder)
             _leave(folder, (folder / _LOCK).open("a+b"), os.getpid())
+
+
+def _us() -> str:
+    """The user and the machine: locks of one machine may mean nothing on another that sees the same disk."""
+    return f"{os.geteuid()} {os.uname().nodename}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _check_owner(folder: Path) -> None:
