@@ -8,6 +8,7 @@ from benchmarks import (
     collection,
     compression,
     loop,
+    memory,
     model,
     published_histories,
     source_algorithms,
@@ -22,6 +23,7 @@ def main() -> None:
     (RESULTS / "collection.json").write_text(json.dumps(collection.run(quick), indent=2) + "\n")
     model.run(quick)
     compression.run(quick)
+    memory.run(quick)
     source_algorithms.run(quick)
     table_learners.run(quick)
     published_histories.run(quick)

@@ -12,6 +12,7 @@ import secrets
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from io import BufferedRandom
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,16 +29,23 @@ def write_atomically(path: Path, *content: bytes, error: type[RunError] = RunErr
 
     A link stays, and what it points to is replaced. Group and permissions of the old file are kept.
     """
+    with replacing(path, error=error) as file:
+        for part in content:
+            file.write(part)
+
+
+@contextmanager
+def replacing(path: Path, *, error: type[RunError] = RunError) -> Iterator[BufferedRandom]:
+    """``write_atomically`` of what is written inside to the file that this yields; its ``name`` is a path."""
     target = Path(os.path.realpath(path))
     aside = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     state = "what was there is untouched"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _clean(target.parent)
-        with aside.open("xb") as file:
-            _try_lock(file)  # tells others that its writer lives
-            for part in content:
-                file.write(part)
+        with aside.open("x+b") as file:
+            try_lock(file)  # tells others that its writer lives
+            yield file
             file.flush()
             with suppress(FileNotFoundError, PermissionError):  # some file systems have one mode for all
                 old = target.stat()
@@ -64,7 +72,7 @@ def _clean(folder: Path) -> None:
     for path in folder.iterdir():
         if (found := _LEFTOVER.fullmatch(path.name)) and not lives(int(found[1])):
             with suppress(OSError), path.open("r+b") as file:
-                if _try_lock(file):
+                if try_lock(file):
                     path.unlink()
 
 
@@ -79,7 +87,7 @@ def lives(process: int) -> bool:
     return True
 
 
-def _try_lock(file: IO[Any]) -> bool:
+def try_lock(file: IO[Any]) -> bool:
     """Whether the lock of ``file`` is ours now; False if it is another's, or files cannot be locked here."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -167,7 +175,7 @@ def locked(path: Path, *, file: bool = False, error: type[RunError] = RunDirecto
                 raise error(f"{path}: another process works here (process {holder})") from None
             except OSError as cause:
                 raise error(f"{path}: cannot be locked ({cause.strerror})") from cause
-            if not _is_at(opened, lock):  # its holder has removed it since it was opened
+            if not is_at(opened, lock):  # its holder has removed it since it was opened
                 continue
             try:
                 with suppress(OSError):  # on a full disk the lock holds, too
@@ -180,7 +188,7 @@ def locked(path: Path, *, file: bool = False, error: type[RunError] = RunDirecto
             return
 
 
-def _is_at(file: IO[Any], path: Path) -> bool:
+def is_at(file: IO[Any], path: Path) -> bool:
     """Whether ``path`` is still the open ``file``."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(file.fileno()), path.stat())

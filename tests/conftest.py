@@ -80,4 +80,5 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
     out = tmp_path_factory.mktemp("smoke") / "run"
     done = cad("run", "--preset", "smoke", "--out", out, "--algorithm.n_process", "2")
     assert done.returncode == 0, done.stderr
+    assert not list(out.rglob("*.arrays*")), "the last process that trains removes what they share"
     return SmokeRun(out, done.stdout, done.stderr)

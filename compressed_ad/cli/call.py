@@ -16,6 +16,7 @@ from compressed_ad.cli import torchrun
 from compressed_ad.cli.display import Display, complain, print_lines
 from compressed_ad.errors import UsageError, nearest
 from compressed_ad.runs.layers import Request
+from compressed_ad.runs.memory_limit import Need, size, size_text
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.yaml_file import dump
 
@@ -94,6 +95,22 @@ class Call:
             raise SystemExit
         self.leave_untried([config])
         return config
+
+    def within(self, need: Need, wanted: int = 1) -> int:
+        """How many of ``wanted`` processes that each ``need`` so much fit within ``--memory-limit``.
+
+        Tells how much is needed in a dry run, and where it is much; ``UsageError`` if not one process fits.
+        """
+        limit = self.options.memory_limit
+        if limit is not None and need.total > limit:
+            raise UsageError(f"--memory-limit {size_text(limit)} is too little: a process needs {need}")
+        count = wanted if limit is None else min(wanted, limit // need.total)
+        text = f"{f'{count} processes work, each' if count > 1 else 'One process works, which'} needs {need}"
+        if self.options.dry_run:
+            print_lines(text)
+        elif need.grows > 1e9 or count < wanted:
+            self.display.note(f"note: {text}")
+        return count
 
     def leave_untried(self, configs: Iterable[Config]) -> None:
         """In a dry run, name the user's own code, which is not tried; end it where it would be needed."""
@@ -190,6 +207,13 @@ def history_option(default: str) -> Option:
 
 
 RAY = option("--ray", "ADDRESS", "work on a Ray cluster: its address, or auto")
+MEMORY_LIMIT = option(
+    "--memory-limit",
+    "SIZE",
+    "memory of all processes together, like 1GB (default: no limit): fewer processes work at a time, and what"
+    " cannot be done within it is refused",
+    size,
+)
 OVERWRITE = flag("--overwrite", "replace what is there")
 
 

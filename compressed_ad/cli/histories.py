@@ -8,8 +8,19 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
-from compressed_ad.cli.call import OVERWRITE, RAY, Call, Command, count, flag, option, out_option
+from compressed_ad.cli.call import (
+    MEMORY_LIMIT,
+    OVERWRITE,
+    RAY,
+    Call,
+    Command,
+    count,
+    flag,
+    option,
+    out_option,
+)
 from compressed_ad.cli.display import duration, print_lines
 from compressed_ad.errors import ConfigError, HistoryError, NumericalError, RunError, UsageError, users_code
 from compressed_ad.files import write_atomically
@@ -25,7 +36,7 @@ from compressed_ad.histories.exchange.task_ids import named_split
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.marking.apply import marker_params
 from compressed_ad.registry import call_text, own_names
-from compressed_ad.runs import stages
+from compressed_ad.runs import memory_limit, stages
 from compressed_ad.runs.config import build_family
 from compressed_ad.runs.layers import YAML
 from compressed_ad.tasks.split import split_tasks
@@ -44,11 +55,16 @@ def _collect(call: Call) -> None:
         time = "time unknown" if seconds is None else f"roughly {duration(seconds)}"
         steps = stages.source_steps(config)
         print_lines(f"Would collect {steps:,} steps of {config.algorithm.learner} into {path} ({time})")
+    need = memory_limit.collecting(config)
+    workers = call.within(need, stages.n_process(config))
+    if options.dry_run:
         return
     call.note_compiling(config.algorithm.learner)
-    existing, workers = {"resume": options.resume, "overwrite": options.overwrite}, stages.n_process(config)
+    how: dict[str, Any] = {"resume": options.resume, "overwrite": options.overwrite}
+    if options.memory_limit is not None:
+        how["most_tasks"] = memory_limit.tasks_within(need, options.memory_limit, workers)
     with open_pool(options.ray, workers) as pool, call.display.stage("collect") as report:
-        stages.collect_stage(config, path, report=report, pool=pool, **existing)
+        stages.collect_stage(config, path, report=report, pool=pool, **how)
         if options.resume and any(key.startswith("marker.") for key in call.explicit()):
             stages.mark_stage(config, path, report=report)  # a finished file may have other marks
     call.note_shortfall(path)
@@ -61,6 +77,7 @@ COLLECT = Command(
         out_option("folder of the history file", "datasets"),
         flag("--resume", "continue an unfinished collection"),
         OVERWRITE,
+        MEMORY_LIMIT,
         RAY,
     ],
     sections=("env", "algorithm", "marker"),
@@ -71,13 +88,15 @@ COLLECT = Command(
 def _mark(call: Call) -> None:
     config = call.config()
     path: Path = call.options.file
+    file = HistoryFile(path)
     if call.options.dry_run:
-        file = HistoryFile(path)
         print_lines(
             f"Would mark {len(file.task_ids)} tasks of {path} with"
             f" {call_text(config.marker.marker, marker_params(config.marker))}"
             f" into {call.options.output or 'the file itself'}"
         )
+    call.within(memory_limit.marking(file))
+    if call.options.dry_run:
         return
     with call.display.stage("mark") as report:
         statistics = stages.mark_stage(config, path, output=call.options.output, report=report)
@@ -89,6 +108,7 @@ MARK = Command(
     [
         option("file", "FILE", "history file", Path),
         option("--output", "FILE", "write a marked copy (default: mark FILE itself)", Path),
+        MEMORY_LIMIT,
     ],
     sections=("marker",),
     common=("seed", "dry-run"),
@@ -209,16 +229,13 @@ def _import(call: Call) -> None:
         if out.suffix not in (".hdf5", ".h5"):
             out = history_path(out, config.env.short_name, options.source, config.seed)
         n_task = sum(len(ids) for ids in vars(split).values())
-        megabytes = most_bytes(read_task(tasks, int(split.train[0])), n_task) / 1e6
+        task_bytes = most_bytes(read_task(tasks, int(split.train[0])), 1)
         if options.dry_run:
-            size = f"at most {megabytes:,.1f} MB before compression"
+            size = f"at most {n_task * task_bytes / 1e6:,.1f} MB before compression"
             print_lines(f"Would import {n_task} tasks of {source} ({options.layout}) into {out} ({size})")
+        call.within(memory_limit.importing(task_bytes))
+        if options.dry_run:
             return
-        if megabytes > 1000:
-            call.display.note(
-                f"note: up to {megabytes:,.0f} MB before compression are written, and the compressed file is"
-                " put together in memory; --only, --streams and --steps take a part"
-            )
         with call.display.stage("import") as report:
             findings = import_histories(
                 tasks, out,
@@ -280,6 +297,7 @@ IMPORT = Command(
         option("--steps-per-update", "N", "steps between policy updates (default: unknown)", count),
         option("--source", "NAME", "name of the algorithm", default="imported"),
         OVERWRITE,
+        MEMORY_LIMIT,
     ],
     text=(
         "Needs the task family and the held-out tasks, because a history file names both. The recorded "

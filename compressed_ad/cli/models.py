@@ -9,6 +9,7 @@ import numpy as np
 from compressed_ad.cli import torchrun
 from compressed_ad.cli.call import (
     FIGURES,
+    MEMORY_LIMIT,
     TABLE_FORMAT,
     Call,
     Command,
@@ -23,7 +24,7 @@ from compressed_ad.evaluation.intervals import mean
 from compressed_ad.files import is_free, locked
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.report.measures import final_return
-from compressed_ad.runs import job as runs, stages
+from compressed_ad.runs import job as runs, memory_limit, stages
 from compressed_ad.runs.data import RunData
 from compressed_ad.runs.directory import CONFIG
 from compressed_ad.runs.job import Job
@@ -53,6 +54,9 @@ def _train_here(call: Call, config: Config) -> None:
     if call.options.dry_run:
         state = "continue" if (job.path / CONFIG).exists() else "train"
         print_lines(f"Would {state} {job.path}: {model.steps:,} gradient steps of {model.model} on {history}")
+    if torchrun.is_first():
+        call.within(memory_limit.training(file, config))
+    if call.options.dry_run:
         return
     # The others may come when the first has made the directory; they end with it.
     if torchrun.is_first() and not call.options.resume and (job.path / CONFIG).exists():
@@ -97,10 +101,12 @@ def _evaluate(call: Call) -> None:
             evaluation = job.config.evaluation
             size = f"{evaluation.episodes} episodes x {evaluation.rollouts} rollouts"
             print_lines(f"{job.path}: {state}, {size}")
+    needs = [memory_limit.judging(HistoryFile(path)) for path in {job.history for job in todo}]
+    workers = call.within(max(needs, key=lambda need: need.total), stages.n_process(config))
+    if call.options.dry_run:
         return
     for note in dict.fromkeys(note for job in todo for note in check_unseen(RunData(job))):
         call.display.note(f"note: {note}")
-    workers = stages.n_process(config)
     with call.stop.politely(), WorkerPool(workers) as pool, call.display.stage("evaluate") as report:
         stages.run_jobs(evaluate_run, todo, pool, report=report, should_stop=call.stop)
     for job in todo:
@@ -177,6 +183,7 @@ TRAIN = Command(
         history_option("datasets/history_..., as cad collect names it"),
         out_option("folder of the run directory", "runs"),
         flag("--resume", "continue an unfinished run"),
+        MEMORY_LIMIT,
     ],
     text=(
         "The task family and the split are those of the history file. Of the section evaluation only "
@@ -193,6 +200,7 @@ EVALUATE = Command(
         option("runs", "RUN", "run directories", Path, nargs="+"),
         history_option("the one that the run was trained on"),
         flag("--overwrite", "replace an evaluation with other settings"),
+        MEMORY_LIMIT,
     ],
     text="Settings that are not given are those of the run.",
     sections=("evaluation",),

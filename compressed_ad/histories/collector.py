@@ -74,6 +74,7 @@ def collect(
     timeout: float | None = None,
     pool: Pool | None = None,
     block_size: Count | None = None,
+    most_tasks: Count | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -92,11 +93,11 @@ def collect(
     included), replaced with ``overwrite``, else refused with ``HistoryError``; so is a second collection into
     ``path`` while one is at work.
 
-    With ``n_process > 1`` worker processes of one thread each learn blocks of ``block_size`` tasks; they are
-    spawned, so a script must call this under ``if __name__ == "__main__":``. Or ``pool`` has the workers.
-    A block whose worker dies is tried once more, alone; one without progress for ``timeout`` seconds is ended
-    with a ``RunError``. ``progress`` is called with the environment steps
-    done so far and their total, all tasks and streams together.
+    With ``n_process > 1`` worker processes of one thread each learn blocks of ``block_size`` tasks, or of as
+    many as suit the learner, but of no more than ``most_tasks``; they are spawned, so a script must call this
+    under ``if __name__ == "__main__":``. Or ``pool`` has the workers. A block whose worker dies is tried
+    once more, alone; one without progress for ``timeout`` seconds is ended with a ``RunError``. ``progress``
+    is called with the environment steps done so far and their total, all tasks and streams together.
 
     Raises ``UsageError`` before anything is started, ``RunError`` when a worker dies twice, and whatever the
     learner or the marker raises. Finished tasks are kept.
@@ -126,6 +127,7 @@ def collect(
     facts: dict[str, Any] = {"told": learner.told} if isinstance(learner, Told) else {}
     facts |= {"keep_every": keep_every} if keep_every > 1 else {}
     most = max(1, learner.block_size(family, **sizes)) if isinstance(learner, Blocks) else MAX_BLOCK
+    most = min(most, most_tasks or most)
     info = HistoryInfo(
         family=family_name,
         family_kwargs=dict(family_kwargs or {}),

@@ -32,10 +32,9 @@ from compressed_ad.histories.hdf5 import Group, child, opened, read, write_array
 from compressed_ad.histories.header import Header, HistoryInfo, short
 from compressed_ad.marking.apply import REQUIRED, mark_task, marker_name, marker_parameters
 from compressed_ad.marking.markers import Marker
-from compressed_ad.marking.statistics import MarkingStatistics, marking_statistics
+from compressed_ad.marking.statistics import MarkingStatistics, marking_statistics, total_marking
 from compressed_ad.types import (
     AnyArray,
-    BoolArray,
     History,
     IntArray,
     SpaceSpec,
@@ -161,7 +160,7 @@ class HistoryWriter:
                 group.attrs["optimal_return"] = self._header.optimal_return[task_id]
             group["learner"] = history.learner.astype(np.int32)
             for name, array in history.per_step():
-                write_array(group, name, array.astype(_dtype(name, self._header.info), copy=False))
+                write_array(group, name, array.astype(_dtype(name, self._header.info.spaces), copy=False))
 
         hdf5.write_file(self.shards / f"{task_id}.h5", fill)
 
@@ -185,16 +184,12 @@ class HistoryWriter:
         self._header.write(file)
         tasks = self._header.task_ids.tolist()
         shapes: dict[tuple[int, ...], int] = {}
-        masks = []
         for task in tasks:
             path = self.shards / f"{task}.h5"
             with opened(path) as shard:
                 self._require_same_header(path, shard)
-                shard.copy(str(task), file)
-            group = file[str(task)]
-            shapes.setdefault(group["rewards"].shape, task)
-            if "compression_mask" in group:
-                masks.append(group["compression_mask"][()])
+                hdf5.copy(shard, str(task), file)
+            shapes.setdefault(file[str(task)]["rewards"].shape, task)
         if len(shapes) > 1:
             raise HistoryError(f"{self.path}: tasks differ in (streams, steps): {shapes}")
         training = [file[str(task)] for task in self._header.split.train.tolist()]
@@ -203,11 +198,13 @@ class HistoryWriter:
             if value is not None:
                 file[f"{head.SCALES}/{name}"] = value
         file.attrs["total_steps"] = int(np.prod(next(iter(shapes)))) * len(tasks)
-        if len(masks) == len(tasks):
-            head.write_marking(file, marking_statistics(masks), marking)
-        elif masks:
-            for task in tasks:
-                file[str(task)].pop("compression_mask", None)
+        marked = [file[str(task)] for task in tasks if "compression_mask" in file[str(task)]]
+        if len(marked) == len(tasks):
+            statistics = marking_statistics(group["compression_mask"][()] for group in marked)
+            head.write_marking(file, statistics, marking)
+        else:
+            for group in marked:
+                del group["compression_mask"]
 
     def _shard_files(self) -> Iterator[Path]:
         return (shard for shard in self.shards.glob("*.h5") if shard.stem.isdecimal())
@@ -303,14 +300,26 @@ class HistoryFile:
 
     def statistics(self) -> MarkingStatistics:
         """Marked steps in all and by tenth of training; ``HistoryError`` if the file is not marked."""
-        masks = []
-        with self.opened() as file:
+
+        def masks(file: Group) -> Iterator[AnyArray]:
             for task in self.task_ids.tolist():
                 group = child(file, str(task), Group)
                 if "compression_mask" not in group:
                     raise HistoryError(f"is not marked yet; mark it with: cad mark {self.path}")
-                masks.append(read(group, "compression_mask", "b"))
-        return marking_statistics(masks)
+                yield read(group, "compression_mask", "b")
+
+        with self.opened() as file:
+            return marking_statistics(masks(file))
+
+    def n_episode(self, task_ids: Iterable[int]) -> int:
+        """The number of episodes of these tasks; the last one of a stream counts if it is not finished."""
+        count = 0
+        with self.opened() as file:
+            for task in task_ids:
+                group = child(file, str(task), Group)
+                ended = read(group, "terminated", "b") | read(group, "truncated", "b")
+                count += int(ended.sum() + (~ended[:, -1]).sum())
+        return count
 
     def training_scales(self, *, stored: bool = True) -> head.Scales:
         """The scales that models standardise by: the ``stored`` ones if there are any, else measured."""
@@ -360,8 +369,8 @@ def remark(
     The file is replaced atomically once all tasks are marked: after kill -9 the old one is whole.
     ``progress`` is called with the number of tasks done since its last call.
     """
-    source, target = HistoryFile(path), Path(path if output is None else output)
-    params, masks = dict(params or {}), dict[int, BoolArray]()
+    source, target, params = HistoryFile(path), Path(path if output is None else output), dict(params or {})
+    marked = list[MarkingStatistics]()
 
     def fill(file: Group) -> None:
         with source.opened() as old:
@@ -370,28 +379,26 @@ def remark(
                     file.attrs[name] = value
             for name in old:
                 if not name.isdecimal():
-                    old.copy(name, file)
-            for task, mask in masks.items():
+                    hdf5.copy(old, name, file)
+            for task, history in source.each():
+                mask = mark_task(marker, history, task, seed=seed, **params)
+                marked.append(marking_statistics([mask]))
                 group = file.create_group(str(task))
                 for name, value in old[str(task)].attrs.items():
                     group.attrs[name] = value
                 for name in old[str(task)]:
                     if name != "compression_mask":
-                        old[str(task)].copy(name, group)
+                        hdf5.copy(old[str(task)], name, group)
                 write_array(group, "compression_mask", mask)
-        head.write_marking(file, statistics, marking)
+                progress(1)
+        head.write_marking(file, total_marking(marked), marking)
 
     with locked(target, file=True, error=HistoryError):
         if output is not None and target.exists():
             raise HistoryError(f"{output} exists; choose another path")
         marking = marking_provenance(marker, params, seed)
-        for task in source.task_ids.tolist():
-            history = source.load([task])[task]
-            masks[task] = mark_task(marker, history, task, seed=seed, **params)
-            progress(1)
-        statistics = marking_statistics(masks.values())
         hdf5.write_file(target, fill)
-    return statistics
+    return total_marking(marked)
 
 
 def marking_provenance(marker: str | Marker, params: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -403,11 +410,20 @@ def marking_provenance(marker: str | Marker, params: Mapping[str, Any], seed: in
     return {"marker": marker_name(marker), "parameters": parameters, "seed": seed, "time": now}
 
 
-def _dtype(name: str, info: HistoryInfo) -> np.dtype[Any]:
+def transition_bytes(spaces: Mapping[str, SpaceSpec]) -> int:
+    """Bytes that the arrays of a history have for each transition, at most."""
+    size = {name: int(np.prod(shape_of(spec))) for name, spec in spaces.items()}
+    return sum(
+        _dtype(name, spaces).itemsize * (size[column] if isinstance(column, str) else 1)
+        for name, column in COLUMNS.items()
+    )
+
+
+def _dtype(name: str, spaces: Mapping[str, SpaceSpec]) -> np.dtype[Any]:
     column = COLUMNS[name]
     if not isinstance(column, str):
         return np.dtype(column)
-    spec = info.spaces[column]
+    spec = spaces[column]
     if spec["kind"] == "box":
         # Models compute in float32: they would not see the other half of the bytes.
         return np.dtype(np.float32 if spec["dtype"] == "float64" else spec["dtype"])
@@ -428,7 +444,7 @@ def _check_history(where: str, history: History, info: HistoryInfo) -> None:
         if array is None:
             continue
         box, shape = spec["kind"] == "box", shape_of(spec)
-        dtype = _dtype(name, info) if box else np.dtype(np.int64)
+        dtype = _dtype(name, info.spaces) if box else np.dtype(np.int64)
         if not np.can_cast(array.dtype, dtype, "same_kind"):
             raise HistoryError(f"{where}: {name} of dtype {array.dtype} does not fit the space {spec}")
         if array.shape[2:] != shape:

@@ -1,14 +1,16 @@
 """HDF5 files written atomically, with a checksum, and read as untrusted input.
 
 The first 512 bytes (HDF5's user block) hold the format version and the SHA-256 of everything after them, so
-that damage is found before HDF5 sees it. A file is built in memory, so it must fit there, and then written
-atomically: HDF5 itself leaves no readable file behind when killed, and crashes when the disk is full.
+that damage is found before HDF5 sees it. Files are replaced atomically, because HDF5 leaves no readable file
+behind when it is killed. It crashes when the disk is full, so room is reserved before it writes.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
@@ -18,8 +20,8 @@ from typing import Any, TypeAlias
 import h5py
 import numpy as np
 
-from compressed_ad.errors import CompressedADError, ConfigError, HistoryError
-from compressed_ad.files import json_object, write_atomically
+from compressed_ad.errors import CompressedADError, ConfigError, HistoryError, RunError
+from compressed_ad.files import json_object, replacing
 from compressed_ad.types import AnyArray
 
 FORMAT_VERSION = 1
@@ -176,22 +178,54 @@ def _block(digest: str) -> bytes:
 def write_file(path: Path, fill: Callable[[h5py.File], None], *, plain: bool = False) -> None:
     """Replace ``path`` atomically by what ``fill`` writes; ``plain`` leaves out our user block.
 
+    ``fill`` adds groups, attributes and small arrays at will, and others with ``write_array`` and ``copy``.
     ``HistoryError`` if it cannot be written, on a full disk for instance; the old file is then untouched.
     """
-    options = {"driver": "core", "backing_store": False, "block_size": 1 << 22}
+    with replacing(path, error=HistoryError) as target:
+        try:
+            _reserve(target.fileno(), _ROOM)  # or HDF5 could not even close what it opens
+            # No lock: the open file has one, for the process that cleans up after killed ones.
+            with h5py.File(target.name, "w", userblock_size=None if plain else _BLOCK, locking=False) as file:
+                make_room(file, 0)
+                fill(file)
+                file.flush()
+                size = file.id.get_filesize()
+            target.truncate(size)
+            if not plain:
+                target.seek(_BLOCK)
+                block = _block(hashlib.file_digest(target, "sha256").hexdigest())
+                target.seek(0)
+                target.write(block)
+        except (OSError, RuntimeError, MemoryError, _NoRoomError) as error:
+            raise HistoryError(f"{path}: cannot be written ({error}); what was there is untouched") from error
+
+
+_ROOM = 1 << 20
+"""Bytes that HDF5 may write without asking: attributes, small arrays, and its own tables."""
+
+
+def make_room(file: Group, size: int) -> None:
+    """Reserve room on the disk for ``size`` bytes more of data."""
+    handle = file.file.id
+    _reserve(handle.get_vfd_handle(), handle.get_filesize() + size + size // 64 + _ROOM)  # 1 kB a chunk more
+
+
+class _NoRoomError(RunError):
+    """The disk is full: an error that ``opened`` does not take for one of the file that is read."""
+
+
+def _reserve(descriptor: int, size: int) -> None:
     try:
-        with h5py.File("memory", "w", userblock_size=None if plain else _BLOCK, **options) as file:
-            fill(file)
-            file.flush()
-            image = file.id.get_file_image()  # without the user block
-    except (OSError, RuntimeError, MemoryError) as error:
-        raise HistoryError(f"{path}: cannot be written ({error})") from error
-    block = b"" if plain else _block(hashlib.sha256(image).hexdigest())
-    write_atomically(path, block, image, error=HistoryError)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot
+            raise _NoRoomError(error.strerror) from error
 
 
 def write_array(group: Group, name: str, array: AnyArray) -> None:
     """Store ``array`` (S, T, ...) compressed; a chunk holds whole streams, or a stretch of one."""
+    make_room(group, array.nbytes)
     if array.size == 0:
         group[name] = array
         return
@@ -202,6 +236,14 @@ def write_array(group: Group, name: str, array: AnyArray) -> None:
     # Level 4 takes 1.4 times as long and saves 2 %.
     options = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
     group.create_dataset(name, data=array, chunks=chunks, **options)
+
+
+def copy(source: Group, name: str, target: Group) -> None:
+    """Copy ``name``, a dataset or a group of datasets, as it is stored."""
+    found = source[name]
+    parts = [found] if isinstance(found, h5py.Dataset) else found.values()
+    make_room(target, sum(part.id.get_storage_size() + part.nbytes // 64 for part in parts))
+    source.copy(name, target)
 
 
 def json_text(what: str, value: Any) -> str:

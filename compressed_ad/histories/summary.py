@@ -12,7 +12,7 @@ import numpy as np
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.header import HistoryInfo
 from compressed_ad.marking.markers import segments
-from compressed_ad.marking.statistics import N_PHASE, MarkingStatistics, marking_statistics
+from compressed_ad.marking.statistics import N_PHASE, MarkingStatistics, marking_statistics, total_marking
 from compressed_ad.registry import call_text
 from compressed_ad.types import AnyArray, FloatArray, History, IntArray
 
@@ -169,7 +169,7 @@ def describe(path: str | Path) -> Overview:
     marks = [task.marks for task in tasks if task.marks is not None]
     marked = (
         Marks(
-            statistics=total_marking(marks),
+            statistics=total_marking(task.statistics for task in marks),
             lengths=np.concatenate([task.lengths for task in marks]),
             n_crossing=sum(task.n_crossing for task in marks),
             n_rewarded=sum(task.n_rewarded for task in marks),
@@ -259,13 +259,6 @@ def _by_stream(stream: IntArray, returns: FloatArray, n_stream: int) -> FloatArr
     number = np.arange(len(stream)) - np.repeat(np.cumsum(counts) - counts, counts)
     kept: FloatArray = returns[number < counts.min()].reshape(n_stream, counts.min())
     return kept
-
-
-def total_marking(marks: Sequence[Marks]) -> MarkingStatistics:
-    """Statistics of several tasks together."""
-    total = np.sum([task.statistics.total_by_phase for task in marks], axis=0)
-    compressed = np.sum([task.statistics.compressed_by_phase for task in marks], axis=0)
-    return MarkingStatistics(tuple(total.tolist()), tuple(compressed.tolist()))
 
 
 def _mean(sums: AnyArray, counts: IntArray) -> tuple[float, ...]:

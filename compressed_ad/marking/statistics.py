@@ -93,3 +93,10 @@ def marking_statistics(masks: Iterable[AnyArray]) -> MarkingStatistics:
         total += np.bincount(phases.ravel(), minlength=N_PHASE)
         marked += np.bincount(phases[mask], minlength=N_PHASE)
     return MarkingStatistics(tuple(total.tolist()), tuple(marked.tolist()))
+
+
+def total_marking(statistics: Iterable[MarkingStatistics]) -> MarkingStatistics:
+    """Statistics of several tasks together."""
+    pairs = [(task.total_by_phase, task.compressed_by_phase) for task in statistics]
+    total, compressed = np.sum(pairs, axis=0).tolist()
+    return MarkingStatistics(tuple(total), tuple(compressed))

@@ -14,9 +14,8 @@ from compressed_ad.histories.summary import (
     learning_by_tenth,
     shortfall,
     task_summaries,
-    total_marking,
 )
-from compressed_ad.marking.statistics import MarkingStatistics
+from compressed_ad.marking.statistics import MarkingStatistics, total_marking
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, History, IntArray
 
 
@@ -71,7 +70,7 @@ def summarise_source(file: HistoryFile) -> SourceSummary:
         random=file.random_return[ids],
         optimal=np.full(len(ids), np.nan) if file.optimal_return is None else file.optimal_return[ids],
         returns=np.stack([task.curve[:n_episode] for task in tasks]),
-        marking=total_marking(marks) if marks else None,
+        marking=total_marking(task.statistics for task in marks) if marks else None,
         marked_by_phase=np.array([task.statistics.ratio_by_phase for task in marks]) if marks else None,
         trace=trace,
         threshold=file.threshold,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +24,10 @@ from compressed_ad.runs.directory import CONFIG
 from compressed_ad.runs.job import Job, device, playing
 from compressed_ad.seeding import seed64
 from compressed_ad.tasks.select import stored_family
-from compressed_ad.training.sequences import Sequences, from_histories
+from compressed_ad.training.sequences import Sequences
+from compressed_ad.training.shared_arrays import shared_sequences
 from compressed_ad.training.transforms import apply_transforms
-from compressed_ad.types import FloatArray, IntArray
+from compressed_ad.types import FloatArray, History, IntArray
 from compressed_ad.workers import Report, silent
 
 if TYPE_CHECKING:
@@ -37,17 +40,20 @@ PARTS = {"heldout": "held-out", "validation": "validation", "train": "training"}
 
 @lru_cache(maxsize=2)
 def _sequences(path: Path, digest: str, task_ids: tuple[int, ...], marking: str | None) -> Sequences:
-    """Raw sequences of some tasks, shared by the runs of one process. The digest tells files apart."""
+    """Raw sequences of some tasks, shared by the runs of this machine. The digest tells files apart."""
     file = HistoryFile(path, verify=False, digest=digest)
-    histories = file.each(task_ids)
-    if marking is None:
-        return from_histories(histories)
-    settings, seed = MarkerSettings.model_validate_json(marking), file.info.seed
-    params = marker_params(settings)
-    return from_histories(
-        (task, history.with_mask(mark_task(settings.marker, history, task, seed=seed, **params)))
-        for task, history in histories
-    )
+
+    def histories() -> Iterator[tuple[int, History]]:
+        if marking is None:
+            return file.each(task_ids)
+        settings, seed = MarkerSettings.model_validate_json(marking), file.info.seed
+        params = marker_params(settings)
+        return (
+            (task, history.with_mask(mark_task(settings.marker, history, task, seed=seed, **params)))
+            for task, history in file.each(task_ids)
+        )
+
+    return shared_sequences(path, f"{digest} {task_ids} {marking}", histories)
 
 
 @lru_cache(maxsize=8)
@@ -79,7 +85,8 @@ class RunData:
     def raw(self, task_ids: IntArray) -> Sequences:
         """The histories of ``task_ids`` as sequences, marked, before any transform."""
         marking = self.config.marker.model_dump_json() if self.job.remark else None
-        return _sequences(self.file.path, self.digest, tuple(int(i) for i in task_ids), marking)
+        ids = tuple(int(i) for i in task_ids)
+        return replace(_sequences(self.file.path, self.digest, ids, marking))  # without what others derived
 
     def sampler(
         self, task_ids: IntArray, seed: int, batch_size: int, **options: Any

@@ -194,9 +194,11 @@ def make_player(job: Job) -> Player:
 def _paying(sequences: Sequences) -> float:
     """Share of steps with a reward other than 0 in the first episodes, before the source has learned."""
     episodes = sequences.episodes
-    first = episodes.ordinal == 0
-    paid = np.add.reduceat((sequences.rewards != 0).astype(np.int64), episodes.start)
-    return float(paid[first].sum() / episodes.length[first].sum())
+    first, paid = episodes.ordinal == 0, 0
+    for before, rewards in sequences.parts("rewards"):
+        steps = before + np.flatnonzero(rewards)
+        paid += int(first[np.searchsorted(episodes.start, steps, side="right") - 1].sum())
+    return float(paid / episodes.length[first].sum())
 
 
 def check_unseen(data: RunData, part: str = "heldout") -> list[str]:

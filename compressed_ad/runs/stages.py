@@ -70,6 +70,7 @@ def collect_stage(
     mark: bool = True,
     resume: bool = True,
     overwrite: bool = False,
+    most_tasks: int | None = None,
     report: Report = silent,
     pool: Pool | None = None,
 ) -> Path:
@@ -95,6 +96,7 @@ def collect_stage(
         n_process=n_process(config),
         timeout=algorithm.timeout,
         pool=pool,
+        most_tasks=most_tasks,
         resume=resume,
         overwrite=overwrite,
         progress=lambda done, total: report(done, total, "environment steps"),

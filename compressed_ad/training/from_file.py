@@ -15,7 +15,8 @@ from compressed_ad.models import MODEL
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.settings import validated
 from compressed_ad.tasks.select import stored_family
-from compressed_ad.training.sequences import Sequences, from_histories
+from compressed_ad.training.sequences import Sequences
+from compressed_ad.training.shared_arrays import training_sequences
 from compressed_ad.training.transforms import apply_transforms
 from compressed_ad.training.windows import WindowSampler
 
@@ -44,13 +45,13 @@ def without_effect(config: ModelConfig, sequences: Sequences) -> list[str]:
     """Settings of ``config`` that these training histories leave without effect, one sentence each."""
     notes = []
     reads = getattr(MODEL[config.model], "reads_marks", False) or config.segments == "marks"
-    if reads and not sequences.mask.any():
+    if reads and not any(mask.any() for _, mask in sequences.parts("mask")):
         notes.append(
             f"no step of its histories is marked, so {config.model} learns what AD does;"
             " choose a marker, such as threshold"
         )
-    probs = sequences.action_probs
-    if config.loss_min_probability > 0 and (probs is None or np.isnan(probs).all()):
+    probs = sequences.parts("action_probs") if "action_probs" in sequences.store else ()
+    if config.loss_min_probability > 0 and all(np.isnan(part).all() for _, part in probs):
         notes.append(
             "the histories do not tell how probable their actions were, so"
             " loss_min_probability leaves none out"
@@ -77,7 +78,7 @@ def config_and_sampler(
     file = file if isinstance(file, HistoryFile) else HistoryFile(file)
     given = settings_of_file(file.info, file.training_scales())
     config = validated(ModelConfig, {**settings, **given}, "config_and_sampler")
-    sequences = from_histories(file.each(file.split.train))
+    sequences = training_sequences(file)
     if config.transforms:
         family = stored_family(file.path, file.info.family, file.info.family_kwargs, trust)
         pairs = [(spec.name, spec.params) for spec in config.transforms]

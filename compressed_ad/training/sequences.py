@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from itertools import pairwise
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from compressed_ad.types import AnyArray, BoolArray, History, IntArray
 
 _OPTIONAL = ("entropy", "action_probs")
 COLUMNS = ("states", "actions", "rewards", "next_states", "ended", "mask", "update", *_OPTIONAL)
-_BLOCK = 1 << 16  # pieces whose rows are looked up at a time
+_BLOCK = 1 << 20  # transitions that are looked up at a time, because their rows take 8 bytes each
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,20 @@ class Sequences:
         if len(self.row) == 1:
             return array[self.row[0] : self.row[0] + self.at[-1]]
         values = np.empty((self.at[-1], *array.shape[1:]), array.dtype)
-        length = np.diff(self.at)
-        for p in range(0, len(self.row), _BLOCK):  # in blocks, because the rows take 8 bytes a transition
-            some = slice(p, p + _BLOCK)
-            end = min(p + _BLOCK, len(self.row))
-            values[self.at[p] : self.at[end]] = array[expand(self.row[some], length[some])]
+        for first, part in self.parts(name):
+            values[first : first + len(part)] = part
         return values
+
+    def parts(self, name: str) -> Iterator[tuple[int, AnyArray]]:
+        """The values of a column in order, about a million at a time, and how many come before them."""
+        array, length = self.store[name], np.diff(self.at)
+        if len(self.row) == 1:
+            for first in range(0, self.at[-1], _BLOCK):
+                yield first, array[self.row[0] + first : self.row[0] + min(first + _BLOCK, self.at[-1])]
+            return
+        cuts = np.unique(np.searchsorted(self.at, np.arange(0, self.at[-1] + _BLOCK, _BLOCK)))
+        for p, q in pairwise(np.minimum(cuts, len(self.row)).tolist()):  # a piece is not cut
+            yield int(self.at[p]), array[expand(self.row[p:q], length[p:q])]
 
     def rows(self, steps: IntArray) -> IntArray:
         """The row in the store of each of the transitions ``steps``, of any shape."""
@@ -133,21 +142,21 @@ class Sequences:
     @cached_property
     def episodes(self) -> Episodes:
         """The episodes of all sequences; the last one of a sequence may be incomplete."""
-        ended = self.ended
-        last = ended.copy()
-        last[self.offsets[1:] - 1] = True
-        stop = np.flatnonzero(last) + 1
+        stops = [first + np.flatnonzero(ended) + 1 for first, ended in self.parts("ended")]
+        stop = np.unique(np.concatenate([self.offsets[1:], *stops]))
         start = np.concatenate([[0], stop])[:-1].astype(np.int64)
         sequence = self.sequence_of(start)
         first = np.searchsorted(sequence, np.arange(len(self)))
-        rewarded = np.maximum.reduceat(self.rewards, start) > 0 if len(start) else np.zeros(0, bool)
+        rewarded = np.zeros(len(start), bool)
+        for before, rewards in self.parts("rewards"):
+            rewarded[np.searchsorted(start, before + np.flatnonzero(rewards > 0), side="right") - 1] = True
         return Episodes(
             start=start,
             length=stop - start,
             sequence=sequence,
             ordinal=np.arange(len(start)) - first[sequence],
             rewarded=rewarded,
-            complete=ended[stop - 1],
+            complete=self.gather("ended", stop - 1),
         )
 
     def full_windows(self, n_transit: int) -> BoolArray:
@@ -158,14 +167,16 @@ class Sequences:
     @cached_property
     def first_reward(self) -> IntArray:
         """(Q,) the first transition of each sequence with a reward above 0; M where there is none."""
-        paid = np.append(np.flatnonzero(self.rewards > 0), self.at[-1])
-        first: IntArray = paid[np.searchsorted(paid, self.offsets[:-1])]
-        return np.where(first < self.offsets[1:], first, self.at[-1])
+        first = np.full(len(self), self.at[-1])
+        for before, rewards in self.parts("rewards"):
+            paid = before + np.flatnonzero(rewards > 0)
+            np.minimum.at(first, self.sequence_of(paid), paid)
+        return first
 
     def take(self, steps: IntArray, lengths: IntArray, task: IntArray, learner: IntArray) -> Sequences:
         """New sequences of the given ``lengths``, made of the transitions ``steps`` in that order."""
         begins = np.flatnonzero(np.diff(steps, prepend=-2) != 1)
-        return self._runs(steps[begins], np.diff(begins, append=len(steps)), lengths, task, learner)
+        return self.runs(steps[begins], np.diff(begins, append=len(steps)), lengths, task, learner)
 
     def take_episodes(self, rows: IntArray, group: IntArray, n_group: int, source: IntArray) -> Sequences:
         """New sequences made of whole episodes: ``rows`` of ``episodes``, sorted by ``group`` (new sequence).
@@ -174,12 +185,15 @@ class Sequences:
         """
         length = self.episodes.length[rows]
         lengths = np.bincount(group, weights=length, minlength=n_group).astype(np.int64)
-        return self._runs(self.episodes.start[rows], length, lengths, self.task[source], self.learner[source])
+        return self.runs(self.episodes.start[rows], length, lengths, self.task[source], self.learner[source])
 
-    def _runs(
+    def runs(
         self, start: IntArray, length: IntArray, lengths: IntArray, task: IntArray, learner: IntArray
     ) -> Sequences:
-        """New sequences of the given ``lengths``, made of runs of transitions, none of them empty."""
+        """New sequences of the given ``lengths``, made of runs of transitions, none of them empty.
+
+        Run i is the transitions ``start[i]`` to ``start[i] + length[i] - 1``.
+        """
         first = np.searchsorted(self.at, start, side="right") - 1
         count = np.searchsorted(self.at, start + length) - first  # pieces that each run touches
         piece, run = expand(first, count), np.repeat(np.arange(len(start)), count)
@@ -227,21 +241,22 @@ class TaskRows:
         return rows
 
 
-class _Column:
+class Column(Protocol):
+    """Takes the values of an array (M, ...) part by part."""
+
+    def append(self, values: AnyArray) -> None: ...
+    def whole(self) -> AnyArray:
+        """All of them; called once, at the end."""
+
+
+class MemoryColumn:
     """An array that grows at its end; what it has in reserve takes no memory until it is filled."""
 
-    def __init__(self, values: AnyArray) -> None:
+    def __init__(self, name: str, values: AnyArray) -> None:
         self.array, self.n = values, len(values)
 
     def append(self, values: AnyArray) -> None:
-        """``ValueError`` unless ``values`` are of the same shape and kind: whole numbers, or floats."""
         end, dtype = self.n + len(values), np.result_type(self.array, values)
-        known = self.array
-        if values.shape[1:] != known.shape[1:] or {values.dtype.kind == "f", known.dtype.kind == "f"} != {
-            dtype.kind == "f"
-        }:
-            now, before = (f"{x.dtype} of shape {(..., *x.shape[1:])}" for x in (values, known))
-            raise ValueError(f"{now}, those before {before}".replace("Ellipsis", "..."))
         if end > len(self.array) or dtype != self.array.dtype:
             grown = np.empty((max(end, 2 * len(self.array)), *self.array.shape[1:]), dtype)
             grown[: self.n] = self.array[: self.n]
@@ -249,15 +264,26 @@ class _Column:
         self.array[self.n : end] = values
         self.n = end
 
+    def whole(self) -> AnyArray:
+        return self.array[: self.n]
+
 
 def from_histories(histories: Mapping[int, History] | Iterable[tuple[int, History]]) -> Sequences:
     """All streams of ``histories`` (task index -> history) as sequences; without a mask, none is marked.
 
     Pairs that come one by one, as from ``HistoryFile.each``, are not all in memory at once.
     """
-    columns: dict[str, _Column] = {}
+    return in_columns(histories.items() if isinstance(histories, Mapping) else histories, MemoryColumn)
+
+
+def in_columns(
+    histories: Iterable[tuple[int, History]], new_column: Callable[[str, AnyArray], Column]
+) -> Sequences:
+    """``from_histories`` with columns that ``new_column`` makes of a name and the first values."""
+    columns: dict[str, Column] = {}
+    first: dict[str, AnyArray] = {}  # no values of each column, but their kind and shape
     lengths, task, learner = [], [], []
-    for n, (index, history) in enumerate(histories.items() if isinstance(histories, Mapping) else histories):
+    for n, (index, history) in enumerate(histories):
         mask = history.compression_mask
         mask = np.zeros(history.rewards.shape, bool) if mask is None else mask
         arrays = {"ended": history.episode_end, "mask": mask}
@@ -265,20 +291,25 @@ def from_histories(histories: Mapping[int, History] | Iterable[tuple[int, Histor
         for name, array in arrays.items():
             if array is None:
                 columns.pop(name, None)
+                continue
+            values = array.reshape(-1, *array.shape[2:])
+            if n == 0:
+                columns[name], first[name] = new_column(name, values), values[:0]
             elif name in columns:
-                try:
-                    columns[name].append(array.reshape(-1, *array.shape[2:]))
-                except ValueError as error:
-                    raise HistoryError(f"task {index}: {name} are {error}") from error
-            elif n == 0:
-                columns[name] = _Column(array.reshape(-1, *array.shape[2:]))
+                both = np.result_type(values, first[name])
+                floats = {dtype.kind == "f" for dtype in (values.dtype, first[name].dtype, both)}
+                if values.shape[1:] != first[name].shape[1:] or len(floats) > 1:
+                    now, before = (f"{x.dtype} of shape {(..., *x.shape[1:])}" for x in (values, first[name]))
+                    text = f"task {index}: {name} are {now}, those before {before}"
+                    raise HistoryError(text.replace("Ellipsis", "..."))
+                columns[name].append(values)
         lengths += [history.n_step] * history.n_stream
         task += [index] * history.n_stream
         learner += history.learner.tolist()
     if not task:
         raise HistoryError("no histories to train on")
     return Sequences.of(
-        {name: column.array[: column.n] for name, column in columns.items()},
+        {name: column.whole() for name, column in columns.items()},
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         task=np.array(task, np.int64),
         learner=np.array(learner, np.int64),

@@ -123,7 +123,7 @@ def thin(
         raise UsageError("thin: marked_every and unmarked_every are both 0, so nothing would be left")
     episodes, n_seq = sequences.episodes, len(sequences)
     keep = _first_rewarded(episodes) & keep_first_reward
-    marked = np.add.reduceat(sequences.mask.astype(np.int64), episodes.start) >= least * episodes.length
+    marked = np.add.reduceat(sequences.mask, episodes.start, dtype=np.int64) >= least * episodes.length
     stride = np.where(marked, marked_every, unmarked_every)
     dropped = (stride == 0) & ~keep
     rate = np.where(stride == 0, 0.0, 1 / np.maximum(stride, 1))
@@ -292,5 +292,6 @@ def departures(names: Sequence[str]) -> list[str]:
 
 
 def _keep_steps(sequences: Sequences, keep: BoolArray) -> Sequences:
-    lengths = np.add.reduceat(keep.astype(np.int64), sequences.offsets[:-1])
-    return sequences.take(np.flatnonzero(keep), lengths, sequences.task, sequences.learner)
+    edges = np.flatnonzero(np.diff(keep, prepend=False, append=False))
+    lengths = np.add.reduceat(keep, sequences.offsets[:-1], dtype=np.int64)
+    return sequences.runs(edges[::2], edges[1::2] - edges[::2], lengths, sequences.task, sequences.learner)

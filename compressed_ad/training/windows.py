@@ -5,6 +5,7 @@ The sampler has no state, so an exact resume needs only the step, and gathers by
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from compressed_ad.marking.markers import segments
 from compressed_ad.models.tokens import Batch, shift
 from compressed_ad.seeding import rng
 from compressed_ad.tasks.select import stored_family
-from compressed_ad.training.sequences import Sequences, from_histories
+from compressed_ad.training.sequences import Sequences
+from compressed_ad.training.shared_arrays import training_sequences
 from compressed_ad.training.transforms import apply_transforms
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray
 
@@ -132,7 +134,9 @@ def _blocks(n: int) -> Iterator[IntArray]:
 
 def _tensor(array: AnyArray) -> Tensor:
     wide = array.dtype.kind == "u" and array.dtype.itemsize > 1  # torch lacks most operations on these
-    return torch.from_numpy(array.astype(np.int64) if wide else array)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # and nothing writes to it
+        return torch.from_numpy(array.astype(np.int64) if wide else array)
 
 
 class CompressedADDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
@@ -171,7 +175,7 @@ class CompressedADDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         ``trust`` names code from outside this library (``module:attribute``) that the file may name.
         """
         file, chosen = HistoryFile(path), list(transforms)
-        sequences = from_histories(file.each(file.split.train.tolist()))
+        sequences = training_sequences(file)
         if chosen:
             info = file.info
             family = stored_family(path, info.family, info.family_kwargs, trust)

@@ -9,7 +9,7 @@ import re
 import resource
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -157,6 +157,29 @@ def test_layout_as_documented(path):
             assert data.fletcher32 and data.shuffle and data.compression == "gzip"
         assert group["learner"][()].tolist() == [0, 0, 1]
         assert group["compression_mask"].dtype == bool
+
+
+def test_a_file_has_the_bytes_that_hdf5_writes_in_memory(tmp_path):
+    """So files are those of versions that put them together in memory."""
+
+    def fill(file):
+        file.attrs["text"] = "x" * 5000
+        for task in range(3):
+            group = file.create_group(str(task))
+            for name, array in make_history(task, 20, 2000).per_step():
+                hdf5.write_array(group, name, array)
+        del file["1/update"]
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        h5py.File("memory", "w", driver="core", backing_store=False, userblock_size=512) as file,
+    ):
+        patch.setattr(hdf5, "make_room", lambda file, size: None)
+        fill(file)
+        file.flush()
+        image = file.id.get_file_image()
+    hdf5.write_file(tmp_path / "h", fill)
+    assert (tmp_path / "h").read_bytes() == hdf5._block(hashlib.sha256(image).hexdigest()) + image
 
 
 def test_same_histories_give_the_same_digest(path, tmp_path):
@@ -436,19 +459,29 @@ def test_one_collection_or_marking_at_a_time(path):
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_a_full_disk_is_one_clear_error_and_loses_nothing(path):
-    before = path.read_bytes()
+@contextmanager
+def largest_file(size):
+    """No file can become larger than ``size`` bytes: what a full disk does, without filling one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
-        with pytest.raises(HistoryError, match=r"cannot be written .*untouched"):
-            remark(path, "all")
-        with pytest.raises(HistoryError, match="cannot be written"):
-            writer(path.with_name("new")).append(0, make_history(0))
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert path.read_bytes() == before
-    assert not list(path.parent.rglob("*.partial"))
+
+
+def test_a_full_disk_is_one_clear_error_and_loses_nothing(path):
+    before = path.read_bytes()
+    room = hdf5._ROOM
+    for size in (500, 4096, room, room + 3000, room + 10_000, room + len(before)):
+        with largest_file(size):
+            with pytest.raises(HistoryError, match=rf"^{path}: cannot be written .*untouched"):
+                remark(path, "all")
+            if size <= room:
+                with pytest.raises(HistoryError, match=r"0\.h5: cannot be written"):
+                    writer(path.with_name("new"), overwrite=True).append(0, make_history(0))
+        assert path.read_bytes() == before
+        assert not list(path.parent.rglob("*.partial"))
 
 
 # ---------------------------------------------------------------- damage and hostility

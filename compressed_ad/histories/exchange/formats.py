@@ -15,7 +15,6 @@ and whether it may overwrite it, and returns the path that it wrote.
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import zipfile
@@ -27,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import HistoryError, one_line
-from compressed_ad.files import write_atomically
+from compressed_ad.files import replacing
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.hdf5 import Group, child, foreign, read, write_array, write_file
 from compressed_ad.histories.header import short
@@ -322,13 +321,14 @@ def write_npz(file: HistoryFile, path: str | Path, overwrite: bool, progress: Pr
                 yield f"{task}/{name}", array
             progress(1)
 
-    image = io.BytesIO()
-    with zipfile.ZipFile(image, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+    with (
+        replacing(path, error=HistoryError) as target,
+        zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+    ):
         for name, array in arrays():
             if array is not None:
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
-    write_atomically(path, image.getvalue(), error=HistoryError)
     return path
 
 
