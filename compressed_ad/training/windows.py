@@ -98,7 +98,7 @@ class WindowSampler:
     def batch(self, step: int) -> Batch:
         """The windows of gradient step ``step``."""
         index, valid = self.indices(step)
-        at = torch.from_numpy(self.sequences.rows(index)).to(self.device)
+        at = self._moved(self.sequences.rows(index))
         window = {name: array[at] for name, array in self.store.items()}
         window["rewards"] = window["rewards"].float()
         for name in ("states", "actions", "next_states"):
@@ -107,9 +107,16 @@ class WindowSampler:
                 window[name] = window[name].long()
         if self.marker_dropout > 0:
             draws = rng(self.seed, "marker_dropout", 0, step).random(self.batch_size)
-            window["mask"] &= torch.from_numpy(draws >= self.marker_dropout).to(self.device)[:, None]
-        weight = torch.from_numpy(self._weight(index)).to(self.device) if self.weighted else None
-        return Batch(shift(**window), window["actions"], torch.from_numpy(valid).to(self.device), weight)
+            window["mask"] &= self._moved(draws >= self.marker_dropout)[:, None]
+        weight = self._moved(self._weight(index)) if self.weighted else None
+        return Batch(shift(**window), window["actions"], self._moved(valid), weight)
+
+    def _moved(self, array: AnyArray) -> Tensor:
+        """``array`` on the device. A GPU fetches it from pinned memory, which nothing here waits for."""
+        tensor = torch.from_numpy(array)
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _weight(self, steps: IntArray) -> FloatArray:
         """Weight in the loss of each of the transitions ``steps``, float32."""
