@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
+from benchmarks.__main__ import GOALS, summary
 
 
 def test_the_benchmark_of_gpus_runs_without_one(
@@ -25,3 +26,17 @@ def test_the_benchmark_of_gpus_runs_without_one(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.run() == []
     assert capsys.readouterr().out.startswith("no CUDA device was found")
+
+
+def test_the_last_table_of_all_benchmarks_has_what_was_measured() -> None:
+    results = {
+        "playing": {"ms_8": 0.51234, "ms_8_reading": 0.02},
+        "collection": {"gradient_step": {"times_floor": 2.0}},
+    }
+    head, *rows = summary(results)
+    assert head == ["", "measured", "goal", "floor"] and len(rows) == len(GOALS)
+    found = {row[0]: row[1:] for row in rows}
+    assert found["in-context step, 8 environments: ms"] == ["0.512", "<= 0.6", "0.02"]
+    assert found["collection: times its floor"] == ["2", "<= 1.6", "1"]
+    assert found["in-context step, 32 environments: ms"] == ["-", "<= 1.2", "-"]
+    assert found["collection: speed beside SB3's"] == ["-", "", "-"]

@@ -9,6 +9,13 @@ import torch
 from torch import Tensor
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor``, of the CPU, on a ``device``; nobody waits for what that device still has to do."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()  # other memory is copied in step with the device
+    return tensor.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Tokens:
     """Inputs of a model: B contexts of L steps.

@@ -16,7 +16,7 @@ from torch import Tensor
 from compressed_ad.errors import HistoryError, UsageError
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.marking.markers import segments
-from compressed_ad.models.tokens import Batch, shift
+from compressed_ad.models.tokens import Batch, sent, shift
 from compressed_ad.seeding import rng
 from compressed_ad.tasks.select import stored_family
 from compressed_ad.training.sequences import Sequences, from_histories
@@ -98,7 +98,7 @@ class WindowSampler:
     def batch(self, step: int) -> Batch:
         """The windows of gradient step ``step``."""
         index, valid = self.indices(step)
-        at = self._moved(self.sequences.rows(index))
+        at = self._sent(self.sequences.rows(index))
         window = {name: array[at] for name, array in self.store.items()}
         window["rewards"] = window["rewards"].float()
         for name in ("states", "actions", "next_states"):
@@ -107,16 +107,12 @@ class WindowSampler:
                 window[name] = window[name].long()
         if self.marker_dropout > 0:
             draws = rng(self.seed, "marker_dropout", 0, step).random(self.batch_size)
-            window["mask"] &= self._moved(draws >= self.marker_dropout)[:, None]
-        weight = self._moved(self._weight(index)) if self.weighted else None
-        return Batch(shift(**window), window["actions"], self._moved(valid), weight)
+            window["mask"] &= self._sent(draws >= self.marker_dropout)[:, None]
+        weight = self._sent(self._weight(index)) if self.weighted else None
+        return Batch(shift(**window), window["actions"], self._sent(valid), weight)
 
-    def _moved(self, array: AnyArray) -> Tensor:
-        """``array`` on the device. A GPU fetches it from pinned memory, which nothing here waits for."""
-        tensor = torch.from_numpy(array)
-        if self.device.type != "cuda":
-            return tensor.to(self.device)
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+    def _sent(self, array: AnyArray) -> Tensor:
+        return sent(torch.from_numpy(array), self.device)
 
     def _weight(self, steps: IntArray) -> FloatArray:
         """Weight in the loss of each of the transitions ``steps``, float32."""
