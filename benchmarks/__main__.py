@@ -37,7 +37,7 @@ GOALS = (
     ("smoke preset, report: seconds", "loop.report_s", "<= 12", ""),
     ("cad --help: CPU seconds", "loop.help_cpu_s", "<= 0.6", "loop.bare_python_cpu_s"),
 )
-"""What is measured, where it stands among the results, its goal, and its floor: a number, or where it stands."""
+"""What is measured, where among the results, its goal, and its floor, a number or its place."""
 
 
 def main() -> None:
