@@ -3,7 +3,8 @@
     python -m benchmarks.loop                     # the smoke preset, twice: fresh, then with everything done
     python -m benchmarks.loop --preset default --comparison.runs 2    # further settings go to cad run
 
-CPU seconds are those of the command and of its workers. A stage begins where the one before it ends.
+CPU seconds are those of the command and of its workers. Cores count as busy for which a process computes, or
+waits because other work of the machine has them. A stage begins where the one before it ends.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,41 +26,42 @@ from benchmarks.measuring import write
 STAGES = ("collect", "mark", "train", "evaluate", "report")
 
 
-def tree_seconds(root: int) -> float:
-    """CPU seconds so far of a process and its descendants, ended ones included; Linux only, else NaN."""
-    parent, seconds = dict[int, int](), dict[int, float]()
+def tree_seconds(root: int) -> tuple[float, float]:
+    """CPU seconds so far of a process and its descendants, and those that they waited for a core.
+
+    Linux only, else 0. Processes that have ended count in the first.
+    """
+    parent, found = dict[int, int](), dict[int, tuple[float, float]]()
     for place in Path("/proc").glob("[0-9]*"):
-        try:
+        with suppress(OSError):  # it has just ended
             fields = (place / "stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it has just ended
-            continue
-        parent[int(place.name)] = int(fields[1])
-        seconds[int(place.name)] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+            waited = [int(path.read_text().split()[1]) for path in place.glob("task/*/schedstat")]
+            parent[int(place.name)] = int(fields[1])
+            cpu = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+            found[int(place.name)] = cpu, sum(waited) / 1e9
 
     def belongs(pid: int) -> bool:
         return pid == root or (pid in parent and belongs(parent[pid]))
 
-    found = [value for pid, value in seconds.items() if belongs(pid)]
-    return sum(found) if found else float("nan")
+    ours = [times for pid, times in found.items() if belongs(pid)]
+    return sum(cpu for cpu, _ in ours), sum(waited for _, waited in ours)
 
 
-def traced(command: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Wall and CPU seconds of each stage of ``cad run``, and of the whole command as ``"wall"``."""
-    found: dict[str, tuple[float, float]] = {}
-    start = time.perf_counter()
-    wall, cpu = start, 0.0
+def traced(command: Sequence[str]) -> tuple[float, dict[str, tuple[float, float, float]]]:
+    """Wall seconds of ``cad run``, and of each stage: wall, CPU, and waiting for a core."""
+    found: dict[str, tuple[float, float, float]] = {}
+    last = start = (time.perf_counter(), 0.0, 0.0)
     quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **quiet) as process:
         for line in process.stderr or ():
             stage, _, rest = line.partition(" ")
             if stage in STAGES and rest.lstrip().startswith("done in"):
-                now = time.perf_counter(), tree_seconds(process.pid)
-                found[stage] = now[0] - wall, now[1] - cpu
-                wall, cpu = now
+                now = time.perf_counter(), *tree_seconds(process.pid)
+                found[stage] = (now[0] - last[0], now[1] - last[1], now[2] - last[2])
+                last = now
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return found | {"wall": (time.perf_counter() - start, used.ru_utime + used.ru_stime)}
+    return time.perf_counter() - start[0], found
 
 
 def start_seconds(*words: str) -> float:
@@ -77,12 +80,12 @@ def run(quick: bool = False, preset: str = "smoke", further: Sequence[str] = ())
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "compressed_ad", "run", "--preset", preset, *further]
         command += ["--out", str(Path(folder) / "run")]
-        first, again = traced(command), traced(command)
+        (wall, stages), (again, _) = traced(command), traced(command)
     result: dict[str, Any] = {"preset": " ".join([preset, *further])}
-    for stage in STAGES:
-        wall, cpu = first[stage]
-        result |= {f"{stage}_s": wall, f"{stage}_cpu_s": cpu, f"{stage}_cores_busy": cpu / max(wall, 1e-9)}
-    result |= {"wall_s": first["wall"][0], "wall_again_s": again["wall"][0]}
+    for stage, (seconds, cpu, waited) in stages.items():
+        busy = (cpu + waited) / max(seconds, 1e-9)
+        result |= {f"{stage}_s": seconds, f"{stage}_cpu_s": cpu, f"{stage}_cores_busy": busy}
+    result |= {"wall_s": wall, "wall_again_s": again}
     result |= {
         "help_cpu_s": start_seconds("-m", "compressed_ad", "--help"),
         "bare_python_cpu_s": start_seconds("-c", "pass"),
