@@ -3,7 +3,7 @@
 # make test-extras   the tests of MiniGrid, Meta-World and XLand-MiniGrid, which it installs (800 MB)
 # make torture    faults of every kind, a sample of each (minutes); make torture-long: all of them (half an hour)
 # make docs       the site, in build/site
-# make lint | bench | install | clean
+# make lint | bench | bench-gpu | install | clean
 # Works from any directory: make -C path/to/this run
 
 ROOT := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-extras torture torture-long lint bench docs clean
+.PHONY: help install run test test-extras torture torture-long lint bench bench-gpu docs clean
 
 help:
 	@sed -n '1,7p' $(ROOT)Makefile
@@ -50,6 +50,9 @@ lint: install
 
 bench: install
 	@cd $(ROOT) && $(BIN)/python -m benchmarks
+
+bench-gpu: install
+	@cd $(ROOT) && $(BIN)/python -m benchmarks.gpu
 
 docs: install
 	@cd $(ROOT) && $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[docs]'

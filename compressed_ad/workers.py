@@ -219,6 +219,8 @@ class WorkerPool(Pool):
 
     def __exit__(self, *exception: object) -> None:
         for worker in self.workers:
+            worker.dismiss()  # all at once
+        for worker in self.workers:
             worker.end()
 
     def _begin(self, function: Callable[..., Any], n_unit: int) -> None:
@@ -296,9 +298,13 @@ class _Worker:
             return "died", "exit code 0 without an error: does its code call os._exit?"
         return "died", f"exit code {code}; a script must start work under if __name__ == '__main__'"
 
-    def end(self) -> None:
+    def dismiss(self) -> None:
         if self.unit is None:
             self.pipe.close()  # an idle worker ends when its pipe does
+
+    def end(self) -> None:
+        self.dismiss()
+        if self.unit is None:
             self.process.join(5)
         if self.process.is_alive():
             self.process.kill()

@@ -17,13 +17,14 @@ from compressed_ad.errors import RunDirectoryError, UsageError
 from compressed_ad.files import is_free, locked, write_json
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.runs.data import PARTS
-from compressed_ad.runs.explore import FIGURES, Exploration, Explorer, figures, play, task_label
 from compressed_ad.runs.job import evaluation_job
 from compressed_ad.runs.look_inside import ModelFindings, examination_job, examine_model
 from compressed_ad.types import AnyArray, FloatArray, IntArray
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from compressed_ad.runs.explore import Exploration, Explorer
 
 
 def _check_output(out: Path, file: str) -> None:
@@ -43,11 +44,12 @@ def _write_output(
 
     The figures go by their names without an ending; files of those that are None are removed.
     """
+    from compressed_ad.report.figures.style import forms
     from compressed_ad.report.pages import write_figure
 
     with locked(out):
         write_json(out / file, content)
-        drawn = [write_figure(out / name, figure, formats) for name, figure in figures.items()]
+        drawn = [write_figure(out / name, forms(figure, formats)) for name, figure in figures.items()]
     return f"{out}: {', '.join([file, *chain.from_iterable(drawn)])}"
 
 
@@ -69,6 +71,8 @@ def _rollouts(call: cli.Call) -> None:
     if options.dry_run:
         print_lines(f"Would play {size} of {job.path} into {out}")
         return
+    from compressed_ad.runs.explore import FIGURES, figures, play
+
     with call.display.stage("rollouts") as report:
         played = play(job, ids, report)
     drawn: dict[str, Figure | None] = dict.fromkeys(FIGURES)
@@ -132,7 +136,7 @@ def _number(value: float) -> str:
 def _table(played: Exploration) -> list[list[str]]:
     first, n_task = played.model.first, len(played.ids)
     columns = [
-        ["Task", *(task_label(played, k) for k in range(n_task))],
+        ["Task", *map(played.label, range(n_task))],
         ["Part", *played.parts],
         ["Found", *(f"{share:.0%}" for share in first.found.mean(axis=1))],
         ["Median step", *map(_number, first.median("steps"))],
@@ -225,7 +229,7 @@ def _summary(played: Exploration) -> dict[str, Any]:
         "in_context": _curves(played, played.model),
         "random_walk": None if played.walk is None else _curves(played, played.walk),
         "random_walk_exact_found_by": _rounded(walk_found.mean(axis=0))
-        if walk_found is not None and played.exact
+        if walk_found is not None and played.exact is not None
         else None,
     }
 

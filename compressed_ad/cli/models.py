@@ -26,7 +26,7 @@ from compressed_ad.histories.file import HistoryFile
 from compressed_ad.report.measures import final_return
 from compressed_ad.runs import job as runs, memory_limit, stages
 from compressed_ad.runs.data import RunData
-from compressed_ad.runs.directory import CONFIG
+from compressed_ad.runs.directory import CONFIG, cores
 from compressed_ad.runs.job import Job
 from compressed_ad.runs.judge import EVALUATION, check_unseen, evaluate_run, is_evaluated, stored_evaluation
 from compressed_ad.runs.settings import Config
@@ -169,8 +169,8 @@ def _report(call: Call) -> None:
     if call.options.dry_run:
         print_lines(f"Would write {out / 'index.html'} from {len(todo)} run(s)")
         return
-    with locked(out), call.display.stage("report") as show:
-        settings = {"command": call.typed, "formats": call.options.figures, "progress": show}
+    with locked(out), WorkerPool(cores()) as pool, call.display.stage("report") as show:
+        settings = {"command": call.typed, "formats": call.options.figures, "progress": show, "pool": pool}
         written = stages.report_stage(todo, todo[0].history, out, **settings)
     said = [written.summary["learning"], written.summary["verdict"], f"Report: {written.index}"]
     print_lines("\n".join(filter(None, said)))

@@ -70,6 +70,7 @@ def run(call: Call) -> None:
                 command=call.typed,
                 formats=call.options.figures,
                 progress=report,
+                pool=pool,
             )
     from compressed_ad.report.run_tables import terminal_table
 

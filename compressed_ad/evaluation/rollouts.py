@@ -7,6 +7,7 @@ Letters used in shapes: N tasks, M rollouts of each, T steps, E in-context episo
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from compressed_ad.errors import UsageError
+from compressed_ad.errors import CompressedADError, RunError, UsageError
 from compressed_ad.evaluation.agents import OptimalAgent, RandomAgent
 from compressed_ad.evaluation.evaluate import evaluate_tasks
 from compressed_ad.evaluation.intervals import Floats
@@ -117,6 +118,62 @@ def record_rollouts(
         terminated=stacked([step.terminated for step in kept.steps]),
         truncated=stacked([step.truncated for step in kept.steps]),
     )
+
+
+class ActionLog:
+    """Acts as the agent that it watches and keeps what it does."""
+
+    def __init__(self) -> None:
+        self.taken: list[AnyArray] = []
+
+    def watch(self, agent: Agent) -> Agent:
+        self.agent, self.reset, self.observe = agent, agent.reset, agent.observe
+        return self
+
+    def act(self, obs: AnyArray) -> AnyArray:
+        self.taken.append(np.array(self.agent.act(obs)))
+        return self.taken[-1]
+
+    def actions(self) -> AnyArray:
+        """(slots, T, ...), integers in the smallest dtype that holds them."""
+        return _small(np.stack(self.taken, axis=1))
+
+
+class _Again:
+    """Does again what an ``ActionLog`` kept."""
+
+    def __init__(self, actions: AnyArray) -> None:
+        self.actions = actions
+
+    def reset(self, n_env: int) -> None:
+        self.clock = 0
+
+    def act(self, obs: AnyArray) -> AnyArray:
+        if self.clock == self.actions.shape[1]:
+            raise RunError("these environments do not repeat their episodes")
+        self.clock += 1
+        return np.asarray(self.actions[:, self.clock - 1])
+
+    def observe(self, actions: AnyArray, step: Step) -> None:
+        """Nothing to learn."""
+
+
+def replay_rollouts(
+    actions: AnyArray, returns: FloatArray, family: TaskFamily, tasks: AnyArray, *, seed: int
+) -> Rollouts | None:
+    """What ``record_rollouts`` recorded, from its ``actions`` (N * M, T, ...) and ``returns`` (N, M, E).
+
+    None where the environments, with the same ``seed``, do not repeat their episodes.
+    """
+    _, rollouts, episodes = returns.shape
+    if actions.ndim < 2 or len(actions) != len(tasks) * rollouts:
+        return None
+    size: Any = {"rollouts": rollouts, "episodes": episodes, "seed": seed}
+    with suppress(CompressedADError):
+        record = record_rollouts(_Again(actions), family, tasks, **size)
+        if np.array_equal(record.returns, returns):
+            return record
+    return None
 
 
 def _small(array: AnyArray) -> AnyArray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,49 +36,66 @@ def write_page(path: Path, template: str, **content: Any) -> None:
     write_atomically(path, _ENVIRONMENT.get_template(template).render(**made, **content).encode())
 
 
-def keep_figures(
-    folder: Path, drawn: Iterable[Drawn], formats: Collection[str] = ("png", "svg")
-) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Rendered:
+    """A figure of a page in the form of its files, which travels between processes."""
+
+    name: str
+    caption: str
+    width: float  # inches
+    files: Mapping[str, bytes]  # by ending, SVG among them
+
+
+def rendered(drawn: Iterable[Drawn], formats: Collection[str]) -> list[Rendered]:
+    """Every figure in ``formats``, and as the SVG that pages show."""
+    return [
+        Rendered(
+            name,
+            caption,
+            figure.get_figwidth(),
+            {**style.forms(figure, ["svg"]), **style.forms(figure, {*formats} - {"svg"})},
+        )
+        for name, caption, figure in drawn
+    ]
+
+
+def keep_figures(folder: Path, figures: Iterable[Rendered], formats: Collection[str]) -> list[dict[str, Any]]:
     """Write every figure in ``formats`` into ``folder``, and what a page shows of each.
 
     ``image`` is a URL with SVG inside, ``least`` the width in pixels below which its text is too small.
     """
     shown, taken = list[dict[str, Any]](), set[str]()
-    for name, caption, figure in drawn:
-        stem = "".join(c if c.isalnum() or c in "_-" else "_" for c in name)[:80]
+    for figure in figures:
+        stem = "".join(c if c.isalnum() or c in "_-" else "_" for c in figure.name)[:80]
         stem = f"{stem}_{len(taken) + 1}" if stem in taken else stem
         taken.add(stem)
-        svg = style.figure_to_svg(figure)
-        write_figure(folder / stem, figure, formats, svg)
-        image = base64.b64encode(svg).decode()
+        kept = {form: content for form, content in figure.files.items() if form in formats}
+        write_figure(folder / stem, kept)
+        image = base64.b64encode(figure.files["svg"]).decode()
         shown.append(
             {
                 "name": stem,
-                "caption": caption,
+                "caption": figure.caption,
                 "image": f"data:image/svg+xml;base64,{image}",
-                "formats": [form for form in style.FORMATS if form in formats],
-                "least": round(LEAST_SCALE * 96 * figure.get_figwidth()),
+                "formats": [form for form in style.FORMATS if form in kept],
+                "least": round(LEAST_SCALE * 96 * figure.width),
             }
         )
     return shown
 
 
-def write_figure(
-    path: Path, figure: Figure | None, formats: Collection[str], svg: bytes | None = None
-) -> list[str]:
-    """Write ``figure`` to ``path`` with the ending of each of ``formats``; the names of these files.
+def write_figure(path: Path, files: Mapping[str, bytes]) -> list[str]:
+    """Write a figure to ``path`` with the endings of ``files``; the names of these files.
 
-    What is there in another format, or of a figure that is None, is of an earlier call and removed.
+    What is there in another format is of an earlier call and removed.
     """
-    written = []
-    for form, render in style.FORMATS.items():
-        file = path.with_name(f"{path.name}.{form}")
-        if figure is None or form not in formats:
-            file.unlink(missing_ok=True)
-            continue
-        write_atomically(file, svg if svg is not None and form == "svg" else render(figure))
-        written.append(file.name)
-    return written
+    for form in style.FORMATS:
+        if form not in files:
+            path.with_name(f"{path.name}.{form}").unlink(missing_ok=True)
+    names = {form: f"{path.name}.{form}" for form in files}
+    for form, name in names.items():
+        write_atomically(path.with_name(name), files[form])
+    return list(names.values())
 
 
 def provenance(facts: Mapping[str, Any]) -> dict[str, str]:

@@ -11,8 +11,9 @@ import csv
 import io
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,14 @@ from compressed_ad.report.figures.comparison import forest
 from compressed_ad.report.heldout import draw_in_context, source_learning, source_rows
 from compressed_ad.report.learning import learning_sentence
 from compressed_ad.report.measures import MEASURES, final_episodes, final_return, in_blocks, normalise
-from compressed_ad.report.pages import Drawn, keep_figures, write_page
+from compressed_ad.report.pages import Drawn, Rendered, keep_figures, rendered, write_page
 from compressed_ad.report.results import MethodRuns
 from compressed_ad.report.rows import text_cell
 from compressed_ad.report.run_tables import caption, header, lines, notes_below, tables
 from compressed_ad.report.source import SourceSummary
 from compressed_ad.report.tables import write_tables
 from compressed_ad.tasks.limits import Limit
+from compressed_ad.workers import Parts, Pool, Report, ShouldStop, WorkerPool, silent
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,12 @@ def build_report(
     commands: Sequence[str] = (),
     provenance: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
-    further: Iterable[Drawn] = (),
+    further: Mapping[str, Callable[[Report], Iterable[Drawn]]] | None = None,
     title: str | None = None,
     formats: Collection[str] = ("png", "svg"),
     seed: int = 0,
+    pool: Pool | None = None,
+    progress: Report = silent,
 ) -> WrittenReport:
     """Write ``index.html``, ``table.csv``, ``summary.json``, ``figures/`` and ``tables/`` into ``out``.
 
@@ -83,13 +87,21 @@ def build_report(
         commands: that made these results, in order.
         provenance: versions, hardware, revision, hashes.
         notes: further caveats, one sentence each.
-        further: figures of single runs: (file name, caption, figure).
+        further: figures of single runs, (file name, caption, figure), by what the progress calls them.
         formats: of the files in ``figures``, of ``png``, ``svg``, ``pdf``.
         seed: of the resampling.
+        pool: draws the figures, those of ``further`` beside the others; by default this process.
+        progress: told how much is drawn.
     """
     started = time.perf_counter()
     analysis = analyse(methods, source, seed=seed)
-    shown = keep_figures(out / "figures", chain(_figures(methods, analysis, source, seed), further), formats)
+    parts = {"results": partial(_figures, methods, analysis, source, seed), **(further or {})}
+    drawn = (pool or WorkerPool(1)).run(
+        _draw,
+        {name: (part, formats) for name, part in parts.items()},
+        progress=Parts(progress, dict.fromkeys(parts, 1), unit=100),
+    )
+    shown = keep_figures(out / "figures", chain.from_iterable(drawn[name] for name in parts), formats)
     shown_tables = tables(analysis, methods)
     write_tables(out / "tables", shown_tables)
     stages = ("collect", "mark", "train", "evaluate")
@@ -136,8 +148,22 @@ def build_report(
 # ---------------------------------------------------------------- figures
 
 
+def _draw(
+    part: Callable[[Report], Iterable[Drawn]],
+    formats: Collection[str],
+    *,
+    report: Report,
+    should_stop: ShouldStop,
+) -> list[Rendered]:
+    return rendered(part(report), formats)
+
+
 def _figures(
-    methods: Sequence[MethodRuns], analysis: Analysis, source: SourceSummary | None, seed: int
+    methods: Sequence[MethodRuns],
+    analysis: Analysis,
+    source: SourceSummary | None,
+    seed: int,
+    report: Report,
 ) -> Iterator[Drawn]:
     if all(np.isfinite(row[analysis.metric]).any() for row in analysis.scores.values()):
         yield from _result_figures(methods[0], analysis, source, seed)

@@ -17,7 +17,7 @@ from compressed_ad.report.comparison import POOLED, Difference, differences, mea
 from compressed_ad.report.figures import histories
 from compressed_ad.report.figures.comparison import cost_curves, dots, forest
 from compressed_ad.report.measures import MEASURES
-from compressed_ad.report.pages import Drawn, keep_figures, provenance, write_page
+from compressed_ad.report.pages import Drawn, keep_figures, provenance, rendered, write_page
 from compressed_ad.report.rows import TENTHS, Row
 from compressed_ad.report.tables import Rows, Table, as_text, write_tables
 from compressed_ad.training.flops import action_flops, training_flops
@@ -167,7 +167,9 @@ def write_study(
         note=study.note,
         answers=[] if study.small else answers(found),
         tables=shown,
-        figures=keep_figures(folder / "figures", _figures(study, rows, points, found), formats),
+        figures=keep_figures(
+            folder / "figures", rendered(_figures(study, rows, points, found), formats), formats
+        ),
         power=power_lines(study.runs, study.spread),
         source=study.path.read_text("utf-8"),
         config=config,

@@ -165,9 +165,16 @@ class RunData:
         return found
 
     def play(
-        self, model: AD, task_ids: IntArray, rollouts: int, episodes: int, seed: int, report: Report
+        self,
+        model: AD,
+        task_ids: IntArray,
+        rollouts: int,
+        episodes: int,
+        seed: int,
+        report: Report,
+        **options: Any,
     ) -> FloatArray:
-        """In-context returns (N, M, E) of the tasks ``task_ids``."""
+        """In-context returns (N, M, E) of the tasks ``task_ids``; ``options`` as of ``evaluate_tasks``."""
         from compressed_ad.evaluation.evaluate import evaluate_tasks
 
         return evaluate_tasks(
@@ -179,6 +186,7 @@ class RunData:
             seed=seed,
             progress=lambda done, total: report(done, total, "in-context steps"),
             **playing(self.config),
+            **options,
         )
 
     def validate(self, model: AD) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -44,9 +45,12 @@ from compressed_ad.types import FloatArray, IntArray, as_compared, check_same
 from compressed_ad.workers import Report, ShouldStop, never, silent
 
 if TYPE_CHECKING:
+    from compressed_ad.evaluation.rollouts import Rollouts
     from compressed_ad.models.ad import AD
 
 EVALUATION = "evaluation.npz"
+KEPT = 2**25
+"""Bytes up to which the actions of an evaluation are kept, with 8 for each number."""
 
 
 @lru_cache(maxsize=1)
@@ -108,10 +112,13 @@ def evaluate_run(
     ``step_last``; ``marked`` (10,), the share of marked steps by tenth of the training histories; ``paying``,
     the share of rewarded steps in their first episodes; ``settings`` (JSON); ``judged`` (JSON), the family,
     the source, the split and the rows of the held-out tasks; ``horizon`` of the family; and
-    ``reference_<name>`` (N, M, E) for each of ``evaluate_references``. If ``evaluation.training_tasks`` is
-    N' > 0, also ``returns_training`` (N', M, E), ``training_ids``, ``training_optimal`` and
-    ``training_random`` (N',), of the first N' training tasks of the split.
+    ``reference_<name>`` (N, M, E) for each of ``evaluate_references``; ``actions`` (N * M, T, ...), which
+    repeat the episodes, unless they are more than ``KEPT``. If ``evaluation.training_tasks`` is N' > 0, also
+    ``returns_training`` (N', M, E), ``training_ids``, ``training_optimal`` and ``training_random`` (N',), of
+    the first N' training tasks of the split.
     """
+    from compressed_ad.evaluation.rollouts import ActionLog
+
     path = output or job.path / EVALUATION
     job.check_trained()
     settings = evaluation_settings(job)
@@ -124,16 +131,19 @@ def evaluate_run(
     size = (evaluation.rollouts, evaluation.episodes)
     parts = 1 + (step_last != step) + (evaluation.training_tasks > 0)
 
-    def play(model: AD, k: int, task_ids: IntArray) -> FloatArray:
+    def play(model: AD, k: int, task_ids: IntArray, **options: Any) -> FloatArray:
         def show(done: int, total: int, text: str) -> None:
             report(done + k * total, parts * total, text)
             if should_stop():
                 raise KeyboardInterrupt
 
-        return data.play(model, task_ids, *size, job.config.seed, show)
+        return data.play(model, task_ids, *size, job.config.seed, show, **options)
 
     references = _references(data.file.path, data.file.digest(), tuple(ids.tolist()), *size, job.trust)
-    returns, histories = play(model, 0, ids), data.raw(training_ids)
+    width = 8 * math.prod(data.family.action_space.shape or ()) * data.family.horizon
+    log = ActionLog() if len(ids) * math.prod(size) * width <= KEPT else None
+    returns = play(model, 0, ids) if log is None else play(model, 0, ids, watch=log.watch)
+    histories = data.raw(training_ids)
     arrays: dict[str, Any] = {
         "returns": returns,
         "step": step,
@@ -152,6 +162,7 @@ def evaluate_run(
         "horizon": data.family.horizon,
     }
     arrays |= {f"{REFERENCE}{name}": theirs for name, theirs in references.items()}
+    arrays |= {} if log is None else {"actions": log.actions()}
     if evaluation.training_tasks:
         seen = training_ids[: evaluation.training_tasks]
         random, optimal = data.scale(seen)
@@ -162,6 +173,17 @@ def evaluate_run(
     np.savez_compressed(buffer, **arrays)
     write_atomically(path, buffer.getvalue())
     return path
+
+
+def evaluated_rollouts(job: Job) -> Rollouts | None:
+    """The episodes of the stored evaluation of ``job`` on the held-out tasks; None where it cannot tell."""
+    from compressed_ad.evaluation.rollouts import replay_rollouts
+
+    if not is_evaluated(job) or "actions" not in (found := stored_arrays(job.path / EVALUATION)):
+        return None
+    data = RunData(job)
+    tasks = data.file.tasks[data.file.split.heldout]
+    return replay_rollouts(found["actions"], found["returns"], data.family, tasks, seed=job.config.seed)
 
 
 def _judged(file: HistoryFile) -> dict[str, Any]:

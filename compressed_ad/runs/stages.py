@@ -222,6 +222,7 @@ def report_stage(
     command: str,
     formats: Collection[str] = ("png", "svg"),
     progress: Report = silent,
+    pool: Pool | None = None,
 ) -> WrittenReport:
     """Compare the evaluated runs of ``todo`` and write ``index.html``, ``table.csv`` and ``summary.json``."""
     from compressed_ad.report.pages import provenance
@@ -258,54 +259,62 @@ def report_stage(
         | {"history file": f"{file.path.name}, SHA-256 {file.digest()}", "judged": judgement_text(methods)},
         notes=departures([name for name, _ in transforms])
         + [f"What needs the code {name} is not drawn: it was not trusted (--trust)." for name in untrusted],
-        further=_sights(todo, progress, searches=methods[0].searches),
+        further=_sights(todo, searches=methods[0].searches),
         formats=formats,
+        pool=pool,
+        progress=progress,
     )
 
 
-def _sights(todo: Sequence[Job], report: Report, *, searches: bool) -> Iterator[Drawn]:
-    """Figures of the first trained run of each model in ``todo``; what cannot be shown of a run is left out.
+def _sights(todo: Sequence[Job], *, searches: bool) -> dict[str, Callable[[Report], Iterator[Drawn]]]:
+    """What draws the first trained run of each model in ``todo``: its rollouts, and what is inside it.
 
-    Held-out tasks are played again, as the evaluation played them, and attention is measured on windows of
-    their histories. ``searches``: whether a reward must be found by exploration.
+    ``searches``: whether a reward must be found by exploration.
     """
-    from compressed_ad.report.figures.attention import attention_summary, border_embeddings
-    from compressed_ad.runs.explore import figures, play
-    from compressed_ad.runs.look_inside import examine_model
-
     first: dict[str, Job] = {}
     for job in todo:
         if job.trained:
             first.setdefault(job.config.model.model, job)
-    parts = Parts(report, {f"{part} {m}": 1 for m in first for part in ("play", "look inside")}, unit=100)
+    sights: dict[str, Callable[[Report], Iterator[Drawn]]] = {}
     for model, job in first.items():
-        if searches:
-            with suppress(CompressedADError):
-                progress = partial(parts.advance, f"play {model}")
-                played = play(job, HistoryFile(job.history).split.heldout, progress)
-                drawn = [sight for sight in figures(played) if sight[0] in ("paths", "found")]
-                for name, caption, figure in drawn:
-                    yield f"{name}_{model}", f"Rollouts of {job.name}. {caption}", figure
-        parts.set(f"play {model}", 1)
-        with suppress(CompressedADError):
-            found = examine_model(job)
+        sights |= {f"rollouts of {model}": partial(_rollouts, job)} if searches else {}
+        sights[f"inside {model}"] = partial(_inside, job)
+    return sights
+
+
+def _rollouts(job: Job, report: Report) -> Iterator[Drawn]:
+    """The episodes of the evaluation on the held-out tasks; nothing where they cannot be shown."""
+    from compressed_ad.runs.explore import evaluated, figures
+
+    with suppress(CompressedADError):
+        for name, caption, figure in figures(evaluated(job, report), ("paths", "found")):
+            yield f"{name}_{job.config.model.model}", f"Rollouts of {job.name}. {caption}", figure
+
+
+def _inside(job: Job, report: Report) -> Iterator[Drawn]:
+    """Attention on windows of held-out histories, and border embeddings; nothing where it cannot be shown."""
+    from compressed_ad.report.figures.attention import attention_summary, border_embeddings
+    from compressed_ad.runs.look_inside import examine_model
+
+    model = job.config.model.model
+    with suppress(CompressedADError):
+        found = examine_model(job)
+        yield (
+            f"attention_{model}",
+            f"Attention of {job.name} on held-out histories, by head. Above: its share on marked tokens,"
+            " rewarded tokens, the current episode and border marks (filled), and what the head's own"
+            " preference for lags alone would give (hollow). Below: their ratio with 95 % intervals over"
+            f" windows; filled where they exclude 1. {_attention_found(found.shares)}",
+            attention_summary(found.shares, job.name),
+        )
+        if found.effects is not None:
             yield (
-                f"attention_{model}",
-                f"Attention of {job.name} on held-out histories, by head. Above: its share on marked tokens,"
-                " rewarded tokens, the current episode and border marks (filled), and what the head's own"
-                " preference for lags alone would give (hollow). Below: their ratio with 95 % intervals over"
-                f" windows; filled where they exclude 1. {_attention_found(found.shares)}",
-                attention_summary(found.shares, job.name),
+                f"border_embeddings_{model}",
+                f"The border embeddings of {job.name}: their size and direction, and how far the action"
+                " distribution moves when marks are taken away or exchanged."
+                f" {_marks_found(found.effects)}",
+                border_embeddings(found.geometry, found.effects, found.step, job.name),
             )
-            if found.effects is not None:
-                yield (
-                    f"border_embeddings_{model}",
-                    f"The border embeddings of {job.name}: their size and direction, and how far the action"
-                    " distribution moves when marks are taken away or exchanged."
-                    f" {_marks_found(found.effects)}",
-                    border_embeddings(found.geometry, found.effects, found.step, job.name),
-                )
-        parts.set(f"look inside {model}", 1)
 
 
 def _attention_found(shares: Shares) -> str:
@@ -357,7 +366,7 @@ def expected_seconds(config: Config) -> dict[str, float | None]:
         * rounds
         * (4 + training_flops(model) / 60e9 + model.validations * validation * episode),
         "evaluate": slower * rounds * (2 + 2 * heldout * episode),
-        "report": slower * 20.0,
+        "report": slower * (2 + 12 / min(parallel, 4)),
     }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compressed_ad.errors import CheckpointError, NumericalError, RunError, raised
 from compressed_ad.files import chained, write_atomically
@@ -109,8 +109,12 @@ def train(
         return run.follow(sampler, should_stop)
     with closing(MetricsLog(run_dir, run.rows)) as log:
         while run.step < config.steps:
-            metrics, row = run.update(sampler.batch(run.step)), Metrics()
-            if run.step % 50 == 0 or run.step == config.steps:
+            run.update(sampler.batch(run.step))
+            due = run.step % 50 == 0 or run.step == config.steps
+            if due or run.step in validation_steps or not run.metrics:
+                run.read()
+            metrics, row = Metrics(run.metrics), Metrics()
+            if due:
                 now = time.perf_counter()
                 rate = (run.step - logged) * config.batch_size * config.n_transit / (now - clock)
                 lr = learning_rate(config, run.step - 1)
@@ -158,6 +162,8 @@ class _Run:
         self.loss: Any = torch.compile(self.model.loss) if config.compile else self.model.loss
         self.checkpoints = CheckpointDirectory(run_dir / "checkpoints", config.checkpoints)
         self.best_file = run_dir / "best_model.pt"
+        self.pending: dict[int, Tensor] = {}  # loss and accuracy of steps that were not read yet
+        self.metrics: Metrics = {}  # of the last step that was read
         self.best = {"step": -1, "value": -math.inf}
         self.rows: list[Row] = []  # of ``metrics.jsonl``
 
@@ -188,20 +194,29 @@ class _Run:
             messages += damaged
         return messages
 
-    def update(self, batch: Batch) -> Metrics:
+    def update(self, batch: Batch) -> None:
+        """One gradient step. On a GPU it is only begun, so that the next batch is drawn meanwhile."""
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
         if any(self.config.dropouts):
             torch.manual_seed((seed64(self.seed, "dropout", self.step) >> 1) + ranks.rank())
-        loss, accuracy = gradient(self.model, self.loss, batch, self.config)
-        if not math.isfinite(loss):
-            where = f"{self.run_dir}: the loss is {loss} at gradient step {self.step}"
-            raise NumericalError(f"{where}; a lower lr may help")
+        self.pending[self.step] = found = gradient(self.model, self.loss, batch, self.config)
+        if known(found):
+            self.read()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
-        return {"loss": loss, "accuracy": accuracy}
+
+    def read(self) -> None:
+        """Wait for the steps that were begun; ``NumericalError`` if a loss is not finite."""
+        numbers = torch.stack(list(self.pending.values())).tolist() if self.pending else []
+        for step, (loss, accuracy) in zip(self.pending, numbers, strict=True):
+            if not math.isfinite(loss):
+                where = f"{self.run_dir}: the loss is {loss} at gradient step {step}"
+                raise NumericalError(f"{where}; a lower lr may help")
+            self.metrics = {"loss": loss, "accuracy": accuracy}
+        self.pending.clear()
 
     def follow(self, sampler: WindowSampler, should_stop: Callable[[], bool]) -> Trained:
         """What all processes but the first do: the same updates."""
@@ -217,7 +232,8 @@ class _Run:
         return Trained(self.model, best_step, time.perf_counter() - self.started, messages)
 
     def weights(self) -> dict[str, Any]:
-        """Content of a model file; ``NumericalError`` if a weight is NaN or infinity."""
+        """Content of a model file; ``NumericalError`` if a loss so far or a weight is NaN or infinity."""
+        self.read()
         weights = self.model.state_dict()
         check_finite(f"{self.run_dir}: after gradient step {self.step} the weight ", weights)
         return {
@@ -240,28 +256,34 @@ class _Run:
         self.checkpoints.save(self.step, content)
 
 
-def gradient(model: AD, loss: Any, batch: Batch, config: ModelConfig) -> tuple[float, float]:
-    """Accumulate the gradient of one batch, in ``config.accumulate`` parts; mean loss and accuracy.
+def known(numbers: Tensor) -> bool:
+    """Whether reading ``numbers`` waits for nothing."""
+    return numbers.device.type == "cpu"
 
-    Of several processes, each accumulates that of its share of the rows; then all add them up.
+
+def gradient(model: AD, loss: Any, batch: Batch, config: ModelConfig) -> Tensor:
+    """Accumulate the gradient of one batch, in ``config.accumulate`` parts.
+
+    Of several processes, each accumulates that of its share of the rows; then all add them up. Gives the mean
+    loss and accuracy, (2,) float64, on the CPU if they were added up there, else on the batch's device.
     """
-    total_loss, total_accuracy = 0.0, 0.0
+    total = torch.zeros(2, dtype=torch.float64, device=batch.valid.device)
     rows = ranks.share(config.batch_size)
     size = max(1, math.ceil(len(rows) / config.accumulate))
-    total_weight, n_target = _weights(batch, config)
+    whole = size == config.batch_size  # its weights are not asked for, which would wait for a GPU
+    total_weight, n_target = (1.0, 1.0) if whole else _weights(batch, config)
     half = config.precision == "bfloat16"
     for start in rows[::size]:
-        whole = size == config.batch_size
         part = batch if whole else batch.part(slice(start, min(start + size, rows.stop)))
-        weight, n = _weights(part, config)
+        weight, n = (1.0, 1.0) if whole else _weights(part, config)
         share = weight / (total_weight or 1.0)  # without any weight, the batch teaches nothing
         with torch.autocast(batch.valid.device.type, torch.bfloat16) if half else nullcontext():
             part_loss, accuracy = loss(part, config.loss_at, config.label_smoothing)
         (part_loss * share).backward()
-        total_loss += float(part_loss.detach() * share)
-        total_accuracy += float(accuracy * (n / n_target))
-    total_loss, total_accuracy = ranks.sum_up([total_loss, total_accuracy], model)
-    return total_loss, total_accuracy
+        total += torch.stack([part_loss.detach() * share, accuracy * (n / n_target)]).double()
+    if ranks.size() == 1:
+        return total
+    return torch.tensor(ranks.sum_up(total.tolist(), model), dtype=torch.float64)
 
 
 def _weights(batch: Batch, config: ModelConfig) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from compressed_ad.errors import HistoryError, UsageError
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.marking.markers import segments
-from compressed_ad.models.tokens import Batch, shift
+from compressed_ad.models.tokens import Batch, sent, shift
 from compressed_ad.seeding import rng
 from compressed_ad.tasks.select import stored_family
 from compressed_ad.training.sequences import Sequences
@@ -100,7 +100,7 @@ class WindowSampler:
     def batch(self, step: int) -> Batch:
         """The windows of gradient step ``step``."""
         index, valid = self.indices(step)
-        at = torch.from_numpy(self.sequences.rows(index)).to(self.device)
+        at = self._sent(self.sequences.rows(index))
         window = {name: array[at] for name, array in self.store.items()}
         window["rewards"] = window["rewards"].float()
         for name in ("states", "actions", "next_states"):
@@ -109,9 +109,12 @@ class WindowSampler:
                 window[name] = window[name].long()
         if self.marker_dropout > 0:
             draws = rng(self.seed, "marker_dropout", 0, step).random(self.batch_size)
-            window["mask"] &= torch.from_numpy(draws >= self.marker_dropout).to(self.device)[:, None]
-        weight = torch.from_numpy(self._weight(index)).to(self.device) if self.weighted else None
-        return Batch(shift(**window), window["actions"], torch.from_numpy(valid).to(self.device), weight)
+            window["mask"] &= self._sent(draws >= self.marker_dropout)[:, None]
+        weight = self._sent(self._weight(index)) if self.weighted else None
+        return Batch(shift(**window), window["actions"], self._sent(valid), weight)
+
+    def _sent(self, array: AnyArray) -> Tensor:
+        return sent(torch.from_numpy(array), self.device)
 
     def _weight(self, steps: IntArray) -> FloatArray:
         """Weight in the loss of each of the transitions ``steps``, float32."""

@@ -19,6 +19,7 @@ from compressed_ad.evaluation import evaluate
 from compressed_ad.evaluation.agents import OptimalAgent, RandomAgent
 from compressed_ad.evaluation.evaluate import evaluate_tasks
 from compressed_ad.evaluation.rollouts import (
+    ActionLog,
     FirstReward,
     Rollouts,
     coverage,
@@ -28,6 +29,7 @@ from compressed_ad.evaluation.rollouts import (
     random_rollouts,
     rank_correlation,
     record_rollouts,
+    replay_rollouts,
     shortest,
 )
 from compressed_ad.histories.file import HistoryFile
@@ -105,6 +107,25 @@ def test_every_transition_is_kept_as_it_was(family) -> None:
         ):
             np.testing.assert_array_equal(flat[name], value)
         obs = step.obs
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=repr)
+def test_kept_actions_give_the_rollouts_again(family) -> None:
+    log, size = ActionLog(), {"rollouts": 3, "episodes": 4, "seed": 3}
+    tasks = some(family)
+    agent = RandomAgent(family.action_space, 5)
+    returns = evaluate_tasks(agent, family, tasks, watch=log.watch, **size)
+    wanted = record_rollouts(RandomAgent(family.action_space, 5), family, tasks, **size)
+    actions = log.actions()
+    assert actions.dtype == np.uint8
+    again = replay_rollouts(actions, returns, family, tasks, seed=3)
+    assert again is not None
+    for name, value in vars(wanted).items():
+        np.testing.assert_array_equal(getattr(again, name), value)
+    other = np.where(np.arange(4) == 2, returns + 1, returns)
+    for wrong in ((actions[:, :5], returns), (actions, other), (actions[1:], returns), (actions[0], returns)):
+        assert replay_rollouts(*wrong, family, tasks, seed=3) is None
+    assert replay_rollouts(actions + 9, returns, family, tasks, seed=3) is None
 
 
 def test_what_is_played_after_the_last_episode_does_not_count() -> None:

@@ -19,14 +19,20 @@ from compressed_ad.errors import HistoryError, RunDirectoryError, SpaceError, Sp
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.models import compressed_ad
 from compressed_ad.models.ad import AD
-from compressed_ad.runs import explore, job as runs
+from compressed_ad.runs import explore, job as runs, judge
 from compressed_ad.runs.config import load_config
 from compressed_ad.runs.data import RunData
 from compressed_ad.runs.directory import check, claimed, history_provenance
-from compressed_ad.runs.judge import evaluate_run, is_evaluated, load_model, stored_evaluation
+from compressed_ad.runs.judge import (
+    evaluate_run,
+    evaluated_rollouts,
+    is_evaluated,
+    load_model,
+    stored_evaluation,
+)
 from compressed_ad.runs.layers import Request
 from compressed_ad.runs.look_inside import examination_job
-from compressed_ad.runs.stages import Stopwatch, collect_stage, mark_stage
+from compressed_ad.runs.stages import Stopwatch, collect_stage, mark_stage, report_stage
 from compressed_ad.runs.trainer import train_run
 from compressed_ad.training.checkpoints import digest, load
 from tests.conftest import SmokeRun
@@ -123,6 +129,30 @@ def test_a_benchmark_in_miniature(tmp_path, monkeypatch, capsys):
     for words_of_marks_or_pairs in ("Compression Statistics", "paired difference", "Marking", "Convergence"):
         assert words_of_marks_or_pairs not in out + page
     assert "note:" not in err and "Note:" not in page  # the source learned
+
+
+def test_a_report_draws_what_was_evaluated_in_any_number_of_processes(smoke: SmokeRun, tmp_path, monkeypatch):
+    """The same files whether the evaluation kept its actions, in one process as in two."""
+    folders = sorted(smoke.out.glob("*-darkroom-seed*"))
+    history = next(smoke.out.glob("history_*.hdf5"))
+    todo = [runs.stored_job(folder, history) for folder in folders]
+    wanted = tree(smoke.out / "report" / "figures")
+
+    def played_again(*arguments, **options):
+        raise AssertionError
+
+    monkeypatch.setattr(explore, "play", played_again)
+    report_stage(todo, history, tmp_path / "kept", command="")
+    drawn = tree(tmp_path / "kept" / "figures")
+    assert {name: content for name, content in drawn.items() if name in wanted} == wanted
+
+    played = explore.evaluated(todo[0]).model.record
+    monkeypatch.undo()
+    monkeypatch.setattr(explore, "evaluated_rollouts", lambda job: None)  # as of earlier versions
+    again = explore.evaluated(todo[0]).model.record
+    assert played.actions.any()
+    for name, value in vars(again).items():
+        np.testing.assert_array_equal(getattr(played, name), value)
 
 
 def test_random_walks_of_a_report_are_many_but_bounded(smoke: SmokeRun, monkeypatch):
@@ -446,20 +476,21 @@ def test_a_model_of_other_spaces_is_refused(histories, tmp_path):
         evaluate_run(runs.stored_job(job.path, other))
 
 
-def test_evaluation_is_done_once_and_again_after_a_change(histories, tmp_path):
+def test_evaluation_is_done_once_and_again_after_a_change(histories, tmp_path, monkeypatch):
     job = runs.training_job(tiny(), "AD", 0, histories, tmp_path)
     with pytest.raises(RunDirectoryError, match="its training is not finished"):
         evaluate_run(job)
     train_run(job)
     path = evaluate_run(job)
     first = path.stat().st_mtime_ns
-    assert is_evaluated(job)
+    assert is_evaluated(job) and evaluated_rollouts(job) is not None
     evaluate_run(job)
     assert path.stat().st_mtime_ns == first
     path.write_bytes(b"half a file")
-    assert not is_evaluated(job)
+    assert not is_evaluated(job) and evaluated_rollouts(job) is None
+    monkeypatch.setattr(judge, "KEPT", 7)
     evaluate_run(job)
-    assert is_evaluated(job)
+    assert is_evaluated(job) and evaluated_rollouts(job) is None
     last = runs.training_job(tiny(("evaluation.checkpoint", "last")), "AD", 0, histories, tmp_path)
     assert not is_evaluated(last)
     evaluate_run(last)

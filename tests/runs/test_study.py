@@ -4,8 +4,10 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -23,6 +25,7 @@ from compressed_ad.runs.config import load_config
 from compressed_ad.runs.layers import Request
 from compressed_ad.runs.study import load_study
 from compressed_ad.tasks.limits import shipped_limit
+from compressed_ad.training.checkpoints import digest, load
 from compressed_ad.workers import WorkerPool, silent
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
@@ -420,3 +423,60 @@ def test_mistakes_of_a_study_are_told_together(tmp_path: Path) -> None:
     found = "\n".join(caught.value.problems)
     for cause in ("unknown key 'strange'", "baseline: unknown 'nosuch'", "spread must be a number above 0"):
         assert cause in found
+
+
+# ---------------------------------------------------------------- on a Ray cluster
+
+
+def ray_workers() -> list[int]:
+    """Processes that compute a unit of a local Ray, which this process has started."""
+    parents, found = dict[int, int](), list[int]()
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            pid, status = int(place.name), (place / "stat").read_text().rpartition(")")[2].split()
+            parents[pid] = int(status[1])
+            if (place / "cmdline").read_text().startswith("ray::_call"):
+                found.append(pid)
+        except OSError:  # it has just ended
+            continue
+
+    def ours(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parents and ours(parents[pid]))
+
+    return [pid for pid in found if ours(pid)]
+
+
+@pytest.mark.filterwarnings("default")  # Ray's own
+def test_a_study_on_ray_is_the_same_in_spite_of_a_killed_worker(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    small = TINY.replace("steps: 10", "steps: 100, checkpoint_every: 5")
+    words = ["study", str(written(tmp_path, small)), "--families", "room", "--runs", "1"]
+    words += ["--variants", "AD,CompressedAD"]
+    killed, done = list[int](), threading.Event()
+
+    def kill_one() -> None:
+        while not killed and not done.wait(0.02):
+            if any((tmp_path / "ray").rglob("step-*.pt")):
+                killed.extend(ray_workers()[:1])
+                for pid in killed:
+                    os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    try:
+        ray_words = ["--ray", "local", "--process", "2", "--out", str(tmp_path / "ray")]
+        assert main([*words, *ray_words]) == 0
+    finally:
+        done.set()
+        killer.join()
+    assert killed
+    assert main([*words, "--process", "1", "--out", str(tmp_path / "here")]) == 0
+    (there,), (here,) = (list((tmp_path / name).glob("tiny*/table.csv")) for name in ("ray", "here"))
+    for a, b in zip(read_rows(there), read_rows(here), strict=True):
+        assert (a.family, a.variant, a.run) == (b.family, b.variant, b.run)
+        for key in a.values.keys() - {"seconds"}:
+            np.testing.assert_equal(a[key], b[key])
+    for path in (tmp_path / "here" / "runs").rglob("last_model.pt"):
+        ours = load(path)["model_state_dict"]
+        theirs = load(tmp_path / "ray" / path.relative_to(tmp_path / "here"))["model_state_dict"]
+        assert digest(ours) == digest(theirs)

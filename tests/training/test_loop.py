@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from compressed_ad.errors import CheckpointError, NumericalError, RunDirectoryEr
 from compressed_ad.models.ad import AD
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.report.results import load_metrics
+from compressed_ad.training import loop
 from compressed_ad.training.checkpoints import CheckpointDirectory, digest, load, save
 from compressed_ad.training.loop import Interrupted, MetricsLog, build_model, gradient, learning_rate, train
 from compressed_ad.training.sequences import from_histories
@@ -196,17 +198,54 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(at: str) -> None:
 def test_a_batch_without_a_target_teaches_nothing(parts: int) -> None:
     c = config(accumulate=parts, dropout=0.0)
     model, batch = build_model(c, 0), sampler(c).batch(0)
-    _, accuracy = gradient(model, model.loss, batch, c)
+    _, accuracy = gradient(model, model.loss, batch, c).tolist()
     model.zero_grad()
     found = gradient(model, model.loss, replace(batch, weight=batch.valid.float() * 0), c)
-    assert found == pytest.approx((0.0, accuracy))
+    assert tuple(found.tolist()) == pytest.approx((0.0, accuracy))
     assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_place_named(tmp_path: Path) -> None:
+@pytest.fixture(params=["cpu", "as on a GPU"])
+def losses_known(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Losses are read at every step, or only where they are needed."""
+    if request.param != "cpu":
+        monkeypatch.setattr(loop, "known", lambda numbers: False)
+    return str(request.param)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_place_named(tmp_path: Path, losses_known: str) -> None:
     c = config(lr=1e30, grad_clip=1e30, dropout=0.0)
-    with pytest.raises(NumericalError, match=r"loss is (nan|inf) at gradient step \d+"):
+    with pytest.raises(NumericalError, match=r"loss is (nan|inf) at gradient step 1;"):
         train(c, sampler(c), tmp_path)
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_losses_that_are_read_late_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows and weights, over an interruption; in between, the progress shows the last loss that was read."""
+    c = config(steps=120, validations=3, checkpoint_every=30)
+    seen: dict[str, list[float]] = {}
+
+    def run(name: str) -> tuple[Any, str]:
+        stops, shown = iter([False] * 70 + [True]), seen.setdefault(name, [])
+
+        def progress(step: int, metrics: dict[str, float]) -> None:
+            shown.append(metrics["loss"])
+
+        options: Any = {"validate": lambda model: {"validation_return": 0.0}, "progress": progress}
+        with pytest.raises(Interrupted):
+            train(c, sampler(c), tmp_path / name, should_stop=lambda: next(stops), **options)
+        train(c, sampler(c), tmp_path / name, **options)
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        timed = {"targets_per_second", "check"}
+        return [{k: v for k, v in row.items() if k not in timed} for row in rows], digest(
+            weights(tmp_path / name)
+        )
+
+    at_once = run("at once")
+    monkeypatch.setattr(loop, "known", lambda numbers: False)
+    assert run("late") == at_once
+    assert len(set(seen["at once"])) > 100 and len(seen["late"]) == 120
+    assert len(set(seen["late"])) < 20 and set(seen["late"]) < set(seen["at once"])
 
 
 def test_weights_that_are_not_finite_are_neither_stored_nor_loaded(tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ def test_the_gradient_is_that_of_one_process(n: int, values: dict[str, Any], tmp
         def work(rank: int, given: Any = given) -> tuple[Any, list[torch.Tensor | None]]:
             model = build_model(c, 0)
             torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
-            return gradient(model, model.loss, given, c), [p.grad for p in model.parameters()]
+            numbers = gradient(model, model.loss, given, c).tolist()
+            return numbers, [p.grad for p in model.parameters()]
 
         numbers, alone = work(0)
         for found, gradients in together(n, tmp_path, work):

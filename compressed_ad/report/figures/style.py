@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec
 
@@ -135,6 +135,11 @@ FORMATS: dict[str, Callable[[Figure], bytes]] = {
     "pdf": figure_to_pdf,
 }
 """What figures are written as, by the ending of the file."""
+
+
+def forms(figure: Figure | None, formats: Collection[str]) -> dict[str, bytes]:
+    """The figure in those ``formats``, drawn once for each; nothing of a figure that is None."""
+    return {} if figure is None else {form: FORMATS[form](figure) for form in FORMATS if form in formats}
 
 
 def _render(figure: Figure, kind: str, **options: Any) -> bytes:
