@@ -84,12 +84,14 @@ class Call:
     display: Display
     stop: Stop
     typed: str  # the command line
+    collects: bool  # the command may collect histories
 
     def config(self) -> Config:
         """The validated configuration asked for; ``--print-config`` prints it and ends the command."""
         from compressed_ad.runs.config import load_config
 
-        config = load_config(self.request, own=not (self.options.print_config or self.options.dry_run))
+        own = not (self.options.print_config or self.options.dry_run)
+        config = load_config(self.request, own=own, collects=self.collects)
         if self.options.print_config:
             print_lines(dump(config))
             raise SystemExit

@@ -171,7 +171,8 @@ def parse(words: Sequence[str], stop: cli.Stop) -> cli.Call:
         }
         request = Request(options.preset, tuple(options.config), sections, [*options.settings, *overrides])
     search_current_folder(own_names([getattr(options, key, "") for key in _OWN_CODE]))
-    return cli.Call(name, options, request, Display(), stop, " ".join(["cad", *words]))
+    collects = "algorithm" in command.sections
+    return cli.Call(name, options, request, Display(), stop, " ".join(["cad", *words]), collects)
 
 
 def _split_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:

@@ -38,12 +38,13 @@ T = TypeVar("T")
 NOWHERE = "configuration"
 
 
-def load_config(request: Request, *, own: bool = True) -> Config:
+def load_config(request: Request, *, own: bool = True, collects: bool = True) -> Config:
     """The validated configuration; ``ConfigError`` lists every mistake with its place.
 
-    Names are tried, but without ``own`` not those of the user's own code, which is then not imported.
+    Names are tried, but without ``own`` not those of the user's own code, which is then not imported. Unless
+    histories are collected (``collects``), the learner need not fit the task family.
     """
-    return validated_config(request_leaves(request), own=own)
+    return validated_config(request_leaves(request), own=own, collects=collects)
 
 
 def own_code(config: Config) -> dict[str, frozenset[str]]:
@@ -64,14 +65,14 @@ def explicit_keys(request: Request) -> set[str]:
     return {".".join(path) for path, leaf in request_leaves(request).items() if bare.get(path) != leaf}
 
 
-def validated_config(leaves: Leaves, *, own: bool = True) -> Config:
+def validated_config(leaves: Leaves, *, own: bool = True, collects: bool = True) -> Config:
     """The configuration that ``leaves`` make, with the marker's defaults; ``ConfigError`` as ``load_config``.
 
     The valid settings are tried even if others are invalid, so that all mistakes are reported together.
     """
     config, invalid = valid_part(Config, nested(leaves))
     found = [f"{origin(leaves, problem.paths)}: {problem}" for problem in invalid]
-    found += _trial_problems(leaves, config, own)
+    found += _trial_problems(leaves, config, own, collects)
     if found:
         raise ConfigError(dict.fromkeys(found))
     if own_code(config)["marker"] and not own:
@@ -169,10 +170,11 @@ def _choose_and_split(config: Config, family: TaskFamily) -> tuple[IntArray, Spl
     return task_ids, split_family(family, task_ids, config.split_seed, **sizes)
 
 
-def _trial_problems(leaves: Leaves, config: Config, own: bool) -> list[str]:
+def _trial_problems(leaves: Leaves, config: Config, own: bool, collects: bool) -> list[str]:
     """Problems that types cannot show: unknown names, parameters that do not fit, impossible splits.
 
-    Without ``own``, what needs the user's own code is not tried.
+    Without ``own``, what needs the user's own code is not tried. The learner must fit the family only where
+    it ``collects``.
     """
     found: list[str] = []
 
@@ -209,9 +211,10 @@ def _trial_problems(leaves: Leaves, config: Config, own: bool) -> list[str]:
         chosen = attempt("env", lambda: _choose_and_split(config, family), *sizes)
         if chosen is not None:  # else what makes the tasks is to blame, and was told
             attempt("env", partial(_check_successors, family), "kwargs", "family")
-        kept = (config.algorithm.n_timesteps, config.algorithm.keep_every)
-        attempt("algorithm", partial(kept_steps, family, *kept), "keep_every", "n_timesteps")
-        if isinstance(learner, Checks):
+        if collects:
+            kept = (config.algorithm.n_timesteps, config.algorithm.keep_every)
+            attempt("algorithm", partial(kept_steps, family, *kept), "keep_every", "n_timesteps")
+        if collects and isinstance(learner, Checks):
             steps = {key: getattr(config.algorithm, key) for key in ("n_timesteps", "n_stream")}
             attempt("algorithm", partial(learner.check, family, **steps), "learner", *steps, "learner_kwargs")
         if learner is not None and chosen is not None:
