@@ -295,7 +295,7 @@ def _aligned(n_row: int, n_column: int) -> Float32Array:
 def layout(n_input: int, n_action: int, net_arch: tuple[int, ...]) -> kernels.Net:
     """The places of a learner's parameters in its flat vector."""
     line = 16  # float32 numbers of a cache line
-    widths = [-(-w // kernels.TILE_COLUMNS) * kernels.TILE_COLUMNS for w in net_arch]
+    widths = [-(-w // kernels.PADDING) * kernels.PADDING for w in net_arch]
     weights, biases, at = [], [], 0
     for before, width in zip([n_input, *widths], widths, strict=False):
         weights.append(at)
