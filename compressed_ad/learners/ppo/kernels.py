@@ -256,14 +256,16 @@ _dtanh_product = _make_product("dtanh")
 
 # No option lets the compiler reorder or contract: the digits shall not depend on the processor.
 _compile = compiled()
+# Functions that make no array count no references to those of their caller, which would take a twentieth.
+_compile_part = compiled(_nrt=False)
 
 _F = np.float32
 
 
-@_compile
-def tanh_inplace(x):
-    """Replace flat float32 ``x`` by its tanh, absolute error below 5e-7."""
-    for i in range(len(x)):
+@_compile_part
+def tanh_inplace(x, n):
+    """Replace the first ``n`` numbers of flat float32 ``x`` by their tanh, absolute error below 5e-7."""
+    for i in range(n):
         y = min(max(x[i], _F(-_TANH_RANGE)), _F(_TANH_RANGE))
         s = y * y
         p = fma(fma(fma(_F(_TANH_P[0]), s, _F(_TANH_P[1])), s, _F(_TANH_P[2])), s, _F(_TANH_P[3]))
@@ -272,14 +274,14 @@ def tanh_inplace(x):
         x[i] = y * p / q
 
 
-@_compile
+@_compile_part
 def exp_inplace(x, n):
     """Replace the first ``n`` numbers of flat float32 ``x`` by e^x; those up to a multiple of WIDTH are lost."""
     for i in range(0, n, WIDTH):
         _exp_block(x, i)
 
 
-@_compile
+@_compile_part
 def _log(x):
     """The natural logarithm of a positive float32 number that is not subnormal, relative error below 2e-7."""
     n, y = _exponent(x)
@@ -291,17 +293,17 @@ def _log(x):
     return fma(n, _F(0.693359375), fma(n, _F(-2.12194440e-4), s * fma(series, square, _F(2))))
 
 
-@_compile
+@_compile_part
 def _product(c, c_at, c_row, a, a_at, a_row, a_k, b, b_at, b_k, m, n, k):
     _plain_product(c, c_at, c_row, a, a_at, a_row, a_k, b, b_at, b_k, c, 0, m, n, k)
 
 
-@_compile
+@_compile_part
 def _product_tanh(c, c_at, c_row, a, a_at, a_row, b, b_at, b_k, bias_at, m, n, k):
     _tanh_product(c, c_at, c_row, a, a_at, a_row, 1, b, b_at, b_k, b, bias_at, m, n, k)
 
 
-@_compile
+@_compile_part
 def _product_dtanh(c, c_at, c_row, a, a_at, a_row, b, b_at, b_k, h, m, n, k):
     _dtanh_product(c, c_at, c_row, a, a_at, a_row, 1, b, b_at, b_k, h, c_at, m, n, k)
 
@@ -353,32 +355,30 @@ class Update(NamedTuple):
     normalize_advantage: bool
 
 
-@_compile
+@_compile_part
 def _forward(net, p, features, rows, n, x, hidden, stride, out):
     """Logits and value ``out`` (n, n_action + 1) of ``rows``; ``_backward`` needs ``x`` and ``hidden``.
 
     ``hidden`` (n_layer, capacity, 2 width) is flat, ``stride`` the length of a layer; a row of layer l is
     2 ``widths[l]`` long.
     """
-    n_one = features.ones.shape[1]
-    width = net.widths[0]
-    if n_one > 0:
+    # Numba counts a reference at each access to an array in a tuple, too slow for a loop.
+    ones, dense = features
+    width, w_at, b_at = net.widths[0], net.weights[0], net.biases[0]
+    if ones.shape[1] > 0:
         for u in range(n):
             row, to = rows[u], u * 2 * width
-            at = net.weights[0] + features.ones[row, 0] * 2 * width
-            _add(hidden, to, p, net.biases[0], p, at, 2 * width)
-            for c in range(1, n_one):
-                at = net.weights[0] + features.ones[row, c] * 2 * width
-                _add(hidden, to, hidden, to, p, at, 2 * width)
-        tanh_inplace(hidden[: n * 2 * width])
+            _add(hidden, to, p, b_at, p, w_at + ones[row, 0] * 2 * width, 2 * width)
+            for c in range(1, ones.shape[1]):
+                _add(hidden, to, hidden, to, p, w_at + ones[row, c] * 2 * width, 2 * width)
+        tanh_inplace(hidden, n * 2 * width)
     else:
         for u in range(n):
             for j in range(net.n_input):
-                x[u * net.n_input + j] = features.dense[rows[u], j]
+                x[u * net.n_input + j] = dense[rows[u], j]
         _product_tanh(
-            hidden, 0, 2 * width, x, 0, net.n_input, p, net.weights[0], 2 * width, net.biases[0],
-            n, 2 * width, net.n_input,
-        )  # fmt: skip
+            hidden, 0, 2 * width, x, 0, net.n_input, p, w_at, 2 * width, b_at, n, 2 * width, net.n_input
+        )
     for layer in range(1, len(net.widths)):
         before, width = net.widths[layer - 1], net.widths[layer]
         for half in range(2):
@@ -395,7 +395,7 @@ def _forward(net, p, features, rows, n, x, hidden, stride, out):
             out[u, a] = _dot(hidden, at, p, net.head + a * width, width) + p[net.head_bias + a]
 
 
-@_compile
+@_compile_part
 def _log_softmax(out, n, n_action, probs):
     """Turn the logits in the rows of ``out`` (n, n_action + 1) into log-probabilities; fills ``probs``, flat."""
     for u in range(n):
@@ -446,12 +446,12 @@ def evaluate(net, params, features, rows, log_probs, entropy, value):
 # Randomness: one SplitMix64 sequence per learner (Steele et al. 2014)
 
 
-@_compile
+@_compile_part
 def _advance(state):
     return state + np.uint64(0x9E3779B97F4A7C15)
 
 
-@_compile
+@_compile_part
 def _mix(state):
     z = state
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -485,7 +485,7 @@ def sample(random, log_probs, rows, action, log_prob):
         random[i] = state
 
 
-@_compile
+@_compile_part
 def _shuffle(state, order):
     for i in range(len(order) - 1, 0, -1):
         state = _advance(state)
@@ -498,15 +498,16 @@ def _shuffle(state, order):
 # Learning
 
 
-@_compile
+@_compile_part
 def _backward(net, p, features, rows, n, x, hidden, stride, dout, one, delta, transposed, g):
     """Gradient ``g`` of a loss with ``dout`` (n, n_action + 1) = dL/d(logits, value), after ``_forward``."""
     top, n_out = len(net.widths) - 1, net.n_action + 1
     width = net.widths[top]
-    g[net.head_bias : net.head_bias + n_out] = _F(0)
-    for u in range(n):
-        for a in range(n_out):
-            g[net.head_bias + a] += dout[u, a]
+    for a in range(n_out):
+        total = _F(0)
+        for u in range(n):
+            total += dout[u, a]
+        g[net.head_bias + a] = total
     for half in range(2):  # the logits, then the value
         a, count = (0, net.n_action) if half == 0 else (net.n_action, 1)
         head, at = net.head + a * width, top * stride + half * width
@@ -536,34 +537,33 @@ def _backward(net, p, features, rows, n, x, hidden, stride, dout, one, delta, tr
                 n, before, width,
             )  # fmt: skip
 
-    width = net.widths[0]
-    n_one = features.ones.shape[1]
-    if n_one > 0:
-        g[net.weights[0] : net.weights[0] + net.n_input * 2 * width] = _F(0)
+    ones, _ = features
+    width, w_at = net.widths[0], net.weights[0]
+    if ones.shape[1] > 0:
+        g[w_at : w_at + net.n_input * 2 * width] = _F(0)
         for u in range(n):
-            for c in range(n_one):
-                at = net.weights[0] + features.ones[rows[u], c] * 2 * width
+            for c in range(ones.shape[1]):
+                at = w_at + ones[rows[u], c] * 2 * width
                 _add(g, at, g, at, delta, u * 2 * width, 2 * width)
     else:
-        _product(
-            g, net.weights[0], 2 * width, x, 0, 1, net.n_input, delta, 0, 2 * width, net.n_input, 2 * width, n
-        )
+        _product(g, w_at, 2 * width, x, 0, 1, net.n_input, delta, 0, 2 * width, net.n_input, 2 * width, n)
 
 
-@_compile
+@_compile_part
 def _loss_gradient(cfg, n_action, of, n, batch, group, data, out, probs, one, advantage, ratio, dout):
     """dL/d(logits, value) ``dout`` of the ``n`` distinct observations to which ``group`` maps the ``batch``.
 
     SB3's loss: clipped surrogate, - ent_coef * entropy, + vf_coef * squared value error, all as means.
     ``advantage`` and ``ratio`` are room for the numbers of the batch, ``one`` is as long.
     """
+    actions, advantages, targets, log_probs = data
     size = len(batch)
     padded = (size + LANES - 1) // LANES * LANES
     share = _F(1) / _F(size)
     for b in range(size):
         i, u = batch[b], group[b]
-        advantage[b] = data.advantage[i]
-        ratio[b] = out[u, data.action[i]] - data.log_prob[i]
+        advantage[b] = advantages[i]
+        ratio[b] = out[u, actions[i]] - log_probs[i]
     advantage[size:padded] = _F(0)
     exp_inplace(ratio, size)
     if cfg.normalize_advantage and size > 1:
@@ -579,25 +579,28 @@ def _loss_gradient(cfg, n_action, of, n, batch, group, data, out, probs, one, ad
         adv, r = advantage[b], ratio[b]
         clipped = ((adv > _F(0)) & (r > high)) | ((adv < _F(0)) & (r < low))
         ratio[b] = _F(0) if clipped else adv * r * share
-    dout[:n] = _F(0)
     # Until the end, dout[u, a] holds sum of dL/dlog pi(a), and of[u] how often u occurs.
-    of[:n] = 0
+    for u in range(n):
+        of[u] = 0
+        for a in range(n_action + 1):
+            dout[u, a] = _F(0)
+    slope = _F(2) * _F(cfg.vf_coef) * share
     for b in range(size):
         i, u = batch[b], group[b]
         of[u] += 1
-        dout[u, data.action[i]] -= ratio[b]
-        dout[u, n_action] += _F(2) * _F(cfg.vf_coef) * (out[u, n_action] - data.target[i]) * share
+        dout[u, actions[i]] -= ratio[b]
+        dout[u, n_action] += slope * (out[u, n_action] - targets[i])
     for u in range(n):
         total, entropy = _F(0), _F(0)
         for a in range(n_action):
             total += dout[u, a]
             entropy = fma(-probs[u * n_action + a], out[u, a], entropy)
-        weight = _F(cfg.ent_coef) * share * of[u]
+        weight = _F(cfg.ent_coef) * share * _F(of[u])
         for a in range(n_action):
             dout[u, a] += probs[u * n_action + a] * (weight * (out[u, a] + entropy) - total)
 
 
-@_compile
+@_compile_part
 def _power(x, n):
     """x^n for a whole n: that of the C library has other digits on other processors."""
     power = 1.0
@@ -609,15 +612,18 @@ def _power(x, n):
     return power
 
 
-@_compile
-def _adam(p, g, m, v, step, learning_rate, max_grad_norm):
-    """One step of Adam (betas .9 and .999, eps 1e-5) after clipping the global norm, as PyTorch does both."""
+@_compile_part
+def _adam(p, g, m, v, left1, left2, learning_rate, max_grad_norm):
+    """One step of Adam (betas .9 and .999, eps 1e-5) after clipping the global norm, as PyTorch does both.
+
+    ``left1`` and ``left2`` are the betas to the power of the number of steps, this one included.
+    """
     squares = _F(0)
     for at in range(0, len(g), _BLOCK):  # in blocks, because a single sum would wait for itself
         squares += _dot(g, at, g, at, min(_BLOCK, len(g) - at))
     clip = _F(min(1.0, max_grad_norm / (np.sqrt(squares) + 1e-6)))
-    size = _F(learning_rate / (1.0 - _power(0.9, step)))
-    root = _F(1.0 / np.sqrt(1.0 - _power(0.999, step)))
+    size = _F(learning_rate / (1.0 - left1))
+    root = _F(1.0 / np.sqrt(1.0 - left2))
     for j in range(len(p)):
         grad = g[j] * clip
         m[j] = fma(_F(0.9), m[j], _F(0.1) * grad)
@@ -660,6 +666,7 @@ def update(
     stamp = 0
     for i in range(n_learner):
         p, m, v = params[i], moment1[i], moment2[i]
+        left1, left2 = _power(0.9, step[i]), _power(0.999, step[i])
         for t in range(n_step):
             for s in range(n_stream):
                 k = t * n_stream + s
@@ -684,5 +691,6 @@ def update(
                 _loss_gradient(cfg, n_action, of, n, batch, group, data, out, probs, one, normed, ratio, dout)
                 _backward(net, p, features, rows, n, x, hidden, stride, dout, one, delta, transposed, g)
                 step[i] += 1
-                _adam(p, g, m, v, step[i], cfg.learning_rate, cfg.max_grad_norm)
+                left1, left2 = left1 * 0.9, left2 * 0.999
+                _adam(p, g, m, v, left1, left2, cfg.learning_rate, cfg.max_grad_norm)
     return g
