@@ -113,6 +113,11 @@ def _make_product(epilogue: str) -> Any:
             c, a, b, e = pointers(context, builder, signature, args)
             add, mul = builder.add, builder.mul
             whole, rest = builder.sdiv(m, number(TILE_ROWS)), builder.srem(m, number(TILE_ROWS))
+            # A tile of one row or two waits for its own sums, so the last whole tile takes them along.
+            few = builder.icmp_unsigned("<", builder.sub(rest, number(1)), number(2))
+            few = builder.and_(few, builder.icmp_signed(">", whole, number(0)))
+            whole = builder.select(few, builder.sub(whole, number(1)), whole)
+            rest = builder.select(few, add(rest, number(TILE_ROWS)), rest)
 
             def tile(rows, i, j):
                 to = add(mul(i, c_row), j)
@@ -126,7 +131,7 @@ def _make_product(epilogue: str) -> Any:
                 j = mul(columns.index, number(TILE_COLUMNS))
                 with cgutils.for_range(builder, whole) as tiles:
                     tile(TILE_ROWS, mul(tiles.index, number(TILE_ROWS)), j)
-                for rows in range(1, TILE_ROWS):
+                for rows in (1, 2, 3, TILE_ROWS + 1, TILE_ROWS + 2):
                     with builder.if_then(builder.icmp_signed("==", rest, number(rows))):
                         tile(rows, mul(whole, number(TILE_ROWS)), j)
             return context.get_dummy_value()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from compressed_ad.errors import NumericalError, SpaceError
 from compressed_ad.learners.base import Progress, histories_of_tasks
+from compressed_ad.learners.finite_kernels import number
 from compressed_ad.learners.ppo import NUMBERED, kernels
 from compressed_ad.seeding import rng, seed64
 from compressed_ad.tasks.base import TaskFamily
@@ -142,12 +143,14 @@ class Encoder:
             self.n_obs = count
             every = np.stack(np.unravel_index(np.arange(count), self._sizes), axis=-1)
             self.table = self._ones(every)  # features of all observations, in order
-            self._strides = np.array([prod(self._sizes[i + 1 :].tolist()) for i in range(len(self._sizes))])
 
     def number(self, obs: AnyArray) -> NDArray[np.int64]:
-        """(N,) number of each observation (N, ...) of a numbered space."""
-        assert self._sizes is not None
-        return np.asarray(self._digits(obs) @ self._strides)
+        """(N,) number of each discrete observation (N, ...), meaningless if the space is not numbered."""
+        numbers = np.empty(len(obs), np.int64)
+        wrong = number(obs.reshape(len(obs), -1).astype(np.int64), self._first, self._sizes, numbers)
+        if wrong >= 0:
+            raise SpaceError(f"observation {obs[wrong]} lies outside its space")
+        return numbers
 
     def encode(self, obs: AnyArray) -> tuple[kernels.Features, NDArray[np.int64]]:
         """Features (R, ...), and for each observation (N, ...) its row (N,) in them."""
@@ -155,18 +158,11 @@ class Encoder:
             return self.table, self.number(obs)
         rows = np.arange(len(obs))
         if self._sizes is not None:
-            return self._ones(self._digits(obs)), rows
+            self.number(obs)  # raises an error for what lies outside
+            return self._ones(obs.reshape(len(obs), -1) - self._first), rows
         dense = np.zeros((len(obs), self.n_input), np.float32)
         dense[:, : self.n_real] = obs.reshape(len(obs), -1)
         return kernels.Features(np.empty((len(obs), 0), np.int32), dense), rows
-
-    def _digits(self, obs: AnyArray) -> NDArray[np.int64]:
-        """(N, C) discrete components, each counted from 0."""
-        digits = obs.reshape(len(obs), -1).astype(np.int64) - self._first
-        outside = (digits < 0) | (digits >= self._sizes)
-        if outside.any():
-            raise SpaceError(f"observation {obs[outside.any(1)][0]} lies outside its space")
-        return np.asarray(digits)
 
     def _ones(self, digits: AnyArray) -> kernels.Features:
         assert self._sizes is not None
