@@ -362,7 +362,7 @@ class Update(NamedTuple):
 
 @_compile_part
 def _forward(net, p, features, rows, n, x, hidden, stride, out):
-    """Logits and value ``out`` (n, n_action + 1) of ``rows``; ``_backward`` needs ``x`` and ``hidden``.
+    """Logits and value ``out`` (n, n_action + 1), flat, of ``rows``; ``_backward`` needs ``x`` and ``hidden``.
 
     ``hidden`` (n_layer, capacity, 2 width) is flat, ``stride`` the length of a layer; a row of layer l is
     2 ``widths[l]`` long.
@@ -381,8 +381,9 @@ def _forward(net, p, features, rows, n, x, hidden, stride, out):
         for u in range(n):
             for j in range(net.n_input):
                 x[u * net.n_input + j] = dense[rows[u], j]
+        zero = np.int64(0)
         _product_tanh(
-            hidden, 0, 2 * width, x, 0, net.n_input, p, w_at, 2 * width, b_at, n, 2 * width, net.n_input
+            hidden, zero, 2 * width, x, zero, net.n_input, p, w_at, 2 * width, b_at, n, 2 * width, net.n_input
         )
     for layer in range(1, len(net.widths)):
         before, width = net.widths[layer - 1], net.widths[layer]
@@ -397,54 +398,57 @@ def _forward(net, p, features, rows, n, x, hidden, stride, out):
     for u in range(n):
         for a in range(net.n_action + 1):
             at = last + u * 2 * width + (width if a == net.n_action else 0)
-            out[u, a] = _dot(hidden, at, p, net.head + a * width, width) + p[net.head_bias + a]
+            logit = _dot(hidden, at, p, net.head + a * width, width) + p[net.head_bias + a]
+            out[u * (net.n_action + 1) + a] = logit
 
 
 @_compile_part
 def _log_softmax(out, n, n_action, probs):
-    """Turn the logits in the rows of ``out`` (n, n_action + 1) into log-probabilities; fills ``probs``, flat."""
+    """Turn the logits in ``out`` (n, n_action + 1) into log-probabilities; fills ``probs`` (n, n_action); flat."""
     for u in range(n):
-        top = out[u, 0]
+        at = u * (n_action + 1)
+        top = out[at]
         for a in range(1, n_action):
-            top = max(top, out[u, a])
+            top = max(top, out[at + a])
         for a in range(n_action):
-            out[u, a] -= top
-            probs[u * n_action + a] = out[u, a]
+            out[at + a] -= top
+            probs[u * n_action + a] = out[at + a]
     exp_inplace(probs, n * n_action)
     for u in range(n):
-        total = _F(0)
+        at, total = u * (n_action + 1), _F(0)
         for a in range(n_action):
             total += probs[u * n_action + a]
         norm, scale = _log(total), _F(1) / total
         for a in range(n_action):
-            out[u, a] -= norm
+            out[at + a] -= norm
             probs[u * n_action + a] *= scale
 
 
 @_compile
-def evaluate(net, params, features, rows, log_probs, entropy, value):
+def evaluate(net, params, features, rows, log_probs, probs, entropy, value):
     """Each learner's policy on its ``rows`` (L, K) of ``features``.
 
-    Fills ``log_probs`` (L, K, n_action), ``entropy`` (L, K) and ``value`` (L, K).
+    Fills ``log_probs`` and ``probs`` (L, K, n_action), ``entropy`` (L, K) and ``value`` (L, K).
     """
     n_learner, n_row = rows.shape
+    n_action, n_out = net.n_action, net.n_action + 1
     capacity = min(n_row, 128)
     stride = capacity * 2 * net.widest
     hidden = np.zeros(len(net.widths) * stride, np.float32)
     x = np.zeros(capacity * net.n_input if features.ones.shape[1] == 0 else 0, np.float32)
-    out = np.empty((capacity, net.n_action + 1), np.float32)
-    probs = np.zeros(capacity * net.n_action + LANES, np.float32)
+    out, likely = np.empty(capacity * n_out, np.float32), np.zeros(capacity * n_action + LANES, np.float32)
     for i in range(n_learner):
         for start in range(0, n_row, capacity):
             n = min(capacity, n_row - start)
             _forward(net, params[i], features, rows[i, start : start + n], n, x, hidden, stride, out)
-            _log_softmax(out, n, net.n_action, probs)
+            _log_softmax(out, n, n_action, likely)
             for u in range(n):
                 h = _F(0)
-                for a in range(net.n_action):
-                    log_probs[i, start + u, a] = out[u, a]
-                    h = fma(-probs[u * net.n_action + a], out[u, a], h)
-                entropy[i, start + u], value[i, start + u] = h, out[u, net.n_action]
+                for a in range(n_action):
+                    log_prob, prob = out[u * n_out + a], likely[u * n_action + a]
+                    log_probs[i, start + u, a], probs[i, start + u, a] = log_prob, prob
+                    h = fma(-prob, log_prob, h)
+                entropy[i, start + u], value[i, start + u] = h, out[u * n_out + n_action]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -465,11 +469,10 @@ def _mix(state):
 
 
 @_compile
-def sample(random, log_probs, rows, action, log_prob):
-    """Draw ``action`` (L, S) and its ``log_prob`` from ``log_probs[l, rows[l, s]]``; advances ``random``."""
+def sample(random, probs, rows, action):
+    """Draw ``action`` (L, S) from ``probs[l, rows[l, s]]``; advances ``random``."""
     n_learner, n_stream = rows.shape
-    n_action = log_probs.shape[2]
-    probs = np.zeros(n_action + LANES, np.float32)
+    n_action = probs.shape[2]
     for i in range(n_learner):
         state = random[i]
         for s in range(n_stream):
@@ -477,16 +480,13 @@ def sample(random, log_probs, rows, action, log_prob):
             left = _F(_mix(state) >> np.uint64(40)) * _F(2.0**-24)
             chosen = 0
             for a in range(n_action):
-                probs[a] = log_probs[i, rows[i, s], a]
-            exp_inplace(probs, n_action)
-            for a in range(n_action):
-                if log_probs[i, rows[i, s], a] > _F(-87):  # less than a float32 can tell from 0
+                p = probs[i, rows[i, s], a]
+                if p > _F(0):
                     chosen = a
-                    left -= probs[a]
+                    left -= p
                     if left < _F(0):
                         break
             action[i, s] = chosen
-            log_prob[i, s] = log_probs[i, rows[i, s], chosen]
         random[i] = state
 
 
@@ -507,23 +507,23 @@ def _shuffle(state, order):
 def _backward(net, p, features, rows, n, x, hidden, stride, dout, one, delta, transposed, g):
     """Gradient ``g`` of a loss with ``dout`` (n, n_action + 1) = dL/d(logits, value), after ``_forward``."""
     top, n_out = len(net.widths) - 1, net.n_action + 1
+    zero, single = np.int64(0), np.int64(1)  # a literal number would compile the products once more
     width = net.widths[top]
     for a in range(n_out):
         total = _F(0)
         for u in range(n):
-            total += dout[u, a]
+            total += dout[u * n_out + a]
         g[net.head_bias + a] = total
     for half in range(2):  # the logits, then the value
         a, count = (0, net.n_action) if half == 0 else (net.n_action, 1)
         head, at = net.head + a * width, top * stride + half * width
-        _product(g, head, width, dout, a, 1, n_out, hidden, at, 2 * width, count, width, n)
+        _product(g, head, width, dout, a, single, n_out, hidden, at, 2 * width, count, width, n)
         _product_dtanh(delta, at, 2 * width, dout, a, n_out, p, head, width, hidden, n, width, count)
 
     for layer in range(top, -1, -1):
         width = net.widths[layer]
-        _product(
-            g, net.biases[layer], 0, one, 0, 0, 0, delta, layer * stride, 2 * width, 1, 2 * width, n
-        )
+        b_at, z_at = net.biases[layer], layer * stride
+        _product(g, b_at, zero, one, zero, zero, zero, delta, z_at, 2 * width, single, 2 * width, n)
         if layer == 0:
             break
         before = net.widths[layer - 1]
@@ -532,13 +532,13 @@ def _backward(net, p, features, rows, n, x, hidden, stride, dout, one, delta, tr
             target = layer * stride + half * width
             w_at = net.weights[layer] + half * before * width
             _product(
-                g, w_at, width, hidden, source, 1, 2 * before, delta, target, 2 * width, before, width, n
+                g, w_at, width, hidden, source, single, 2 * before, delta, target, 2 * width, before, width, n
             )
             for i in range(0, before, WIDTH):
                 for j in range(0, width, WIDTH):
                     _transpose_block(transposed, j * before + i, before, p, w_at + i * width + j, width)
             _product_dtanh(
-                delta, source, 2 * before, delta, target, 2 * width, transposed, 0, before, hidden,
+                delta, source, 2 * before, delta, target, 2 * width, transposed, zero, before, hidden,
                 n, before, width,
             )  # fmt: skip
 
@@ -551,24 +551,27 @@ def _backward(net, p, features, rows, n, x, hidden, stride, dout, one, delta, tr
                 at = w_at + ones[rows[u], c] * 2 * width
                 _add(g, at, g, at, delta, u * 2 * width, 2 * width)
     else:
-        _product(g, w_at, 2 * width, x, 0, 1, net.n_input, delta, 0, 2 * width, net.n_input, 2 * width, n)
+        _product(
+            g, w_at, 2 * width, x, zero, single, net.n_input, delta, zero, 2 * width,
+            net.n_input, 2 * width, n,
+        )  # fmt: skip
 
 
 @_compile_part
 def _loss_gradient(cfg, n_action, of, n, batch, group, data, out, probs, one, advantage, ratio, dout):
-    """dL/d(logits, value) ``dout`` of the ``n`` distinct observations to which ``group`` maps the ``batch``.
+    """dL/d(logits, value) ``dout``, flat, of the ``n`` distinct observations to which ``group`` maps the ``batch``.
 
     SB3's loss: clipped surrogate, - ent_coef * entropy, + vf_coef * squared value error, all as means.
     ``advantage`` and ``ratio`` are room for the numbers of the batch, ``one`` is as long.
     """
     actions, advantages, targets, log_probs = data
-    size = len(batch)
+    size, n_out = len(batch), n_action + 1
     padded = (size + LANES - 1) // LANES * LANES
     share = _F(1) / _F(size)
     for b in range(size):
         i, u = batch[b], group[b]
         advantage[b] = advantages[i]
-        ratio[b] = out[u, actions[i]] - log_probs[i]
+        ratio[b] = out[u * n_out + actions[i]] - log_probs[i]
     advantage[size:padded] = _F(0)
     exp_inplace(ratio, size)
     if cfg.normalize_advantage and size > 1:
@@ -584,25 +587,23 @@ def _loss_gradient(cfg, n_action, of, n, batch, group, data, out, probs, one, ad
         adv, r = advantage[b], ratio[b]
         clipped = ((adv > _F(0)) & (r > high)) | ((adv < _F(0)) & (r < low))
         ratio[b] = _F(0) if clipped else adv * r * share
-    # Until the end, dout[u, a] holds sum of dL/dlog pi(a), and of[u] how often u occurs.
-    for u in range(n):
-        of[u] = 0
-        for a in range(n_action + 1):
-            dout[u, a] = _F(0)
+    # Until the end, dout holds the sums of dL/dlog pi(a) of each u, and of[u] how often u occurs.
+    dout[: n * n_out] = _F(0)
+    of[:n] = 0
     slope = _F(2) * _F(cfg.vf_coef) * share
     for b in range(size):
         i, u = batch[b], group[b]
         of[u] += 1
-        dout[u, actions[i]] -= ratio[b]
-        dout[u, n_action] += slope * (out[u, n_action] - targets[i])
+        dout[u * n_out + actions[i]] -= ratio[b]
+        dout[u * n_out + n_action] += slope * (out[u * n_out + n_action] - targets[i])
     for u in range(n):
-        total, entropy = _F(0), _F(0)
+        at, total, entropy = u * n_out, _F(0), _F(0)
         for a in range(n_action):
-            total += dout[u, a]
-            entropy = fma(-probs[u * n_action + a], out[u, a], entropy)
+            total += dout[at + a]
+            entropy = fma(-probs[u * n_action + a], out[at + a], entropy)
         weight = _F(cfg.ent_coef) * share * _F(of[u])
         for a in range(n_action):
-            dout[u, a] += probs[u * n_action + a] * (weight * (out[u, a] + entropy) - total)
+            dout[at + a] += probs[u * n_action + a] * (weight * (out[at + a] + entropy) - total)
 
 
 @_compile_part
@@ -656,8 +657,7 @@ def update(
     delta = np.zeros(len(net.widths) * stride, np.float32)
     x = np.zeros(capacity * net.n_input if features.ones.shape[1] == 0 else 0, np.float32)
     transposed = np.empty(net.widest**2, np.float32)
-    out = np.empty((capacity, n_action + 1), np.float32)
-    dout = np.empty((capacity, n_action + 1), np.float32)
+    out, dout = np.empty(capacity * (n_action + 1), _F), np.empty(capacity * (n_action + 1), _F)
     probs = np.zeros(capacity * n_action + LANES, np.float32)
     one, normed, ratio = np.ones(capacity, _F), np.zeros(capacity, _F), np.zeros(capacity, _F)
     g = np.zeros(net.size, np.float32)
@@ -684,7 +684,7 @@ def update(
             for start in range(0, n_sample, batch_size):
                 batch = order[start : min(start + batch_size, n_sample)]
                 stamp += 1
-                n = 0
+                n = np.int64(0)
                 for b in range(len(batch)):
                     row = flat_ids[batch[b]]
                     if seen[row] != stamp:

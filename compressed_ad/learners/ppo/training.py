@@ -6,7 +6,7 @@ are L * S slots.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -60,8 +60,9 @@ def train(
         for t in range(n_step):
             rollout.states[t] = obs
             seen = policy.at(obs)
-            drawn = rollout.actions[t], rollout.log_prob[t]  # written by the kernel
-            kernels.sample(learners.random, seen.log_probs, seen.rows, *drawn)
+            kernels.sample(learners.random, seen.probs, seen.rows, rollout.actions[t])
+            chosen = learner_index, seen.rows, rollout.actions[t]
+            rollout.prob[t], rollout.log_prob[t] = seen.probs[chosen], seen.log_probs[chosen]
             rollout.entropy[t], rollout.value[t] = seen.pick(seen.entropy), seen.pick(seen.value)
             step = env.step(rollout.actions[t].reshape(-1) + first_action)
             rollout.next_states[t] = step.next_obs
@@ -215,6 +216,7 @@ class Outputs:
 
     rows: NDArray[np.int64]  # (L, S)
     log_probs: Float32Array  # (L, K, n_action)
+    probs: Float32Array  # (L, K, n_action)
     entropy: Float32Array  # (L, K) nats
     value: Float32Array  # (L, K)
 
@@ -237,17 +239,17 @@ class Policy:
         """Network outputs for one observation per slot, ``obs`` (L * S, ...)."""
         if self._table is not None:
             rows = self._encoder.number(obs).reshape(self._shape)
-            return Outputs(rows, self._table.log_probs, self._table.entropy, self._table.value)
+            return replace(self._table, rows=rows)
         features, rows = self._encoder.encode(obs)
         return self._evaluate(features, rows.reshape(self._shape))
 
     def _evaluate(self, features: kernels.Features, rows: NDArray[np.int64]) -> Outputs:
         net = self._learners.net
-        log_probs = np.empty((*rows.shape, net.n_action), np.float32)
-        entropy, value = np.empty(rows.shape, np.float32), np.empty(rows.shape, np.float32)
-        kernels.evaluate(net, self._learners.params, features, rows, log_probs, entropy, value)
+        log_probs, probs = np.empty((2, *rows.shape, net.n_action), np.float32)
+        entropy, value = np.empty((2, *rows.shape), np.float32)
+        kernels.evaluate(net, self._learners.params, features, rows, log_probs, probs, entropy, value)
         every = np.broadcast_to(np.arange(rows.shape[1]), rows.shape)
-        return Outputs(np.ascontiguousarray(every), log_probs, entropy, value)
+        return Outputs(np.ascontiguousarray(every), log_probs, probs, entropy, value)
 
 
 class Rollout:
@@ -260,7 +262,7 @@ class Rollout:
         self.actions = np.empty(full, np.int64)
         self.rewards, self.value = np.empty(full, np.float32), np.empty(full, np.float32)
         self.terminated, self.truncated = np.empty(full, np.bool_), np.empty(full, np.bool_)
-        self.log_prob, self.entropy = np.empty(full, np.float32), np.empty(full, np.float32)
+        self.prob, self.log_prob, self.entropy = np.empty((3, *full), np.float32)
         self.log_prob_next = np.full(full, np.nan, np.float32)
 
     def write(
@@ -271,7 +273,7 @@ class Rollout:
         recorded = ("states", "rewards", "next_states", "terminated", "truncated", "entropy", "log_prob_next")
         arrays = {name: getattr(self, name) for name in recorded} | {
             "actions": self.actions + first_action,
-            "action_probs": np.exp(self.log_prob),
+            "action_probs": self.prob,
             "update": np.broadcast_to(np.int32(number), self.rewards.shape),
         }
         for name, array in arrays.items():
