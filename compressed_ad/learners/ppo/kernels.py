@@ -451,6 +451,30 @@ def evaluate(net, params, features, rows, log_probs, probs, entropy, value):
                 entropy[i, start + u], value[i, start + u] = h, out[u * n_out + n_action]
 
 
+@_compile
+def orthonormalise(a):
+    """Make the columns of float64 ``a`` (m, n), m >= n, orthonormal, by modified Gram-Schmidt.
+
+    That is the Q of a QR decomposition whose R has a positive diagonal, which a library for linear algebra
+    computes with other digits on another processor.
+    """
+    n_row, n_column = a.shape
+    shares = np.empty(n_column)
+    for i in range(n_column):
+        squares = 0.0
+        for k in range(n_row):
+            squares += a[k, i] * a[k, i]
+        length = np.sqrt(squares)
+        shares[:] = 0.0
+        for k in range(n_row):
+            a[k, i] /= length
+            for j in range(i + 1, n_column):
+                shares[j] += a[k, i] * a[k, j]
+        for k in range(n_row):
+            for j in range(i + 1, n_column):
+                a[k, j] -= a[k, i] * shares[j]
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Randomness: one SplitMix64 sequence per learner (Steele et al. 2014)
 

@@ -186,8 +186,8 @@ class Learners:
                 if name.endswith("weight"):
                     gain = {"action_net.weight": 0.01, "value_net.weight": 1.0}.get(name, np.sqrt(2.0))
                     n_in, n_out = array.shape
-                    q, r = np.linalg.qr(generator.standard_normal((max(n_in, n_out), min(n_in, n_out))))
-                    q *= np.sign(np.diag(r))
+                    q = generator.standard_normal((max(n_in, n_out), min(n_in, n_out)))
+                    kernels.orthonormalise(q)
                     array[:] = gain * (q if n_in >= n_out else q.T)
         self.moment1, self.moment2 = _aligned(*self.params.shape), _aligned(*self.params.shape)
         self.n_gradient_step = np.zeros(len(who), np.int64)
