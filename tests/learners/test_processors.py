@@ -1,8 +1,8 @@
 """One seed gives the same histories whatever vectors the processor has, bit for bit.
 
-Kernels are compiled for an older processor than this one in a process of its own, in which NumPy, its linear
-algebra and the C library do without the newer instructions as well. ``python -m tests.learners.test_processors``
-compares all learners and two older processors, which takes a minute.
+Kernels are compiled for an older processor than this one in a process of its own, in which NumPy, its
+linear algebra and the C library do without the newer instructions as well. All learners and two older
+processors take a minute: ``python -m tests.learners.test_processors``.
 """
 
 from __future__ import annotations
@@ -102,4 +102,4 @@ if __name__ == "__main__":
     for older in OLDER:
         other = elsewhere(older, "ALL")
         different = [name for name in here if other[name] != here[name]]
-        print(f"vectors of {older} numbers: {len(here)} arrays,", "all equal" if not different else different)
+        print(f"vectors of {older} numbers: {len(here)} arrays,", different or "all equal")

@@ -6,11 +6,15 @@ and its arithmetic does not depend on who trains beside it. Two facts set the sp
 - A discrete observation space repeats itself. The rows of a minibatch that show the same observation have
   the same activations, and their gradients add up before the backward pass, so each *distinct* observation
   goes through the networks once. This is the same gradient, in another order of summation.
-- The products are tiny (tens of rows, 64 columns). ``_tile`` emits LLVM vector code that keeps a block of
-  4 rows x 4 vectors in registers, which compilers do not find by themselves in a loop nest.
+- The products are tiny (tens of rows, 64 columns). ``_emit_tile`` gives LLVM vector code that keeps a block
+  of 4 rows x 4 vectors in registers, which compilers do not find by themselves in a loop nest.
+
+The digits do not depend on the width of the processor's vectors. Each number of a product is summed in one
+order, and a product and its addition are rounded once; other sums are made of ``LANES`` partial sums; square
+root and division are exact; and nothing is left to the C library or to an option of the compiler.
 
 Policy and value network have equal widths and are stored side by side: a hidden activation row holds the
-policy's units in its first half and the value's in its second. Widths are padded to ``TILE_COLUMNS`` with
+policy's units in its first half and the value's in its second. Widths are padded to ``PADDING`` with
 units whose weights are and stay zero.
 
 All kernels release the GIL and are cached on disk; everything compiled is in this file and in
@@ -43,7 +47,6 @@ from compressed_ad.models.vector_code import (
     number,
     pointers,
     shuffled,
-    spread,
     store,
 )
 
@@ -54,7 +57,7 @@ TILE_ROWS = 4
 TILE_VECTORS = 2 if WIDTH == 8 else 4  # AVX2 has 16 registers, AVX-512 and NEON 32
 TILE_COLUMNS = WIDTH * TILE_VECTORS
 PADDING = 64
-"""Widths of layers are padded to a multiple, the same on every processor, so that sums have the same order."""
+"""Layers are padded to a multiple, the same on every processor, because sums depend on it."""
 LANES = 16
 """A sum over a row is made of so many partial sums, whatever the vectors of the processor."""
 _BLOCK = 256
@@ -239,8 +242,7 @@ def _exp_block(typingctx, x, at):
 @intrinsic
 def _exponent(typingctx, x):
     """The whole number n of a positive x = 2^n y with 1 <= y < 2, and y."""
-    f32, i32 = types.float32, types.int32
-    sig = types.UniTuple(f32, 2)(f32)
+    sig = types.UniTuple(types.float32, 2)(types.float32)
 
     def codegen(context, builder, signature, args):
         integer, real = ir.IntType(32), ir.FloatType()
@@ -281,7 +283,7 @@ def tanh_inplace(x, n):
 
 @_compile_part
 def exp_inplace(x, n):
-    """Replace the first ``n`` numbers of flat float32 ``x`` by e^x; those up to a multiple of WIDTH are lost."""
+    """Replace the first ``n`` numbers of ``x``, flat, by e^x; those up to a multiple of WIDTH are lost."""
     for i in range(0, n, WIDTH):
         _exp_block(x, i)
 
@@ -362,7 +364,7 @@ class Update(NamedTuple):
 
 @_compile_part
 def _forward(net, p, features, rows, n, x, hidden, stride, out):
-    """Logits and value ``out`` (n, n_action + 1), flat, of ``rows``; ``_backward`` needs ``x`` and ``hidden``.
+    """Logits and value ``out`` (n, n_action + 1) of ``rows``, flat; ``_backward`` needs ``x`` and ``hidden``.
 
     ``hidden`` (n_layer, capacity, 2 width) is flat, ``stride`` the length of a layer; a row of layer l is
     2 ``widths[l]`` long.
@@ -404,7 +406,7 @@ def _forward(net, p, features, rows, n, x, hidden, stride, out):
 
 @_compile_part
 def _log_softmax(out, n, n_action, probs):
-    """Turn the logits in ``out`` (n, n_action + 1) into log-probabilities; fills ``probs`` (n, n_action); flat."""
+    """Log-probabilities in place of the logits in ``out`` (n, n_action + 1); fills ``probs``; both flat."""
     for u in range(n):
         at = u * (n_action + 1)
         top = out[at]
@@ -583,7 +585,7 @@ def _backward(net, p, features, rows, n, x, hidden, stride, dout, one, delta, tr
 
 @_compile_part
 def _loss_gradient(cfg, n_action, of, n, batch, group, data, out, probs, one, advantage, ratio, dout):
-    """dL/d(logits, value) ``dout``, flat, of the ``n`` distinct observations to which ``group`` maps the ``batch``.
+    """dL/d(logits, value) ``dout`` of the ``n`` distinct observations to which ``group`` maps the ``batch``.
 
     SB3's loss: clipped surrogate, - ent_coef * entropy, + vf_coef * squared value error, all as means.
     ``advantage`` and ``ratio`` are room for the numbers of the batch, ``one`` is as long.

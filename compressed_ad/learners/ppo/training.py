@@ -15,8 +15,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from compressed_ad.errors import NumericalError, SpaceError
+from compressed_ad.learners import finite_kernels
 from compressed_ad.learners.base import Progress, histories_of_tasks
-from compressed_ad.learners.finite_kernels import number
 from compressed_ad.learners.ppo import NUMBERED, kernels
 from compressed_ad.seeding import rng, seed64
 from compressed_ad.tasks.base import TaskFamily
@@ -148,7 +148,8 @@ class Encoder:
     def number(self, obs: AnyArray) -> NDArray[np.int64]:
         """(N,) number of each discrete observation (N, ...), meaningless if the space is not numbered."""
         numbers = np.empty(len(obs), np.int64)
-        wrong = number(obs.reshape(len(obs), -1).astype(np.int64), self._first, self._sizes, numbers)
+        components = obs.reshape(len(obs), -1).astype(np.int64)
+        wrong = finite_kernels.number(components, self._first, self._sizes, numbers)
         if wrong >= 0:
             raise SpaceError(f"observation {obs[wrong]} lies outside its space")
         return numbers
@@ -184,7 +185,7 @@ class Learners:
             generator = rng(seed, "ppo", *w)
             for name, array in views(self.net, params, encoder.n_real, cfg.net_arch).items():
                 if name.endswith("weight"):
-                    gain = {"action_net.weight": 0.01, "value_net.weight": 1.0}.get(name, np.sqrt(2.0))
+                    gain: float = {"action_net.weight": 0.01, "value_net.weight": 1.0}.get(name, 2**0.5)
                     n_in, n_out = array.shape
                     q = generator.standard_normal((max(n_in, n_out), min(n_in, n_out)))
                     kernels.orthonormalise(q)
