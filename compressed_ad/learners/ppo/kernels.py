@@ -328,7 +328,7 @@ class Net(NamedTuple):
     head: int  # offset of (n_action + 1, width): logits from the policy half, the value from the other
     head_bias: int  # offset of (n_action + 1,)
     widest: int  # the largest of widths
-    n_input: int  # rows of the first weight matrix, a multiple of TILE_ROWS
+    n_input: int  # rows of the first weight matrix
     n_action: int
     size: int  # length of the parameter vector
 

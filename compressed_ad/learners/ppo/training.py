@@ -137,8 +137,7 @@ class Encoder:
             self._sizes, self._first = space.nvec.astype(np.int64), space.start
         elif not isinstance(space, spaces.Box):
             raise SpaceError(f"ppo observes Discrete, MultiDiscrete (flat) or Box spaces, not {space}")
-        self.n_real = prod(space.shape) if self._sizes is None else int(self._sizes.sum())
-        self.n_input = -(-self.n_real // kernels.TILE_ROWS) * kernels.TILE_ROWS
+        self.n_input = prod(space.shape) if self._sizes is None else int(self._sizes.sum())
         self.n_obs: int | None = None
         if self._sizes is not None and (count := prod(self._sizes.tolist())) <= NUMBERED:
             self.n_obs = count
@@ -162,8 +161,7 @@ class Encoder:
         if self._sizes is not None:
             self.number(obs)  # raises an error for what lies outside
             return self._ones(obs.reshape(len(obs), -1) - self._first), rows
-        dense = np.zeros((len(obs), self.n_input), np.float32)
-        dense[:, : self.n_real] = obs.reshape(len(obs), -1)
+        dense = obs.reshape(len(obs), -1).astype(np.float32)
         return kernels.Features(np.empty((len(obs), 0), np.int32), dense), rows
 
     def _ones(self, digits: AnyArray) -> kernels.Features:
@@ -183,7 +181,7 @@ class Learners:
         for params, w in zip(self.params, who, strict=True):
             # Orthogonal weights with SB3's gains, zero biases (Saxe et al. 2014).
             generator = rng(seed, "ppo", *w)
-            for name, array in views(self.net, params, encoder.n_real, cfg.net_arch).items():
+            for name, array in views(self.net, params, cfg.net_arch).items():
                 if name.endswith("weight"):
                     gain: float = {"action_net.weight": 0.01, "value_net.weight": 1.0}.get(name, 2**0.5)
                     n_in, n_out = array.shape
@@ -306,12 +304,10 @@ def layout(n_input: int, n_action: int, net_arch: tuple[int, ...]) -> kernels.Ne
     return kernels.Net(*places, at, head_bias, max(widths), n_input, n_action, size)
 
 
-def views(
-    net: kernels.Net, p: Float32Array, n_real: int, net_arch: tuple[int, ...]
-) -> dict[str, Float32Array]:
+def views(net: kernels.Net, p: Float32Array, net_arch: tuple[int, ...]) -> dict[str, Float32Array]:
     """The unpadded weights (in, out) and biases of one learner's vector ``p``, by SB3's parameter names."""
     out: dict[str, Float32Array] = {}
-    before, n_before = n_real, net.n_input
+    before = n_before = net.n_input
     for i, (real, width, at, b_at) in enumerate(
         zip(net_arch, net.widths.tolist(), net.weights.tolist(), net.biases.tolist(), strict=True)
     ):
