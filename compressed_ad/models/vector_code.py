@@ -10,6 +10,7 @@ because Numba compiles again only when the file of the function itself changes, 
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -19,18 +20,22 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
+from numba.core import cgutils, config
+from numba.extending import intrinsic
 
 
-def _vector_width() -> int:
-    features = llvm.get_host_cpu_features()
-    if features.get("avx512f"):
-        return 16
-    return 8 if features.get("avx2") else 4
+def _has(instructions: str) -> bool:
+    """Whether the processor that Numba compiles for has them; by default it is this one."""
+    asked = config.CPU_FEATURES
+    if asked is None:
+        return bool(llvm.get_host_cpu_features().get(instructions))
+    return f"+{instructions}" in asked.split(",")
 
 
-WIDTH = _vector_width()
+WIDTH = 16 if _has("avx512f") else 8 if _has("avx2") else 4
 """float32 numbers in a vector register of this machine."""
+FUSED = _has("fma") or not platform.machine().lower().startswith(("x86", "amd64", "i386", "i686"))
+"""Whether a b + c can be rounded once, as every server has done since 2013; else it is rounded twice."""
 VECTOR = ir.VectorType(ir.FloatType(), WIDTH)
 INTEGERS = ir.VectorType(ir.IntType(32), WIDTH)
 _VERSION = sha256(Path(__file__).read_bytes()).hexdigest()[:8]
@@ -40,9 +45,8 @@ def compiled(**options: Any) -> Callable[[Any], Any]:
     """Numba's ``njit``, with the options of all our kernels: cached on disk, without the GIL."""
 
     def compile_it(function: Any) -> Any:
-        function.__qualname__ += (
-            f"-{_VERSION}-{WIDTH}"  # names the cached file, which must not outlive this one
-        )
+        # Names the cached file, which must not outlive this one.
+        function.__qualname__ += f"-{_VERSION}-{WIDTH}{'' if FUSED else '-unfused'}"
         return njit(cache=True, nogil=True, error_model="numpy", **options)(function)
 
     return compile_it
@@ -96,12 +100,24 @@ def store(builder, value, pointer):
     builder.store(value, builder.bitcast(pointer, VECTOR.as_pointer()), align=4)
 
 
-def emit_fma(builder, a, b, c, flags=("contract",)):
-    """a b + c."""
-    return builder.fadd(builder.fmul(a, b, flags=flags), c, flags=flags)
+def emit_fma(builder, a, b, c):
+    """a b + c, never left to the compiler: rounded once if ``FUSED``, else twice."""
+    if not FUSED:
+        return builder.fadd(builder.fmul(a, b), c)
+    kind = a.type
+    name = f"llvm.fma.v{kind.count}f32" if isinstance(kind, ir.VectorType) else "llvm.fma.f32"
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name)
+    return builder.call(function, [a, b, c])
 
 
-def emit_products(builder, begin, a, a_at, a_row, a_k, b, b_at, b_k, n, flags=("contract",)):
+@intrinsic
+def fma(typingctx, a, b, c):
+    """``emit_fma`` of three float32 numbers, for loops that the compiler turns into vector code."""
+    f32 = types.float32
+    return f32(f32, f32, f32), lambda context, builder, signature, args: emit_fma(builder, *args)
+
+
+def emit_products(builder, begin, a, a_at, a_row, a_k, b, b_at, b_k, n):
     """``begin`` + sum_k A[r, k] B[k, v], k < n, for each (row r, vector v) of the vectors ``begin``.
 
     ``a`` and ``b`` point; ``a_at`` and ``b_at`` are offsets, ``a_row``, ``a_k`` and ``b_k`` strides.
@@ -117,7 +133,7 @@ def emit_products(builder, begin, a, a_at, a_row, a_k, b, b_at, b_k, n, flags=("
         for r in rows:
             one = spread(builder, builder.load(a(add(column_a, mul(a_row, number(r))))))
             for v in vectors:
-                total = emit_fma(builder, one, columns[v], builder.load(sums[r, v]), flags)
+                total = emit_fma(builder, one, columns[v], builder.load(sums[r, v]))
                 builder.store(total, sums[r, v])
     return {place: builder.load(slot) for place, slot in sums.items()}
 

@@ -313,7 +313,7 @@ def hardware() -> dict[str, Any]:
 
 
 def vectors() -> str:
-    """The widest vector instructions that NumPy finds, on which the last digits of results depend."""
+    """The widest vector instructions that NumPy finds, on which the last digits of models depend."""
     known = (np.show_config(mode="dicts") or {}).get("SIMD Extensions", {})
     found = [*known.get("baseline", ()), *known.get("found", ())]
     for level, names in (("AVX-512", r"X86_V4|AVX512"), ("AVX2", r"X86_V3|AVX2")):

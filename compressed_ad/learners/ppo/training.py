@@ -6,7 +6,7 @@ are L * S slots.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from compressed_ad.errors import NumericalError, SpaceError
+from compressed_ad.learners import finite_kernels
 from compressed_ad.learners.base import Progress, histories_of_tasks
 from compressed_ad.learners.ppo import NUMBERED, kernels
 from compressed_ad.seeding import rng, seed64
@@ -59,8 +60,9 @@ def train(
         for t in range(n_step):
             rollout.states[t] = obs
             seen = policy.at(obs)
-            drawn = rollout.actions[t], rollout.log_prob[t]  # written by the kernel
-            kernels.sample(learners.random, seen.log_probs, seen.rows, *drawn)
+            kernels.sample(learners.random, seen.probs, seen.rows, rollout.actions[t])
+            chosen = learner_index, seen.rows, rollout.actions[t]
+            rollout.prob[t], rollout.log_prob[t] = seen.probs[chosen], seen.log_probs[chosen]
             rollout.entropy[t], rollout.value[t] = seen.pick(seen.entropy), seen.pick(seen.value)
             step = env.step(rollout.actions[t].reshape(-1) + first_action)
             rollout.next_states[t] = step.next_obs
@@ -135,19 +137,21 @@ class Encoder:
             self._sizes, self._first = space.nvec.astype(np.int64), space.start
         elif not isinstance(space, spaces.Box):
             raise SpaceError(f"ppo observes Discrete, MultiDiscrete (flat) or Box spaces, not {space}")
-        self.n_real = prod(space.shape) if self._sizes is None else int(self._sizes.sum())
-        self.n_input = -(-self.n_real // kernels.TILE_ROWS) * kernels.TILE_ROWS
+        self.n_input = prod(space.shape) if self._sizes is None else int(self._sizes.sum())
         self.n_obs: int | None = None
         if self._sizes is not None and (count := prod(self._sizes.tolist())) <= NUMBERED:
             self.n_obs = count
             every = np.stack(np.unravel_index(np.arange(count), self._sizes), axis=-1)
             self.table = self._ones(every)  # features of all observations, in order
-            self._strides = np.array([prod(self._sizes[i + 1 :].tolist()) for i in range(len(self._sizes))])
 
     def number(self, obs: AnyArray) -> NDArray[np.int64]:
-        """(N,) number of each observation (N, ...) of a numbered space."""
-        assert self._sizes is not None
-        return np.asarray(self._digits(obs) @ self._strides)
+        """(N,) number of each discrete observation (N, ...), meaningless if the space is not numbered."""
+        numbers = np.empty(len(obs), np.int64)
+        components = obs.reshape(len(obs), -1).astype(np.int64)
+        wrong = finite_kernels.number(components, self._first, self._sizes, numbers)
+        if wrong >= 0:
+            raise SpaceError(f"observation {obs[wrong]} lies outside its space")
+        return numbers
 
     def encode(self, obs: AnyArray) -> tuple[kernels.Features, NDArray[np.int64]]:
         """Features (R, ...), and for each observation (N, ...) its row (N,) in them."""
@@ -155,18 +159,10 @@ class Encoder:
             return self.table, self.number(obs)
         rows = np.arange(len(obs))
         if self._sizes is not None:
-            return self._ones(self._digits(obs)), rows
-        dense = np.zeros((len(obs), self.n_input), np.float32)
-        dense[:, : self.n_real] = obs.reshape(len(obs), -1)
+            self.number(obs)  # raises an error for what lies outside
+            return self._ones(obs.reshape(len(obs), -1) - self._first), rows
+        dense = obs.reshape(len(obs), -1).astype(np.float32)
         return kernels.Features(np.empty((len(obs), 0), np.int32), dense), rows
-
-    def _digits(self, obs: AnyArray) -> NDArray[np.int64]:
-        """(N, C) discrete components, each counted from 0."""
-        digits = obs.reshape(len(obs), -1).astype(np.int64) - self._first
-        outside = (digits < 0) | (digits >= self._sizes)
-        if outside.any():
-            raise SpaceError(f"observation {obs[outside.any(1)][0]} lies outside its space")
-        return np.asarray(digits)
 
     def _ones(self, digits: AnyArray) -> kernels.Features:
         assert self._sizes is not None
@@ -185,12 +181,12 @@ class Learners:
         for params, w in zip(self.params, who, strict=True):
             # Orthogonal weights with SB3's gains, zero biases (Saxe et al. 2014).
             generator = rng(seed, "ppo", *w)
-            for name, array in views(self.net, params, encoder.n_real, cfg.net_arch).items():
+            for name, array in views(self.net, params, cfg.net_arch).items():
                 if name.endswith("weight"):
-                    gain = {"action_net.weight": 0.01, "value_net.weight": 1.0}.get(name, np.sqrt(2.0))
+                    gain: float = {"action_net.weight": 0.01, "value_net.weight": 1.0}.get(name, 2**0.5)
                     n_in, n_out = array.shape
-                    q, r = np.linalg.qr(generator.standard_normal((max(n_in, n_out), min(n_in, n_out))))
-                    q *= np.sign(np.diag(r))
+                    q = generator.standard_normal((max(n_in, n_out), min(n_in, n_out)))
+                    kernels.orthonormalise(q)
                     array[:] = gain * (q if n_in >= n_out else q.T)
         self.moment1, self.moment2 = _aligned(*self.params.shape), _aligned(*self.params.shape)
         self.n_gradient_step = np.zeros(len(who), np.int64)
@@ -219,6 +215,7 @@ class Outputs:
 
     rows: NDArray[np.int64]  # (L, S)
     log_probs: Float32Array  # (L, K, n_action)
+    probs: Float32Array  # (L, K, n_action)
     entropy: Float32Array  # (L, K) nats
     value: Float32Array  # (L, K)
 
@@ -241,17 +238,17 @@ class Policy:
         """Network outputs for one observation per slot, ``obs`` (L * S, ...)."""
         if self._table is not None:
             rows = self._encoder.number(obs).reshape(self._shape)
-            return Outputs(rows, self._table.log_probs, self._table.entropy, self._table.value)
+            return replace(self._table, rows=rows)
         features, rows = self._encoder.encode(obs)
         return self._evaluate(features, rows.reshape(self._shape))
 
     def _evaluate(self, features: kernels.Features, rows: NDArray[np.int64]) -> Outputs:
         net = self._learners.net
-        log_probs = np.empty((*rows.shape, net.n_action), np.float32)
-        entropy, value = np.empty(rows.shape, np.float32), np.empty(rows.shape, np.float32)
-        kernels.evaluate(net, self._learners.params, features, rows, log_probs, entropy, value)
+        log_probs, probs = np.empty((2, *rows.shape, net.n_action), np.float32)
+        entropy, value = np.empty((2, *rows.shape), np.float32)
+        kernels.evaluate(net, self._learners.params, features, rows, log_probs, probs, entropy, value)
         every = np.broadcast_to(np.arange(rows.shape[1]), rows.shape)
-        return Outputs(np.ascontiguousarray(every), log_probs, entropy, value)
+        return Outputs(np.ascontiguousarray(every), log_probs, probs, entropy, value)
 
 
 class Rollout:
@@ -264,7 +261,7 @@ class Rollout:
         self.actions = np.empty(full, np.int64)
         self.rewards, self.value = np.empty(full, np.float32), np.empty(full, np.float32)
         self.terminated, self.truncated = np.empty(full, np.bool_), np.empty(full, np.bool_)
-        self.log_prob, self.entropy = np.empty(full, np.float32), np.empty(full, np.float32)
+        self.prob, self.log_prob, self.entropy = np.empty((3, *full), np.float32)
         self.log_prob_next = np.full(full, np.nan, np.float32)
 
     def write(
@@ -275,7 +272,7 @@ class Rollout:
         recorded = ("states", "rewards", "next_states", "terminated", "truncated", "entropy", "log_prob_next")
         arrays = {name: getattr(self, name) for name in recorded} | {
             "actions": self.actions + first_action,
-            "action_probs": np.exp(self.log_prob),
+            "action_probs": self.prob,
             "update": np.broadcast_to(np.int32(number), self.rewards.shape),
         }
         for name, array in arrays.items():
@@ -295,7 +292,7 @@ def _aligned(n_row: int, n_column: int) -> Float32Array:
 def layout(n_input: int, n_action: int, net_arch: tuple[int, ...]) -> kernels.Net:
     """The places of a learner's parameters in its flat vector."""
     line = 16  # float32 numbers of a cache line
-    widths = [-(-w // kernels.TILE_COLUMNS) * kernels.TILE_COLUMNS for w in net_arch]
+    widths = [-(-w // kernels.PADDING) * kernels.PADDING for w in net_arch]
     weights, biases, at = [], [], 0
     for before, width in zip([n_input, *widths], widths, strict=False):
         weights.append(at)
@@ -307,12 +304,10 @@ def layout(n_input: int, n_action: int, net_arch: tuple[int, ...]) -> kernels.Ne
     return kernels.Net(*places, at, head_bias, max(widths), n_input, n_action, size)
 
 
-def views(
-    net: kernels.Net, p: Float32Array, n_real: int, net_arch: tuple[int, ...]
-) -> dict[str, Float32Array]:
+def views(net: kernels.Net, p: Float32Array, net_arch: tuple[int, ...]) -> dict[str, Float32Array]:
     """The unpadded weights (in, out) and biases of one learner's vector ``p``, by SB3's parameter names."""
     out: dict[str, Float32Array] = {}
-    before, n_before = n_real, net.n_input
+    before = n_before = net.n_input
     for i, (real, width, at, b_at) in enumerate(
         zip(net_arch, net.widths.tolist(), net.weights.tolist(), net.biases.tolist(), strict=True)
     ):
