@@ -205,7 +205,7 @@ def trained(name: str, **changes: Any) -> tuple[list[float], list[Tensor]]:
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     losses = []
     for _ in range(3):
-        losses.append(gradient(model, model.loss, batch(4, 20), asked)[0])
+        losses.append(float(gradient(model, model.loss, batch(4, 20), asked)[0]))
         optimiser.step()
         optimiser.zero_grad()
     return losses, [parameter.detach() for parameter in model.parameters()]
