@@ -12,11 +12,12 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -167,7 +168,7 @@ class Pool(Protocol):
                 else:
                     failure = failure or RunError(
                         f"the process of {name} died{' twice' if name in died else ''} ({content});"
-                        " what it had saved is kept, and continued when you resume"
+                        " what it had saved is kept: give the same command again, or resume it"
                     )
         if failure is not None:
             raise failure
@@ -257,6 +258,21 @@ class WorkerPool(Pool):
         self.stop.value = True
 
 
+@contextmanager
+def _main_file() -> Iterator[None]:
+    """Workers import the file of ``__main__``; a program that was read from a pipe has none."""
+    main = vars(sys.modules["__main__"])
+    file = main.get("__file__")
+    gone = file is not None and not Path(file).exists()
+    if gone:
+        del main["__file__"]
+    try:
+        yield
+    finally:
+        if gone:
+            main["__file__"] = file
+
+
 class _Worker:
     def __init__(self, context: Any, stop: Any) -> None:
         self.pipe, theirs = context.Pipe()
@@ -264,7 +280,8 @@ class _Worker:
         added = [name for name in THREAD_VARIABLES if name not in os.environ]
         os.environ.update(dict.fromkeys(added, "1"))
         try:
-            self.process.start()
+            with _main_file():
+                self.process.start()
         finally:
             for name in added:
                 del os.environ[name]

@@ -1,6 +1,7 @@
 """Units of work in processes, here and on a Ray cluster of this machine (skipped where Ray is missing)."""
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -140,3 +141,12 @@ def test_parts_add_up() -> None:
     parts = Parts(lambda *words: own.append(words), {"a": 1, "b": 1})
     parts.advance("a", 30, 60, "loss 1")
     assert own == [(30, 120, "loss 1")]  # nothing before a total is known
+
+
+def test_a_program_that_was_read_from_a_pipe_may_use_workers() -> None:
+    program = (
+        "from compressed_ad.workers import WorkerPool\nfrom tests import jobs\n"
+        "with WorkerPool(2) as pool:\n    print(pool.run(jobs.double, {'a': (1,), 'b': (2,)}))\n"
+    )
+    done = subprocess.run([sys.executable, "-"], input=program, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("{'a': 2, 'b': 4}\n", 0), done.stderr

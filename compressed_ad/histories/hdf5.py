@@ -94,7 +94,8 @@ def opened(path: Path, *, check: bool = True, digest: str | None = None) -> Iter
     with source, _named(path, "a history file"):
         stated = _digest_in(path, source)
         if digest is not None and stated != digest:
-            raise HistoryError(f"{path}: has changed since it was opened; open it again")
+            what_to_do = "open it again (while a file is in use, mark a copy: --output)"
+            raise HistoryError(f"{path}: has changed since it was opened; {what_to_do}")
         source.seek(_BLOCK)
         if check and hashlib.file_digest(source, "sha256").hexdigest() != stated:
             raise HistoryError(f"{path}: is damaged, or was changed by another program (checksum differs)")

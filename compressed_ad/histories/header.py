@@ -250,7 +250,7 @@ def write_marking(file: Group, statistics: MarkingStatistics, marking: Mapping[s
     file.attrs["marker_parameters"] = json_text("marker parameters", parameters)
     file.attrs["marked_at"] = marking["time"]
     for name in _GUIDE:
-        if name in parameters:
+        if parameters.get(name) is not None:
             file.attrs[name] = parameters[name]
 
 

@@ -44,7 +44,9 @@ class MarkingStatistics:
 
         ``settings`` are the marker's: what it lacks is not advised, nor a number that it has passed already.
         """
-        threshold, window = (settings.get(key) for key in ("on_policy_threshold", "compression_window"))
+        given = (settings.get(key) for key in ("on_policy_threshold", "compression_window"))
+        # Markers of one's own may mean something else by these names.
+        threshold, window = (value if isinstance(value, int | float) else None for value in given)
         if threshold is None and window is None:
             return []
 

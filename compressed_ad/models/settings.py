@@ -115,9 +115,6 @@ class Architecture(Settings):
                 f" {self.n_transit} no window is that long"
             )
             raise ValueError(Problem(message, ("memory_steps",), ("n_transit",), ("model",)))
-        if self.recent_steps >= self.n_transit:
-            message = f"with recent_steps {self.recent_steps} and n_transit {self.n_transit}, nothing leaves"
-            raise ValueError(Problem(message, ("recent_steps",), ("n_transit",)))
         spaced = self.segments in ("random", "thin")
         if spaced and not self.segment_every:
             message = f"segments {self.segments} needs segment_every, in steps"

@@ -100,6 +100,7 @@ def build_report(
         _draw,
         {name: (part, formats) for name, part in parts.items()},
         progress=Parts(progress, dict.fromkeys(parts, 1), unit=100),
+        retry=True,
     )
     shown = keep_figures(out / "figures", chain.from_iterable(drawn[name] for name in parts), formats)
     shown_tables = tables(analysis, methods)

@@ -25,7 +25,7 @@ from compressed_ad.models import MODEL, SEGMENTS
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.registry import own_names, search_current_folder
 from compressed_ad.runs.layers import Request, nested, request_leaves
-from compressed_ad.runs.settings import Config
+from compressed_ad.runs.settings import Config, without_effect
 from compressed_ad.runs.yaml_file import Leaves
 from compressed_ad.settings import Problem, S, problems, validated
 from compressed_ad.tasks.base import TaskFamily, family_specs, has_successors, successors_of
@@ -44,7 +44,11 @@ def load_config(request: Request, *, own: bool = True, collects: bool = True) ->
     Names are tried, but without ``own`` not those of the user's own code, which is then not imported. Unless
     histories are collected (``collects``), the learner need not fit the task family.
     """
-    return validated_config(request_leaves(request), own=own, collects=collects)
+    leaves = request_leaves(request)
+    config = validated_config(leaves, own=own, collects=collects)
+    if found := without_effect(config):
+        raise ConfigError([f"{origin(leaves, problem.paths)}: {problem}" for problem in found])
+    return config
 
 
 def own_code(config: Config) -> dict[str, frozenset[str]]:

@@ -50,26 +50,6 @@ class Config(Settings):
             raise ValueError(Problem(message, ("evaluation", "marks"), ("model", "segments")))
         return self
 
-    @model_validator(mode="after")
-    def _contexts_have_effect(self) -> Config:
-        names = {self.model.model, *self.comparison.methods}
-        models = [self.model.model_copy(update={"model": name}) for name in names]
-
-        def changed(*keys: str) -> list[str]:
-            fields = ModelConfig.model_fields
-            return [key for key in keys if getattr(self.model, key) != fields[key].default]
-
-        if changed("kept_tokens") and all(model.segmentation == "none" for model in models):
-            message = "kept_tokens has no effect without segments; set segments, or choose GistAD"
-            raise ValueError(Problem(message, ("model", "kept_tokens")))
-        memory = changed("memory_tokens", "memory_steps")
-        if memory and not any(name == "RecurrentAD" or ":" in name for name in names):
-            raise ValueError(Problem(f"{memory[0]} is a setting of RecurrentAD alone", ("model", memory[0])))
-        if self.model.segments == "episode" and {"AD", "GistAD"} <= set(self.comparison.methods):
-            message = "with segments episode, AD is what GistAD is; leave segments alone to compare the two"
-            raise ValueError(Problem(message, ("model", "segments"), ("comparison", "methods")))
-        return self
-
     @property
     def split_seed(self) -> int:
         """The seed of the split."""
@@ -79,3 +59,28 @@ class Config(Settings):
     def seeds(self) -> range:
         """Training seeds of the runs of each method."""
         return range(self.seed, self.seed + self.comparison.runs)
+
+
+def without_effect(config: Config) -> list[Problem]:
+    """Settings that change nothing. They are refused where they are asked for; stored runs may have them."""
+    model, found = config.model, list[Problem]()
+    names = {model.model, *config.comparison.methods}
+    models = [model.model_copy(update={"model": name}) for name in names]
+
+    def changed(*keys: str) -> list[str]:
+        return [key for key in keys if getattr(model, key) != ModelConfig.model_fields[key].default]
+
+    own = any(":" in name for name in names)
+    if changed("kept_tokens") and not own and all(each.segmentation == "none" for each in models):
+        message = "kept_tokens has no effect without segments; set segments, or choose GistAD"
+        found.append(Problem(message, ("model", "kept_tokens")))
+    memory = changed("memory_tokens", "memory_steps")
+    if memory and not own and "RecurrentAD" not in names:
+        found.append(Problem(f"{memory[0]} is a setting of RecurrentAD alone", ("model", memory[0])))
+    if model.recent_steps >= model.n_transit:
+        message = f"with recent_steps {model.recent_steps} and n_transit {model.n_transit}, nothing leaves"
+        found.append(Problem(message, ("model", "recent_steps"), ("model", "n_transit")))
+    if model.segments == "episode" and {"AD", "GistAD"} <= set(config.comparison.methods):
+        message = "with segments episode, AD is what GistAD is; leave segments alone to compare the two"
+        found.append(Problem(message, ("model", "segments"), ("comparison", "methods")))
+    return found

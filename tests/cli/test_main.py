@@ -187,6 +187,7 @@ for line in [*right, *sys.argv[1:]]:
         ),
         (["run", "--model.model", "RecurrentAD", "--model.memory_steps", "500"], "no window is that long"),
         (["run", "--model.memory_steps", "5"], "memory_steps is a setting of RecurrentAD alone"),
+        (["run", "--model.recent_steps", "200"], "with recent_steps 200 and n_transit 200, nothing leaves"),
         (["run", "--model.kept_tokens", "5"], "kept_tokens has no effect without segments"),
         (
             ["run", "--comparison.methods", "[AD, GistAD]", "--model.segments", "episode"],

@@ -207,7 +207,12 @@ def test_advice_names_only_what_the_marker_has_and_no_number_that_it_has_passed(
     assert "What helps" not in few.text({})
     low = few.text({"on_policy_threshold": 0.4, "compression_window": 10})
     assert "lower on_policy_threshold\n" in low and "reduce compression_window (try 5)" in low
+    edge = few.text({"on_policy_threshold": 0.6, "compression_window": 5})
+    assert "lower on_policy_threshold\n" in edge and "reduce compression_window\n" in edge
+    assert "threshold" not in few.text({"on_policy_threshold": "auto", "compression_window": 10})
     many = marking_statistics([np.arange(100)[None] < 85])
+    edge = many.text({"on_policy_threshold": 0.8, "compression_window": 15})
+    assert "raise on_policy_threshold\n" in edge and "increase compression_window\n" in edge
     high = many.text({"on_policy_threshold": 0.95})
     assert "raise on_policy_threshold\n" in high and "compression_window" not in high
 

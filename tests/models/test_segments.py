@@ -214,7 +214,6 @@ def test_a_step_costs_the_same_at_any_history() -> None:
         ({"recent_steps": 3, "position": "learned"}, "need rotary positions"),
         ({"model": "GistAD", "position": "learned"}, "need rotary positions"),
         ({"segments": "episode", "kept_tokens": 0}, "kept_tokens"),
-        ({"recent_steps": 200}, "with recent_steps 200 and n_transit 200, nothing leaves"),
     ],
 )
 def test_settings_that_cannot_be(values: dict[str, Any], message: str) -> None:

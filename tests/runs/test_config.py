@@ -505,3 +505,13 @@ def test_what_one_wrong_parameter_leaves_is_tried_with_the_others():
     with pytest.raises(ConfigError, match=r"n_stepz.*did you mean 'n_steps'") as caught:
         load_config(Request(overrides=wrong))
     assert len(caught.value.problems) == 2
+
+
+def test_what_has_no_effect_is_refused_where_it_is_asked_for_but_read_where_it_is_stored():
+    """Runs of earlier versions may have such settings."""
+    for key, value in (("kept_tokens", 5), ("memory_steps", 5), ("recent_steps", 300)):
+        assert getattr(Config.model_validate({"model": {key: value}}).model, key) == value
+        with pytest.raises(ConfigError, match=f"^--model.{key}: .*(no effect|alone|nothing leaves)"):
+            load_config(Request(overrides=[(f"model.{key}", str(value))]))
+    own = [("model.model", "mine:Own"), ("model.memory_tokens", "4"), ("model.kept_tokens", "4")]
+    assert load_config(Request(overrides=own), own=False).model.memory_tokens == 4

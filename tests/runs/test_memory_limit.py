@@ -83,6 +83,11 @@ def test_histories_that_no_disk_has_room_for_count(smoke: SmokeRun, monkeypatch:
     (history,) = smoke.out.glob("*.hdf5")
     file = HistoryFile(history)
     shared = memory_limit.judging(file)
+    beside = history.absolute().parent
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: SimpleNamespace(free=10 if path == beside else 1e9)
+    )
+    assert str(memory_limit.judging(file)) == str(shared)  # there is room in the other place
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
     alone = memory_limit.judging(file)
     steps = len(file.split.train) * file.n_stream * file.n_step

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -162,6 +163,19 @@ def test_on_a_full_disk_the_arrays_are_in_memory(data: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert_same(found, from_histories(histories()))
     assert folders(data) == [] and not isinstance(found.store["states"], np.memmap)
+
+
+def test_machines_that_see_one_disk_leave_each_other_alone(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Locks of one machine may mean nothing on another."""
+    ours = shared(data)
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(nodename="another machine"))
+    theirs = shared(data)
+    assert len(folders(data)) == 2
+    assert_same(ours, theirs)
+    del ours, theirs
+    assert folders(data) == []
 
 
 def test_a_folder_of_somebody_else_is_not_trusted(data: Path, own_temporary_folder: Path) -> None:
