@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
 import shlex
@@ -63,30 +64,36 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_all(tmp_path_factory.mktemp("published"))
 
 
-@pytest.fixture
-def folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smoke: SmokeRun, published: Path
-) -> Iterator[Path]:
+@pytest.fixture(scope="session")
+def reader(tmp_path_factory: pytest.TempPathFactory, smoke: SmokeRun, published: Path) -> Path:
     """Where a reader could be: the examples, the modules that pages name, a finished ``runs/smoke``, data."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    shutil.copytree(smoke.out, tmp_path / "runs" / "smoke")
+    place = tmp_path_factory.mktemp("reader")
+    shutil.copytree(smoke.out, place / "runs" / "smoke")
     for run in ("AD-darkroom-seed0", "CompressedAD-darkroom-seed0"):
-        shutil.copytree(smoke.out / run, tmp_path / "runs" / run)
-    (tmp_path / "data").symlink_to(published)
-    (tmp_path / "datasets").mkdir()
+        shutil.copytree(smoke.out / run, place / "runs" / run)
+    (place / "data").symlink_to(published)
+    (place / "datasets").mkdir()
     for copy in (f"datasets/{NAME}", f"runs/{NAME}", "FILE.hdf5"):
-        shutil.copy(smoke.out / NAME, tmp_path / copy)
-    old = tmp_path / "old" / "histories.hdf5"
+        shutil.copy(smoke.out / NAME, place / copy)
+    old = place / "old" / "histories.hdf5"
     write_ancestor(HistoryFile(smoke.out / NAME), old, False, lambda tasks: None)
     for example in EXAMPLES:
-        shutil.copy(example, tmp_path)
+        shutil.copy(example, place)
     for name in ("studies", "results"):
-        shutil.copytree(ROOT / name, tmp_path / name)
+        shutil.copytree(ROOT / name, place / name)
     for page in PAGES:
         for block in blocks(page, "python"):
             if named := re.match(r"# (\w+\.py)\n", block):
-                (tmp_path / named[1]).write_text(block)
+                (place / named[1]).write_text(block)
+    return place
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: Path) -> Iterator[Path]:
+    """A place of its own like that of the ``reader``. Files are links: nothing here writes into one."""
+    shutil.copytree(reader, tmp_path, copy_function=os.link, symlinks=True, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
     for file in tmp_path.glob("*.py"):
         sys.modules.pop(file.stem, None)
@@ -97,7 +104,7 @@ def folder(
 @pytest.fixture
 def after_make_run(folder: Path) -> Path:
     """The same, and a finished ``runs/default``, though of the smoke preset."""
-    shutil.copytree(folder / "runs" / "smoke", folder / "runs" / "default")
+    shutil.copytree(folder / "runs" / "smoke", folder / "runs" / "default", copy_function=os.link)
     return folder
 
 

@@ -65,7 +65,8 @@ class Base:
     def copy(self, name: str, folder: Path) -> Path:
         """A copy to work on, in ``folder``; of no piece, an empty folder."""
         if name:
-            shutil.copytree(self(name), folder, dirs_exist_ok=True)
+            passing = shutil.ignore_patterns(".compressed_ad-*")  # what a process maps while it trains
+            shutil.copytree(self(name), folder, dirs_exist_ok=True, ignore=passing)
             (folder / ".done").unlink()
             return folder
         folder.mkdir(parents=True, exist_ok=True)
