@@ -35,8 +35,8 @@ import numpy as np
 from numba import njit
 
 from compressed_ad import BatchedPPO, Darkroom, History, make_learner
-from compressed_ad.learners.ppo import kernels
 from compressed_ad.learners.ppo.training import Encoder, layout
+from compressed_ad.learners.ppo.vector_code import product
 from compressed_ad.seeding import rng
 
 RESULTS = Path(__file__).parent / "results"
@@ -73,7 +73,7 @@ def _distinct(histories: list[History]) -> float:
 @njit(fastmath=True)
 def _repeat_product(times, c, a, b):
     for _ in range(times):
-        kernels._product(c, 0, 64, a, 0, 64, 1, b, 0, 64, 48, 64, 64)
+        product(c, 0, 64, a, 0, 64, 1, b, 0, 64, 48, 64, 64)
 
 
 def _rates(n_parameter: int) -> tuple[float, float]:

@@ -37,8 +37,9 @@ ONLY_IN = {
     "xminigrid": {"tasks.xland"},
     "jax": {"tasks.xland"},
     "numba": {
-        *("learners.ppo.kernels", "learners.finite_kernels", "tasks.bandit_kernels"),
-        *("models.kernels", "models.vector_code"),
+        *("learners.ppo.kernels", "learners.ppo.vector_code"),
+        *("learners.finite_kernels", "tasks.bandit_kernels"),
+        *("models.training_kernels", "models.playing_kernels", "models.vector_code"),
     },
     "rich": {"cli", "report"},
 }

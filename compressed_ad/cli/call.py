@@ -130,10 +130,11 @@ class Call:
                 raise SystemExit
 
     def note_compiling(self, *learners: str) -> None:
-        """Tell that the kernels of one of ``learners``, or of training, are compiled first."""
+        """Tell that the kernels of one of ``learners``, or of models, are compiled first."""
         from compressed_ad.runs.directory import KERNELS, is_compiled
 
-        if not all(is_compiled(file) for name, file in KERNELS.items() if name in (*learners, "training")):
+        needed = *learners, "training", "playing"
+        if not all(is_compiled(file) for name, file in KERNELS.items() if name in needed):
             self.display.note(
                 "note: kernels are compiled first, once after installing: up to a minute more, in which the"
                 " progress stands still"

@@ -41,7 +41,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 Weights = tuple[Any, ...]
-"""The weights of a block, in the order in which ``kernels.block_step`` takes them."""
+"""The weights of a block, in the order in which ``playing_kernels.block_step`` takes them."""
 
 
 def weights_of(block: Any) -> Weights | None:
@@ -74,7 +74,8 @@ def steps(
     keys and queries. ``dead`` (B, T) entries are not seen. With ``store_only``, the last block only stores.
     ``IndexError`` if there is no such entry.
     """
-    from compressed_ad.models import kernels
+    from compressed_ad.models import playing_kernels as kernels
+    from compressed_ad.models.vector_code import COLUMNS
 
     (_, length, width), n = x.shape, x[..., 0].numel()
     y = np.array(x.detach().numpy().reshape(n, width))
@@ -88,7 +89,7 @@ def steps(
         if n and not 0 <= index.min() <= index.max() < size:
             raise IndexError(f"of {size}, there is no {name} {index.min()} or {index.max()} in the cache")
     # The tokens of a context belong together; fewer than eight groups of others are not worth a thread.
-    each = length if length > 1 else 8 * kernels.COLUMNS
+    each = length if length > 1 else 8 * COLUMNS
     for layer, weight in enumerate(weights):
         key, value = (one[layer].numpy() for one in memory)
         stops = store_only and layer == len(weights) - 1
@@ -113,9 +114,10 @@ def embed(
     """Embedded tokens (B, L, D), without gradients; None if a code is not in its table.
 
     ``codes`` (B, L, C) of state, action and next state; ``flags`` (B, L): scaled reward, end, and whether
-    there is a step before; ``marks`` (B, L) say where each stands. ``kernels.embed`` tells of the others.
+    there is a step before; ``marks`` (B, L) say where each stands. For the others, see
+    ``playing_kernels.embed``.
     """
-    from compressed_ad.models import kernels
+    from compressed_ad.models import playing_kernels as kernels
 
     x = vectors.new_empty((*codes[0].shape[:2], vectors.shape[1]))
     n = x[..., 0].numel()
@@ -129,7 +131,7 @@ def embed(
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, until: Tensor) -> Tensor:
-        from compressed_ad.models import kernels
+        from compressed_ad.models import training_kernels as kernels
 
         batch, length, _, n_head, width = qkv.shape
         qkv, cos, sin, until = (x.contiguous() for x in (qkv, cos, sin, until))
@@ -143,7 +145,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *given: Tensor) -> tuple[Tensor, None, None, None]:
-        from compressed_ad.models import kernels
+        from compressed_ad.models import training_kernels as kernels
 
         qkv, cos, sin, until, out, log_sums = ctx.saved_tensors
         grad = torch.empty_like(qkv)
@@ -158,7 +160,7 @@ class _Attention(torch.autograd.Function):
 class _Gelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        from compressed_ad.models import kernels
+        from compressed_ad.models import training_kernels as kernels
 
         x = x.contiguous()
         ctx.save_for_backward(x)
@@ -169,7 +171,7 @@ class _Gelu(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *given: Tensor) -> Tensor:
-        from compressed_ad.models import kernels
+        from compressed_ad.models import training_kernels as kernels
 
         (x,) = ctx.saved_tensors
         dx = torch.empty_like(x)

@@ -1,8 +1,8 @@
 """LLVM vector code for compiled kernels: what compilers do not find by themselves in a loop nest.
 
 Functions whose name begins with ``emit`` add instructions to an LLVM builder, on vectors of ``WIDTH``
-float32 numbers. Kernels are compiled by ``compiled``. All compiled functions of a subject are in one file,
-because Numba compiles again only when the file of the function itself changes, or this one.
+float32 numbers. Kernels are compiled by ``compiled``. Numba compiles again only when the file of the function
+itself changes. So ``compiled`` is told which other files make vector code for it, and knows of this one.
 """
 
 # Numba infers the types of compiled functions; annotations would only repeat the docstrings.
@@ -10,6 +10,7 @@ because Numba compiles again only when the file of the function itself changes, 
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable
 from hashlib import sha256
@@ -21,7 +22,7 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils, config
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 
 def _has(instructions: str) -> bool:
@@ -38,15 +39,22 @@ FUSED = _has("fma") or not platform.machine().lower().startswith(("x86", "amd64"
 """Whether a b + c can be rounded once, as every server has done since 2013; else it is rounded twice."""
 VECTOR = ir.VectorType(ir.FloatType(), WIDTH)
 INTEGERS = ir.VectorType(ir.IntType(32), WIDTH)
-_VERSION = sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+ROWS = 8 if WIDTH == 16 else 4
+COLUMNS = 2 * WIDTH
+"""Products of models are computed in tiles of ``ROWS`` x ``COLUMNS``."""
 
 
-def compiled(**options: Any) -> Callable[[Any], Any]:
-    """Numba's ``njit``, with the options of all our kernels: cached on disk, without the GIL."""
+def compiled(*files: str, **options: Any) -> Callable[[Any], Any]:
+    """Numba's ``njit``, with the options of all our kernels: cached on disk, without the GIL.
+
+    ``files``: those beside this one from which the functions have vector code.
+    """
+    content = b"".join(Path(file).read_bytes() for file in (__file__, *files))
+    version = sha256(content).hexdigest()[:8]
 
     def compile_it(function: Any) -> Any:
-        # Names the cached file, which must not outlive this one.
-        function.__qualname__ += f"-{_VERSION}-{WIDTH}{'' if FUSED else '-unfused'}"
+        # Names the cached file, which must not outlive these.
+        function.__qualname__ += f"-{version}-{WIDTH}{'' if FUSED else '-unfused'}"
         return njit(cache=True, nogil=True, error_model="numpy", **options)(function)
 
     return compile_it
@@ -152,3 +160,72 @@ def emit_exp(builder, x):
     bits = builder.shl(builder.fptosi(n, INTEGERS), integers([23] * WIDTH))
     bits = builder.add(bits, integers([0x3F800000] * WIDTH))
     return builder.fmul(y, builder.bitcast(bits, VECTOR))
+
+
+def make_tile(vectors: int, add: bool, rows: int = ROWS) -> Any:
+    """C[0:rows, 0:vectors WIDTH] = sum_k A[., k] B[k, .], k < n, or C += it; by offsets and strides."""
+
+    def tile(typingctx, c, c_at, c_row, a, a_at, a_row, a_k, b, b_at, b_k, n):
+        i64 = types.int64
+        sig = types.void(c, i64, i64, a, i64, i64, i64, b, i64, i64, i64)
+
+        def codegen(context, builder, signature, args):
+            _, c_at, c_row, _, a_at, a_row, a_k, _, b_at, b_k, n = args
+            c, a, b = pointers(context, builder, signature, args)
+            plus, times = builder.add, builder.mul
+            to = {
+                (r, v): c(plus(c_at, plus(times(c_row, number(r)), number(v * WIDTH))))
+                for r in range(rows)
+                for v in range(vectors)
+            }
+            begin = {place: load(builder, at) if add else constant(0.0) for place, at in to.items()}
+            sums = emit_products(builder, begin, a, a_at, a_row, a_k, b, b_at, b_k, n)
+            for place, value in sums.items():
+                store(builder, value, to[place])
+            return context.get_dummy_value()
+
+        return sig, codegen
+
+    return intrinsic(tile)
+
+
+def make_gelu(backward: bool) -> Any:
+    """y = gelu(x) on [0 : n], or y = gelu'(x) dy; n a multiple of WIDTH.
+
+    gelu(x) = x s, s = 1 / (1 + e), e = exp(-u), u = 2 sqrt(2 / pi) (x + .044715 x^3): the form with tanh of
+    Hendrycks & Gimpel 2016. Its derivative is s + x u' e s^2.
+    """
+
+    def gelu(typingctx, x, dy, y, n):
+        sig = types.void(x, dy, y, types.int64)
+
+        def codegen(context, builder, signature, args):
+            x, dy, y = pointers(context, builder, signature, args)
+            slope, cube, high = 2 * math.sqrt(2 / math.pi), 0.044715, constant(88.0)
+            with cgutils.for_range(builder, builder.sdiv(args[3], number(WIDTH))) as loop:
+                at = builder.mul(loop.index, number(WIDTH))
+                value = load(builder, x(at))
+                square = builder.fmul(value, value)
+                inner = emit_fma(builder, square, constant(-slope * cube), constant(-slope))
+                power = builder.fmul(value, inner)
+                power = builder.select(builder.fcmp_unordered("<", power, high), power, high)
+                e = emit_exp(builder, power)
+                s = builder.fdiv(constant(1.0), builder.fadd(e, constant(1.0)))
+                if backward:
+                    du = emit_fma(builder, square, constant(3 * slope * cube), constant(slope))
+                    rest = builder.fmul(builder.fmul(value, du), builder.fmul(builder.fmul(e, s), s))
+                    result = builder.fmul(load(builder, dy(at)), builder.fadd(s, rest))
+                else:
+                    result = builder.fmul(value, s)
+                store(builder, result, y(at))
+            return context.get_dummy_value()
+
+        return sig, codegen
+
+    return intrinsic(gelu)
+
+
+@register_jitable
+def padded(n, multiple):
+    """The smallest multiple that is not less than ``n``."""
+    return (n + multiple - 1) // multiple * multiple

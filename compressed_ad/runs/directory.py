@@ -277,9 +277,10 @@ KERNELS = {
     "ppo": "learners/ppo/kernels.py",
     "rmax": "learners/finite_kernels.py",
     "tabular": "learners/finite_kernels.py",
-    "training": "models/kernels.py",
+    "training": "models/training_kernels.py",
+    "playing": "models/playing_kernels.py",
 }
-"""Files of compiled functions, by what needs them: a source learner, or models that train and play."""
+"""Files of compiled functions, by what needs them: a source learner, or models."""
 
 
 def is_compiled(file: str) -> bool:

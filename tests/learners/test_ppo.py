@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from compressed_ad.errors import ConfigError, NumericalError, SpaceError
-from compressed_ad.learners.ppo import BatchedPPO, PPOConfig, kernels, training
+from compressed_ad.learners.ppo import BatchedPPO, PPOConfig, kernels, training, vector_code
 from compressed_ad.seeding import rng
 from compressed_ad.tasks.gridworld import Darkroom, DarkroomLarge
 from tests import probes
@@ -221,7 +221,7 @@ def test_initial_weights_are_orthogonal_with_the_gains_of_sb3():
 def test_tanh_error():
     x = np.concatenate([np.linspace(-12, 12, 400_001), [-1e30, 1e30, 0.0]]).astype(np.float32)
     y = x.copy()
-    kernels.tanh_inplace(y, len(y))
+    vector_code.tanh_inplace(y, len(y))
     assert np.abs(y - np.tanh(x.astype(np.float64))).max() < 5e-7
     assert np.abs(y).max() <= 1
 

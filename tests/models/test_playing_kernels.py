@@ -15,8 +15,8 @@ from compressed_ad.models import MODEL, fused
 from compressed_ad.models.ad import AD
 from compressed_ad.models.tokens import shift
 from compressed_ad.models.transformer import Cache, Transformer
-from tests.models.test_kernels import moved
 from tests.models.test_models import config, lively, part, transitions
+from tests.models.test_training_kernels import moved
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 20), st.integers(1, 2)).filter(lambda s: s[0] * s[1] > 5)
 """Heads, their width, layers; the norm of fewer numbers enlarges rounding errors without limit."""

@@ -18,6 +18,7 @@ from compressed_ad.errors import NumericalError, SpaceError
 from compressed_ad.learners import finite_kernels
 from compressed_ad.learners.base import Progress, histories_of_tasks
 from compressed_ad.learners.ppo import NUMBERED, kernels
+from compressed_ad.learners.ppo.vector_code import PADDING, TILE_ROWS
 from compressed_ad.seeding import rng, seed64
 from compressed_ad.tasks.base import TaskFamily
 from compressed_ad.tasks.checked_env import checked_slots
@@ -49,7 +50,7 @@ def train(
     obs = env.reset()
     record: dict[str, AnyArray] = {}
     # Without a table, every version of the policy is evaluated twice per step, in tiles of a few rows.
-    n_evaluated = 2 * cfg.n_steps * (-(-n_stream // kernels.TILE_ROWS) * kernels.TILE_ROWS)
+    n_evaluated = 2 * cfg.n_steps * (-(-n_stream // TILE_ROWS) * TILE_ROWS)
     tabular = encoder.n_obs is not None and encoder.n_obs <= n_evaluated
     policy = Policy(learners, encoder, shape, tabular)
 
@@ -292,7 +293,7 @@ def _aligned(n_row: int, n_column: int) -> Float32Array:
 def layout(n_input: int, n_action: int, net_arch: tuple[int, ...]) -> kernels.Net:
     """The places of a learner's parameters in its flat vector."""
     line = 16  # float32 numbers of a cache line
-    widths = [-(-w // kernels.PADDING) * kernels.PADDING for w in net_arch]
+    widths = [-(-w // PADDING) * PADDING for w in net_arch]
     weights, biases, at = [], [], 0
     for before, width in zip([n_input, *widths], widths, strict=False):
         weights.append(at)

@@ -172,9 +172,9 @@ llvm.get_host_cpu_features = lambda: {features}
 import compressed_ad.models.vector_code
 llvm.get_host_cpu_features = true
 import torch
-from compressed_ad.models import fused, kernels
-from tests.models import test_kernels as t
-assert kernels.WIDTH == {width}
+from compressed_ad.models import fused, vector_code
+from tests.models import test_training_kernels as t
+assert vector_code.WIDTH == {width}
 for shape in [(1, 5, 1, 2), (2, 70, 2, 24), (1, 33, 3, 16)]:
     qkv, rotation, dy = t.drawn(shape, 0)
     exact = t.with_gradient(t.plain, qkv.double(), dy.double(), tuple(x.double() for x in rotation))
