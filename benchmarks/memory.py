@@ -22,7 +22,8 @@ import numpy as np
 
 from benchmarks.measuring import quick_from_command_line, write
 from compressed_ad import Darkroom, History, Split, to_spec
-from compressed_ad.histories.file import HistoryInfo, HistoryWriter
+from compressed_ad.histories.file import HistoryInfo
+from compressed_ad.histories.writer import HistoryWriter
 
 FAMILY = Darkroom()
 N_STREAM, N_STEP, HORIZON = 25, 2000, 20  # of each task

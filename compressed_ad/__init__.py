@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from compressed_ad.histories.collector import collect as collect
     from compressed_ad.histories.exchange.formats import EXPORT as EXPORT, Recorded as Recorded
     from compressed_ad.histories.exchange.importing import import_histories as import_histories
-    from compressed_ad.histories.file import HistoryFile as HistoryFile, HistoryWriter as HistoryWriter
+    from compressed_ad.histories.file import HistoryFile as HistoryFile
     from compressed_ad.histories.header import HistoryInfo as HistoryInfo
     from compressed_ad.histories.saving import save_histories as save_histories
     from compressed_ad.histories.summary import episode_returns as episode_returns
+    from compressed_ad.histories.writer import HistoryWriter as HistoryWriter
     from compressed_ad.learners.base import LEARNER as LEARNER
     from compressed_ad.learners.conformance import check_learner as check_learner
     from compressed_ad.learners.ppo import BatchedPPO as BatchedPPO
@@ -98,10 +99,11 @@ _NAMES = {
     "histories.collector": "collect",
     "histories.exchange.formats": "EXPORT Recorded",
     "histories.exchange.importing": "import_histories",
-    "histories.file": "HistoryFile HistoryWriter",
+    "histories.file": "HistoryFile",
     "histories.header": "HistoryInfo",
     "histories.saving": "save_histories",
     "histories.summary": "episode_returns",
+    "histories.writer": "HistoryWriter",
     "learners.base": "LEARNER",
     "learners.conformance": "check_learner",
     "learners.ppo": "BatchedPPO",

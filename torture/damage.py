@@ -105,7 +105,7 @@ KINDS = {
 
 def _no_end() -> None:
     """Stops a collection before its last step."""
-    from compressed_ad.histories.file import HistoryWriter
+    from compressed_ad.histories.writer import HistoryWriter
 
     def finish(self: HistoryWriter, *rest: Any) -> None:
         raise KeyboardInterrupt

@@ -20,8 +20,9 @@ import numpy as np
 from compressed_ad import registry
 from compressed_ad.errors import ConfigError, HistoryError, RunError, UsageError, users_code
 from compressed_ad.files import locked
-from compressed_ad.histories.file import HistoryFile, HistoryInfo, HistoryWriter, marking_provenance, remark
+from compressed_ad.histories.file import HistoryFile, HistoryInfo, marking_provenance, remark
 from compressed_ad.histories.thinning import keep_episodes, kept_steps
+from compressed_ad.histories.writer import HistoryWriter
 from compressed_ad.learners.base import Blocks, Checks, SourceLearner, Told, prepared
 from compressed_ad.learners.conformance import first_stream_problem, return_problem
 from compressed_ad.marking.apply import find_marker, mark_task, marker_name

@@ -14,20 +14,18 @@
 
 from __future__ import annotations
 
-import logging
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compressed_ad.errors import HistoryError, NumericalError, SplitError
+from compressed_ad.errors import HistoryError, SplitError
 from compressed_ad.files import locked
 from compressed_ad.histories import hdf5, header as head
+from compressed_ad.histories.columns import COLUMNS, OPTIONAL, check_history
 from compressed_ad.histories.hdf5 import Group, child, opened, read, write_array
 from compressed_ad.histories.header import Header, HistoryInfo, short
 from compressed_ad.marking.apply import REQUIRED, mark_task, marker_name, marker_parameters
@@ -37,193 +35,9 @@ from compressed_ad.types import (
     AnyArray,
     History,
     IntArray,
-    SpaceSpec,
-    Split,
-    shape_of,
-    sizes,
-    starts,
 )
 
-__all__ = ["HistoryFile", "HistoryInfo", "HistoryWriter", "remark"]
-
-COLUMNS: Mapping[str, str | type[np.generic]] = {
-    "states": "observation",
-    "next_states": "observation",
-    "actions": "action",
-    "optimal_actions": "action",
-    "rewards": np.float32,
-    "action_probs": np.float32,
-    "entropy": np.float32,
-    "log_prob_next": np.float32,
-    "terminated": np.bool_,
-    "truncated": np.bool_,
-    "compression_mask": np.bool_,
-    "update": np.int32,
-}
-"""The stored arrays (S, T, ...) of ``History``: the dtype of each, or the space that it has elements of."""
-OPTIONAL = tuple(field.name for field in fields(History) if field.default is None)
-
-
-class HistoryWriter:
-    """Collects histories task by task in ``<path>.shards/``, and finally merges them into ``path``.
-
-    ``split``, ``tasks`` (N, P), ``optimal_return`` (N,) or None and ``random_return`` (N,) describe all tasks
-    of the family; histories are expected for the tasks of the split. A collection that exists at ``path``,
-    finished or not, is continued with ``resume`` and replaced with ``overwrite``; otherwise it is refused
-    with ``HistoryError``. The old file stays until the new one is whole, and ``resume`` continues an
-    ``overwrite`` that was interrupted. ``resume`` also refuses a collection of another configuration. It
-    drops damaged shards and lists them in ``dropped``.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        info: HistoryInfo,
-        split: Split,
-        tasks: AnyArray,
-        optimal_return: AnyArray | None,
-        random_return: AnyArray,
-        *,
-        resume: bool = False,
-        overwrite: bool = False,
-    ) -> None:
-        self.path = Path(path)
-        self.shards = self.path.with_name(self.path.name + ".shards")
-        self.dropped: list[str] = []
-        self._shape: tuple[int, int] | None = None  # (streams, steps) of the tasks on disk
-        optimal = None if optimal_return is None else np.asarray(optimal_return, dtype=np.float64)
-        random = np.asarray(random_return, dtype=np.float64)
-        self._header = Header(info, split, np.asarray(tasks), optimal, random)
-        if optimal is not None and np.isnan(optimal).any():  # an unknown optimum is None
-            raise HistoryError(f"{info.family}: optimal_return of task {np.isnan(optimal).argmax()} is nan")
-        self._plain = self._header.plain()
-        self._finished = resume and self.path.exists() and not self._replacing()
-        if resume:
-            if self._finished:
-                with opened(self.path) as file:
-                    self._require_same_header(self.path, file)
-            damaged = []
-            for shard in self._shard_files():
-                try:
-                    with opened(shard) as file:
-                        self._require_same_header(shard, file)
-                except _OtherHeaderError:
-                    raise
-                except HistoryError as error:
-                    damaged.append((shard, str(error)))
-            for shard, cause in damaged:
-                self.dropped.append(f"{cause}: dropped, task {shard.stem} is collected again")
-                logging.getLogger(__name__).warning(self.dropped[-1])
-                shard.unlink()
-        elif not overwrite:
-            for existing, state in ((self.path, "exists"), (self.shards, "holds an unfinished collection")):
-                if existing.exists():
-                    raise HistoryError(f"{existing} {state}; resume it, overwrite it, or choose another path")
-        elif self.shards.exists():
-            shutil.rmtree(self.shards)
-
-    def __repr__(self) -> str:
-        done, wanted = len(self.done_tasks()), len(self._header.task_ids)
-        return f"<HistoryWriter {self.path}: {done} of {wanted} tasks of {self._header.info.family} stored>"
-
-    def done_tasks(self) -> set[int]:
-        """Indices of the tasks whose histories are on disk."""
-        if self._finished:
-            return set(self._header.task_ids.tolist())
-        return {int(shard.stem) for shard in self._shard_files()}
-
-    def append(self, task_id: int, history: History) -> None:
-        """Store the histories of one task. They survive kill -9 once this has returned.
-
-        Raises ``NumericalError`` for NaN or infinity in observations or rewards, ``HistoryError`` for values
-        outside the spaces or a full disk.
-        """
-        if task_id not in self._header.task_ids:
-            raise HistoryError(f"{self.path}: task {task_id} is in no part of the split")
-        where = f"{self.path}: task {task_id}"
-        _check_history(where, history, self._header.info)
-        other = next((shard for shard in self._shard_files() if shard.stem != str(task_id)), None)
-        if other is not None:
-            if self._shape is None:
-                with opened(other, check=False) as shard:
-                    self._shape = child(shard, other.stem, Group)["rewards"].shape
-            if history.rewards.shape != self._shape:
-                got = f"(streams, steps) {history.rewards.shape}, task {other.stem} has {self._shape}"
-                raise HistoryError(f"{where} has {got}; all tasks of a file must have the same")
-
-        def fill(file: Group) -> None:
-            self._header.write(file)
-            group = file.create_group(str(task_id))
-            group.attrs["task"] = self._header.tasks[task_id]
-            group.attrs["random_return"] = self._header.random_return[task_id]
-            if self._header.optimal_return is not None:
-                group.attrs["optimal_return"] = self._header.optimal_return[task_id]
-            group["learner"] = history.learner.astype(np.int32)
-            for name, array in history.per_step():
-                write_array(group, name, array.astype(_dtype(name, self._header.info.spaces), copy=False))
-
-        hdf5.write_file(self.shards / f"{task_id}.h5", fill)
-
-    def finish(self, marking: Mapping[str, Any] | None = None) -> None:
-        """Merge all shards into the final file and remove them.
-
-        ``marking`` is the provenance of the masks that the appended histories carry, as
-        ``HistoryFile.marking`` returns it: ``marker``, ``parameters``, ``seed`` and ``time``. If only some
-        histories carry a mask, these masks are left out, and the file counts as not marked.
-        """
-        if not self._finished:
-            missing = sorted(set(self._header.task_ids.tolist()) - self.done_tasks())
-            if missing:
-                raise HistoryError(f"{self.path}: no histories yet of {len(missing)} tasks: {short(missing)}")
-            hdf5.write_file(self.path, lambda file: self._merge(file, marking))
-            self._finished = True
-        if self.shards.exists():
-            shutil.rmtree(self.shards)
-
-    def _merge(self, file: Group, marking: Mapping[str, Any] | None) -> None:
-        self._header.write(file)
-        tasks = self._header.task_ids.tolist()
-        shapes: dict[tuple[int, ...], int] = {}
-        for task in tasks:
-            path = self.shards / f"{task}.h5"
-            with opened(path) as shard:
-                self._require_same_header(path, shard)
-                hdf5.copy(shard, str(task), file)
-            shapes.setdefault(file[str(task)]["rewards"].shape, task)
-        if len(shapes) > 1:
-            raise HistoryError(f"{self.path}: tasks differ in (streams, steps): {shapes}")
-        training = [file[str(task)] for task in self._header.split.train.tolist()]
-        scales = head.measure_scales(training, self._header.info.spaces["observation"])
-        for name, value in vars(scales).items():
-            if value is not None:
-                file[f"{head.SCALES}/{name}"] = value
-        file.attrs["total_steps"] = int(np.prod(next(iter(shapes)))) * len(tasks)
-        marked = [file[str(task)] for task in tasks if "compression_mask" in file[str(task)]]
-        if len(marked) == len(tasks):
-            statistics = marking_statistics(group["compression_mask"][()] for group in marked)
-            head.write_marking(file, statistics, marking)
-        else:
-            for group in marked:
-                del group["compression_mask"]
-
-    def _shard_files(self) -> Iterator[Path]:
-        return (shard for shard in self.shards.glob("*.h5") if shard.stem.isdecimal())
-
-    def _replacing(self) -> bool:
-        """Whether the finished file is to be replaced by shards that were begun after it."""
-        newest = max((shard.stat().st_mtime_ns for shard in self._shard_files()), default=0)
-        return newest > self.path.stat().st_mtime_ns
-
-    def _require_same_header(self, path: Path, file: Group) -> None:
-        differing = head.differences(Header.read(file).plain(), self._plain)
-        if differing:
-            raise _OtherHeaderError(
-                f"{path} was collected with another configuration and is left alone ({'; '.join(differing)})"
-            )
-
-
-class _OtherHeaderError(HistoryError):
-    """A file of another configuration."""
+__all__ = ["HistoryFile", "HistoryInfo", "remark"]
 
 
 class HistoryFile:
@@ -351,7 +165,7 @@ class HistoryFile:
         if (history.n_stream, history.n_step) != (self.n_stream, self.n_step):
             shapes = f"{(history.n_stream, history.n_step)}, others {(self.n_stream, self.n_step)}"
             raise HistoryError(f"{self.path}: task {task} has (streams, steps) {shapes}")
-        _check_history(f"{self.path}: task {task}", history, self.info)
+        check_history(f"{self.path}: task {task}", history, self.info)
         return history
 
 
@@ -408,69 +222,3 @@ def marking_provenance(marker: str | Marker, params: Mapping[str, Any], seed: in
     hdf5.json_text(f"parameters of marker {marker_name(marker)!r}", parameters)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return {"marker": marker_name(marker), "parameters": parameters, "seed": seed, "time": now}
-
-
-def transition_bytes(spaces: Mapping[str, SpaceSpec]) -> int:
-    """Bytes that the arrays of a history have for each transition, at most."""
-    size = {name: int(np.prod(shape_of(spec))) for name, spec in spaces.items()}
-    return sum(
-        _dtype(name, spaces).itemsize * (size[column] if isinstance(column, str) else 1)
-        for name, column in COLUMNS.items()
-    )
-
-
-def _dtype(name: str, spaces: Mapping[str, SpaceSpec]) -> np.dtype[Any]:
-    column = COLUMNS[name]
-    if not isinstance(column, str):
-        return np.dtype(column)
-    spec = spaces[column]
-    if spec["kind"] == "box":
-        # Models compute in float32: they would not see the other half of the bytes.
-        return np.dtype(np.float32 if spec["dtype"] == "float64" else spec["dtype"])
-    low, high = _limits(spec)
-    for small in (np.uint8, np.int16):
-        if np.iinfo(small).min <= low.min() and high.max() <= np.iinfo(small).max:
-            return np.dtype(small)
-    return np.dtype(np.int32)
-
-
-def _check_history(where: str, history: History, info: HistoryInfo) -> None:
-    """Raise ``HistoryError`` or ``NumericalError`` unless the file can hold ``history`` without loss."""
-    history.check_finite(where)
-    for name, column in COLUMNS.items():
-        if not isinstance(column, str):
-            continue
-        array, spec = getattr(history, name), info.spaces[column]
-        if array is None:
-            continue
-        box, shape = spec["kind"] == "box", shape_of(spec)
-        dtype = _dtype(name, info.spaces) if box else np.dtype(np.int64)
-        if not np.can_cast(array.dtype, dtype, "same_kind"):
-            raise HistoryError(f"{where}: {name} of dtype {array.dtype} does not fit the space {spec}")
-        if array.shape[2:] != shape:
-            raise HistoryError(f"{where}: {name} has elements of shape {array.shape[2:]}, the space {shape}")
-        if box and array.dtype.itemsize <= dtype.itemsize:
-            continue
-        if box:
-            most: Any = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
-            low, high = most.min, most.max
-        else:
-            low, high = _limits(spec)
-        outside = (array < low) | (array > high)
-        if outside.any():
-            place = np.argwhere(outside)[0]
-            raise HistoryError(f"{where}: {name}{place.tolist()} is {array[tuple(place)]}, outside {spec}")
-    most = float(np.abs(history.rewards).max(initial=0))
-    if most * info.horizon > head.LARGEST_RETURN:
-        raise NumericalError(f"{where}: rewards reach {most:g}: returns would be beyond float32; scale them")
-    if (history.learner < 0).any() or (history.update < 0).any():
-        raise HistoryError(f"{where}: learner and update are numbers from 0 on")
-    probs = history.action_probs
-    if ((probs < 0) | (probs > 1 + 1e-5)).any():
-        raise HistoryError(f"{where}: action_probs reach from {np.nanmin(probs)} to {np.nanmax(probs)}")
-
-
-def _limits(spec: SpaceSpec) -> tuple[AnyArray, AnyArray]:
-    """Minimum and maximum of each component of a Discrete or MultiDiscrete space."""
-    low = np.asarray(starts(spec)).reshape(shape_of(spec))
-    return low, low + np.asarray(sizes(spec)).reshape(low.shape) - 1

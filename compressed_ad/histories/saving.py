@@ -12,7 +12,8 @@ import numpy as np
 
 from compressed_ad.errors import HistoryError, UsageError
 from compressed_ad.files import locked
-from compressed_ad.histories.file import HistoryFile, HistoryInfo, HistoryWriter, marking_provenance
+from compressed_ad.histories.file import HistoryFile, HistoryInfo, marking_provenance
+from compressed_ad.histories.writer import HistoryWriter
 from compressed_ad.learners.conformance import first_stream_problem
 from compressed_ad.marking.apply import mark_task
 from compressed_ad.marking.markers import Marker

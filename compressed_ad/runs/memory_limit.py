@@ -55,7 +55,7 @@ def size_text(count: int) -> str:
 
 
 def marking(file: HistoryFile) -> Need:
-    from compressed_ad.histories.file import transition_bytes
+    from compressed_ad.histories.columns import transition_bytes
 
     grows = _MARKED * file.n_stream * file.n_step * transition_bytes(file.info.spaces)
     return Need(_READING, grows, "one task")
@@ -68,7 +68,7 @@ def importing(task_bytes: int) -> Need:
 
 def collecting(config: Config) -> Need:
     """What a worker needs that learns one task at a time."""
-    from compressed_ad.histories.file import transition_bytes
+    from compressed_ad.histories.columns import transition_bytes
     from compressed_ad.runs.config import plan
     from compressed_ad.tasks.base import family_specs
 
@@ -95,7 +95,7 @@ def judging(file: HistoryFile) -> Need:
 
 
 def _of_episodes(file: HistoryFile, transforms: Sequence[tuple[str, Mapping[str, Any]]]) -> Need:
-    from compressed_ad.histories.file import transition_bytes
+    from compressed_ad.histories.columns import transition_bytes
     from compressed_ad.training.shared_arrays import has_room
 
     ids = file.split.train

@@ -22,7 +22,8 @@ from compressed_ad.histories.exchange.formats import EXPORT, LAYOUT, Recorded
 from compressed_ad.histories.exchange.importing import Findings, file_provenance, import_histories
 from compressed_ad.histories.exchange.minari import dataset_id, episodes
 from compressed_ad.histories.exchange.task_ids import MATCH, named_split
-from compressed_ad.histories.file import HistoryFile, HistoryInfo, HistoryWriter, remark
+from compressed_ad.histories.file import HistoryFile, HistoryInfo, remark
+from compressed_ad.histories.writer import HistoryWriter
 from compressed_ad.tasks.gridworld import Darkroom, DarkroomHard
 from compressed_ad.tasks.replay import episode_step, play
 from compressed_ad.types import History, Split

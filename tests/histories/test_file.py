@@ -26,8 +26,9 @@ from compressed_ad.errors import (
     NumericalError,
     UnknownNameError,
 )
-from compressed_ad.histories import file as histories, hdf5
-from compressed_ad.histories.file import HistoryFile, HistoryInfo, HistoryWriter, remark
+from compressed_ad.histories import hdf5, writer as histories
+from compressed_ad.histories.file import HistoryFile, HistoryInfo, remark
+from compressed_ad.histories.writer import HistoryWriter
 from compressed_ad.marking import markers
 from compressed_ad.seeding import rng
 from compressed_ad.types import History, Split

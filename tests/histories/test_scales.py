@@ -10,8 +10,9 @@ from hypothesis import given, settings, strategies as st
 
 from compressed_ad.errors import HistoryError
 from compressed_ad.histories import header as module
-from compressed_ad.histories.file import HistoryFile, HistoryInfo, HistoryWriter, remark
+from compressed_ad.histories.file import HistoryFile, HistoryInfo, remark
 from compressed_ad.histories.hdf5 import opened, write_file
+from compressed_ad.histories.writer import HistoryWriter
 from compressed_ad.types import History, Split, to_spec
 
 SPLIT = Split(np.array([0, 2]), np.array([1]), np.array([3]))

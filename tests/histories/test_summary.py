@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from compressed_ad.errors import HistoryError
-from compressed_ad.histories.file import HistoryInfo, HistoryWriter, remark
+from compressed_ad.histories.file import HistoryInfo, remark
 from compressed_ad.histories.summary import describe, finished_episodes, shortfall
+from compressed_ad.histories.writer import HistoryWriter
 from compressed_ad.types import History, Split
 
 INFO = HistoryInfo(

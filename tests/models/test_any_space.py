@@ -13,7 +13,8 @@ from compressed_ad.evaluation.agents import InContextAgent
 from compressed_ad.evaluation.border_embeddings import geometry, mark_effects
 from compressed_ad.evaluation.evaluate import evaluate_in_context, evaluate_tasks
 from compressed_ad.evaluation.rollouts import random_rollouts
-from compressed_ad.histories.file import HistoryFile, HistoryInfo, HistoryWriter
+from compressed_ad.histories.file import HistoryFile, HistoryInfo
+from compressed_ad.histories.writer import HistoryWriter
 from compressed_ad.models import MODEL
 from compressed_ad.models.ad import AD
 from compressed_ad.models.compressed_ad import CompressedAD

@@ -18,9 +18,10 @@ from rich.console import Console
 
 from compressed_ad.errors import RunDirectoryError, UsageError
 from compressed_ad.evaluation import intervals
-from compressed_ad.histories.file import HistoryFile, HistoryWriter, remark
+from compressed_ad.histories.file import HistoryFile, remark
 from compressed_ad.histories.header import HistoryInfo
 from compressed_ad.histories.summary import episode_returns
+from compressed_ad.histories.writer import HistoryWriter
 from compressed_ad.marking.statistics import marking_statistics
 from compressed_ad.report.comparison import (
     IQM,

@@ -21,11 +21,13 @@ import numpy as np
 
 from compressed_ad.errors import ConfigError, HistoryError, users_code
 from compressed_ad.files import file_digest, locked
+from compressed_ad.histories.columns import COLUMNS, OPTIONAL
 from compressed_ad.histories.exchange.formats import Progress, Recorded, check_tasks
 from compressed_ad.histories.exchange.replaying import fitted, outer, replayed, turned
 from compressed_ad.histories.exchange.task_ids import ids_in_family, playing
-from compressed_ad.histories.file import COLUMNS, OPTIONAL, HistoryInfo, HistoryWriter
+from compressed_ad.histories.file import HistoryInfo
 from compressed_ad.histories.header import same_steps, short
+from compressed_ad.histories.writer import HistoryWriter
 from compressed_ad.tasks.base import TaskFamily, family_specs
 from compressed_ad.tasks.replay import Played, differ, episode_step
 from compressed_ad.types import (

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import CompressedADError, HistoryError
+from compressed_ad.histories.columns import COLUMNS
 from compressed_ad.histories.exchange.formats import Recorded
-from compressed_ad.histories.file import COLUMNS
 from compressed_ad.tasks.base import TaskFamily
 from compressed_ad.tasks.replay import Played, differ, play
 from compressed_ad.types import AnyArray, BoolArray, IntArray, SpaceSpec, from_spec, sizes, starts
