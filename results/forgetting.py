@@ -6,13 +6,12 @@ python results/forgetting.py [runs/study]    writes results/forgetting.csv
 
 from __future__ import annotations
 
-import csv
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from evidence import study_folder, write
 
 from compressed_ad.evaluation.evaluate import evaluate_tasks
 from compressed_ad.evaluation.intervals import Floats
@@ -64,15 +63,5 @@ def lines(out: Path) -> Iterator[list[object]]:
             yield [variant, seed, f"after {name} first steps", after.success, after.knew]
 
 
-def main() -> None:
-    out = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs" / "study"
-    with (ROOT / "results" / "forgetting.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["variant", "seed", "what", "area", "final"])
-        for line in lines(out):
-            writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in line])
-            file.flush()
-
-
 if __name__ == "__main__":
-    main()
+    write("forgetting.csv", ["variant", "seed", "what", "area", "final"], lines(study_folder()))

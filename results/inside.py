@@ -5,12 +5,11 @@ python results/inside.py [runs/study]    writes results/inside.csv, exploration.
 
 from __future__ import annotations
 
-import csv
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from evidence import study_folder, write
 
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.marking.apply import mark_all
@@ -28,16 +27,6 @@ def finished(name: str, variant: str, out: Path) -> list[Group]:
     study = load_study(ROOT / "studies" / f"{name}.yaml", families=["darkroom"])
     parts = [g for g in groups(study, out) if g.plays[0][0].variant == variant and g.job.trained]
     return parts[:RUNS]
-
-
-def write(name: str, head: list[str], lines: Iterable[list[object]]) -> None:
-    """A CSV in results/."""
-    with (ROOT / "results" / name).open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(head)
-        for line in lines:
-            writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in line])
-            file.flush()
 
 
 def marks(out: Path) -> Iterable[list[object]]:
@@ -98,7 +87,7 @@ def marked(out: Path) -> Iterable[list[object]]:
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs" / "study"
+    folder = study_folder()
     write("marked.csv", ["seed", "threshold", "window", "marked"], marked(folder))
     head = ["variant", "seed", "start_size", "end_size"]
     head += ["kl_no_marks", "loss_no_marks", "kl_transplant", "loss_transplant", "attention_ratio"]

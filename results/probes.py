@@ -10,13 +10,12 @@ python results/probes.py [runs/study]    writes results/probes.csv
 
 from __future__ import annotations
 
-import csv
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from evidence import study_folder, write
 
 from compressed_ad.evaluation.intervals import Floats
 from compressed_ad.models import MODEL
@@ -110,15 +109,5 @@ def lines(out: Path) -> Iterator[list[object]]:
                     ]
 
 
-def main() -> None:
-    out = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs" / "study"
-    with (ROOT / "results" / "probes.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["family", "variant", "seed", "place", "explained"])
-        for line in lines(out):
-            writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in line])
-            file.flush()
-
-
 if __name__ == "__main__":
-    main()
+    write("probes.csv", ["family", "variant", "seed", "place", "explained"], lines(study_folder()))

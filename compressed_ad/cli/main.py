@@ -12,7 +12,6 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
@@ -150,8 +149,7 @@ def parse(words: Sequence[str], stop: cli.Stop) -> cli.Call:
     assert command is not None  # otherwise the parser has stopped
     name, problems = options.command, []
     for given in (word.partition("=")[0] for word in unknown if word.startswith("--")):
-        own = get_close_matches(given, parser.own, n=1, cutoff=0.75)
-        hint = f" (did you mean {own[0]}?)" if own else suggest(given[2:])
+        hint = suggest(given[2:], parser.own)
         elsewhere = f" {given}?" in hint or given[2:] in cli.Command.common
         problems.append(f"cad {name} does not take {given}" if elsewhere else f"unknown option {given}{hint}")
     if unknown and not problems:

@@ -325,9 +325,15 @@ def show_value(value: Any) -> str:
     return str(value)
 
 
-def suggest(flag: str) -> str:
-    """A hint at the setting that an unknown option ``flag`` (without dashes) probably means, or nothing."""
-    keys = [key for section in ("", *SECTIONS) for key, _, _ in describe(section)]
-    by_end = {key.rpartition(".")[2]: key for key in reversed(keys)}
-    close = get_close_matches(flag, [*keys, *by_end], n=1, cutoff=0.6)
-    return f" (did you mean --{by_end.get(close[0], close[0])}?)" if close else ""
+def suggest(flag: str, own: Sequence[str] = ()) -> str:
+    """A hint at what an unknown option ``flag`` (without dashes) probably means, or nothing.
+
+    ``own`` options of the command come before settings.
+    """
+    close = get_close_matches(f"--{flag}", own, n=1, cutoff=0.75)
+    if not close:
+        keys = [key for section in ("", *SECTIONS) for key, _, _ in describe(section)]
+        by_end = {key.rpartition(".")[2]: key for key in reversed(keys)}
+        settings = get_close_matches(flag, [*keys, *by_end], n=1, cutoff=0.6)
+        close = [f"--{by_end.get(key, key)}" for key in settings]
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from compressed_ad.models import MODEL, fused
+from compressed_ad.models import MODEL, fused, vector_code
 from compressed_ad.models.transformer import Rotation, rotate, visible
 from compressed_ad.training.loop import gradient
 from tests.models.test_models import batch, config
@@ -264,3 +265,16 @@ def test_windows_without_gradients_are_pytorchs(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(fused, "_Gelu", None)
     with torch.no_grad():
         model(batch(2, 10).tokens)
+
+
+def test_cached_code_does_not_outlive_files_that_make_vector_code_for_it(tmp_path: Path) -> None:
+    file, names = tmp_path / "vectors.py", set()
+    for text in ("a", "b"):
+        file.write_text(text)
+
+        def kernel() -> int:
+            return 1
+
+        vector_code.compiled(str(file))(kernel)
+        names.add(kernel.__qualname__)
+    assert len(names) == 2

@@ -1,0 +1,25 @@
+"""How the scripts of this folder find a study's runs, and write what they measured."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def study_folder() -> Path:
+    """The output folder of the studies: the first argument, or ``runs/study``."""
+    return Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs" / "study"
+
+
+def write(name: str, head: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
+    """A CSV file of this folder; each line is there as soon as it is known."""
+    with (ROOT / "results" / name).open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(head)
+        for line in lines:
+            writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in line])
+            file.flush()
