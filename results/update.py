@@ -51,6 +51,7 @@ FAMILIES = {
     "large": "Darkroom-Large",
     "hard": "Darkroom-Hard",
     "recall": "Darkroom-Recall",
+    "switching": "Darkroom-Switching",
     "bandit": "Bernoulli bandits",
     "point_mass": "Point mass",
     "wide": "Darkroom, 11x11",
