@@ -28,7 +28,6 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from compressed_ad.errors import HistoryError
 from compressed_ad.files import is_at, try_lock
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.training.sequences import COLUMNS, Column, Sequences, from_histories, in_columns
@@ -49,7 +48,8 @@ def shared_sequences(
     """``from_histories(histories())`` in files that all processes share that ask for the same ``what``.
 
     ``what`` tells all that the histories depend on. The files lie beside the file ``beside``. Where none can
-    be written, or the disk is full, the arrays are in the memory of this process alone.
+    be written, the disk is full, or later histories need a wider dtype than the first, the arrays are in the
+    memory of this process alone.
     """
     name = _NAME.format(_digest(what), _digest(_us())[:8])
     for parent in _places(beside):
@@ -166,6 +166,10 @@ def _write(folder: Path, histories: Iterable[tuple[int, History]]) -> None:
         np.save(folder / f"{name}.npy", getattr(sequences, name))
 
 
+class _WiderError(OSError):
+    """A file cannot change the dtype of what it has; an array in memory can."""
+
+
 class _FileColumn:
     """A ``Column`` in an open file, which is renamed to ``path`` once it is whole."""
 
@@ -187,7 +191,7 @@ class _FileColumn:
 
     def append(self, values: AnyArray) -> None:
         if not np.can_cast(values.dtype, self.dtype):
-            raise HistoryError(f"{self.path.stem} are {values.dtype}, those before {self.dtype}")
+            raise _WiderError(f"{self.path.stem} are {values.dtype}, those before {self.dtype}")
         left = np.ascontiguousarray(values, self.dtype).reshape(-1).data.cast("B")
         while left:
             left = left[self.file.write(left) :]

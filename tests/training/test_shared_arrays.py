@@ -7,6 +7,7 @@ import resource
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,24 @@ def test_what_a_killed_process_left_is_made_again_and_removed(data: Path, during
     assert_same(found, from_histories(histories()))
 
 
+def test_who_waited_for_one_that_was_killed_makes_the_arrays_anew(data: Path) -> None:
+    begun, tell = os.pipe()
+
+    def dying() -> Iterator[tuple[int, History]]:
+        yield 0, histories()[0]
+        os.write(tell, b"1")
+        time.sleep(0.5)  # meanwhile the other has come to wait
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = os.fork()
+    if process == 0:
+        shared_sequences(data / "h.hdf5", "these", dying)
+    assert os.read(begun, 1) == b"1"
+    found = shared(data)
+    assert os.WTERMSIG(os.waitpid(process, 0)[1]) == signal.SIGKILL
+    assert_same(found, from_histories(histories()))
+
+
 def test_a_forked_process_takes_nothing_away(data: Path) -> None:
     found = shared(data)
     process = os.fork()
@@ -188,6 +207,15 @@ def test_a_folder_of_somebody_else_is_not_trusted(data: Path, own_temporary_fold
     assert folders(elsewhere) == [] and folders(own_temporary_folder) == [name]
     assert_same(found, from_histories(histories()))
     del found
+
+
+def test_histories_that_need_a_wider_dtype_than_the_first_are_in_memory(data: Path) -> None:
+    some = histories()
+    some[4] = replace(some[4], states=some[4].states.astype(np.int64) + 1000)
+    assert some[0].states.dtype != np.int64
+    found = shared_sequences(data / "h.hdf5", "these", lambda: some.items())
+    assert_same(found, from_histories(some))
+    assert found.states.max() >= 1000 and folders(data) == []
 
 
 def test_what_some_histories_lack_is_left_out(data: Path) -> None:
