@@ -178,7 +178,7 @@ def test_a_training_goes_on_and_keeps_its_metrics(tmp_path: Path) -> None:
 
 def test_a_report_can_be_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = [("one", "caption", Figure()), ("two", "caption", Figure())]
-    monkeypatch.setattr(run_report, "_figures", lambda *_: iter(drawn))
+    monkeypatch.setattr(run_report, "comparison_figures", lambda *_: iter(drawn))
     out = tmp_path / "report"
 
     def work() -> None:
