@@ -170,7 +170,7 @@ class Grid(OneLineRepr):
 
 
 def paying(pays: Callable[[Int64Array], BoolArray], ends: bool = False) -> Judge:
-    """The judge of a room in which stepping onto a cell (N,) that ``pays`` earns 1 and may end the episode."""
+    """The judge of a room in which a step onto a cell (N,) that ``pays`` earns 1, and may end the episode."""
 
     def judge(cell: Int64Array, episode_return: Float32Array) -> tuple[Float32Array, BoolArray]:
         paid = pays(cell)
