@@ -292,7 +292,7 @@ def load_model(path: Path, data: RunData, where: str) -> tuple[AD, int]:
     from compressed_ad.models.ad import architecture
     from compressed_ad.training.checkpoints import load
 
-    content = load(path, where)
+    content = load(path)
     try:
         config, weights, step = architecture(content["config"]), content["model_state_dict"], content["step"]
     except (CompressedADError, KeyError, TypeError, ValueError) as error:

@@ -6,7 +6,7 @@ The sampler has no state, so an exact resume needs only the step, and gathers by
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,25 @@ from compressed_ad.models.tokens import Batch, sent, shift
 from compressed_ad.seeding import rng
 from compressed_ad.tasks.select import stored_family
 from compressed_ad.training.sequences import Sequences
-from compressed_ad.training.shared_arrays import training_sequences
+from compressed_ad.training.shared_arrays import shared_sequences
 from compressed_ad.training.transforms import apply_transforms
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray
+
+
+def training_sequences(
+    file: HistoryFile,
+    transforms: Sequence[tuple[str, Mapping[str, Any]]],
+    seed: int,
+    trust: str | Collection[str],
+) -> Sequences:
+    """The histories of the training tasks of ``file``, transformed as by ``apply_transforms``."""
+    ids, info = tuple(file.split.train.tolist()), file.info
+    sequences = shared_sequences(file.path, f"{file.digest()} {ids} None", lambda: file.each(ids))
+    if not transforms:
+        return sequences
+    family = stored_family(file.path, info.family, info.family_kwargs, trust)
+    return apply_transforms(sequences, transforms, seed=seed, family=family, tasks=file.tasks)
+
 
 SHOWN = ("states", "actions", "rewards", "next_states", "ended", "mask")
 """Columns of sequences that windows show."""
@@ -177,13 +193,7 @@ class CompressedADDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         ``transforms`` are (name, parameters) pairs for ``apply_transforms``, which also gets ``seed``.
         ``trust`` names code from outside this library (``module:attribute``) that the file may name.
         """
-        file, chosen = HistoryFile(path), list(transforms)
-        sequences = training_sequences(file)
-        if chosen:
-            info = file.info
-            family = stored_family(path, info.family, info.family_kwargs, trust)
-            sequences = apply_transforms(sequences, chosen, seed=seed, family=family, tasks=file.tasks)
-        return cls(sequences, n_transit)
+        return cls(training_sequences(HistoryFile(path), list(transforms), seed, trust), n_transit)
 
     def __len__(self) -> int:
         return len(self.start)

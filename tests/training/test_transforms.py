@@ -41,7 +41,9 @@ def walk_history(n_stream: int, n_episode: int, goal: np.ndarray, seed: int) -> 
     record: dict[str, list[np.ndarray]] = {}
     for step in range(n_episode * family.horizon):
         late = step >= n_episode * family.horizon // 2
-        toward = env.optimal_actions() if late else random.integers(0, 5, n_stream)
+        toward = (
+            family.optimal_action(tasks, obs, np.zeros(n_stream)) if late else random.integers(0, 5, n_stream)
+        )
         result = env.step(toward)
         for name, value in (
             ("states", obs),
