@@ -27,7 +27,8 @@ _READING, _COLLECTING, _COMPUTING = 150_000_000, 200_000_000, 400_000_000  # of 
 _WAITING = 120_000_000  # of one that waits for its workers
 # Copies of the arrays of one task that a process has at most: while it is marked, learned, imported.
 _MARKED, _LEARNED, _IMPORTED = 3, 4, 8
-_LISTED, _CHOSEN = 20, 50  # bytes for each episode: while they are listed, and while some are chosen
+_LISTED, _CHOSEN = 30, 50  # bytes for each episode: that is listed, and that was chosen from a list
+_CHOOSING = {"subsample": 30, "thin": 70}  # bytes for each of which some are chosen
 _STEP, _WEIGHT = 115, 16  # bytes of a gradient step for each token, unit and layer; of a weight
 
 
@@ -184,9 +185,9 @@ def _of_episodes(
     n_episode, arrays = histories.n_episode, len(histories.split.train) * histories.task
     why, kept, grows = f"lists of {n_episode:,} episodes", float(n_episode), _LISTED * n_episode
     for name, params in transforms:
-        if name in ("subsample", "thin"):
-            kept *= params.get("copies", 1) * _shares(params)
-            grows += _CHOSEN * int(kept)
+        if name in _CHOOSING:
+            before, kept = kept, kept * params.get("copies", 1) * _shares(params)
+            grows = max(grows, int(_CHOOSING[name] * before), int(_CHOSEN * kept))
         elif name in ("stitch", "prolong"):
             grows += 2 * arrays  # these compose new histories
             why = f"the histories that {name} composes"

@@ -48,9 +48,9 @@ class Episodes:
         return np.arange(len(self.edge) - 1) - np.repeat(self.first[:-1], np.diff(self.first))
 
     def parts(self) -> Iterator[tuple[slice, slice, Episodes]]:
-        """About a million at a time: some sequences, which episodes are theirs, and these episodes."""
-        n, n_seq = len(self.complete), len(self.first) - 1
-        cuts = np.unique(np.minimum(np.searchsorted(self.first, np.arange(0, n + _BLOCK, _BLOCK)), n_seq))
+        """Some sequences at a time, a hundred thousand episodes: which ones, which episodes, and these."""
+        n, n_seq, size = len(self.complete), len(self.first) - 1, max(1, _BLOCK // 8)
+        cuts = np.unique(np.minimum(np.searchsorted(self.first, np.arange(0, n + size, size)), n_seq))
         for q, next_q in pairwise(cuts.tolist()):  # a sequence is not cut
             k, next_k = self.first[[q, next_q]].tolist()
             part = slice(k, next_k)
@@ -208,12 +208,22 @@ class Sequences:
 
         New sequence i has the task and learner of old sequence ``source[i]``.
         """
+        blocks = ((rows[block], group[block]) for block in _blocks(len(rows)))
+        return self.take_blocks(blocks, n_group, source)
+
+    def take_blocks(
+        self, blocks: Iterable[tuple[IntArray, IntArray]], n_group: int, source: IntArray
+    ) -> Sequences:
+        """``take_episodes`` with pairs of ``rows`` and ``group`` that come one by one, and none is kept."""
         edge, lengths = self.episodes.edge, np.zeros(n_group, np.int64)
-        for block in _blocks(len(rows)):
-            np.add.at(lengths, group[block], edge[rows[block] + 1] - edge[rows[block]])
-        chosen = (rows[block] for block in _blocks(len(rows)))
-        runs = ((edge[some], edge[some + 1] - edge[some]) for some in chosen)
-        return self._of_runs(runs, lengths, self.task[source], self.learner[source])
+
+        def runs() -> Iterator[tuple[IntArray, IntArray]]:
+            for rows, group in blocks:
+                length = edge[rows + 1] - edge[rows]
+                np.add.at(lengths, group, length)
+                yield edge[rows], length
+
+        return self._of_runs(runs(), lengths, self.task[source], self.learner[source])
 
     def runs(
         self, start: IntArray, length: IntArray, lengths: IntArray, task: IntArray, learner: IntArray
@@ -232,7 +242,7 @@ class Sequences:
         task: IntArray,
         learner: IntArray,
     ) -> Sequences:
-        """``runs``, whose starts and lengths come in blocks: they are many, and none is kept."""
+        """``runs`` whose starts and lengths come in ``blocks``; after the last, ``lengths`` must be right."""
         rows, at, total, following = [], [], 0, -1
         for start, length in blocks:
             first = np.searchsorted(self.at, start, side="right") - 1
@@ -246,12 +256,13 @@ class Sequences:
             before = total + np.cumsum(size) - size
             rows.append(row[fresh])
             at.append(before[fresh])
-            total, following = total + int(size.sum()), after[-1]
-        keep = lengths > 0
+            total, following = total + int(size.sum()), after[-1] if len(after) else following
+        keep, begins = lengths > 0, np.concatenate([np.zeros(0, np.int64), *rows])
+        del rows  # before the next copy is made
         return Sequences(
             self.store,
-            np.concatenate([np.zeros(0, np.int64), *rows]),
-            np.concatenate([*at, [total]]).astype(np.int64),
+            begins,
+            np.concatenate([*at, [total]]),
             np.concatenate([[0], np.cumsum(lengths[keep])]),
             task[keep],
             learner[keep],

@@ -7,8 +7,9 @@ context's generator only. Masks and update numbers stay with their steps.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -97,7 +98,7 @@ def subsample(
         phase = random.integers(stride, size=len(sequences))
         return lambda of, _, some: (some.ordinal + phase[of][some.sequence]) // stride
 
-    groupings = map(grouping, strides * copies)  # lazily, so that phases and choices are drawn in turn
+    groupings = [partial(grouping, stride) for stride in strides * copies]
     return _one_of_each(sequences, groupings, _first_rewarded(episodes) & keep_first_reward, random)
 
 
@@ -130,8 +131,7 @@ def thin(
     dropped = (stride == 0) & ~keep
     rate = np.where(stride == 0, 0.0, 1 / np.maximum(stride, 1))
     passed = np.cumsum(rate) - rate
-    at_start = passed[episodes.first[:-1]]
-    since = passed - at_start[episodes.sequence]
+    since = passed - passed[episodes.first[:-1]][episodes.sequence]
 
     def grouping() -> _Grouping:
         phase = context.random.random(n_seq)
@@ -139,7 +139,7 @@ def thin(
             dropped[rows], -1, np.floor(since[rows] + phase[of][some.sequence]).astype(int)
         )
 
-    return _one_of_each(sequences, (grouping() for _ in range(copies)), keep, context.random)
+    return _one_of_each(sequences, [grouping] * copies, keep, context.random)
 
 
 def _first_rewarded(episodes: Episodes) -> BoolArray:
@@ -156,26 +156,32 @@ _Grouping = Callable[[slice, slice, Episodes], IntArray]
 
 
 def _one_of_each(
-    sequences: Sequences, groupings: Iterable[_Grouping], preferred: BoolArray, random: np.random.Generator
+    sequences: Sequences,
+    groupings: Sequence[Callable[[], _Grouping]],
+    preferred: BoolArray,
+    random: np.random.Generator,
 ) -> Sequences:
     """For each grouping of the episodes (K,), new sequences of one complete episode per group.
 
     The episode is drawn at random, from the preferred ones if the group has any. Group -1 is left out.
+    Each grouping is made when its turn comes, so that its random numbers and those of the choice alternate.
     """
-    n_seq, rows, owner, n_copy = len(sequences), list[IntArray](), list[IntArray](), 0
-    for grouping in groupings:
-        for of, part, some in sequences.episodes.parts():
-            group, sequence = grouping(of, part, some), some.sequence
-            priority = random.random(len(group)) + 2.0 * preferred[part]
-            order = np.lexsort((-priority, group, sequence))
-            order = order[some.complete[order] & (group[order] >= 0)]
-            key = sequence[order] * (group.max(initial=0) + 1) + group[order]
-            chosen = order[np.unique(key, return_index=True)[1]]
-            rows.append(part.start + chosen)
-            owner.append((n_copy * n_seq + of.start + sequence[chosen]).astype(np.int32))
-        n_copy += 1
-    source = np.tile(np.arange(n_seq), n_copy)
-    return sequences.take_episodes(np.concatenate(rows), np.concatenate(owner), len(source), source)
+    n_seq = len(sequences)
+
+    def chosen() -> Iterator[tuple[IntArray, IntArray]]:
+        for copy, new_grouping in enumerate(groupings):
+            grouping = new_grouping()
+            for of, part, some in sequences.episodes.parts():
+                group, sequence = grouping(of, part, some), some.sequence
+                priority = random.random(len(group)) + 2.0 * preferred[part]
+                order = np.lexsort((-priority, group, sequence))
+                order = order[some.complete[order] & (group[order] >= 0)]
+                key = sequence[order] * (group.max(initial=0) + 1) + group[order]
+                rows = order[np.unique(key, return_index=True)[1]]
+                yield part.start + rows, copy * n_seq + of.start + sequence[rows]
+
+    source = np.tile(np.arange(n_seq), len(groupings))
+    return sequences.take_blocks(chosen(), len(source), source)
 
 
 @TRANSFORM.register("stitch")

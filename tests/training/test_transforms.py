@@ -369,14 +369,19 @@ def chosen_again(random: np.random.Generator, seed: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "params"),
-    [("subsample", {"every": [2, 3], "copies": 2}), ("thin", {"marked_every": 2, "unmarked_every": 1})],
+    [
+        ("subsample", {"every": [2, 3], "copies": 2}),
+        ("thin", {"marked_every": 2, "unmarked_every": 1}),
+        ("thin", {"marked_every": 0, "unmarked_every": 1, "keep_first_reward": False}),
+    ],
 )
 def test_episodes_that_are_chosen_part_by_part_are_those_chosen_at_once(
     name: str, params: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     some = from_histories({k: history(3, 30 + 9 * k, seed=k) for k in range(4)})
+    some = some.with_columns(mask=some.mask | (some.task[some.sequence_of(np.arange(len(some.mask)))] == 2))
     once = apply_transforms(some, [(name, params)], seed=1)
-    for size in (1, 10, 40):  # a sequence has 8 to 15 episodes
+    for size in (8, 80, 320):  # of which an eighth are episodes: a sequence has 8 to 15
         monkeypatch.setattr(module, "_BLOCK", size)
         parts = apply_transforms(replace(some), [(name, params)], seed=1)
         for field in ("row", "at", "offsets", "task", "learner"):
