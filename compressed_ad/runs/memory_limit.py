@@ -104,7 +104,8 @@ def task_bytes(file: HistoryFile) -> int:
     """Bytes of the arrays of one task of ``file``."""
     from compressed_ad.histories.columns import transition_bytes
 
-    return file.n_stream * file.n_step * transition_bytes(file.info.spaces)
+    steps: int = file.n_stream * file.n_step
+    return steps * transition_bytes(file.info.spaces)
 
 
 def marking(task_bytes: int) -> Need:
