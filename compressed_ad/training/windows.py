@@ -80,9 +80,9 @@ class WindowSampler:
         self.n_transit, self.batch_size = n_transit, batch_size
         self.first_window, self.marker_dropout = first_window, marker_dropout
         self.begin, self.end = sequences.offsets[:-1], sequences.offsets[1:]
-        episodes = sequences.episodes
-        inner = sequences.full_windows(n_transit) & (episodes.ordinal > 0)
-        self.inner = np.flatnonzero(inner)  # episodes
+        inner = sequences.full_windows(n_transit)
+        inner[sequences.episodes.first[:-1]] = False  # those are drawn as first windows
+        self.inner = sequences.episodes.start[inner]
         self.weights = (weight_marked, weight_marked if weight_unproven is None else weight_unproven)
         self.min_probability = min_probability if "action_probs" in sequences.store else 0.0
         self.weighted = self.weights != (1.0, 1.0) or self.min_probability > 0
@@ -102,10 +102,9 @@ class WindowSampler:
         outer = random.integers(len(self.begin), size=self.batch_size)
         if len(self.inner) == 0:
             return self.begin[outer], self.end[outer]
-        episodes = self.sequences.episodes
         inner = self.inner[random.integers(len(self.inner), size=self.batch_size)]
-        start = np.where(at_begin, self.begin[outer], episodes.start[inner])
-        return start, np.where(at_begin, self.end[outer], self.end[episodes.sequence[inner]])
+        start = np.where(at_begin, self.begin[outer], inner)
+        return start, self.end[self.sequences.sequence_of(start)]
 
     def indices(self, step: int) -> tuple[IntArray, BoolArray]:
         """Transition at each position of the windows, and whether it is valid: both (B, L)."""
