@@ -40,6 +40,11 @@ class Step:
     obs: AnyArray  # (N, ...)
     played: BoolArray | None = None  # (N,) False where the slot was only reset: no transition; None: all True
 
+    @property
+    def ended(self) -> BoolArray:
+        """(N,) True where the step was the last one of its episode."""
+        return self.terminated | self.truncated
+
 
 class Agent(Protocol):
     """Acts in N environment slots at once, whose episodes may end at different times."""

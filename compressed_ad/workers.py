@@ -91,6 +91,7 @@ class Pool(Protocol):
 
     n_process: int
     timeout: float | None
+    memory_limit: int | None = None  # bytes of all processes together
     elsewhere: bool = False  # whether even a single unit must not run in this process
 
     def __enter__(self) -> Self:
@@ -182,9 +183,11 @@ class Pool(Protocol):
     def _ask_to_stop(self) -> None: ...
 
 
-def open_pool(ray_address: str | None, n_process: int) -> Pool:
-    """Workers on this machine, or on the Ray cluster at ``ray_address``."""
-    return WorkerPool(n_process) if ray_address is None else RayPool(ray_address, n_process)
+def open_pool(ray_address: str | None, n_process: int, memory_limit: int | None = None) -> Pool:
+    """Workers on this machine, or on the Ray cluster at ``ray_address``, for work within ``memory_limit``."""
+    pool = WorkerPool(n_process) if ray_address is None else RayPool(ray_address, n_process)
+    pool.memory_limit = memory_limit
+    return pool
 
 
 def _outcome(function: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:

@@ -106,7 +106,7 @@ class Call:
         limit = self.options.memory_limit
         if limit is not None and need.total > limit:
             raise UsageError(f"--memory-limit {size_text(limit)} is too little: a process needs {need}")
-        count = wanted if limit is None else min(wanted, limit // need.total)
+        count = need.workers(wanted, limit)
         text = f"{f'{count} processes work, each' if count > 1 else 'One process works, which'} needs {need}"
         if self.options.dry_run:
             print_lines(text)

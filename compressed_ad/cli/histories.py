@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 from compressed_ad.cli.call import (
     MEMORY_LIMIT,
@@ -55,15 +54,13 @@ def _collect(call: Call) -> None:
         time = "time unknown" if seconds is None else f"roughly {duration(seconds)}"
         steps = stages.source_steps(config)
         print_lines(f"Would collect {steps:,} steps of {config.algorithm.learner} into {path} ({time})")
-    need = memory_limit.collecting(config)
-    workers = call.within(need, stages.n_process(config))
+    workers = call.within(memory_limit.collecting(config), stages.n_process(config))
     if options.dry_run:
         return
     call.note_compiling(config.algorithm.learner)
-    how: dict[str, Any] = {"resume": options.resume, "overwrite": options.overwrite}
-    if options.memory_limit is not None:
-        how["most_tasks"] = memory_limit.tasks_within(need, options.memory_limit, workers)
-    with open_pool(options.ray, workers) as pool, call.display.stage("collect") as report:
+    how = {"resume": options.resume, "overwrite": options.overwrite}
+    pool = open_pool(options.ray, workers, options.memory_limit)
+    with pool, call.display.stage("collect") as report:
         stages.collect_stage(config, path, report=report, pool=pool, **how)
         if options.resume and any(key.startswith("marker.") for key in call.explicit()):
             stages.mark_stage(config, path, report=report)  # a finished file may have other marks
@@ -95,7 +92,7 @@ def _mark(call: Call) -> None:
             f" {call_text(config.marker.marker, marker_params(config.marker))}"
             f" into {call.options.output or 'the file itself'}"
         )
-    call.within(memory_limit.marking(file))
+    call.within(memory_limit.marking(memory_limit.task_bytes(file)))
     if call.options.dry_run:
         return
     with call.display.stage("mark") as report:

@@ -29,6 +29,7 @@ from compressed_ad.runs.data import RunData
 from compressed_ad.runs.directory import CONFIG, cores
 from compressed_ad.runs.job import Job
 from compressed_ad.runs.judge import EVALUATION, check_unseen, evaluate_run, is_evaluated, stored_evaluation
+from compressed_ad.runs.memory_limit import Histories
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.trainer import train_run
 from compressed_ad.workers import WorkerPool
@@ -55,7 +56,7 @@ def _train_here(call: Call, config: Config) -> None:
         state = "continue" if (job.path / CONFIG).exists() else "train"
         print_lines(f"Would {state} {job.path}: {model.steps:,} gradient steps of {model.model} on {history}")
     if torchrun.is_first():
-        call.within(memory_limit.training(file, config))
+        call.within(memory_limit.training(Histories.of(file), config))
     if call.options.dry_run:
         return
     # The others may come when the first has made the directory; they end with it.
@@ -101,7 +102,8 @@ def _evaluate(call: Call) -> None:
             evaluation = job.config.evaluation
             size = f"{evaluation.episodes} episodes x {evaluation.rollouts} rollouts"
             print_lines(f"{job.path}: {state}, {size}")
-    needs = [memory_limit.judging(HistoryFile(path)) for path in {job.history for job in todo}]
+    sizes = {path: Histories.of(HistoryFile(path)) for path in {job.history for job in todo}}
+    needs = [memory_limit.judging(sizes[job.history], job.config) for job in todo]
     workers = call.within(max(needs, key=lambda need: need.total), stages.n_process(config))
     if call.options.dry_run:
         return

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compressed_ad.cli.call import FIGURES, RAY, Call, Command, out_option
+from compressed_ad.cli.call import FIGURES, MEMORY_LIMIT, RAY, Call, Command, out_option
 from compressed_ad.cli.display import duration, print_lines, print_table
 from compressed_ad.errors import ConfigError, SplitError, listed
 from compressed_ad.histories.file import HistoryFile
@@ -20,6 +20,7 @@ from compressed_ad.runs.directory import CONFIG, check, claimed, history_provena
 from compressed_ad.runs.job import Job
 from compressed_ad.runs.judge import EVALUATION, evaluate_run, is_evaluated
 from compressed_ad.runs.layers import SECTIONS
+from compressed_ad.runs.memory_limit import of_runs
 from compressed_ad.runs.settings import Config
 from compressed_ad.runs.trainer import train_run
 from compressed_ad.workers import Pool, open_pool
@@ -45,14 +46,16 @@ def run(call: Call) -> None:
         few = "has too few tasks to hold one out, so that nothing could be judged"
         raise SplitError(f"env: {config.env.family} {few}; only cad collect and cad train can use it")
     check(out, config)
+    workers = call.within(of_runs(todo), stages.n_process(config))
     if call.options.dry_run:
-        print_lines(_plan(config, out, history, todo))
+        print_lines(_plan(config, workers, out, history, todo))
         return
     if config.device == "cuda":
         runs.device(config)  # raises before anything is started if there is none
     display = call.display
     call.note_compiling(config.algorithm.learner)
-    with open_pool(call.options.ray, stages.n_process(config)) as pool, claimed(out, config):
+    pool = open_pool(call.options.ray, workers, call.options.memory_limit)
+    with pool, claimed(out, config):
         watch = stages.Stopwatch(out / "seconds.json")
         with display.stage("collect") as report, watch.stage("collect", report) as both:
             stages.check_recipe(config, history)
@@ -60,6 +63,8 @@ def run(call: Call) -> None:
         call.note_shortfall(history)
         with display.stage("mark") as report, watch.stage("mark", report) as both:
             statistics = stages.mark_stage(config, history, report=both)
+        if pool.memory_limit is not None:  # now episodes can be counted
+            pool.n_process = call.within(of_runs(todo), pool.n_process)
         _train_and_evaluate(call, todo, watch, pool)
         with display.stage("report") as report:
             written = stages.report_stage(
@@ -97,7 +102,7 @@ def _train_and_evaluate(call: Call, todo: Sequence[Job], watch: stages.Stopwatch
         stage("evaluate", evaluate_run, [job for job in todo if not is_evaluated(job)])
 
 
-def _plan(config: Config, out: Path, history: Path, todo: Sequence[Job]) -> str:
+def _plan(config: Config, processes: int, out: Path, history: Path, todo: Sequence[Job]) -> str:
     """The stages as ``--dry-run`` lists them: what each does, and whether it is done or how long it takes."""
     model, evaluation, n_run = config.model, config.evaluation, len(todo)
     trained = sum(job.trained for job in todo)
@@ -121,14 +126,13 @@ def _plan(config: Config, out: Path, history: Path, todo: Sequence[Job]) -> str:
         ),
         "report": (str(out / "report" / "index.html"), ""),
     }
-    expected = stages.expected_seconds(config)
+    expected = stages.expected_seconds(config, processes)
     lines = [f"Would {'continue' if (out / CONFIG).exists() else 'make'} {out}:"]
     for stage, (text, state) in rows.items():
         seconds = expected[stage]
         time = "time unknown" if seconds is None else f"roughly {duration(seconds)}"
         lines.append(f"  {stage:<9} {text} ({state or time})")
     known = [seconds for seconds in expected.values() if seconds is not None]
-    processes = stages.n_process(config)
     if len(known) == len(expected):
         lines.append(f"From nothing roughly {duration(sum(known))} in {processes} process(es) on CPU.")
     return "\n".join(lines)
@@ -138,6 +142,7 @@ RUN = Command(
     run,
     [
         out_option("output folder, continued if it exists", "runs/PRESET, or runs/NAME of --config NAME"),
+        MEMORY_LIMIT,
         RAY,
         FIGURES,
     ],

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from compressed_ad.cli.call import FIGURES, RAY, TABLE_FORMAT, Call, Command, count, flag, option
+from compressed_ad.cli.call import (
+    FIGURES,
+    MEMORY_LIMIT,
+    RAY,
+    TABLE_FORMAT,
+    Call,
+    Command,
+    count,
+    flag,
+    option,
+)
 from compressed_ad.cli.display import duration, print_lines
 from compressed_ad.errors import RunError, UsageError, nearest
 from compressed_ad.files import locked
@@ -14,6 +24,7 @@ from compressed_ad.report.tables import Rows
 from compressed_ad.runs import study_run
 from compressed_ad.runs.directory import environment
 from compressed_ad.runs.layers import study_file
+from compressed_ad.runs.memory_limit import Need, of_runs
 from compressed_ad.runs.stages import n_process
 from compressed_ad.runs.study import Study, load_study
 from compressed_ad.runs.yaml_file import dump
@@ -52,12 +63,14 @@ def run(call: Call) -> None:
         return
     out: Path = options.out
     processes = options.process or n_process(study.cells[0].data)
+    processes = call.within(_need(study, out), processes)
     if options.dry_run:
         print_lines(_plan(study, out, processes))
         return
     call.note_compiling(*(cell.trained.algorithm.learner for cell in study.cells))
     folder = out / study.folder
-    with open_pool(options.ray, processes) as pool, locked(folder):
+    pool = open_pool(options.ray, processes, options.memory_limit)
+    with pool, locked(folder):
         failures = _work(call, study, out, pool)
         finished = [group for group in study_run.groups(study, out) if group.finished]
         write_rows(folder / TABLE, study_run.rows(finished), result_columns())
@@ -92,6 +105,11 @@ def check_names(path: Path, study: Study, rows: Sequence[Row]) -> None:
             raise UsageError(f"{path}: run {row.run}: {study.path} has {runs}")
 
 
+def _need(study: Study, out: Path) -> Need:
+    left = [group for group in study_run.groups(study, out) if not group.finished]
+    return of_runs(job for group in left for _, job, _ in group.plays)
+
+
 def _work(call: Call, study: Study, out: Path, pool: Pool) -> dict[str, str]:
     """Do what is missing; failures by the name of the run."""
     from compressed_ad.report import study_report
@@ -101,6 +119,8 @@ def _work(call: Call, study: Study, out: Path, pool: Pool) -> dict[str, str]:
         collected = study_run.collect_histories(study, out, report, pool)
     for history in collected:
         call.note_shortfall(history)
+    if pool.memory_limit is not None:  # now episodes can be counted
+        pool.n_process = call.within(_need(study, out), pool.n_process)
     parts = study_run.groups(study, out)
     done = {group.job.name: study_run.rows([group]) for group in parts if group.finished}
     failures: dict[str, str] = {}
@@ -179,6 +199,7 @@ STUDY = Command(
         option("--variants", "A,B", "only these variants, and the baseline", _names),
         flag("--small", "tiny histories and models: shows that it works, not what is true"),
         option("--process", "N", "cells at once (default: all cores)", count),
+        MEMORY_LIMIT,
         RAY,
         option("--tables", "CSV", "only print the tables of stored results", Path),
         TABLE_FORMAT,

@@ -16,7 +16,7 @@ from compressed_ad.models.tokens import Tokens, sent
 from compressed_ad.seeding import rng
 from compressed_ad.tasks.base import OptimalPolicy, TaskFamily
 from compressed_ad.tasks.random_play import UniformActions
-from compressed_ad.types import AnyArray, Step
+from compressed_ad.types import Agent, AnyArray, Step
 
 _MARKS = ("start_mark", "end_mark", "marked")
 
@@ -71,8 +71,25 @@ class OptimalAgent:
 
     def observe(self, actions: AnyArray, step: Step) -> None:
         """Keep the return of the current episode, which optimal actions may depend on."""
-        ended = step.terminated | step.truncated
-        self.episode_return = np.where(ended, 0.0, self.episode_return + step.reward)
+        self.episode_return = np.where(step.ended, 0.0, self.episode_return + step.reward)
+
+
+class Watcher:
+    """Plays as another agent does; subclasses see, or change, what passes."""
+
+    def watch(self, agent: Agent) -> Agent:
+        """Begin to watch ``agent``; what ``evaluate_in_context`` takes as its ``watch``."""
+        self.agent = agent
+        return self
+
+    def reset(self, n_env: int) -> None:
+        self.agent.reset(n_env)
+
+    def act(self, obs: AnyArray) -> AnyArray:
+        return self.agent.act(obs)
+
+    def observe(self, actions: AnyArray, step: Step) -> None:
+        self.agent.observe(actions, step)
 
 
 class InContextAgent:
@@ -209,7 +226,7 @@ class InContextAgent:
             "action": actions,
             "reward": np.asarray(step.reward, np.float32),
             "next_state": step.next_obs,
-            "ended": step.terminated | step.truncated,
+            "ended": step.ended,
             "start_mark": marked & ~before,
             "end_mark": before & ~marked,
             "marked": marked,

@@ -89,7 +89,7 @@ def evaluate_in_context(
             agent.observe(actions, step)
             obs = step.obs
             running += step.reward
-            ended = np.flatnonzero(step.terminated | step.truncated)
+            ended = np.flatnonzero(step.ended)
             if len(ended):
                 returns.append((count[ended], ended, running[ended]))
                 count[ended] += 1
@@ -146,13 +146,18 @@ def evaluate_tasks(
 
     ``options`` are those of ``evaluate_in_context``.
     """
-    slots = np.repeat(tasks, rollouts, axis=0)
-    seeds = np.array([seed64(seed, "evaluation environment", k) >> 1 for k in range(len(slots))], np.int64)
     if isinstance(model, AD):
         options["seed"] = seed
-    env = checked_slots(family, slots, seeds)
+    env = evaluation_slots(family, tasks, rollouts, seed)
     result = evaluate_in_context(model, env, episodes=episodes, progress=progress, **options)
     return result.reward_episode.T.reshape(len(tasks), rollouts, episodes)
+
+
+def evaluation_slots(family: TaskFamily, tasks: AnyArray, rollouts: int, seed: int) -> CheckedEnv:
+    """``rollouts`` adjacent slots for each of ``tasks`` (N, P); their seeds depend on ``seed`` alone."""
+    slots = np.repeat(tasks, rollouts, axis=0)
+    seeds = np.array([seed64(seed, "evaluation environment", k) >> 1 for k in range(len(slots))], np.int64)
+    return checked_slots(family, slots, seeds)
 
 
 def evaluate_references(

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from compressed_ad.errors import UsageError
-from compressed_ad.evaluation.agents import InContextAgent
+from compressed_ad.evaluation.agents import InContextAgent, Watcher
 from compressed_ad.models.recurrent import RecurrentAD, RecurrentCache
 from compressed_ad.seeding import rng
-from compressed_ad.types import Agent, AnyArray, Step
+from compressed_ad.types import Agent, AnyArray
 
 Change = Callable[[Tensor], Tensor]
 
@@ -60,7 +60,7 @@ def change_memory(model: RecurrentAD, cache: RecurrentCache, change: Change) -> 
     model.remember(cache, change(cache.memory))
 
 
-class Intervened:
+class Intervened(Watcher):
     """An agent whose memory is changed before it acts in some ``steps``, counted from 0.
 
     ``UsageError`` unless ``agent`` is an ``InContextAgent`` that plays a ``RecurrentAD`` with a cache.
@@ -71,16 +71,11 @@ class Intervened:
             isinstance(agent, InContextAgent) and isinstance(agent.model, RecurrentAD) and agent.use_cache
         ):
             raise UsageError("only an in-context agent that plays RecurrentAD with a cache has such a memory")
-        self.agent, self.model, self.change, self.steps = agent, agent.model, change, steps
-
-    def reset(self, n_env: int) -> None:
-        self.agent.reset(n_env)
+        self.agent: InContextAgent = agent
+        self.model, self.change, self.steps = agent.model, change, steps
 
     def act(self, obs: AnyArray) -> AnyArray:
         cache = self.agent.cache
         if self.agent.clock in self.steps and isinstance(cache, RecurrentCache):
             change_memory(self.model, cache, self.change)
-        return self.agent.act(obs)
-
-    def observe(self, actions: AnyArray, step: Step) -> None:
-        self.agent.observe(actions, step)
+        return super().act(obs)

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import UsageError
-from compressed_ad.evaluation.evaluate import evaluate_in_context
+from compressed_ad.evaluation.agents import Watcher
+from compressed_ad.evaluation.evaluate import evaluate_in_context, evaluation_slots
 from compressed_ad.models.ad import AD
-from compressed_ad.seeding import seed64
 from compressed_ad.tasks.base import TaskFamily
-from compressed_ad.tasks.checked_env import checked_slots
-from compressed_ad.types import Agent, AnyArray, BoolArray, IntArray, Step
+from compressed_ad.types import AnyArray, BoolArray, Step
 
 
 @dataclass(frozen=True)
@@ -28,27 +27,27 @@ class AfterPrompt:
     episodes: int  # later episodes of these slots: begun after the first S steps, and complete
 
 
-class _Prompted:
-    """An agent whose first S actions are given, while it sees what follows from them."""
+class _Prompted(Watcher):
+    """Gives the first S actions, while the agent sees what follows from them."""
 
-    def __init__(self, agent: Agent, actions: AnyArray | None, n_first: int) -> None:
-        self.agent, self.actions, self.n_first = agent, actions, n_first
+    def __init__(self, actions: AnyArray | None, n_first: int) -> None:
+        self.actions, self.n_first = actions, n_first
 
     def reset(self, n_env: int) -> None:
-        self.agent.reset(n_env)
+        super().reset(n_env)
         self.clock, self.n_episode, self.n_success = 0, 0, 0
         self.knew: BoolArray = np.zeros(n_env, bool)
         self.counts, self.paid = np.zeros((2, n_env), bool)
 
     def act(self, obs: AnyArray) -> AnyArray:
-        own = self.agent.act(obs)
+        own = super().act(obs)
         if self.actions is None or self.clock >= self.n_first:
             return own
         return self.actions[:, self.clock].astype(own.dtype)  # files keep them in fewer bytes
 
     def observe(self, actions: AnyArray, step: Step) -> None:
-        self.agent.observe(actions, step)
-        ended, rewarded = step.terminated | step.truncated, step.reward > 0
+        super().observe(actions, step)
+        ended, rewarded = step.ended, step.reward > 0
         self.paid |= rewarded
         if self.clock < self.n_first:
             self.knew |= rewarded
@@ -79,21 +78,12 @@ def success_after(
     each task, such as the recorded actions of its histories; None: the model's own. ``options`` are those of
     ``InContextAgent``. Where an environment is random, outcomes are not those that the source saw.
     """
-    n_slot = len(tasks) * rollouts
     if actions is not None:
         if actions.shape[:2] != (len(tasks), rollouts) or actions.shape[2] < first:
             expected = f"({len(tasks)}, {rollouts}, at least {first})"
             raise UsageError(f"actions: expected {expected}, got {actions.shape}")
-        actions = actions.reshape(n_slot, *actions.shape[2:])
-    seeds: IntArray = np.array([seed64(seed, "evaluation environment", k) >> 1 for k in range(n_slot)])
-    env = checked_slots(family, np.repeat(tasks, rollouts, axis=0), seeds)
-    watched: list[_Prompted] = []
-
-    def watch(agent: Agent) -> Agent:
-        watched.append(_Prompted(agent, actions, first))
-        return watched[0]
-
-    evaluate_in_context(model, env, eval_timesteps=first + steps, watch=watch, seed=seed, **options)
-    found = watched[0]
+        actions = actions.reshape(-1, *actions.shape[2:])
+    env, found = evaluation_slots(family, tasks, rollouts, seed), _Prompted(actions, first)
+    evaluate_in_context(model, env, eval_timesteps=first + steps, watch=found.watch, seed=seed, **options)
     success = found.n_success / found.n_episode if found.n_episode else float("nan")
     return AfterPrompt(float(found.knew.mean()), success, found.n_episode)

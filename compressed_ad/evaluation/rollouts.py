@@ -17,7 +17,7 @@ import scipy
 from numpy.typing import NDArray
 
 from compressed_ad.errors import CompressedADError, RunError, UsageError
-from compressed_ad.evaluation.agents import OptimalAgent, RandomAgent
+from compressed_ad.evaluation.agents import OptimalAgent, RandomAgent, Watcher
 from compressed_ad.evaluation.evaluate import evaluate_tasks
 from compressed_ad.evaluation.intervals import Floats
 from compressed_ad.models.ad import AD
@@ -68,27 +68,23 @@ class Rollouts:
         return sums.reshape(shape)
 
 
-class _Recorder:
-    """Acts as the agent that it watches and keeps every transition."""
+class _Recorder(Watcher):
+    """Keeps every transition."""
 
     def __init__(self) -> None:
         self.obs: list[AnyArray] = []
         self.actions: list[AnyArray] = []
         self.steps: list[Step] = []
 
-    def watch(self, agent: Agent) -> Agent:
-        self.agent, self.reset = agent, agent.reset
-        return self
-
     def act(self, obs: AnyArray) -> AnyArray:
         # An environment may return the same array at every step.
         self.obs.append(np.array(obs))
-        return self.agent.act(obs)
+        return super().act(obs)
 
     def observe(self, actions: AnyArray, step: Step) -> None:
         self.actions.append(np.array(actions))
         self.steps.append(copy.deepcopy(step))
-        self.agent.observe(actions, step)
+        super().observe(actions, step)
 
 
 def record_rollouts(
@@ -120,18 +116,14 @@ def record_rollouts(
     )
 
 
-class ActionLog:
-    """Acts as the agent that it watches and keeps what it does."""
+class ActionLog(Watcher):
+    """Keeps what the agent does."""
 
     def __init__(self) -> None:
         self.taken: list[AnyArray] = []
 
-    def watch(self, agent: Agent) -> Agent:
-        self.agent, self.reset, self.observe = agent, agent.reset, agent.observe
-        return self
-
     def act(self, obs: AnyArray) -> AnyArray:
-        self.taken.append(np.array(self.agent.act(obs)))
+        self.taken.append(np.array(super().act(obs)))
         return self.taken[-1]
 
     def actions(self) -> AnyArray:

@@ -43,10 +43,14 @@ class Numbering:
         self.n = prod(self.sizes.tolist())
 
     @cached_property
+    def digits(self) -> NDArray[np.int64]:
+        """(n, C) the components of all elements in order, each counted from 0."""
+        return np.stack(np.unravel_index(np.arange(self.n), tuple(self.sizes.tolist())), axis=-1)
+
+    @cached_property
     def elements(self) -> AnyArray:
         """(n, ...) all elements in order, of the smallest dtype that holds them."""
-        digits = np.stack(np.unravel_index(np.arange(self.n), tuple(self.sizes.tolist())), axis=-1)
-        values = (digits + self.first).reshape(self.n, *self.shape)
+        values = (self.digits + self.first).reshape(self.n, *self.shape)
         low, high = int(values.min()), int(values.max())
         return values.astype(np.promote_types(np.min_scalar_type(low), np.min_scalar_type(high)))
 

@@ -52,25 +52,24 @@ def play(
     record = _Record(observations, actions, len(who), n_timesteps, learner.judges_updates)
     elements = actions.elements.astype(np.int64)
     episode, obs = np.zeros(len(who), np.int64), np.empty(len(who), np.int64)
-    _number(observations, env.reset(), obs)
+    number_into(observations, env.reset(), obs)
     for t in range(n_timesteps):
         row, epsilon = record.row(t), learner.schedule.at(t, episode, n_timesteps)
         row["states"][:] = obs
         player.act(row, epsilon)
         step = env.step(elements.take(row["actions"], axis=0))
-        _number(observations, step.next_obs, row["next_states"])
+        number_into(observations, step.next_obs, row["next_states"])
         row["rewards"][:], row["terminated"][:] = step.reward, step.terminated
         row["truncated"][:] = step.truncated
-        ended = step.terminated | step.truncated
-        player.learn(row, epsilon, ended)
-        _number(observations, step.obs, obs)
-        episode += ended
+        player.learn(row, epsilon, step.ended)
+        number_into(observations, step.obs, obs)
+        episode += step.ended
         progress(len(who))
     return histories_of_tasks(record.arrays(), np.arange(n_stream, dtype=np.int32))
 
 
-def _number(numbering: Numbering, elements: AnyArray, out: AnyArray) -> None:
-    """Write the number (N,) of each of ``elements`` (N, ...) into ``out``."""
+def number_into(numbering: Numbering, elements: AnyArray, out: AnyArray) -> None:
+    """Write the number of each of ``elements`` (N, ...) into ``out`` (N,); ``SpaceError`` if one has none."""
     rows = np.asarray(elements, np.int64).reshape(len(out), len(numbering.sizes))
     wrong = kernels.number(rows, numbering.first, numbering.sizes, out)
     if wrong >= 0:
@@ -152,9 +151,7 @@ class RMaxPlayer(Player):
             outcome[:], self._model.known[:], self._model.flags[:] = shared
             self._model.tried[:] = shared.known > 0
             self._model.n_paying[:] = (shared.flags > 0).sum(axis=1)
-        coordinates = np.stack(
-            np.unravel_index(np.arange(n_obs), tuple(observations.sizes.tolist())), axis=-1
-        )
+        coordinates = observations.digits
         up, down = coordinates < observations.sizes - 1, coordinates > 0
         bits = 1 << 2 * np.arange(len(observations.sizes))
         self._places = kernels.Places(coordinates, observations.sizes, up @ bits + down @ (2 * bits))
@@ -219,15 +216,15 @@ class TableAgent:
         self._row |= {name: np.zeros(n_env, np.float32) for name in floats}
 
     def act(self, obs: AnyArray) -> AnyArray:
-        _number(self._observations, obs, self._row["states"])
+        number_into(self._observations, obs, self._row["states"])
         self.player.act(self._row, self._epsilon)
         return self._actions.take(self._row["actions"], axis=0)
 
     def observe(self, actions: AnyArray, step: Step) -> None:
         """Learn from the step."""
-        _number(self._observations, step.next_obs, self._row["next_states"])
+        number_into(self._observations, step.next_obs, self._row["next_states"])
         row = {**self._row, "rewards": np.asarray(step.reward), "terminated": np.asarray(step.terminated)}
-        self.player.learn(row, self._epsilon, step.terminated | step.truncated)
+        self.player.learn(row, self._epsilon, step.ended)
 
 
 class _Record:

@@ -90,8 +90,7 @@ class RevisitAgent(Rule):
         state = self._state[self._slot, self._met]
         vain = (state == FAILED).all(axis=1)  # it must have been moved to where it was not before
         self._state[self._slot, self._met] = np.where(vain[:, None], UNKNOWN, state)
-        ended = step.terminated | step.truncated
-        self._met = np.where(ended, 0, np.minimum(self._met + paid, self._memory))
+        self._met = np.where(step.ended, 0, np.minimum(self._met + paid, self._memory))
 
     def _number(self, obs: AnyArray) -> IntArray:
         digits: Any = np.asarray(obs, np.int64).reshape(len(obs), -1) - self._numbering.first

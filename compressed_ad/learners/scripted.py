@@ -246,5 +246,4 @@ class NoisyAgent:
 
     def observe(self, actions: AnyArray, step: Step) -> None:
         # The return so far determines what observations may not show (see ``OptimalPolicy``).
-        ended = step.terminated | step.truncated
-        self._return = np.where(ended, 0.0, self._return + step.reward)
+        self._return = np.where(step.ended, 0.0, self._return + step.reward)

@@ -16,7 +16,6 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from compressed_ad.models.vector_code import (
     COLUMNS,
@@ -27,13 +26,13 @@ from compressed_ad.models.vector_code import (
     constant,
     emit_exp,
     emit_fma,
+    emitted,
     integers,
     load,
     make_gelu,
     make_tile,
     number,
     padded,
-    pointers,
     shuffled,
     spread,
     store,
@@ -80,123 +79,98 @@ def _emit_below(builder, at, n):
     return builder.icmp_signed("<", integers(list(range(WIDTH))), left)
 
 
-@intrinsic
-def _scores(typingctx, p, q, key, at, dim, n, soon, soon_at):
+@emitted()
+def _scores(builder, p, q, key, at, dim, n, soon, soon_at):
     """p[t] = sum_d q[d] key[at + t dim + d], d < ``dim``, t < n; what follows in p is of no use.
 
     All three are read, or filled, to the next multiple of WIDTH. Meanwhile, as many numbers are fetched from
     ``soon[soon_at]`` on: where contexts are many, memory is too far away to wait for it at each key.
     """
-    i64 = types.int64
-    sig = types.void(p, q, key, i64, i64, i64, soon, i64)
-
-    def codegen(context, builder, signature, args):
-        _, _, _, at, dim, n, _, soon_at = args
-        p, q, key, soon = pointers(context, builder, signature, args)
-        add, mul = builder.add, builder.mul
-        even, odd = ([2 * i + start for i in range(WIDTH)] for start in (0, 1))
-        with cgutils.for_range(builder, _emit_groups(builder, n)) as group:
-            begin = mul(group.index, number(WIDTH))
-            sums = [cgutils.alloca_once_value(builder, constant(0.0)) for _ in range(WIDTH)]
-            of, later = add(at, mul(begin, dim)), add(soon_at, mul(begin, dim))
-            with cgutils.for_range(builder, _emit_groups(builder, dim)) as part:
-                d = mul(part.index, number(WIDTH))
-                query, own = load(builder, q(d)), _emit_below(builder, d, dim)
-                for t, one in enumerate(sums):
-                    _emit_prefetch(builder, soon(add(add(later, d), mul(dim, number(t)))))
-                    found = load(builder, key(add(add(of, d), mul(dim, number(t)))))
-                    found = builder.select(own, found, constant(0.0))  # not the next key's numbers
-                    builder.store(emit_fma(builder, query, found, builder.load(one)), one)
-            vectors = [builder.load(one) for one in sums]
-            while len(vectors) > 1:  # sums of neighbours, until vector t has become number t
-                pairs = zip(vectors[::2], vectors[1::2], strict=True)
-                vectors = [
-                    builder.fadd(shuffled(builder, a, b, even), shuffled(builder, a, b, odd))
-                    for a, b in pairs
-                ]
-            store(builder, vectors[0], p(begin))
-        return context.get_dummy_value()
-
-    return sig, codegen
+    add, mul = builder.add, builder.mul
+    even, odd = ([2 * i + start for i in range(WIDTH)] for start in (0, 1))
+    with cgutils.for_range(builder, _emit_groups(builder, n)) as group:
+        begin = mul(group.index, number(WIDTH))
+        sums = [cgutils.alloca_once_value(builder, constant(0.0)) for _ in range(WIDTH)]
+        of, later = add(at, mul(begin, dim)), add(soon_at, mul(begin, dim))
+        with cgutils.for_range(builder, _emit_groups(builder, dim)) as part:
+            d = mul(part.index, number(WIDTH))
+            query, own = load(builder, q(d)), _emit_below(builder, d, dim)
+            for t, one in enumerate(sums):
+                _emit_prefetch(builder, soon(add(add(later, d), mul(dim, number(t)))))
+                found = load(builder, key(add(add(of, d), mul(dim, number(t)))))
+                found = builder.select(own, found, constant(0.0))  # not the next key's numbers
+                builder.store(emit_fma(builder, query, found, builder.load(one)), one)
+        vectors = [builder.load(one) for one in sums]
+        while len(vectors) > 1:  # sums of neighbours, until vector t has become number t
+            pairs = zip(vectors[::2], vectors[1::2], strict=True)
+            vectors = [
+                builder.fadd(shuffled(builder, a, b, even), shuffled(builder, a, b, odd)) for a, b in pairs
+            ]
+        store(builder, vectors[0], p(begin))
 
 
-@intrinsic
-def _softmax_row(typingctx, p, n, masked, hidden, hidden_at):
+@emitted(types.float32, masked=types.boolean)
+def _softmax_row(builder, p, n, masked, hidden, hidden_at):
     """p[t] = exp(p[t] - the largest), t < n, and 0 from there to the next multiple of WIDTH; gives their sum.
 
     If ``masked``, a t with ``hidden[hidden_at + t]`` does not count and becomes 0.
     """
-    sig = types.float32(p, types.int64, types.boolean, hidden, types.int64)
+    low, none = constant(-3e38), constant(0.0)
+    top, total = (cgutils.alloca_once_value(builder, value) for value in (low, none))
+    with builder.if_then(masked), cgutils.for_range(builder, n) as loop:
+        there = builder.load(hidden(builder.add(hidden_at, loop.index)))
+        with builder.if_then(builder.icmp_signed("!=", there, there.type(0))):
+            builder.store(ir.Constant(ir.FloatType(), -3e38), p(loop.index))
+    groups = _emit_groups(builder, n)
+    with cgutils.for_range(builder, groups) as loop:
+        t = builder.mul(loop.index, number(WIDTH))
+        value, best = load(builder, p(t)), builder.load(top)
+        value = builder.select(_emit_below(builder, t, n), value, low)
+        store(builder, value, p(t))
+        builder.store(builder.select(builder.fcmp_ordered(">", value, best), value, best), top)
 
-    def codegen(context, builder, signature, args):
-        _, n, masked, _, hidden_at = args
-        p, hidden = pointers(context, builder, signature, args)
-        low, none = constant(-3e38), constant(0.0)
-        top, total = (cgutils.alloca_once_value(builder, value) for value in (low, none))
-        with builder.if_then(masked), cgutils.for_range(builder, n) as loop:
-            there = builder.load(hidden(builder.add(hidden_at, loop.index)))
-            with builder.if_then(builder.icmp_signed("!=", there, there.type(0))):
-                builder.store(ir.Constant(ir.FloatType(), -3e38), p(loop.index))
-        groups = _emit_groups(builder, n)
-        with cgutils.for_range(builder, groups) as loop:
-            t = builder.mul(loop.index, number(WIDTH))
-            value, best = load(builder, p(t)), builder.load(top)
-            value = builder.select(_emit_below(builder, t, n), value, low)
-            store(builder, value, p(t))
-            builder.store(builder.select(builder.fcmp_ordered(">", value, best), value, best), top)
+    def larger(a, b):
+        return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
-        def larger(a, b):
-            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
-
-        shift = _emit_across(builder, larger, builder.load(top))
-        with cgutils.for_range(builder, groups) as loop:
-            t = builder.mul(loop.index, number(WIDTH))
-            value = load(builder, p(t))
-            y = emit_exp(builder, builder.fsub(value, shift))
-            y = builder.select(builder.fcmp_unordered(">", value, low), y, none)
-            store(builder, y, p(t))
-            builder.store(builder.fadd(y, builder.load(total)), total)
-        return builder.extract_element(_emit_across(builder, builder.fadd, builder.load(total)), number(0))
-
-    return sig, codegen
+    shift = _emit_across(builder, larger, builder.load(top))
+    with cgutils.for_range(builder, groups) as loop:
+        t = builder.mul(loop.index, number(WIDTH))
+        value = load(builder, p(t))
+        y = emit_exp(builder, builder.fsub(value, shift))
+        y = builder.select(builder.fcmp_unordered(">", value, low), y, none)
+        store(builder, y, p(t))
+        builder.store(builder.fadd(y, builder.load(total)), total)
+    return builder.extract_element(_emit_across(builder, builder.fadd, builder.load(total)), number(0))
 
 
-@intrinsic
-def _add_weighted(typingctx, y, p, value, at, dim, n, soon, soon_at):
+@emitted()
+def _add_weighted(builder, y, p, value, at, dim, n, soon, soon_at):
     """y[d] += sum_t p[t] value[at + t dim + d], t < n, for d < ``dim``; what follows in y is of no use.
 
     y is filled, and value read, to the next multiple of WIDTH; for ``soon`` see ``_scores``.
     """
-    i64, strands = types.int64, 4  # sums side by side, so that none waits for the last product
-    sig = types.void(y, p, value, i64, i64, i64, soon, i64)
+    strands = 4  # sums side by side, so that none waits for the last product
+    add, mul = builder.add, builder.mul
+    with cgutils.for_range(builder, _emit_groups(builder, dim)) as part:
+        d = mul(part.index, number(WIDTH))
+        sums = [cgutils.alloca_once_value(builder, constant(0.0)) for _ in range(strands)]
 
-    def codegen(context, builder, signature, args):
-        _, _, _, at, dim, n, _, soon_at = args
-        y, p, value, soon = pointers(context, builder, signature, args)
-        add, mul = builder.add, builder.mul
-        with cgutils.for_range(builder, _emit_groups(builder, dim)) as part:
-            d = mul(part.index, number(WIDTH))
-            sums = [cgutils.alloca_once_value(builder, constant(0.0)) for _ in range(strands)]
+        def take(t, one, d=d):
+            _emit_prefetch(builder, soon(add(add(soon_at, d), mul(t, dim))))
+            weight = spread(builder, builder.load(p(t)))
+            found = load(builder, value(add(add(at, d), mul(t, dim))))
+            builder.store(emit_fma(builder, weight, found, builder.load(one)), one)
 
-            def take(t, one, d=d):
-                _emit_prefetch(builder, soon(add(add(soon_at, d), mul(t, dim))))
-                weight = spread(builder, builder.load(p(t)))
-                found = load(builder, value(add(add(at, d), mul(t, dim))))
-                builder.store(emit_fma(builder, weight, found, builder.load(one)), one)
-
-            whole = builder.sdiv(n, number(strands))
-            with cgutils.for_range(builder, whole) as loop:
-                for s, one in enumerate(sums):
-                    take(add(mul(loop.index, number(strands)), number(s)), one)
-            with cgutils.for_range(builder, n, start=mul(whole, number(strands))) as loop:
-                take(loop.index, sums[0])
-            total = load(builder, y(d))
-            for one in sums:
-                total = builder.fadd(total, builder.load(one))
-            store(builder, total, y(d))
-        return context.get_dummy_value()
-
-    return sig, codegen
+        whole = builder.sdiv(n, number(strands))
+        with cgutils.for_range(builder, whole) as loop:
+            for s, one in enumerate(sums):
+                take(add(mul(loop.index, number(strands)), number(s)), one)
+        with cgutils.for_range(builder, n, start=mul(whole, number(strands))) as loop:
+            take(loop.index, sums[0])
+        total = load(builder, y(d))
+        for one in sums:
+            total = builder.fadd(total, builder.load(one))
+        store(builder, total, y(d))
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from compressed_ad.models.vector_code import (
     COLUMNS,
@@ -29,13 +28,13 @@ from compressed_ad.models.vector_code import (
     compiled,
     constant,
     emit_exp,
+    emitted,
     integers,
     load,
     make_gelu,
     make_tile,
     number,
     padded,
-    pointers,
     spread,
     store,
 )
@@ -56,91 +55,71 @@ _narrow_product = make_tile(1, add=False)
 _add_product = make_tile(2, add=True)
 
 
-@intrinsic
-def _softmax_columns(typingctx, x, free, n, first, place, until, log_sums):
+@emitted()
+def _softmax_columns(builder, x, free, n, first, place, until, log_sums):
     """x (n, COLUMNS) = exp(x - its largest) for each column; the numbers after ``n`` rows are 1 / their sums.
 
     Column c is query ``first`` + c. It counts the rows r with ``place[r]`` <= ``first`` + c <= ``until[r]``
     only, which the first ``free`` rows are for all columns; the others become 0. Fills ``log_sums``
     (COLUMNS,): the logarithm of the sum before the largest was taken off.
     """
-    i64 = types.int64
-    sig = types.void(x, i64, i64, i64, place, until, log_sums)
+    log = builder.module.declare_intrinsic("llvm.log", [ir.FloatType()])
+    begin = spread(builder, builder.trunc(first, ir.IntType(32)), INTEGERS)
+    for v in range(COLUMNS // WIDTH):
+        lanes = integers([v * WIDTH + i for i in range(WIDTH)])
 
-    def codegen(context, builder, signature, args):
-        _, free, n, first, _, _, _ = args
-        x, place_of, until_of, log_sums = pointers(context, builder, signature, args)
-        log = builder.module.declare_intrinsic("llvm.log", [ir.FloatType()])
-        begin = spread(builder, builder.trunc(first, ir.IntType(32)), INTEGERS)
-        for v in range(COLUMNS // WIDTH):
-            lanes = integers([v * WIDTH + i for i in range(WIDTH)])
+        def at(row, v=v):
+            return x(builder.add(builder.mul(row, number(COLUMNS)), number(v * WIDTH)))
 
-            def place(row, v=v):
-                return x(builder.add(builder.mul(row, number(COLUMNS)), number(v * WIDTH)))
+        query = builder.add(begin, lanes)
 
-            query = builder.add(begin, lanes)
+        def counts(row, query=query):
+            from_, to = (spread(builder, builder.load(array(row)), INTEGERS) for array in (place, until))
+            seen = builder.icmp_signed(">=", query, from_)
+            return builder.and_(seen, builder.icmp_signed("<=", query, to))
 
-            def counts(row, query=query):
-                from_, to = (
-                    spread(builder, builder.load(array(row)), INTEGERS) for array in (place_of, until_of)
-                )
-                seen = builder.icmp_signed(">=", query, from_)
-                return builder.and_(seen, builder.icmp_signed("<=", query, to))
-
-            top = cgutils.alloca_once_value(builder, constant(-3e38))
-            total = cgutils.alloca_once_value(builder, constant(0.0))
-            for start, stop, masked in ((number(0), free, False), (free, n, True)):
-                with cgutils.for_range(builder, stop, start=start) as loop:
-                    value, best = load(builder, place(loop.index)), builder.load(top)
-                    if masked:
-                        value = builder.select(counts(loop.index), value, constant(-3e38))
-                    builder.store(builder.select(builder.fcmp_ordered(">", value, best), value, best), top)
-            shift = builder.load(top)
-            for start, stop, masked in ((number(0), free, False), (free, n, True)):
-                with cgutils.for_range(builder, stop, start=start) as loop:
-                    y = emit_exp(builder, builder.fsub(load(builder, place(loop.index)), shift))
-                    if masked:
-                        y = builder.select(counts(loop.index), y, constant(0.0))
-                    store(builder, y, place(loop.index))
-                    builder.store(builder.fadd(y, builder.load(total)), total)
-            whole = builder.load(total)
-            store(builder, builder.fdiv(constant(1.0), whole), place(n))
-            for i in range(WIDTH):
-                found = builder.call(log, [builder.extract_element(whole, number(i))])
-                found = builder.fadd(found, builder.extract_element(shift, number(i)))
-                builder.store(found, log_sums(number(v * WIDTH + i)))
-        return context.get_dummy_value()
-
-    return sig, codegen
+        top = cgutils.alloca_once_value(builder, constant(-3e38))
+        total = cgutils.alloca_once_value(builder, constant(0.0))
+        for start, stop, masked in ((number(0), free, False), (free, n, True)):
+            with cgutils.for_range(builder, stop, start=start) as loop:
+                value, best = load(builder, at(loop.index)), builder.load(top)
+                if masked:
+                    value = builder.select(counts(loop.index), value, constant(-3e38))
+                builder.store(builder.select(builder.fcmp_ordered(">", value, best), value, best), top)
+        shift = builder.load(top)
+        for start, stop, masked in ((number(0), free, False), (free, n, True)):
+            with cgutils.for_range(builder, stop, start=start) as loop:
+                y = emit_exp(builder, builder.fsub(load(builder, at(loop.index)), shift))
+                if masked:
+                    y = builder.select(counts(loop.index), y, constant(0.0))
+                store(builder, y, at(loop.index))
+                builder.store(builder.fadd(y, builder.load(total)), total)
+        whole = builder.load(total)
+        store(builder, builder.fdiv(constant(1.0), whole), at(n))
+        for i in range(WIDTH):
+            found = builder.call(log, [builder.extract_element(whole, number(i))])
+            found = builder.fadd(found, builder.extract_element(shift, number(i)))
+            builder.store(found, log_sums(number(v * WIDTH + i)))
 
 
-@intrinsic
-def _softmax_backward(typingctx, x, dx, at, n, query, place, until, log_sum, mean):
+@emitted(log_sum=types.float32, mean=types.float32)
+def _softmax_backward(builder, x, dx, at, n, query, place, until, log_sum, mean):
     """x = exp(x - log_sum) and dx = x (dx - mean) on [at : at + n], n a multiple of WIDTH.
 
     Both are 0 for the keys c, from ``at`` on, without ``place[c]`` <= ``query`` <= ``until[c]``.
     """
-    i64, f32 = types.int64, types.float32
-    sig = types.void(x, dx, i64, i64, i64, place, until, f32, f32)
-
-    def codegen(context, builder, signature, args):
-        _, _, at, n, query, _, _, log_sum, mean = args
-        x, dx, place_of, until_of = pointers(context, builder, signature, args)
-        log_sum, mean, none = spread(builder, log_sum), spread(builder, mean), constant(0.0)
-        query = spread(builder, builder.trunc(query, ir.IntType(32)), INTEGERS)
-        with cgutils.for_range(builder, builder.sdiv(n, number(WIDTH))) as loop:
-            key = builder.mul(loop.index, number(WIDTH))
-            from_, to = (load(builder, array(key), INTEGERS) for array in (place_of, until_of))
-            seen = builder.icmp_signed(">=", query, from_)
-            seen = builder.and_(seen, builder.icmp_signed("<=", query, to))
-            to_x = builder.add(at, key)
-            y = emit_exp(builder, builder.fsub(load(builder, x(to_x)), log_sum))
-            slope = builder.fmul(y, builder.fsub(load(builder, dx(to_x)), mean))
-            store(builder, builder.select(seen, y, none), x(to_x))
-            store(builder, builder.select(seen, slope, none), dx(to_x))
-        return context.get_dummy_value()
-
-    return sig, codegen
+    log_sum, mean, none = spread(builder, log_sum), spread(builder, mean), constant(0.0)
+    query = spread(builder, builder.trunc(query, ir.IntType(32)), INTEGERS)
+    with cgutils.for_range(builder, builder.sdiv(n, number(WIDTH))) as loop:
+        key = builder.mul(loop.index, number(WIDTH))
+        from_, to = (load(builder, array(key), INTEGERS) for array in (place, until))
+        seen = builder.icmp_signed(">=", query, from_)
+        seen = builder.and_(seen, builder.icmp_signed("<=", query, to))
+        to_x = builder.add(at, key)
+        y = emit_exp(builder, builder.fsub(load(builder, x(to_x)), log_sum))
+        slope = builder.fmul(y, builder.fsub(load(builder, dx(to_x)), mean))
+        store(builder, builder.select(seen, y, none), x(to_x))
+        store(builder, builder.select(seen, slope, none), dx(to_x))
 
 
 _gelu, _gelu_backward = make_gelu(backward=False), make_gelu(backward=True)

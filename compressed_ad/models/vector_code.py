@@ -1,8 +1,9 @@
 """LLVM vector code for compiled kernels: what compilers do not find by themselves in a loop nest.
 
 Functions whose name begins with ``emit`` add instructions to an LLVM builder, on vectors of ``WIDTH``
-float32 numbers. Kernels are compiled by ``compiled``. Numba compiles again only when the file of the function
-itself changes. So ``compiled`` is told which other files make vector code for it, and knows of this one.
+float32 numbers; so do those below ``emitted``, which kernels can call. Kernels are compiled by ``compiled``.
+Numba compiles again only when the file of the function itself changes. So ``compiled`` is told which other
+files make vector code for it, and knows of this one.
 """
 
 # Numba infers the types of compiled functions; annotations would only repeat the docstrings.
@@ -10,6 +11,8 @@ itself changes. So ``compiled`` is told which other files make vector code for i
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import platform
 from collections.abc import Callable
@@ -87,15 +90,40 @@ def spread(builder, scalar, kind=VECTOR):
     return shuffled(builder, one, one, [0] * WIDTH)
 
 
-def pointers(context, builder, signature, args):
-    """For each array argument, a function of an offset (in numbers) that points there."""
+def emitted(gives: Any = types.void, **kinds: Any) -> Callable[[Any], Any]:
+    """Decorator: a function for kernels, made of one that adds its instructions to the builder.
 
-    def pointer(kind, value):
-        data = cgutils.create_struct_proxy(kind)(context, builder, value=value).data
-        return lambda at: builder.gep(data, [at])
+    Kernels hand over arrays, and numbers of the types in ``kinds``, by default int64; they get a ``gives``.
+    After the builder, the decorated function takes numbers as they are, and for each array a function of an
+    offset (in numbers) that points there.
+    """
 
-    arrays = zip(signature.args, args, strict=True)
-    return [pointer(kind, value) for kind, value in arrays if isinstance(kind, types.Array)]
+    def decorate(emit):
+        names = list(inspect.signature(emit).parameters)[1:]
+
+        @functools.wraps(emit)
+        def typed(typingctx, *given):
+            own = [
+                kind if isinstance(kind, types.Array) else kinds.get(name, types.int64)
+                for name, kind in zip(names, given, strict=True)
+            ]
+
+            def codegen(context, builder, signature, args):
+                result = emit(builder, *(_handed(context, builder, *a) for a in zip(own, args, strict=True)))
+                return context.get_dummy_value() if result is None else result
+
+            return gives(*own), codegen
+
+        return intrinsic(typed)
+
+    return decorate
+
+
+def _handed(context, builder, kind, value):
+    if not isinstance(kind, types.Array):
+        return value
+    data = cgutils.create_struct_proxy(kind)(context, builder, value=value).data
+    return lambda at: builder.gep(data, [at])
 
 
 def load(builder, pointer, kind=VECTOR):
@@ -118,11 +146,10 @@ def emit_fma(builder, a, b, c):
     return builder.call(function, [a, b, c])
 
 
-@intrinsic
-def fma(typingctx, a, b, c):
+@emitted(types.float32, **dict.fromkeys("abc", types.float32))
+def fma(builder, a, b, c):
     """``emit_fma`` of three float32 numbers, for loops that the compiler turns into vector code."""
-    f32 = types.float32
-    return f32(f32, f32, f32), lambda context, builder, signature, args: emit_fma(builder, *args)
+    return emit_fma(builder, a, b, c)
 
 
 def emit_products(builder, begin, a, a_at, a_row, a_k, b, b_at, b_k, n):
@@ -165,28 +192,20 @@ def emit_exp(builder, x):
 def make_tile(vectors: int, add: bool, rows: int = ROWS) -> Any:
     """C[0:rows, 0:vectors WIDTH] = sum_k A[., k] B[k, .], k < n, or C += it; by offsets and strides."""
 
-    def tile(typingctx, c, c_at, c_row, a, a_at, a_row, a_k, b, b_at, b_k, n):
-        i64 = types.int64
-        sig = types.void(c, i64, i64, a, i64, i64, i64, b, i64, i64, i64)
+    @emitted()
+    def tile(builder, c, c_at, c_row, a, a_at, a_row, a_k, b, b_at, b_k, n):
+        plus, times = builder.add, builder.mul
+        to = {
+            (r, v): c(plus(c_at, plus(times(c_row, number(r)), number(v * WIDTH))))
+            for r in range(rows)
+            for v in range(vectors)
+        }
+        begin = {place: load(builder, at) if add else constant(0.0) for place, at in to.items()}
+        sums = emit_products(builder, begin, a, a_at, a_row, a_k, b, b_at, b_k, n)
+        for place, value in sums.items():
+            store(builder, value, to[place])
 
-        def codegen(context, builder, signature, args):
-            _, c_at, c_row, _, a_at, a_row, a_k, _, b_at, b_k, n = args
-            c, a, b = pointers(context, builder, signature, args)
-            plus, times = builder.add, builder.mul
-            to = {
-                (r, v): c(plus(c_at, plus(times(c_row, number(r)), number(v * WIDTH))))
-                for r in range(rows)
-                for v in range(vectors)
-            }
-            begin = {place: load(builder, at) if add else constant(0.0) for place, at in to.items()}
-            sums = emit_products(builder, begin, a, a_at, a_row, a_k, b, b_at, b_k, n)
-            for place, value in sums.items():
-                store(builder, value, to[place])
-            return context.get_dummy_value()
-
-        return sig, codegen
-
-    return intrinsic(tile)
+    return tile
 
 
 def make_gelu(backward: bool) -> Any:
@@ -196,33 +215,27 @@ def make_gelu(backward: bool) -> Any:
     Hendrycks & Gimpel 2016. Its derivative is s + x u' e s^2.
     """
 
-    def gelu(typingctx, x, dy, y, n):
-        sig = types.void(x, dy, y, types.int64)
+    @emitted()
+    def gelu(builder, x, dy, y, n):
+        slope, cube, high = 2 * math.sqrt(2 / math.pi), 0.044715, constant(88.0)
+        with cgutils.for_range(builder, builder.sdiv(n, number(WIDTH))) as loop:
+            at = builder.mul(loop.index, number(WIDTH))
+            value = load(builder, x(at))
+            square = builder.fmul(value, value)
+            inner = emit_fma(builder, square, constant(-slope * cube), constant(-slope))
+            power = builder.fmul(value, inner)
+            power = builder.select(builder.fcmp_unordered("<", power, high), power, high)
+            e = emit_exp(builder, power)
+            s = builder.fdiv(constant(1.0), builder.fadd(e, constant(1.0)))
+            if backward:
+                du = emit_fma(builder, square, constant(3 * slope * cube), constant(slope))
+                rest = builder.fmul(builder.fmul(value, du), builder.fmul(builder.fmul(e, s), s))
+                result = builder.fmul(load(builder, dy(at)), builder.fadd(s, rest))
+            else:
+                result = builder.fmul(value, s)
+            store(builder, result, y(at))
 
-        def codegen(context, builder, signature, args):
-            x, dy, y = pointers(context, builder, signature, args)
-            slope, cube, high = 2 * math.sqrt(2 / math.pi), 0.044715, constant(88.0)
-            with cgutils.for_range(builder, builder.sdiv(args[3], number(WIDTH))) as loop:
-                at = builder.mul(loop.index, number(WIDTH))
-                value = load(builder, x(at))
-                square = builder.fmul(value, value)
-                inner = emit_fma(builder, square, constant(-slope * cube), constant(-slope))
-                power = builder.fmul(value, inner)
-                power = builder.select(builder.fcmp_unordered("<", power, high), power, high)
-                e = emit_exp(builder, power)
-                s = builder.fdiv(constant(1.0), builder.fadd(e, constant(1.0)))
-                if backward:
-                    du = emit_fma(builder, square, constant(3 * slope * cube), constant(slope))
-                    rest = builder.fmul(builder.fmul(value, du), builder.fmul(builder.fmul(e, s), s))
-                    result = builder.fmul(load(builder, dy(at)), builder.fadd(s, rest))
-                else:
-                    result = builder.fmul(value, s)
-                store(builder, result, y(at))
-            return context.get_dummy_value()
-
-        return sig, codegen
-
-    return intrinsic(gelu)
+    return gelu
 
 
 @register_jitable

@@ -8,7 +8,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,9 +75,14 @@ def write_rows(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
     if rows:  # a head with a check and no rows was cut
         whole = _check(table)
         table = [[*line, whole if k else CHECK] for k, line in enumerate(table)]
-    content = io.StringIO(newline="")
-    csv.writer(content, lineterminator="\n").writerows(table)
-    write_atomically(path, content.getvalue().encode())
+    write_atomically(path, csv_text(table).encode())
+
+
+def csv_text(lines: Iterable[Iterable[Any]]) -> str:
+    """Lines of cells as the text of a CSV file."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
 
 
 CHECK = "check"

@@ -7,8 +7,6 @@ with the first one.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -30,7 +28,7 @@ from compressed_ad.report.learning import learning_sentence
 from compressed_ad.report.measures import final_episodes, final_return
 from compressed_ad.report.pages import Drawn, Rendered, keep_figures, rendered, write_page
 from compressed_ad.report.results import MethodRuns
-from compressed_ad.report.rows import text_cell
+from compressed_ad.report.rows import csv_text, text_cell
 from compressed_ad.report.run_figures import comparison_figures
 from compressed_ad.report.run_tables import caption, header, lines, notes_below, tables
 from compressed_ad.report.source import SourceSummary
@@ -249,9 +247,9 @@ def _estimates(analysis: Analysis) -> Iterator[tuple[str, str, str, Interval, Fl
 
 
 def _csv(analysis: Analysis) -> str:
-    text = io.StringIO()
-    write = csv.writer(text, lineterminator="\n").writerow
-    write(["kind", "name", "metric", "mean", "low", "high", "iqm", "runs", "tasks", "interval_of"])
+    table: list[list[Any]] = [
+        ["kind", "name", "metric", "mean", "low", "high", "iqm", "runs", "tasks", "interval_of"]
+    ]
     for kind, name, key, i, scores in _estimates(analysis):
         of_mean = i.of == "mean"
         # The interquartile mean of paired differences stands only where the line says what it is.
@@ -260,5 +258,5 @@ def _csv(analysis: Analysis) -> str:
         n_task = intervals.counted(scores)[1].sum() if scores.ndim == 2 else len(analysis.optimal)
         numbers = [i.value if of_mean else "", i.low, i.high, middle, i.n, n_task]
         shown = ["" if x == "" or math.isnan(float(x)) else x for x in numbers]
-        write([kind, text_cell(name), analysis.metric if key == IQM else key, *shown, i.of])
-    return text.getvalue()
+        table.append([kind, text_cell(name), analysis.metric if key == IQM else key, *shown, i.of])
+    return csv_text(table)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from compressed_ad.files import write_atomically
-from compressed_ad.report.rows import text_cell
+from compressed_ad.report.rows import csv_text, text_cell
 
 Rows = Sequence[Sequence[str]]
 """Lines of text, the header first."""
@@ -95,9 +93,7 @@ def _escaped(text: str) -> str:
 
 def comma_separated(rows: Rows) -> str:
     """As CSV: numbers as programs read them, and no text that a spreadsheet would take for a formula."""
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([_cell(cell) for cell in line] for line in rows)
-    return text.getvalue()
+    return csv_text([_cell(cell) for cell in line] for line in rows)
 
 
 def _cell(text: str) -> str:

@@ -215,12 +215,12 @@ def make_player(job: Job) -> Player:
 
 def _paying(sequences: Sequences) -> float:
     """Share of steps with a reward other than 0 in the first episodes, before the source has learned."""
-    episodes = sequences.episodes
-    first, paid = episodes.ordinal == 0, 0
+    episodes, paid = sequences.episodes, 0
+    end = episodes.edge[episodes.first[:-1] + 1]
     for before, rewards in sequences.parts("rewards"):
         steps = before + np.flatnonzero(rewards)
-        paid += int(first[np.searchsorted(episodes.start, steps, side="right") - 1].sum())
-    return float(paid / episodes.length[first].sum())
+        paid += int((steps < end[sequences.sequence_of(steps)]).sum())
+    return float(paid / (end - sequences.offsets[:-1]).sum())
 
 
 def check_unseen(data: RunData, part: str = "heldout") -> list[str]:
@@ -292,7 +292,7 @@ def load_model(path: Path, data: RunData, where: str) -> tuple[AD, int]:
     from compressed_ad.models.ad import architecture
     from compressed_ad.training.checkpoints import load
 
-    content = load(path, where)
+    content = load(path)
     try:
         config, weights, step = architecture(content["config"]), content["model_state_dict"], content["step"]
     except (CompressedADError, KeyError, TypeError, ValueError) as error:

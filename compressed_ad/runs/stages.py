@@ -31,6 +31,7 @@ from compressed_ad.report.source import summarise_source
 from compressed_ad.runs.config import plan, transform_pairs
 from compressed_ad.runs.directory import cores, environment, vectors
 from compressed_ad.runs.job import Job
+from compressed_ad.runs.memory_limit import tasks_within
 from compressed_ad.runs.model_figures import single_run_figures
 from compressed_ad.runs.settings import Config
 from compressed_ad.tasks.select import family_code
@@ -67,11 +68,14 @@ def collect_stage(
     mark: bool = True,
     resume: bool = True,
     overwrite: bool = False,
-    most_tasks: int | None = None,
     report: Report = silent,
     pool: Pool | None = None,
 ) -> Path:
-    """Collect the histories of ``config`` into ``path``, marked unless ``mark`` is False."""
+    """Collect the histories of ``config`` into ``path``, marked unless ``mark`` is False.
+
+    Within the memory limit of ``pool``, workers learn fewer tasks at a time.
+    """
+    limit = None if pool is None else pool.memory_limit
     env, algorithm, planned = config.env, config.algorithm, plan(config)
     return collect(
         planned.family,
@@ -93,7 +97,7 @@ def collect_stage(
         n_process=n_process(config),
         timeout=algorithm.timeout,
         pool=pool,
-        most_tasks=most_tasks,
+        most_tasks=None if pool is None or limit is None else tasks_within(limit, config, pool.n_process),
         resume=resume,
         overwrite=overwrite,
         progress=lambda done, total: report(done, total, "environment steps"),
@@ -266,15 +270,17 @@ def report_stage(
 # ---------------------------------------------------------------- time
 
 
-def expected_seconds(config: Config) -> dict[str, float | None]:
+def expected_seconds(config: Config, processes: int | None = None) -> dict[str, float | None]:
     """Rough seconds of each stage of ``cad run`` on CPU cores of today; None where they are unknown.
+
+    ``processes`` work, or as many as ``config`` says.
 
     Measured on a 2-core server CPU with AVX-512, both cores busy. The whole job took up to 1.7 times as long
     on one without; yours may differ as much.
     """
     slower = 1.0 if vectors() == "AVX-512" else 1.7
     planned, model, evaluation = plan(config), config.model, config.evaluation
-    parallel, steps = n_process(config), source_steps(config)
+    parallel, steps = processes or n_process(config), source_steps(config)
     collection = None
     if config.algorithm.learner == "ppo" and ":" not in config.env.family:  # others step at their own speed
         epochs = PPOConfig(**config.algorithm.learner_kwargs).n_epochs

@@ -1,4 +1,4 @@
-"""Task families as environments of gymnasium: one task, or many slots.
+"""Tasks as environments of gymnasium; for several, put them into one of its vector environments.
 
 Importing this module registers every built-in family, e.g.
 ``gymnasium.make("CompressedAD/Darkroom-v0", task=(3, 4))``.
@@ -10,12 +10,10 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 
 from compressed_ad.errors import UsageError
 from compressed_ad.tasks.base import TASK_FAMILY, BatchedEnv, TaskFamily
-from compressed_ad.types import AnyArray, BoolArray
+from compressed_ad.types import AnyArray
 
 
 class TaskEnv(gymnasium.Env[AnyArray, Any]):
@@ -48,51 +46,6 @@ class TaskEnv(gymnasium.Env[AnyArray, Any]):
             raise UsageError("step() before reset()")
         step = self._env.step(np.asarray(action)[None])
         return step.next_obs[0], float(step.reward[0]), bool(step.terminated[0]), bool(step.truncated[0]), {}
-
-
-class FamilyVectorEnv(VectorEnv[AnyArray, AnyArray, AnyArray]):
-    """Slots of a task family as a gymnasium ``VectorEnv`` with same-step autoreset.
-
-    ``tasks`` is (N, P), one row per slot. Slots are seeded by ``reset(seed=...)``: an integer s gives slot i
-    the seed s + i, as in gymnasium. Without a seed, the first reset draws random seeds, and later ones
-    continue the random streams.
-    """
-
-    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 (gymnasium's own declaration)
-
-    def __init__(self, family: TaskFamily, tasks: AnyArray) -> None:
-        self.family, self.tasks, self.num_envs = family, np.asarray(tasks), len(tasks)
-        self.single_observation_space = family.observation_space
-        self.single_action_space = family.action_space
-        self.observation_space = batch_space(family.observation_space, self.num_envs)
-        self.action_space = batch_space(family.action_space, self.num_envs)
-        self._env: BatchedEnv | None = None
-
-    def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[AnyArray, dict[str, Any]]:
-        if seed is not None or self._env is None:
-            seeds = np.random.default_rng().integers(2**31, size=self.num_envs)
-            if isinstance(seed, int):
-                seeds = np.arange(seed, seed + self.num_envs)
-            elif seed is not None:
-                seeds = np.array([fresh if s is None else s for s, fresh in zip(seed, seeds, strict=True)])
-            self._env = self.family.make(self.tasks, seeds)
-        return self._env.reset(), {}
-
-    def step(self, actions: AnyArray) -> tuple[AnyArray, AnyArray, BoolArray, BoolArray, dict[str, Any]]:
-        """Advance every slot; if an episode ended, ``infos["final_obs"]`` holds the true successor."""
-        if self._env is None:
-            raise UsageError("step() before reset()")
-        step = self._env.step(actions)
-        ended = step.terminated | step.truncated
-        infos: dict[str, Any] = {}
-        if ended.any():
-            final = np.full(self.num_envs, None, object)
-            for i in np.flatnonzero(ended):
-                final[i] = step.next_obs[i]
-            infos = {"final_obs": final, "_final_obs": ended}
-        return step.obs, step.reward, step.terminated, step.truncated, infos
 
 
 def make_task_env(family: str, task: AnyArray | int, **family_kwargs: Any) -> TaskEnv:

@@ -99,7 +99,7 @@ class CheckedEnv:
         if self._strict or self._count == 1:
             for name in OBSERVATIONS:
                 self._check_limits(f"step().{name}", getattr(step, name), self.observation_space)
-            inner = ~(step.terminated | step.truncated)
+            inner = ~step.ended
             if not np.array_equal(step.obs[inner], step.next_obs[inner]):
                 raise self._error("obs differs from next_obs in a slot whose episode goes on")
         if np.may_share_memory(step.obs, self._obs):
@@ -110,8 +110,7 @@ class CheckedEnv:
             self._before = None
         self._obs = step.obs
         if self.horizon is not None:
-            self._ended |= step.terminated
-            self._ended |= step.truncated
+            self._ended |= step.ended
             if self._count % self.horizon == 0:
                 if not self._ended.all():
                     longer = f"an episode lasts longer than horizon = {self.horizon} steps"

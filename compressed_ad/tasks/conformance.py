@@ -125,10 +125,7 @@ def _play_problems(family: TaskFamily, n_task: int, seed: int) -> Iterator[str]:
         if wrong.any():
             yield f"successor_table() of task {wrong.any(0).argmax()} does not lead where its actions led"
     if isinstance(family, RewardFunction):
-        ended, rewards = (
-            np.stack([s.terminated | s.truncated for s in steps]),
-            np.stack([s.reward for s in steps]),
-        )
+        ended, rewards = (np.stack([getattr(s, name) for s in steps]) for name in ("ended", "reward"))
         start = np.concatenate([np.ones_like(ended[:1]), ended[:-1]])
         for i, task in enumerate(tasks):
             got = family.reward(task, states[:, i], actions[:, i], reached[:, i], start[:, i])

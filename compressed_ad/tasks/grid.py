@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from compressed_ad.errors import UsageError
 from compressed_ad.settings import Count
-from compressed_ad.tasks.base import OneLineRepr, OptimalPolicy, discrete_actions
+from compressed_ad.tasks.base import OneLineRepr, discrete_actions
 from compressed_ad.types import AnyArray, BoolArray, IntArray, Step
 
 N_ACTION = 5
@@ -169,6 +169,16 @@ class Grid(OneLineRepr):
         return np.asarray(tasks, np.int64)
 
 
+def paying(pays: Callable[[Int64Array], BoolArray], ends: bool = False) -> Judge:
+    """The judge of a room in which a step onto a cell (N,) that ``pays`` earns 1, and may end the episode."""
+
+    def judge(cell: Int64Array, episode_return: Float32Array) -> tuple[Float32Array, BoolArray]:
+        paid = pays(cell)
+        return paid.astype(np.float32), paid if ends else np.zeros(len(cell), bool)
+
+    return judge
+
+
 class GridEnv:
     """N slots of one room that step together.
 
@@ -180,13 +190,12 @@ class GridEnv:
     def __init__(
         self,
         family: Grid,
-        tasks: Int64Array,
+        num_envs: int,
         judge: Judge,
         moves: Callable[[AnyArray], AnyArray] = np.asarray,
         starts: Callable[[IntArray], AnyArray] | None = None,
     ) -> None:
-        self.num_envs = num_envs = len(tasks)
-        self._family, self._tasks, self._judge, self._moves = family, tasks, judge, moves
+        self.num_envs, self._family, self._judge, self._moves = num_envs, family, judge, moves
         self._cells, self._successors = family.cells, family.moves.ravel()
         start = int(family.index(family.start_cell))
         self._starts = starts or (lambda slots: np.full(len(slots), start))
@@ -216,9 +225,3 @@ class GridEnv:
             self._return[ended] = 0
             obs = self._cells.take(cell, axis=0)
         return Step(next_obs, reward, terminated, truncated, obs)
-
-    def optimal_actions(self) -> Int64Array:
-        """(N,) an optimal action in the current state of every slot, where the family knows one."""
-        obs = self._cells.take(self._cell, axis=0)
-        assert isinstance(self._family, OptimalPolicy)
-        return np.asarray(self._family.optimal_action(self._tasks, obs, self._return))

@@ -36,6 +36,7 @@ from compressed_ad.tasks.grid import (
     first_hits,
     first_in_episode,
     hit_chances,
+    paying,
     successors,
     towards,
 )
@@ -68,13 +69,8 @@ class Darkroom(Grid):
         return all_cells(self.size).copy()
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> GridEnv:
-        goal, never = self.index(self.check(tasks, 2)), np.zeros(len(tasks), bool)
-
-        def judge(cell: Int64Array, episode_return: FloatArray) -> tuple[Float32Array, BoolArray]:
-            on_goal = cell == goal
-            return on_goal.astype(np.float32), on_goal if self.terminates else never.copy()
-
-        return GridEnv(self, np.asarray(tasks), judge)
+        goal = self.index(self.check(tasks, 2))
+        return GridEnv(self, len(tasks), paying(lambda cell: cell == goal, self.terminates))
 
     def goal_distance(self, tasks: AnyArray) -> Int64Array:
         return distance(self.check(tasks, 2), self.start_cell)
@@ -158,11 +154,8 @@ class DarkroomPermuted(Grid):
     def make(self, tasks: AnyArray, seeds: IntArray) -> GridEnv:
         permutations, goal = self._permutations(tasks), int(self.index(self.goal))
         moves, row = permutations.ravel(), np.arange(len(tasks)) * N_ACTION
-
-        def judge(cell: Int64Array, episode_return: FloatArray) -> tuple[Float32Array, BoolArray]:
-            return (cell == goal).astype(np.float32), np.zeros(len(cell), bool)
-
-        return GridEnv(self, permutations, judge, lambda actions: moves.take(row + actions))
+        judge = paying(lambda cell: cell == goal)
+        return GridEnv(self, len(tasks), judge, lambda actions: moves.take(row + actions))
 
     def goal_distance(self, tasks: AnyArray) -> Int64Array:
         return np.full(len(tasks), 2 * (self.size - 1))
@@ -233,7 +226,8 @@ class KeyToDoor(Grid):
         tasks = self.check(tasks, 4)
         key, door = self.index(tasks[:, :2]), self.index(tasks[:, 2:])
         judge = key_to_door_judge(lambda: key, door, self.ends)
-        return GridEnv(self, tasks, judge, starts=self._draws(key, seeds) if self.start == "random" else None)
+        starts = self._draws(key, seeds) if self.start == "random" else None
+        return GridEnv(self, len(tasks), judge, starts=starts)
 
     def _draws(self, key: Int64Array, seeds: IntArray) -> Callable[[IntArray], AnyArray]:
         """Draws the next start of slots, each from its own seed."""

@@ -30,6 +30,7 @@ from compressed_ad.tasks.grid import (
     Int64Array,
     Size,
     all_cells,
+    paying,
     successors,
     towards,
 )
@@ -78,15 +79,10 @@ class DarkroomRecall(SeveralGoals):
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> GridEnv:
         """One slot for each row of ``tasks``; the seed of a slot draws the order of its cues."""
-        goal, never = self.index(self.goals(tasks)), np.zeros(len(tasks), bool)
-        slot, cue = np.arange(len(tasks)), cue_order(self.n_cue, seeds)
-        start = int(self.index(self.start_cell))
-
-        def judge(cell: Int64Array, episode_return: FloatArray) -> tuple[Float32Array, BoolArray]:
-            shown, place = np.divmod(cell, self.size**2)
-            return (place == goal[slot, shown]).astype(np.float32), never.copy()
-
-        return GridEnv(self, np.asarray(tasks), judge, starts=lambda some: cue(some) * self.size**2 + start)
+        goal, n_cell, slot = self.index(self.goals(tasks)), self.size**2, np.arange(len(tasks))
+        cue, start = cue_order(self.n_cue, seeds), int(self.index(self.start_cell))
+        judge = paying(lambda cell: cell % n_cell == goal[slot, cell // n_cell])
+        return GridEnv(self, len(tasks), judge, starts=lambda some: cue(some) * n_cell + start)
 
     def optimal_action(self, tasks: AnyArray, obs: IntArray, episode_return: FloatArray) -> Int64Array:
         goal = self.goals(tasks)[np.arange(len(obs)), obs[:, 0]]

@@ -27,16 +27,10 @@ from compressed_ad.tasks.bandit import (
     Thompson,
     seeded,
 )
-from compressed_ad.tasks.grid import (
-    Float32Array,
-    Float64Array,
-    GridEnv,
-    Int64Array,
-    Size,
-)
+from compressed_ad.tasks.grid import Float64Array, GridEnv, Int64Array, Size, paying
 from compressed_ad.tasks.gridworld import KeyToDoor, key_to_door_judge
 from compressed_ad.tasks.several_goals import SeveralGoals
-from compressed_ad.types import Agent, AnyArray, BoolArray, FloatArray, IntArray, Step
+from compressed_ad.types import Agent, AnyArray, IntArray, Step
 
 HAZARD = 1e-3
 """Chance of a change at each pull, in Thompson's eyes. More would blur which unknown set a pull was of."""
@@ -81,13 +75,10 @@ class DarkroomSwitching(SeveralGoals):
         return self.n_goal
 
     def make(self, tasks: AnyArray, seeds: IntArray) -> GridEnv:
-        goal, never, slot = self.index(self.goals(tasks)), np.zeros(len(tasks), bool), np.arange(len(tasks))
+        goal, slot = self.index(self.goals(tasks)), np.arange(len(tasks))
         phases = Phases(len(tasks), self.n_goal, self.period, int(self.index(self.start_cell)))
-
-        def judge(cell: Int64Array, episode_return: FloatArray) -> tuple[Float32Array, BoolArray]:
-            return (cell == goal[slot, phases.now]).astype(np.float32), never.copy()
-
-        return GridEnv(self, np.asarray(tasks), judge, starts=phases.begin)
+        judge = paying(lambda cell: cell == goal[slot, phases.now])
+        return GridEnv(self, len(tasks), judge, starts=phases.begin)
 
 
 @checked
@@ -116,7 +107,7 @@ class KeyToDoorSwitching(SeveralGoals):
         cell, slot = self.index(self.goals(tasks)), np.arange(len(tasks))
         phases = Phases(len(tasks), self.n_key, self.period, int(self.index(self.start_cell)))
         judge = key_to_door_judge(lambda: cell[slot, phases.now], cell[:, -1], ends=True)
-        return GridEnv(self, np.asarray(tasks), judge, starts=phases.begin)
+        return GridEnv(self, len(tasks), judge, starts=phases.begin)
 
     def optimal_return(self, tasks: AnyArray) -> Float64Array:
         """(N,) the key and the door, if they can be reached in time, for one who knows whose turn it is."""

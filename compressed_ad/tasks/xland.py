@@ -127,7 +127,7 @@ class XLandFamily(OneLineRepr, MeasuredReturns):
         for action in actions:
             step = env.step(action)
             total += step.reward * on
-            on &= ~(step.terminated | step.truncated)
+            on &= ~step.ended
         return np.asarray(total.reshape(len(tasks), -1).mean(axis=1))
 
 

@@ -48,8 +48,8 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, buffer.getvalue(), error=CheckpointError)
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Load a file of ``save``. Nothing in it is executed.
+def load(path: Path) -> dict[str, Any]:
+    """Load a file of ``save`` to the CPU. Nothing in it is executed.
 
     Raises ``CheckpointError`` naming file and cause if it is missing, damaged or foreign, and
     ``NumericalError`` if one of its tensors holds NaN or infinity.
@@ -70,18 +70,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if not sound:
         raise CheckpointError(f"{path}: damaged (its content does not match its digest)")
     check_finite(f"{path}: ", content)
-    return move(content, device)  # type: ignore[no-any-return]
-
-
-def move(value: Any, device: torch.device | str) -> Any:
-    """Nested data with every tensor on ``device``."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: move(item, device) for key, item in value.items()}
-    if isinstance(value, list):
-        return [move(item, device) for item in value]
-    return value
+    return content  # type: ignore[no-any-return]
 
 
 class CheckpointDirectory:

@@ -14,11 +14,8 @@ from compressed_ad.histories.header import HistoryInfo, Scales
 from compressed_ad.models import MODEL
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.settings import validated
-from compressed_ad.tasks.select import stored_family
 from compressed_ad.training.sequences import Sequences
-from compressed_ad.training.shared_arrays import training_sequences
-from compressed_ad.training.transforms import apply_transforms
-from compressed_ad.training.windows import WindowSampler
+from compressed_ad.training.windows import WindowSampler, training_sequences
 
 
 def settings_of_file(info: HistoryInfo, scales: Scales) -> dict[str, Any]:
@@ -78,11 +75,8 @@ def config_and_sampler(
     file = file if isinstance(file, HistoryFile) else HistoryFile(file)
     given = settings_of_file(file.info, file.training_scales())
     config = validated(ModelConfig, {**settings, **given}, "config_and_sampler")
-    sequences = training_sequences(file)
-    if config.transforms:
-        family = stored_family(file.path, file.info.family, file.info.family_kwargs, trust)
-        pairs = [(spec.name, spec.params) for spec in config.transforms]
-        sequences = apply_transforms(sequences, pairs, seed=seed, family=family, tasks=file.tasks)
+    pairs = [(spec.name, spec.params) for spec in config.transforms]
+    sequences = training_sequences(file, pairs, seed, trust)
     for note in without_effect(config, sequences):
         warnings.warn(note, stacklevel=2)
     sampler = WindowSampler(

@@ -20,14 +20,42 @@ _BLOCK = 1 << 20  # transitions that are looked up at a time, because their rows
 
 @dataclass(frozen=True)
 class Episodes:
-    """The K episodes of some sequences, in order; ``start`` counts transitions from the first sequence on."""
+    """The K episodes of some sequences, in order. Only what is stored takes memory: 10 bytes for each."""
 
-    start: IntArray  # (K,)
-    length: IntArray  # (K,)
-    sequence: IntArray  # (K,)
-    ordinal: IntArray  # (K,) 0, 1, ... within its sequence
+    edge: IntArray  # (K + 1,) episode k is the transitions [edge[k], edge[k + 1])
+    first: IntArray  # (Q + 1,) the episodes of sequence q are [first[q], first[q + 1])
     rewarded: BoolArray  # (K,) some reward above 0
     complete: BoolArray  # (K,) ends with an episode end, not with the end of the record
+
+    @property
+    def start(self) -> IntArray:
+        """(K,) transitions before each, from the first sequence on."""
+        return self.edge[:-1]
+
+    @property
+    def length(self) -> IntArray:
+        """(K,)"""
+        return np.diff(self.edge)
+
+    @property
+    def sequence(self) -> IntArray:
+        """(K,)"""
+        return np.repeat(np.arange(len(self.first) - 1), np.diff(self.first))
+
+    @property
+    def ordinal(self) -> IntArray:
+        """(K,) 0, 1, ... within its sequence."""
+        return np.arange(len(self.edge) - 1) - np.repeat(self.first[:-1], np.diff(self.first))
+
+    def parts(self) -> Iterator[tuple[slice, slice, Episodes]]:
+        """Some sequences at a time, a hundred thousand episodes: which ones, which episodes, and these."""
+        n, n_seq, size = len(self.complete), len(self.first) - 1, max(1, _BLOCK // 8)
+        cuts = np.unique(np.minimum(np.searchsorted(self.first, np.arange(0, n + size, size)), n_seq))
+        for q, next_q in pairwise(cuts.tolist()):  # a sequence is not cut
+            k, next_k = self.first[[q, next_q]].tolist()
+            part = slice(k, next_k)
+            edge, first = self.edge[k : next_k + 1], self.first[q : next_q + 1] - k
+            yield slice(q, next_q), part, Episodes(edge, first, self.rewarded[part], self.complete[part])
 
 
 def _gathered(name: str, doc: str) -> Any:
@@ -142,27 +170,24 @@ class Sequences:
     @cached_property
     def episodes(self) -> Episodes:
         """The episodes of all sequences; the last one of a sequence may be incomplete."""
-        stops = [first + np.flatnonzero(ended) + 1 for first, ended in self.parts("ended")]
-        stop = np.unique(np.concatenate([self.offsets[1:], *stops]))
-        start = np.concatenate([[0], stop])[:-1].astype(np.int64)
-        sequence = self.sequence_of(start)
-        first = np.searchsorted(sequence, np.arange(len(self)))
-        rewarded = np.zeros(len(start), bool)
+        last = self.offsets[1:] - 1
+        edges, whole = [np.zeros(1, np.int64)], [np.zeros(0, bool)]
+        for before, ended in self.parts("ended"):
+            stops = ended.copy()
+            stops[last[slice(*np.searchsorted(last, (before, before + len(ended))))] - before] = True
+            rows = np.flatnonzero(stops)
+            edges.append(before + rows + 1)
+            whole.append(ended[rows])
+        edge, complete = np.concatenate(edges), np.concatenate(whole)
+        rewarded = np.zeros(len(complete), bool)
         for before, rewards in self.parts("rewards"):
-            rewarded[np.searchsorted(start, before + np.flatnonzero(rewards > 0), side="right") - 1] = True
-        return Episodes(
-            start=start,
-            length=stop - start,
-            sequence=sequence,
-            ordinal=np.arange(len(start)) - first[sequence],
-            rewarded=rewarded,
-            complete=self.gather("ended", stop - 1),
-        )
+            rewarded[np.searchsorted(edge, before + np.flatnonzero(rewards > 0), side="right") - 1] = True
+        return Episodes(edge, np.searchsorted(edge, self.offsets), rewarded, complete)
 
     def full_windows(self, n_transit: int) -> BoolArray:
         """(K,) episodes whose start leaves at least ``n_transit`` transitions of their sequence."""
         episodes = self.episodes
-        return np.asarray(episodes.start + n_transit <= self.offsets[episodes.sequence + 1])
+        return np.asarray(episodes.start <= np.repeat(self.offsets[1:] - n_transit, np.diff(episodes.first)))
 
     @cached_property
     def first_reward(self) -> IntArray:
@@ -183,9 +208,22 @@ class Sequences:
 
         New sequence i has the task and learner of old sequence ``source[i]``.
         """
-        length = self.episodes.length[rows]
-        lengths = np.bincount(group, weights=length, minlength=n_group).astype(np.int64)
-        return self.runs(self.episodes.start[rows], length, lengths, self.task[source], self.learner[source])
+        blocks = ((rows[block], group[block]) for block in _blocks(len(rows)))
+        return self.take_blocks(blocks, n_group, source)
+
+    def take_blocks(
+        self, blocks: Iterable[tuple[IntArray, IntArray]], n_group: int, source: IntArray
+    ) -> Sequences:
+        """``take_episodes`` with pairs of ``rows`` and ``group`` that come one by one, and none is kept."""
+        edge, lengths = self.episodes.edge, np.zeros(n_group, np.int64)
+
+        def runs() -> Iterator[tuple[IntArray, IntArray]]:
+            for rows, group in blocks:
+                length = edge[rows + 1] - edge[rows]
+                np.add.at(lengths, group, length)
+                yield edge[rows], length
+
+        return self._of_runs(runs(), lengths, self.task[source], self.learner[source])
 
     def runs(
         self, start: IntArray, length: IntArray, lengths: IntArray, task: IntArray, learner: IntArray
@@ -194,23 +232,46 @@ class Sequences:
 
         Run i is the transitions ``start[i]`` to ``start[i] + length[i] - 1``.
         """
-        first = np.searchsorted(self.at, start, side="right") - 1
-        count = np.searchsorted(self.at, start + length) - first  # pieces that each run touches
-        piece, run = expand(first, count), np.repeat(np.arange(len(start)), count)
-        begin = np.maximum(start[run], self.at[piece])
-        end = np.minimum(start[run] + length[run], self.at[piece + 1])
-        row = self.row[piece] + begin - self.at[piece]
-        fresh = np.append(True, row[1:] != row[:-1] + (end - begin)[:-1])[: len(row)]  # not what comes next
-        at = np.concatenate([[0], np.cumsum(end - begin)])
-        keep = lengths > 0
+        blocks = ((start[block], length[block]) for block in _blocks(len(start)))
+        return self._of_runs(blocks, lengths, task, learner)
+
+    def _of_runs(
+        self,
+        blocks: Iterable[tuple[IntArray, IntArray]],
+        lengths: IntArray,
+        task: IntArray,
+        learner: IntArray,
+    ) -> Sequences:
+        """``runs`` whose starts and lengths come in ``blocks``; after the last, ``lengths`` must be right."""
+        rows, at, total, following = [], [], 0, -1
+        for start, length in blocks:
+            first = np.searchsorted(self.at, start, side="right") - 1
+            count = np.searchsorted(self.at, start + length) - first  # pieces that each run touches
+            piece, run = expand(first, count), np.repeat(np.arange(len(start)), count)
+            begin = np.maximum(start[run], self.at[piece])
+            size = np.minimum(start[run] + length[run], self.at[piece + 1]) - begin
+            row = self.row[piece] + begin - self.at[piece]
+            after = row + size
+            fresh = row != np.concatenate([[following], after])[: len(row)]  # not what comes next
+            before = total + np.cumsum(size) - size
+            rows.append(row[fresh])
+            at.append(before[fresh])
+            total, following = total + int(size.sum()), after[-1] if len(after) else following
+        keep, begins = lengths > 0, np.concatenate([np.zeros(0, np.int64), *rows])
+        del rows  # before the next copy is made
         return Sequences(
             self.store,
-            row[fresh],
-            np.append(at[:-1][fresh], at[-1]),
+            begins,
+            np.concatenate([*at, [total]]),
             np.concatenate([[0], np.cumsum(lengths[keep])]),
             task[keep],
             learner[keep],
         )
+
+
+def _blocks(n: int) -> Iterator[slice]:
+    """The rows 0, ..., n - 1, about a million at a time."""
+    return (slice(k, min(k + _BLOCK, n)) for k in range(0, n, _BLOCK))
 
 
 def expand(start: IntArray, length: IntArray) -> IntArray:

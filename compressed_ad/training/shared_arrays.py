@@ -29,7 +29,6 @@ import numpy as np
 from numpy.lib import format as npy
 
 from compressed_ad.files import is_at, try_lock
-from compressed_ad.histories.file import HistoryFile
 from compressed_ad.training.sequences import COLUMNS, Column, Sequences, from_histories, in_columns
 from compressed_ad.types import AnyArray, History
 
@@ -68,12 +67,6 @@ def has_room(beside: Path, size: int) -> bool:
 
 def _places(beside: Path) -> tuple[Path, Path]:
     return beside.absolute().parent, Path(tempfile.gettempdir())
-
-
-def training_sequences(file: HistoryFile) -> Sequences:
-    """The histories of the training tasks of ``file``, as ``shared_sequences``."""
-    ids = tuple(file.split.train.tolist())
-    return shared_sequences(file.path, f"{file.digest()} {ids} None", lambda: file.each(ids))
 
 
 def _opened(folder: Path, make: Callable[[Path], None]) -> tuple[dict[str, AnyArray], IO[Any]]:

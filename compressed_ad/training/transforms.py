@@ -7,8 +7,9 @@ context's generator only. Masks and update numbers stay with their steps.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -92,11 +93,13 @@ def subsample(
     """
     strides = [every] if isinstance(every, int) else every
     episodes, random = sequences.episodes, context.random
-    groups = (  # lazily, so that phases and choices are drawn in turn
-        (episodes.ordinal + random.integers(stride, size=len(sequences))[episodes.sequence]) // stride
-        for stride in strides * copies
-    )
-    return _one_of_each(sequences, groups, _first_rewarded(episodes) & keep_first_reward, random)
+
+    def grouping(stride: int) -> _Grouping:
+        phase = random.integers(stride, size=len(sequences))
+        return lambda of, _, some: (some.ordinal + phase[of][some.sequence]) // stride
+
+    groupings = [partial(grouping, stride) for stride in strides * copies]
+    return _one_of_each(sequences, groupings, _first_rewarded(episodes) & keep_first_reward, random)
 
 
 @TRANSFORM.register("thin")
@@ -128,43 +131,57 @@ def thin(
     dropped = (stride == 0) & ~keep
     rate = np.where(stride == 0, 0.0, 1 / np.maximum(stride, 1))
     passed = np.cumsum(rate) - rate
-    at_start = passed[np.searchsorted(episodes.sequence, np.arange(n_seq))]
-    since = passed - at_start[episodes.sequence]
+    since = passed - passed[episodes.first[:-1]][episodes.sequence]
 
-    groups = (
-        np.where(dropped, -1, np.floor(since + context.random.random(n_seq)[episodes.sequence]).astype(int))
-        for _ in range(copies)
-    )
-    return _one_of_each(sequences, groups, keep, context.random)
+    def grouping() -> _Grouping:
+        phase = context.random.random(n_seq)
+        return lambda of, rows, some: np.where(
+            dropped[rows], -1, np.floor(since[rows] + phase[of][some.sequence]).astype(int)
+        )
+
+    return _one_of_each(sequences, [grouping] * copies, keep, context.random)
 
 
 def _first_rewarded(episodes: Episodes) -> BoolArray:
     """(K,) the first rewarded episode of each sequence."""
-    first = np.zeros(len(episodes.start), bool)
+    first = np.zeros(len(episodes.rewarded), bool)
     rows = np.flatnonzero(episodes.rewarded)
-    _, where = np.unique(episodes.sequence[rows], return_index=True)
-    first[rows[where]] = True
+    begin, end = np.searchsorted(rows, (episodes.first[:-1], episodes.first[1:]))
+    first[rows[begin[begin < end]]] = True
     return first
 
 
+_Grouping = Callable[[slice, slice, Episodes], IntArray]
+"""The group of each of some episodes; it is given what ``Episodes.parts`` gives."""
+
+
 def _one_of_each(
-    sequences: Sequences, groups: Iterable[IntArray], preferred: BoolArray, random: np.random.Generator
+    sequences: Sequences,
+    groupings: Sequence[Callable[[], _Grouping]],
+    preferred: BoolArray,
+    random: np.random.Generator,
 ) -> Sequences:
     """For each grouping of the episodes (K,), new sequences of one complete episode per group.
 
     The episode is drawn at random, from the preferred ones if the group has any. Group -1 is left out.
+    Each grouping is made when its turn comes, so that its random numbers and those of the choice alternate.
     """
-    episodes, n_seq = sequences.episodes, len(sequences)
-    rows, owner = [], []
-    for k, group in enumerate(groups):
-        priority = random.random(len(group)) + 2.0 * preferred
-        order = np.lexsort((-priority, group, episodes.sequence))
-        order = order[episodes.complete[order] & (group[order] >= 0)]
-        key = episodes.sequence[order] * (group.max(initial=0) + 1) + group[order]
-        rows.append(order[np.unique(key, return_index=True)[1]])
-        owner.append(episodes.sequence[rows[-1]] + k * n_seq)
-    source = np.tile(np.arange(n_seq), len(rows))
-    return sequences.take_episodes(np.concatenate(rows), np.concatenate(owner), len(source), source)
+    n_seq = len(sequences)
+
+    def chosen() -> Iterator[tuple[IntArray, IntArray]]:
+        for copy, new_grouping in enumerate(groupings):
+            grouping = new_grouping()
+            for of, part, some in sequences.episodes.parts():
+                group, sequence = grouping(of, part, some), some.sequence
+                priority = random.random(len(group)) + 2.0 * preferred[part]
+                order = np.lexsort((-priority, group, sequence))
+                order = order[some.complete[order] & (group[order] >= 0)]
+                key = sequence[order] * (group.max(initial=0) + 1) + group[order]
+                rows = order[np.unique(key, return_index=True)[1]]
+                yield part.start + rows, copy * n_seq + of.start + sequence[rows]
+
+    source = np.tile(np.arange(n_seq), len(groupings))
+    return sequences.take_blocks(chosen(), len(source), source)
 
 
 @TRANSFORM.register("stitch")
@@ -231,14 +248,11 @@ def check_episodes(
     if not needing or n_timesteps >= family.horizon or (isinstance(space, Box) and not space.is_bounded()):
         return
     slots, random = np.resize(tasks, (32, tasks.shape[1])), rng(0, "episodes")
-    env, actions = (
-        checked_slots(family, slots, random.integers(2**31, size=len(slots))),
-        UniformActions(space),
-    )
+    env, actions = checked_slots(family, slots, random.integers(2**31, size=32)), UniformActions(space)
     env.reset()
     for _ in range(n_timesteps):
         step = env.step(actions.draw(random, len(slots)))
-        if (step.terminated | step.truncated).any():
+        if step.ended.any():
             return
     raise UsageError(
         f"{needing[0]} keeps complete episodes, but none of {family.name} ends within the {n_timesteps} steps"

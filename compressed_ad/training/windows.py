@@ -6,7 +6,7 @@ The sampler has no state, so an exact resume needs only the step, and gathers by
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,25 @@ from compressed_ad.models.tokens import Batch, sent, shift
 from compressed_ad.seeding import rng
 from compressed_ad.tasks.select import stored_family
 from compressed_ad.training.sequences import Sequences
-from compressed_ad.training.shared_arrays import training_sequences
+from compressed_ad.training.shared_arrays import shared_sequences
 from compressed_ad.training.transforms import apply_transforms
 from compressed_ad.types import AnyArray, BoolArray, FloatArray, IntArray
+
+
+def training_sequences(
+    file: HistoryFile,
+    transforms: Sequence[tuple[str, Mapping[str, Any]]],
+    seed: int,
+    trust: str | Collection[str],
+) -> Sequences:
+    """The histories of the training tasks of ``file``, transformed as by ``apply_transforms``."""
+    ids, info = tuple(file.split.train.tolist()), file.info
+    sequences = shared_sequences(file.path, f"{file.digest()} {ids} None", lambda: file.each(ids))
+    if not transforms:
+        return sequences
+    family = stored_family(file.path, info.family, info.family_kwargs, trust)
+    return apply_transforms(sequences, transforms, seed=seed, family=family, tasks=file.tasks)
+
 
 SHOWN = ("states", "actions", "rewards", "next_states", "ended", "mask")
 """Columns of sequences that windows show."""
@@ -64,9 +80,9 @@ class WindowSampler:
         self.n_transit, self.batch_size = n_transit, batch_size
         self.first_window, self.marker_dropout = first_window, marker_dropout
         self.begin, self.end = sequences.offsets[:-1], sequences.offsets[1:]
-        episodes = sequences.episodes
-        inner = sequences.full_windows(n_transit) & (episodes.ordinal > 0)
-        self.inner = np.flatnonzero(inner)  # episodes
+        inner = sequences.full_windows(n_transit)
+        inner[sequences.episodes.first[:-1]] = False  # those are drawn as first windows
+        self.inner = sequences.episodes.start[inner]
         self.weights = (weight_marked, weight_marked if weight_unproven is None else weight_unproven)
         self.min_probability = min_probability if "action_probs" in sequences.store else 0.0
         self.weighted = self.weights != (1.0, 1.0) or self.min_probability > 0
@@ -86,10 +102,9 @@ class WindowSampler:
         outer = random.integers(len(self.begin), size=self.batch_size)
         if len(self.inner) == 0:
             return self.begin[outer], self.end[outer]
-        episodes = self.sequences.episodes
         inner = self.inner[random.integers(len(self.inner), size=self.batch_size)]
-        start = np.where(at_begin, self.begin[outer], episodes.start[inner])
-        return start, np.where(at_begin, self.end[outer], self.end[episodes.sequence[inner]])
+        start = np.where(at_begin, self.begin[outer], inner)
+        return start, self.end[self.sequences.sequence_of(start)]
 
     def indices(self, step: int) -> tuple[IntArray, BoolArray]:
         """Transition at each position of the windows, and whether it is valid: both (B, L)."""
@@ -177,13 +192,7 @@ class CompressedADDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         ``transforms`` are (name, parameters) pairs for ``apply_transforms``, which also gets ``seed``.
         ``trust`` names code from outside this library (``module:attribute``) that the file may name.
         """
-        file, chosen = HistoryFile(path), list(transforms)
-        sequences = training_sequences(file)
-        if chosen:
-            info = file.info
-            family = stored_family(path, info.family, info.family_kwargs, trust)
-            sequences = apply_transforms(sequences, chosen, seed=seed, family=family, tasks=file.tasks)
-        return cls(sequences, n_transit)
+        return cls(training_sequences(HistoryFile(path), list(transforms), seed, trust), n_transit)
 
     def __len__(self) -> int:
         return len(self.start)

@@ -12,7 +12,7 @@ from compressed_ad.models import MODEL
 from compressed_ad.models.ad import AD, evaluating
 from compressed_ad.models.settings import ModelConfig
 from compressed_ad.models.tokens import shift
-from compressed_ad.tasks.as_gymnasium import FamilyVectorEnv
+from compressed_ad.tasks.as_gymnasium import TaskEnv
 from compressed_ad.tasks.base import TASK_FAMILY
 from compressed_ad.tasks.gridworld import Darkroom
 from compressed_ad.tasks.point_mass import PointMass
@@ -435,7 +435,7 @@ class Silent:
 )
 def test_a_model_plays_in_its_own_spaces_only(spaces, family) -> None:
     made, tasks = model(**spaces), family.tasks()[:2]
-    vector = FamilyVectorEnv(family, tasks)
+    vector = SyncVectorEnv([lambda task=task: TaskEnv(family, task) for task in tasks])
     for play in (
         lambda: evaluate_tasks(made, family, tasks, rollouts=1, episodes=1),
         lambda: record_rollouts(made, family, tasks, rollouts=1, episodes=1),

@@ -10,9 +10,10 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 import compressed_ad.tasks.as_gymnasium as task_gymnasium
+from compressed_ad import OptimalAgent
 from compressed_ad.errors import SpaceError, UsageError
 from compressed_ad.tasks.as_batched import as_batched
-from compressed_ad.tasks.as_gymnasium import FamilyVectorEnv, TaskEnv, gymnasium_id
+from compressed_ad.tasks.as_gymnasium import TaskEnv, gymnasium_id
 from compressed_ad.tasks.base import TASK_FAMILY
 from compressed_ad.tasks.conformance import check_family, family_problems
 from compressed_ad.tasks.gridworld import Darkroom, DarkroomHard, KeyToDoor
@@ -55,7 +56,6 @@ VECTOR_ENVS = {
     "next-step": lambda: SyncVectorEnv(makers(), autoreset_mode=AutoresetMode.NEXT_STEP),
     "disabled": lambda: SyncVectorEnv(makers(), autoreset_mode=AutoresetMode.DISABLED),
     "sb3": lambda: sb3_vec_env(makers()),
-    "family": lambda: FamilyVectorEnv(FAMILY, TASKS),
     "ours": lambda: FAMILY.make(TASKS, np.arange(4)),
 }
 
@@ -65,11 +65,15 @@ def test_every_vector_env_gives_the_same_steps(make):
     """Staggered ends, true successors, no dummy step: as the family's own batched environment."""
     reference, env = FAMILY.make(TASKS, np.arange(4)), as_batched(make())
     assert env.num_envs == 4
-    np.testing.assert_array_equal(env.reset(), reference.reset())
-    rng, ends = np.random.default_rng(0), np.zeros(4, int)
+    obs = reference.reset()
+    np.testing.assert_array_equal(env.reset(), obs)
+    rng, ends, best = np.random.default_rng(0), np.zeros(4, int), OptimalAgent(FAMILY, TASKS)
+    best.reset(4)
     for _ in range(60):
-        expected_actions = reference.optimal_actions() if rng.random() < 0.6 else rng.integers(0, 5, 4)
-        expected, got = reference.step(expected_actions), env.step(expected_actions)
+        actions = best.act(obs) if rng.random() < 0.6 else rng.integers(0, 5, 4)
+        expected, got = reference.step(actions), env.step(actions)
+        best.observe(actions, expected)
+        obs = expected.obs
         for field in FIELDS:
             np.testing.assert_array_equal(getattr(got, field), getattr(expected, field), err_msg=field)
             assert getattr(got, field).dtype == getattr(expected, field).dtype
@@ -201,14 +205,11 @@ class NoisyEnv:
         )
 
 
-def test_family_vector_env_seeds_slots():
-    env = FamilyVectorEnv(Noisy(), Noisy().tasks()[:3])
+def test_a_task_env_is_seeded():
+    env = TaskEnv(Noisy(), 2)
     first = env.reset(seed=5)[0]
     np.testing.assert_array_equal(first, env.reset(seed=5)[0])
-    np.testing.assert_array_equal(first[1:], env.reset(seed=[6, 7, None])[0][:2])
     assert not np.array_equal(first, env.reset()[0])
-    with pytest.raises(UsageError, match="before reset"):
-        FamilyVectorEnv(Noisy(), Noisy().tasks()).step(np.zeros((5, 1)))
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,6 @@ def test_optimal_policy_reaches_the_optimal_return_on_every_task(name):
     obs, total, live = env.reset(), np.zeros(len(tasks)), np.ones(len(tasks), bool)
     for _ in range(family.horizon):
         actions = family.optimal_action(tasks, obs, total)
-        np.testing.assert_array_equal(actions[live], env.optimal_actions()[live])
         step = env.step(actions)
         total += step.reward * live
         live &= ~(step.terminated | step.truncated)

@@ -41,7 +41,9 @@ def walk_history(n_stream: int, n_episode: int, goal: np.ndarray, seed: int) -> 
     record: dict[str, list[np.ndarray]] = {}
     for step in range(n_episode * family.horizon):
         late = step >= n_episode * family.horizon // 2
-        toward = env.optimal_actions() if late else random.integers(0, 5, n_stream)
+        toward = (
+            family.optimal_action(tasks, obs, np.zeros(n_stream)) if late else random.integers(0, 5, n_stream)
+        )
         result = env.step(toward)
         for name, value in (
             ("states", obs),
@@ -365,6 +367,32 @@ def chosen_again(random: np.random.Generator, seed: int) -> None:
         if random.random() < 0.2:
             s = s.with_columns(mask=~s.mask)
             np.testing.assert_array_equal(s.update, number)
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("subsample", {"every": [2, 3], "copies": 2}),
+        ("thin", {"marked_every": 2, "unmarked_every": 1}),
+        ("thin", {"marked_every": 0, "unmarked_every": 1, "keep_first_reward": False}),
+    ],
+)
+def test_episodes_that_are_chosen_part_by_part_are_those_chosen_at_once(
+    name: str, params: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = from_histories({k: history(3, 30 + 9 * k, seed=k) for k in range(4)})
+    some = some.with_columns(mask=some.mask | (some.task[some.sequence_of(np.arange(len(some.mask)))] == 2))
+    once = apply_transforms(some, [(name, params)], seed=1)
+    for size in (8, 80, 320):  # of which an eighth are episodes: a sequence has 8 to 15
+        monkeypatch.setattr(module, "_BLOCK", size)
+        parts = apply_transforms(replace(some), [(name, params)], seed=1)
+        for field in ("row", "at", "offsets", "task", "learner"):
+            np.testing.assert_array_equal(getattr(parts, field), getattr(once, field))
+
+
+def test_lists_of_episodes_are_small() -> None:
+    e = from_histories({0: history(4, 400)}).episodes
+    assert sum(array.nbytes for array in vars(e).values()) <= 10 * len(e.start) + 100
 
 
 def test_episodes_are_chosen_without_copying_their_transitions() -> None:

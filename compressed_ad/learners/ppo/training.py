@@ -14,9 +14,10 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from compressed_ad.errors import NumericalError, SpaceError
-from compressed_ad.learners import finite_kernels
+from compressed_ad.errors import NumericalError
 from compressed_ad.learners.base import Progress, histories_of_tasks
+from compressed_ad.learners.finite import Numbering
+from compressed_ad.learners.finite_players import number_into
 from compressed_ad.learners.ppo import NUMBERED, kernels
 from compressed_ad.learners.ppo.vector_code import PADDING, TILE_ROWS
 from compressed_ad.seeding import rng, seed64
@@ -131,27 +132,18 @@ class Encoder:
     """Network inputs as in SB3: one-hot codes of discrete components, or the flat numbers of a Box."""
 
     def __init__(self, space: Any) -> None:
-        self._sizes: NDArray[np.int64] | None = None
-        if isinstance(space, spaces.Discrete):
-            self._sizes, self._first = np.array([space.n]), np.array([space.start])
-        elif isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
-            self._sizes, self._first = space.nvec.astype(np.int64), space.start
-        elif not isinstance(space, spaces.Box):
-            raise SpaceError(f"ppo observes Discrete, MultiDiscrete (flat) or Box spaces, not {space}")
-        self.n_input = prod(space.shape) if self._sizes is None else int(self._sizes.sum())
+        self._numbering = None if isinstance(space, spaces.Box) else Numbering(space)
+        self.n_input = prod(space.shape) if self._numbering is None else int(self._numbering.sizes.sum())
         self.n_obs: int | None = None
-        if self._sizes is not None and (count := prod(self._sizes.tolist())) <= NUMBERED:
-            self.n_obs = count
-            every = np.stack(np.unravel_index(np.arange(count), self._sizes), axis=-1)
-            self.table = self._ones(every)  # features of all observations, in order
+        if self._numbering is not None and self._numbering.n <= NUMBERED:
+            self.n_obs = self._numbering.n
+            self.table = self._ones(self._numbering, self._numbering.digits)  # of all observations, in order
 
     def number(self, obs: AnyArray) -> NDArray[np.int64]:
         """(N,) number of each discrete observation (N, ...), meaningless if the space is not numbered."""
         numbers = np.empty(len(obs), np.int64)
-        components = obs.reshape(len(obs), -1).astype(np.int64)
-        wrong = finite_kernels.number(components, self._first, self._sizes, numbers)
-        if wrong >= 0:
-            raise SpaceError(f"observation {obs[wrong]} lies outside its space")
+        assert self._numbering is not None
+        number_into(self._numbering, obs, numbers)
         return numbers
 
     def encode(self, obs: AnyArray) -> tuple[kernels.Features, NDArray[np.int64]]:
@@ -159,15 +151,15 @@ class Encoder:
         if self.n_obs is not None:
             return self.table, self.number(obs)
         rows = np.arange(len(obs))
-        if self._sizes is not None:
+        if self._numbering is not None:
             self.number(obs)  # raises an error for what lies outside
-            return self._ones(obs.reshape(len(obs), -1) - self._first), rows
+            return self._ones(self._numbering, obs.reshape(len(obs), -1) - self._numbering.first), rows
         dense = obs.reshape(len(obs), -1).astype(np.float32)
         return kernels.Features(np.empty((len(obs), 0), np.int32), dense), rows
 
-    def _ones(self, digits: AnyArray) -> kernels.Features:
-        assert self._sizes is not None
-        offsets = np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
+    @staticmethod
+    def _ones(numbering: Numbering, digits: AnyArray) -> kernels.Features:
+        offsets = np.concatenate([[0], np.cumsum(numbering.sizes)[:-1]])
         return kernels.Features((digits + offsets).astype(np.int32), np.empty((len(digits), 0), np.float32))
 
 
@@ -192,10 +184,7 @@ class Learners:
         self.moment1, self.moment2 = _aligned(*self.params.shape), _aligned(*self.params.shape)
         self.n_gradient_step = np.zeros(len(who), np.int64)
         self.random = np.array([seed64(seed, "ppo-kernel", *w) for w in who], np.uint64)
-        self.hyper = kernels.Update(
-            cfg.learning_rate, cfg.batch_size, cfg.n_epochs, cfg.clip_range, cfg.ent_coef, cfg.vf_coef,
-            cfg.max_grad_norm, cfg.normalize_advantage,
-        )  # fmt: skip
+        self.hyper = kernels.Update(**cfg.model_dump(include=set(kernels.Update._fields)))
 
     def update(
         self, encoder: Encoder, rollout: Rollout, advantage: Float32Array, target: Float32Array

@@ -25,10 +25,10 @@ from compressed_ad.models.vector_code import (
     emit_exp,
     emit_fma,
     emit_products,
+    emitted,
     fma,
     load,
     number,
-    pointers,
     shuffled,
     store,
 )
@@ -84,136 +84,95 @@ def _make_product(epilogue: str) -> Any:
     Every number is summed in the order of k.
     """
 
-    def product(typingctx, c, c_at, c_row, a, a_at, a_row, a_k, b, b_at, b_k, e, e_at, m, n, k):
-        i64 = types.int64
-        sig = types.void(c, i64, i64, a, i64, i64, i64, b, i64, i64, e, i64, i64, i64, i64)
+    @emitted()
+    def product(builder, c, c_at, c_row, a, a_at, a_row, a_k, b, b_at, b_k, e, e_at, m, n, k):
+        add, mul = builder.add, builder.mul
+        whole, rest = builder.sdiv(m, number(TILE_ROWS)), builder.srem(m, number(TILE_ROWS))
+        # A tile of one row or two waits for its own sums, so the last whole tile takes them along.
+        few = builder.icmp_unsigned("<", builder.sub(rest, number(1)), number(2))
+        few = builder.and_(few, builder.icmp_signed(">", whole, number(0)))
+        whole = builder.select(few, builder.sub(whole, number(1)), whole)
+        rest = builder.select(few, add(rest, number(TILE_ROWS)), rest)
 
-        def codegen(context, builder, signature, args):
-            _, c_at, c_row, _, a_at, a_row, a_k, _, b_at, b_k, _, e_at, m, n, k = args
-            c, a, b, e = pointers(context, builder, signature, args)
-            add, mul = builder.add, builder.mul
-            whole, rest = builder.sdiv(m, number(TILE_ROWS)), builder.srem(m, number(TILE_ROWS))
-            # A tile of one row or two waits for its own sums, so the last whole tile takes them along.
-            few = builder.icmp_unsigned("<", builder.sub(rest, number(1)), number(2))
-            few = builder.and_(few, builder.icmp_signed(">", whole, number(0)))
-            whole = builder.select(few, builder.sub(whole, number(1)), whole)
-            rest = builder.select(few, add(rest, number(TILE_ROWS)), rest)
+        def tile(rows, i, j):
+            to = add(mul(i, c_row), j)
+            of_e = add(e_at, to if epilogue == "dtanh" else j)
+            _emit_tile(
+                builder, rows, epilogue, c, add(c_at, to), c_row, a, add(a_at, mul(i, a_row)), a_row, a_k,
+                b, add(b_at, j), b_k, e, of_e, k,
+            )  # fmt: skip
 
-            def tile(rows, i, j):
-                to = add(mul(i, c_row), j)
-                of_e = add(e_at, to if epilogue == "dtanh" else j)
-                _emit_tile(
-                    builder, rows, epilogue, c, add(c_at, to), c_row, a, add(a_at, mul(i, a_row)), a_row, a_k,
-                    b, add(b_at, j), b_k, e, of_e, k,
-                )  # fmt: skip
+        with cgutils.for_range(builder, builder.sdiv(n, number(TILE_COLUMNS))) as columns:
+            j = mul(columns.index, number(TILE_COLUMNS))
+            with cgutils.for_range(builder, whole) as tiles:
+                tile(TILE_ROWS, mul(tiles.index, number(TILE_ROWS)), j)
+            for rows in (1, 2, 3, TILE_ROWS + 1, TILE_ROWS + 2):
+                with builder.if_then(builder.icmp_signed("==", rest, number(rows))):
+                    tile(rows, mul(whole, number(TILE_ROWS)), j)
 
-            with cgutils.for_range(builder, builder.sdiv(n, number(TILE_COLUMNS))) as columns:
-                j = mul(columns.index, number(TILE_COLUMNS))
-                with cgutils.for_range(builder, whole) as tiles:
-                    tile(TILE_ROWS, mul(tiles.index, number(TILE_ROWS)), j)
-                for rows in (1, 2, 3, TILE_ROWS + 1, TILE_ROWS + 2):
-                    with builder.if_then(builder.icmp_signed("==", rest, number(rows))):
-                        tile(rows, mul(whole, number(TILE_ROWS)), j)
-            return context.get_dummy_value()
-
-        return sig, codegen
-
-    return intrinsic(product)
+    return product
 
 
-@intrinsic
-def transpose_block(typingctx, to, to_at, to_row, of, of_at, of_row):
+@emitted()
+def transpose_block(builder, to, to_at, to_row, of, of_at, of_row):
     """to[j, i] = of[i, j] for a block of WIDTH x WIDTH; flat float32 arrays by offset and row stride."""
-    i64 = types.int64
-    sig = types.void(to, i64, i64, of, i64, i64)
 
-    def codegen(context, builder, signature, args):
-        _, to_at, to_row, _, of_at, of_row = args
-        to, of = pointers(context, builder, signature, args)
+    def line(at, stride, row):
+        return builder.add(at, builder.mul(stride, number(row)))
 
-        def line(at, stride, row):
-            return builder.add(at, builder.mul(stride, number(row)))
-
-        lines = [load(builder, of(line(of_at, of_row, row))) for row in range(WIDTH)]
-        step = WIDTH // 2
-        while step:  # swap the off-diagonal quarters of every 2 step x 2 step block
-            upper = [c + WIDTH - step if c & step else c for c in range(WIDTH)]
-            lower = [c + WIDTH if c & step else c + step for c in range(WIDTH)]
-            for r in range(WIDTH):
-                if not r & step:
-                    a, b = lines[r], lines[r + step]
-                    lines[r] = shuffled(builder, a, b, upper)
-                    lines[r + step] = shuffled(builder, a, b, lower)
-            step //= 2
-        for row in range(WIDTH):
-            store(builder, lines[row], to(line(to_at, to_row, row)))
-        return context.get_dummy_value()
-
-    return sig, codegen
+    lines = [load(builder, of(line(of_at, of_row, row))) for row in range(WIDTH)]
+    step = WIDTH // 2
+    while step:  # swap the off-diagonal quarters of every 2 step x 2 step block
+        upper = [c + WIDTH - step if c & step else c for c in range(WIDTH)]
+        lower = [c + WIDTH if c & step else c + step for c in range(WIDTH)]
+        for r in range(WIDTH):
+            if not r & step:
+                a, b = lines[r], lines[r + step]
+                lines[r] = shuffled(builder, a, b, upper)
+                lines[r + step] = shuffled(builder, a, b, lower)
+        step //= 2
+    for row in range(WIDTH):
+        store(builder, lines[row], to(line(to_at, to_row, row)))
 
 
-@intrinsic
-def dot(typingctx, a, a_at, b, b_at, n):
+@emitted(types.float32)
+def dot(builder, a, a_at, b, b_at, n):
     """sum_i a[a_at + i] b[b_at + i], i < n, a multiple of LANES: by i modulo LANES, then halves to halves."""
-    i64 = types.int64
-    sig = types.float32(a, i64, b, i64, i64)
     kind = ir.VectorType(ir.FloatType(), LANES)
-
-    def codegen(context, builder, signature, args):
-        _, a_at, _, b_at, n = args
-        a, b = pointers(context, builder, signature, args)
-        total = cgutils.alloca_once_value(builder, ir.Constant(kind, [0.0] * LANES))
-        with cgutils.for_range(builder, builder.sdiv(n, number(LANES))) as loop:
-            i = builder.mul(loop.index, number(LANES))
-            x, y = (load(builder, array(builder.add(at, i)), kind) for array, at in ((a, a_at), (b, b_at)))
-            builder.store(emit_fma(builder, x, y, builder.load(total)), total)
-        sums = builder.load(total)
-        half = LANES // 2
-        while half:
-            order = ir.VectorType(ir.IntType(32), half)
-            low, high = (
-                builder.shuffle_vector(sums, sums, ir.Constant(order, list(range(first, first + half))))
-                for first in (0, half)
-            )
-            sums = builder.fadd(low, high)
-            half //= 2
-        return builder.extract_element(sums, number(0))
-
-    return sig, codegen
+    total = cgutils.alloca_once_value(builder, ir.Constant(kind, [0.0] * LANES))
+    with cgutils.for_range(builder, builder.sdiv(n, number(LANES))) as loop:
+        i = builder.mul(loop.index, number(LANES))
+        x, y = (load(builder, array(builder.add(at, i)), kind) for array, at in ((a, a_at), (b, b_at)))
+        builder.store(emit_fma(builder, x, y, builder.load(total)), total)
+    sums = builder.load(total)
+    half = LANES // 2
+    while half:
+        order = ir.VectorType(ir.IntType(32), half)
+        low, high = (
+            builder.shuffle_vector(sums, sums, ir.Constant(order, list(range(first, first + half))))
+            for first in (0, half)
+        )
+        sums = builder.fadd(low, high)
+        half //= 2
+    return builder.extract_element(sums, number(0))
 
 
-@intrinsic
-def add_vectors(typingctx, c, c_at, a, a_at, b, b_at, n):
+@emitted()
+def add_vectors(builder, c, c_at, a, a_at, b, b_at, n):
     """c[c_at + i] = a[a_at + i] + b[b_at + i], i < n, a multiple of ``PADDING``."""
-    i64 = types.int64
-    sig = types.void(c, i64, a, i64, b, i64, i64)
-
-    def codegen(context, builder, signature, args):
-        _, c_at, _, a_at, _, b_at, n = args
-        c, a, b = pointers(context, builder, signature, args)
-        with cgutils.for_range(builder, builder.sdiv(n, number(PADDING))) as loop:
-            for start in range(0, PADDING, WIDTH):
-                i = builder.add(builder.mul(loop.index, number(PADDING)), number(start))
-                x, y = (load(builder, array(builder.add(at, i))) for array, at in ((a, a_at), (b, b_at)))
-                store(builder, builder.fadd(x, y), c(builder.add(c_at, i)))
-        return context.get_dummy_value()
-
-    return sig, codegen
+    with cgutils.for_range(builder, builder.sdiv(n, number(PADDING))) as loop:
+        for start in range(0, PADDING, WIDTH):
+            i = builder.add(builder.mul(loop.index, number(PADDING)), number(start))
+            x, y = (load(builder, array(builder.add(at, i))) for array, at in ((a, a_at), (b, b_at)))
+            store(builder, builder.fadd(x, y), c(builder.add(c_at, i)))
 
 
-@intrinsic
-def _exp_block(typingctx, x, at):
+@emitted()
+def _exp_block(builder, x, at):
     """x = e^x for WIDTH numbers from ``at`` on, as ``emit_exp``, and e^88 above 88."""
-    sig = types.void(x, types.int64)
-
-    def codegen(context, builder, signature, args):
-        (x,) = pointers(context, builder, signature, args)
-        value, high = load(builder, x(args[1])), constant(88.0)
-        value = builder.select(builder.fcmp_unordered("<", value, high), value, high)
-        store(builder, emit_exp(builder, value), x(args[1]))
-        return context.get_dummy_value()
-
-    return sig, codegen
+    value, high = load(builder, x(at)), constant(88.0)
+    value = builder.select(builder.fcmp_unordered("<", value, high), value, high)
+    store(builder, emit_exp(builder, value), x(at))
 
 
 @intrinsic

@@ -229,7 +229,7 @@ class _SlotsVecEnv(VecEnv):  # type: ignore[misc]
 
     def step_wait(self) -> tuple[AnyArray, AnyArray, AnyArray, list[dict[str, Any]]]:
         step = self._env.step(self._actions)
-        done = step.terminated | step.truncated
+        done = step.ended
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for i in np.flatnonzero(done):
             infos[i]["terminal_observation"] = step.next_obs[i]
