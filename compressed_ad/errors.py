@@ -96,8 +96,9 @@ class NumericalError(RunError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` with the closest of ``known``; empty if none is close."""
-    return did_you_mean(get_close_matches(name, list(known), n=1, cutoff=0.5))
+    """`` (did you mean 'x'?)`` with the closest of ``known`` in any case; empty if none is close."""
+    exact = {word.lower(): word for word in known}
+    return did_you_mean([exact[word] for word in get_close_matches(name.lower(), exact, n=1, cutoff=0.5)])
 
 
 def did_you_mean(words: Sequence[str]) -> str:

@@ -139,6 +139,8 @@ def problems(hint: Any, error: ValidationError, name: str = "") -> list[Problem]
             elif context.get("le", 0) >= _LARGE:
                 required = f"at most {context['le']}"
             text = f"{key} must be {required}, got {mistake['input']!r}"
+            if required.startswith("a list") and isinstance(mistake["input"], str):
+                text += f"; a list is written [{mistake['input']}]"
         inner = getattr(context.get("error"), "args", ("",))[0]
         paths = [(*path, *below) for below in getattr(inner, "paths", ())] or [path]
         found.setdefault(path, Problem(text, *paths))

@@ -20,7 +20,7 @@ from compressed_ad.cli import call as cli, torchrun
 from compressed_ad.cli.display import Display, complain, drop, lenient_streams, print_lines
 from compressed_ad.errors import CompressedADError, ConfigError, UsageError, one_line, raised, users_line
 from compressed_ad.registry import import_attribute, own_names, search_current_folder
-from compressed_ad.runs.layers import PRESETS, SECTIONS, Request, describe, suggest
+from compressed_ad.runs.layers import PRESETS, SECTIONS, Request, describe, shipped_configs, suggest
 
 COMMANDS = {
     "run": ("run:RUN", "the main job: collect, mark, train, evaluate, compare, report"),
@@ -139,7 +139,11 @@ def load_command(name: str) -> cli.Command:
 def parse(words: Sequence[str], stop: cli.Stop) -> cli.Call:
     """The call that ``words`` ask for; ``UsageError`` lists every option that is wrong."""
     rest, overrides = _split_overrides(words)
-    asked = next((word for word in rest if not word.startswith("-")), None)
+    asked = rest[0] if rest and not rest[0].startswith("-") else None
+    if asked is None and rest and rest[0] not in ("-h", "--help", "--version"):
+        raise UsageError(f"the command comes first: cad COMMAND {rest[0]} (see cad --help)")
+    if asked in ("help", "version"):
+        raise UsageError(f"unknown command {asked!r} (did you mean --{asked}?)")
     command = None if asked is None else load_command(cli.one_of("command", COMMANDS)(asked))
     parser = _parser(asked, command)
     if not rest:
@@ -148,12 +152,13 @@ def parse(words: Sequence[str], stop: cli.Stop) -> cli.Call:
     options, unknown = parser.parse_known_args(rest)
     assert command is not None  # otherwise the parser has stopped
     name, problems = options.command, []
+    settings = tuple(SECTIONS) if command.overrides else command.sections
     for given in (word.partition("=")[0] for word in unknown if word.startswith("--")):
-        hint = suggest(given[2:], parser.own)
-        elsewhere = f" {given}?" in hint or given[2:] in cli.Command.common
+        hint = suggest(given[2:], parser.own, settings)
+        elsewhere = f" {given}?" in hint or given[2:] in {*cli.Command.common, *SECTIONS}.difference(settings)
         problems.append(f"cad {name} does not take {given}" if elsewhere else f"unknown option {given}{hint}")
     if unknown and not problems:
-        problems = [f"unexpected argument {word!r}" for word in unknown]
+        problems = [f"unexpected argument {word!r}{_meant(word, parser.own)}" for word in unknown]
     for key, _ in () if command.overrides else overrides:
         section, used = key.partition(".")[0], ", ".join(command.sections) or "no settings"
         # Misspelled sections are found later.
@@ -171,6 +176,15 @@ def parse(words: Sequence[str], stop: cli.Stop) -> cli.Call:
     search_current_folder(own_names([getattr(options, key, "") for key in _OWN_CODE]))
     collects = "algorithm" in command.sections
     return cli.Call(name, options, request, Display(), stop, " ".join(["cad", *words]), collects)
+
+
+def _meant(word: str, own: Sequence[str]) -> str:
+    """A hint at the option of the command that a ``word`` without one probably belongs to, or nothing."""
+    if word[-1:] in ("]", "}"):
+        return "; a value with spaces needs quotes"
+    option = "--preset" if word in PRESETS else "--history" if word.endswith(".hdf5") else "--config"
+    known = option != "--config" or word in shipped_configs()
+    return f" (did you mean {option} {word}?)" if known and option in own else ""
 
 
 def _split_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:

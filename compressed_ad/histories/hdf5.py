@@ -168,6 +168,10 @@ def _first_block(path: Path, source: BufferedReader) -> bytes:
 def _source(path: Path) -> BufferedReader:
     try:
         return path.open("rb")
+    except IsADirectoryError as error:
+        inside = sorted(map(str, path.glob("*.hdf5")))
+        more = f"; in it lies {inside[0]}" if inside else ""
+        raise HistoryError(f"{path}: is a folder, not a history file{more}") from error
     except OSError as error:
         raise HistoryError(f"{path}: {error.strerror or error}") from error
 

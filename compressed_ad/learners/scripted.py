@@ -150,7 +150,7 @@ class UCB(BanditLearner):
 
 @checked
 class NoiseDistillation(ScriptedLearner):
-    """``SourceLearner`` that plays a policy with fading noise.
+    """Plays a good policy, the optimal one by default, under noise that fades.
 
     AD-epsilon (Zisman et al. 2024, "Emergence of In-Context Reinforcement Learning from Noise Distillation"):
     actions of a good policy, replaced by uniformly random ones at a rate that falls over the history. A model

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from compressed_ad.errors import UnknownNameError
 from compressed_ad.learners.base import LEARNER, SourceLearner
+from compressed_ad.learners.sb3.algorithms import ALGORITHM
 from compressed_ad.registry import make, own_names
 
 
@@ -21,6 +23,8 @@ def make_learner(name: str, config: Mapping[str, Any]) -> SourceLearner:
         from compressed_ad.learners.sb3.learner import SB3Learner
 
         return SB3Learner(algorithm, **config)
+    if not algorithm and name not in LEARNER:
+        raise UnknownNameError("learner", name, [*LEARNER, *(f"sb3:{known}" for known in ALGORITHM)])
     return make(LEARNER, name, config, offers="learn")
 
 

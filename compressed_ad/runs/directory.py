@@ -147,11 +147,19 @@ def stored_config(path: Path) -> Config:
         raise RunDirectoryError(str(error)) from error
 
 
+def runs_inside(path: Path) -> str:
+    """The run directories in the folder ``path``, a few of them, with commas; empty if there is none."""
+    inside = sorted(str(found.parent) for found in path.glob(f"*/{CONFIG}"))
+    return ", ".join([*inside[:4], *["..."][: len(inside) > 4]])
+
+
 def _stored_values(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        what = "is a file, not a run directory" if path.exists() else "no such run directory"
+        raise RunDirectoryError(f"{path}: {what}")
     if not (path / CONFIG).is_file():
-        inside = sorted(str(found.parent) for found in path.glob(f"*/{CONFIG}"))
-        more = "; runs lie in it: " + ", ".join([*inside[:4], *["..."][: len(inside) > 4]])
-        raise RunDirectoryError(f"{path}: is not a run directory (no {CONFIG}){more if inside else ''}")
+        more = f"; runs lie in it: {inside}" if (inside := runs_inside(path)) else ""
+        raise RunDirectoryError(f"{path}: is not a run directory (no {CONFIG}){more}")
     try:
         found = nested(yaml_file.read(path / CONFIG))
     except ConfigError as error:

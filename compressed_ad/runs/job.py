@@ -13,7 +13,7 @@ from typing import Any
 from compressed_ad.errors import RunDirectoryError, UsageError
 from compressed_ad.marking.apply import GUIDE_SETTINGS
 from compressed_ad.runs.config import own_code
-from compressed_ad.runs.directory import run_name, stored_config, stored_provenance
+from compressed_ad.runs.directory import run_name, runs_inside, stored_config, stored_provenance
 from compressed_ad.runs.settings import Config
 
 WEIGHTS = {"best": "best_model.pt", "last": "last_model.pt"}
@@ -70,6 +70,8 @@ def stored_job(path: Path, history: Path | None = None, trust: frozenset[str] = 
     if history is None:
         known = stored_provenance(path).get("path")
         if known is None:
+            if inside := runs_inside(path):
+                raise RunDirectoryError(f"{path}: is a folder of runs, not one; runs lie in it: {inside}")
             raise RunDirectoryError(f"{path}: does not say which history file it was trained on; give one")
         beside = path.parent / Path(known).name  # where it is if run and histories were moved together
         history = beside if beside.exists() and not Path(known).exists() else Path(known)

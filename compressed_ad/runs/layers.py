@@ -7,7 +7,7 @@ what help texts say of the settings.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -79,10 +79,15 @@ def _shipped_file(name: Path, shipped: Mapping[str, Path], where: str, kind: str
     key = name.as_posix().removesuffix(".yaml").removesuffix(".yml")
     short = [one for one in shipped if one.rpartition("/")[2] == key]
     key = short[0] if key not in shipped and len(short) == 1 else key
-    if name.is_file() or (name.suffix and key not in shipped):
+    if name.is_file():
         return name
     if key not in shipped:
-        hint = f"{nearest(key, shipped)}; shipped are {', '.join(shipped)}"
+        if meant := [one for one in shipped if key.endswith(f"/{one}")]:
+            raise ConfigError(f"{where}{name}: no such file; the shipped {kind} goes by the name {meant[0]}")
+        if name.suffix:
+            return name
+        ends = dict.fromkeys(one.rpartition("/")[2] for one in shipped)
+        hint = f"{nearest(key, [*shipped, *ends])}; shipped are {', '.join(shipped)}"
         raise ConfigError(f"{where}{name}: no such file or shipped {kind}{hint}")
     return shipped[key]
 
@@ -325,15 +330,18 @@ def show_value(value: Any) -> str:
     return str(value)
 
 
-def suggest(flag: str, own: Sequence[str] = ()) -> str:
+def suggest(flag: str, own: Sequence[str] = (), sections: Iterable[str] = SECTIONS) -> str:
     """A hint at what an unknown option ``flag`` (without dashes) probably means, or nothing.
 
-    ``own`` options of the command come before settings.
+    A setting of that very name comes first, then the command's ``own`` options, then settings of its
+    ``sections`` with another name.
     """
-    close = get_close_matches(f"--{flag}", own, n=1, cutoff=0.75)
+    keys = [key for section in ("", *sections) for key, _, _ in describe(section)]
+    by_end = {key.rpartition(".")[2]: key for key in reversed(keys)}
+    close = [f"--{by_end[flag]}"] if flag in by_end else get_close_matches(f"--{flag}", own, n=1, cutoff=0.75)
+    if not close and flag in PRESETS and "--preset" in own:
+        close = [f"--preset {flag}"]
     if not close:
-        keys = [key for section in ("", *SECTIONS) for key, _, _ in describe(section)]
-        by_end = {key.rpartition(".")[2]: key for key in reversed(keys)}
         settings = get_close_matches(flag, [*keys, *by_end], n=1, cutoff=0.6)
         close = [f"--{by_end.get(key, key)}" for key in settings]
     return f" (did you mean {close[0]}?)" if close else ""

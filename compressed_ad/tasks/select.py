@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from compressed_ad.errors import ConfigError, MissingExtraError, UsageError
+from compressed_ad.errors import ConfigError, MissingExtraError, UnknownNameError, UsageError
 from compressed_ad.registry import Registry, check_trust, make, own_names
 from compressed_ad.tasks.base import TASK_FAMILY, TaskFamily
 
@@ -27,6 +27,8 @@ def make_family(name: str, kwargs: Mapping[str, Any]) -> TaskFamily:
     wrong parameters, ``MissingExtraError``, and any ``UsageError`` of the family itself.
     """
     prefix, _, what = name.partition(":")
+    if not what and name not in TASK_FAMILY:
+        raise UnknownNameError("task family", name, [*TASK_FAMILY, *(f"{prefix}:ID" for prefix in ADAPTER)])
     if not what or prefix not in ADAPTER:
         return make(TASK_FAMILY, name, kwargs, offers="tasks")
     adapters: Registry[Callable[..., TaskFamily]] = Registry("task family", {name: ADAPTER[prefix]})

@@ -152,6 +152,22 @@ for line in [*right, *sys.argv[1:]]:
         (["run", "--seed", "one"], "seed must be a whole number of at least 0, got 'one'"),
         (["run", "--device", "gpu"], "device must be one of auto, cpu, cuda, got 'gpu'"),
         (["run", "extra"], "unexpected argument 'extra'"),
+        (["run", "smoke"], "unexpected argument 'smoke' (did you mean --preset smoke?)"),
+        (["run", "benchmark/darkroom"], "(did you mean --config benchmark/darkroom?)"),
+        (["train", "h.hdf5"], "unexpected argument 'h.hdf5' (did you mean --history h.hdf5?)"),
+        (["run", "--env.kwargs", "{size:", "5}"], "'5}'; a value with spaces needs quotes"),
+        (["run", "--smoke"], "unknown option --smoke (did you mean --preset smoke?)"),
+        (["run", "--runs", "3"], "unknown option --runs (did you mean --comparison.runs?)"),
+        (["collect", "--model", "AD"], "cad collect does not take --model"),
+        (["study", "guide", "--model", "AD"], "unknown option --model (did you mean --model.model?)"),
+        (["--preset", "smoke", "run"], "the command comes first: cad COMMAND --preset (see cad --help)"),
+        (["help"], "unknown command 'help' (did you mean --help?)"),
+        (["run", "--env", "CartPole-v1"], "switching_bandit, xland:ID, or module:attribute"),
+        (["run", "--learner", "sac"], "unknown learner 'sac' (did you mean 'sb3:SAC'?)"),
+        (["run", "--learner", "PPO"], "unknown learner 'PPO' (did you mean 'ppo'?)"),
+        (["run", "--comparison.methods", "AD,GistAD"], "got 'AD,GistAD'; a list is written [AD,GistAD]"),
+        (["study", "studies/guide.yaml"], "no such file; the shipped study goes by the name guide"),
+        (["run", "--config", "darkrom"], "(did you mean 'darkroom'?)"),
         (["run", "--config", "none.yaml"], "none.yaml: no such file"),
         (["mark", "x.hdf5", "--model.lr", "1"], "cad mark does not use the section model"),
         (
@@ -581,7 +597,10 @@ def test_what_is_not_a_run_directory(run, tmp_path, made):
         for path in (tmp_path / "x", made / NAME, tmp_path / "none"):
             code, _, lines = run(command, path)
             assert code == 1
-            assert "is not a run directory" in errors(lines)[0]
+            assert re.search("not a run directory|no such run directory", errors(lines)[0])
+    code, _, lines = run("inspect", made)
+    assert code == 1
+    assert errors(lines)[0].endswith(f"is a folder, not a history file; in it lies {made / NAME}")
 
 
 def test_damaged_checkpoints_are_named(run, tmp_path, made):
@@ -689,6 +708,10 @@ def test_comparing_and_reporting_the_runs_of_a_job(run, smoke: SmokeRun):
     theirs = json.loads((smoke.out / "report" / "summary.json").read_text())
     ours = json.loads(Path("mine/summary.json").read_text())
     assert ours["methods"] == theirs["methods"]
+    for command in ("evaluate", "compare", "report", "attention"):
+        code, _, lines = run(command, smoke.out)
+        assert code == 1
+        assert f"is a folder of runs, not one; runs lie in it: {paths[0]}, " in errors(lines)[0]
     assert "Judged on held-out tasks" in out_of_compare
     assert out_of_compare.splitlines()[-1] in html.unescape(Path("mine/index.html").read_text())
 

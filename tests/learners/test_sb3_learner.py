@@ -229,8 +229,8 @@ def test_small_images_are_learned_from(name):
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
-        ("SACC", {}, "did you mean 'SAC'"),
-        ("qr-dqn", {}, "did you mean 'QRDQN'"),
+        ("SACC", {}, "did you mean 'sb3:SAC'"),
+        ("qr-dqn", {}, "did you mean 'sb3:QRDQN'"),
         ("ARS", {}, "cannot be recorded: random search plays whole episodes"),
         ("SAC", {"ent_coeff": 1}, "unknown key 'ent_coeff' .did you mean 'ent_coef'"),
         ("SAC", {"seed": 1}, "unknown key 'seed'"),
@@ -317,7 +317,7 @@ def test_learners_by_name():
     assert isinstance(make_learner("compressed_ad.learners.ppo:BatchedPPO", {}), BatchedPPO)
     with pytest.raises(UnknownNameError, match="did you mean 'ppo'"):
         make_learner("pppo", {})
-    with pytest.raises(UsageError, match=r"sb3:PP0 is not supported .did you mean 'PPO'"):
+    with pytest.raises(UsageError, match=r"sb3:PP0 is not supported .did you mean 'sb3:PPO'"):
         make_learner("sb3:PP0", {})
     with pytest.raises(ConfigError, match=r"unknown key 'n_step' .did you mean 'n_steps'"):
         make_learner("sb3:PPO", {"n_step": 3})

@@ -274,6 +274,7 @@ def test_what_the_page_says_of_mistakes_is_what_is_said():
     for words in (
         "--family gymnasium:Pendulum-v1",
         "--family darkroom --tasks 9",
+        "--family darkroom --task-param length=1,2",
         "--family gymnasium:CartPole-v1 --task-param length=0.25:1 --tasks 12",
         "--family gymnasium:Pendulum-v1 --task-param g=5:15 --learner sb3:DQN",
     ):

@@ -54,9 +54,10 @@ class PPOConfig(Settings):
 
 
 class BatchedPPO:
-    """``SourceLearner`` for Discrete actions and Discrete, MultiDiscrete or Box observations.
+    """PPO that learns many tasks at once, compiled, with Discrete actions.
 
-    Keyword arguments are the fields of ``PPOConfig``; ``ConfigError`` names every wrong one.
+    Observations are Discrete, MultiDiscrete or Box. Keyword arguments are the fields of ``PPOConfig``;
+    ``ConfigError`` names every wrong one.
     """
 
     name = "PPO"

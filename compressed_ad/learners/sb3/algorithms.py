@@ -53,8 +53,7 @@ def find_algorithm(name: str) -> Algorithm:
     if name in REFUSED:
         raise UsageError(f"sb3:{name} cannot be recorded: {REFUSED[name]}")
     if name not in ALGORITHM:
-        plain = {known.lower(): known for known in ALGORITHM}
-        meant = plain.get(name.lower().replace("-", "").replace("_", ""), name)
-        raise UsageError(f"sb3:{name} is not supported{nearest(meant, ALGORITHM)}; "
-                         f"supported: {', '.join('sb3:' + known for known in ALGORITHM)}")  # fmt: skip
+        known = [f"sb3:{one}" for one in ALGORITHM]
+        meant = nearest(f"sb3:{name.replace('-', '').replace('_', '')}", known)
+        raise UsageError(f"sb3:{name} is not supported{meant}; supported: {', '.join(known)}")
     return ALGORITHM[name]
