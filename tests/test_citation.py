@@ -14,7 +14,7 @@ def test_the_citation_is_valid_and_cites_algorithm_distillation() -> None:
     assert set(found) <= KEYS and found["cff-version"] == "1.2.0" and found["type"] == "software"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert found["license"] == project["license"]
-    assert found["authors"] == [{"name": "The compressed-ad developers"}]
+    assert found["authors"] == [{"name": "The compressed-ad authors"}]
     (paper,) = found["references"]
     assert paper["type"] == "article" and paper["year"] == 2022
     assert paper["authors"][0] == {"given-names": "Michael", "family-names": "Laskin"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -38,6 +39,21 @@ def test_every_package_that_an_extra_needs_is_pinned() -> None:
     needed = {re.split(r"[\[<>=; ]", line)[0].lower().replace("_", "-") for line in lines} - {"compressed-ad"}
     assert needed - pinned == set()
     assert len(pins) == len(pinned)
+
+
+def test_the_readme_of_a_release_has_links_that_work_outside_the_repository() -> None:
+    """The substitutions that CONTRIBUTING gives rewrite every relative link, and nothing in a code block."""
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    recipe = textwrap.dedent(re.findall(r"^ +```toml\n(.*?)^ +```", text, re.DOTALL | re.MULTILINE)[0])
+    hook = tomllib.loads(recipe)["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    readme = released = (ROOT / "README.md").read_text("utf-8")
+    for one in hook["substitutions"]:
+        released = re.sub(one["pattern"], one["replacement"], released)
+    code = re.compile(r"```.*?```|^    .*?$", re.DOTALL | re.MULTILINE)
+    assert code.findall(released) == code.findall(readme)
+    links = re.findall(r"\]\(([^)]+)\)", code.sub("", released))
+    assert len(links) > 30
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
 
 
 def test_the_workflow_and_the_templates_name_what_exists() -> None:

@@ -116,7 +116,7 @@ class _Pace:
     """Estimates the time left from the pace since the first progress.
 
     Starting up and what was done before do not count, nor does one stall right after the first progress:
-    kernels are compiled then.
+    kernels are compiled then. The first seconds of progress are too few to tell.
     """
 
     def __init__(self) -> None:
@@ -133,7 +133,7 @@ class _Pace:
             self.anchor = (now, done) if done > self.initial else None
         elif not self.stalled and self.heard - self.anchor[0] < 1 and now - self.heard > 5:
             self.anchor, self.stalled = (now, done), True
-        elif done > self.anchor[1] and now - self.anchor[0] > 1:
+        elif done > self.anchor[1] and now - self.anchor[0] > 5:
             began, before = self.anchor
             left = f", {duration((total - done) * (now - began) / (done - before))} left"
         self.heard = now

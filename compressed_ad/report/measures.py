@@ -52,9 +52,9 @@ NEEDS = {
     "search": "a reward that must be found by exploration",
     "imitation": "discrete actions and a source whose entropy is known",
     "training tasks": "evaluation.training_tasks above 0",
-    "own data": "runs that each have their own histories",
+    "own data": "histories of its own for each run",
     "limit": "a family whose limit is known",
-    "forgetting": "a model whose context steps leave",
+    "forgetting": "a model whose context loses steps",
 }
 
 

@@ -119,7 +119,7 @@ def left_out(shown: Sequence[str]) -> str:
     missing = dict.fromkeys(
         NEEDS[m.needs] for key, m in MEASURES.items() if m.listed and m.needs and key not in shown
     )
-    return f"Left out are the measures that need {', or '.join(missing)}." if missing else ""
+    return f"The table leaves out measures that need {', or '.join(missing)}." if missing else ""
 
 
 def regret_table(analysis: Analysis) -> list[list[str]]:

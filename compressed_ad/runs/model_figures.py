@@ -91,5 +91,7 @@ def _marks_found(effects: Effects) -> str:
     moved, added = (values[change, place, 0] for values in (effects.divergence, effects.cross_entropy))
     if not np.isfinite([moved, added]).all():
         return ""
-    loss = f"{added:+.2g}".replace("-", "−")
-    return f"Without marks it moves by {moved:.2g} nats on average, and the loss changes by {loss} nats."
+    said = (
+        f"Without marks it moves by {moved:.2g} nats on average, and the loss changes by {added:+.2g} nats."
+    )
+    return said.replace("-", "−")

@@ -306,7 +306,7 @@ class MetricsLog:
         self.file = self.path.open("a")
         self.board: Any = None
         self.notes: list[str] = []
-        with suppress(ImportError), self._optional():
+        with self._optional(), suppress(ImportError):
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(run_dir))

@@ -22,8 +22,10 @@ def test_time_left_counts_from_the_first_progress(clock):
     assert pace.text(10, 110, "steps") == "  9 % (10 of 110) steps"  # done before
     clock[0] += 60  # starting up
     assert "left" not in pace.text(20, 110, "steps")
-    clock[0] += 4
-    assert pace.text(30, 110, "steps").endswith("steps, 32 s left")
+    for done in (25, 30):
+        clock[0] += 3
+        told = pace.text(done, 110, "steps")
+    assert told.endswith("steps, 48 s left")
 
 
 def test_time_left_forgets_one_stall_right_after_the_first_progress(clock):
@@ -32,10 +34,21 @@ def test_time_left_forgets_one_stall_right_after_the_first_progress(clock):
         pace.text(done, 100, "steps")
     clock[0] += 60  # kernels are compiled
     assert "left" not in pace.text(4, 100, "steps")
-    clock[0] += 4
-    assert pace.text(8, 100, "steps").endswith("1 min 32 s left")
-    clock[0] += 96  # work is slow now
+    clock[0] += 6
+    assert pace.text(8, 100, "steps").endswith("2 min 18 s left")
+    clock[0] += 94  # work is slow now
     assert pace.text(12, 100, "steps").endswith("18 min 20 s left")
+
+
+def test_no_time_left_is_told_before_it_can_be_known(clock):
+    """The second process has compiled its kernels two seconds after the first one."""
+    pace = _Pace()
+    pace.text(0, 8_100_000, "steps")
+    pace.text(7_700, 8_100_000, "steps")
+    clock[0] += 2
+    assert "left" not in pace.text(15_400, 8_100_000, "steps")
+    clock[0] += 4
+    assert pace.text(2_000_000, 8_100_000, "steps").endswith("18 s left")
 
 
 def test_lines_off_a_terminal(clock):

@@ -490,7 +490,7 @@ def test_the_page_says_that_no_reward_has_to_be_met(tmp_path: Path) -> None:
     report = build_report(tmp_path, methods, experiment=EXPERIMENT)
     page = Page(report.index.read_text("utf-8")).text
     assert MEASURES["found"].label not in page and MEASURES["success_given_found"].label not in page
-    sentence = page[page.index("Left out are the measures that need") :].split(".")[0]
+    sentence = page[page.index("The table leaves out measures that need") :].split(".")[0]
     assert "a reward that must be found by exploration" in sentence
     assert report.summary["methods"]["AD"]["found"]["mean"] is None
 

@@ -468,3 +468,11 @@ def test_training_goes_on_when_tensorboard_cannot_write(tmp_path, monkeypatch):
     (note,) = log.notes
     assert note.startswith("TensorBoard's events end early: [Errno 28] No space left on device (OSError in")
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_without_tensorboard_nothing_is_said(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # not installed
+    log = MetricsLog(tmp_path, [])
+    log.write(1, {"loss": 1.0})
+    log.close()
+    assert log.notes == []
