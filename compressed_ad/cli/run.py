@@ -47,11 +47,11 @@ def run(call: Call) -> None:
         raise SplitError(f"env: {config.env.family} {few}; only cad collect and cad train can use it")
     check(out, config)
     workers = call.within(of_runs(todo), stages.n_process(config))
+    if config.device == "cuda":
+        runs.device(config)  # raises before anything is started if there is none
     if call.options.dry_run:
         print_lines(_plan(config, workers, out, history, todo))
         return
-    if config.device == "cuda":
-        runs.device(config)  # raises before anything is started if there is none
     display = call.display
     call.note_compiling(config.algorithm.learner)
     pool = open_pool(call.options.ray, workers, call.options.memory_limit)
@@ -134,7 +134,7 @@ def _plan(config: Config, processes: int, out: Path, history: Path, todo: Sequen
         lines.append(f"  {stage:<9} {text} ({state or time})")
     known = [seconds for seconds in expected.values() if seconds is not None]
     if len(known) == len(expected):
-        lines.append(f"From nothing roughly {duration(sum(known))} in {processes} process(es) on CPU.")
+        lines.append(f"From nothing roughly {duration(sum(known))} in {processes} process{'es' * (processes > 1)} on CPU.")
     return "\n".join(lines)
 
 

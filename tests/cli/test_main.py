@@ -260,8 +260,9 @@ def test_cuda_without_cuda_is_refused_before_anything_starts(run, tmp_path, monk
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    code, _, lines = run("run", "--preset", "smoke", "--device", "cuda")
-    assert (code, errors(lines)) == (2, ["device cuda: no CUDA device was found; use --device cpu"])
+    for dry in ([], ["--dry-run"]):
+        code, _, lines = run("run", "--preset", "smoke", "--device", "cuda", *dry)
+        assert (code, errors(lines)) == (2, ["device cuda: no CUDA device was found; use --device cpu"])
     assert not list(tmp_path.iterdir())
 
 
