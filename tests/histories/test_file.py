@@ -527,7 +527,7 @@ def foreign_hdf5(path):
     ("make", "message"),
     [
         (lambda p: None, "No such file"),
-        (lambda p: p.mkdir(), "directory"),
+        (lambda p: p.mkdir(), "is a folder, not a history file"),
         (lambda p: p.write_bytes(b""), "is empty"),
         (lambda p: p.write_text("hello"), "is not a history file"),
         (foreign_hdf5, "is an HDF5 file, but not one of compressed_ad; try: cad import"),
