@@ -134,7 +134,8 @@ def _plan(config: Config, processes: int, out: Path, history: Path, todo: Sequen
         lines.append(f"  {stage:<9} {text} ({state or time})")
     known = [seconds for seconds in expected.values() if seconds is not None]
     if len(known) == len(expected):
-        lines.append(f"From nothing roughly {duration(sum(known))} in {processes} process{'es' * (processes > 1)} on CPU.")
+        workers = f"{processes} process{'es' * (processes > 1)}"
+        lines.append(f"From nothing roughly {duration(sum(known))} in {workers} on CPU.")
     return "\n".join(lines)
 
 

@@ -168,7 +168,10 @@ def _plan(study: Study, out: Path, processes: int) -> str:
         f"study {study.name}: {study.question}",
         *filter(None, [study.note]),
         "",
-        *(f"{name}: {n} run{'s' * (n > 1)} each of {', '.join(study.variants)}" for name, n in study.runs.items()),
+        *(
+            f"{name}: {n} run{'s' * (n > 1)} each of {', '.join(study.variants)}"
+            for name, n in study.runs.items()
+        ),
         "",
         f"{len(study.cells)} cells of {len(parts)} trained runs;"
         f" {sum(group.finished for group in parts)} runs are finished",
