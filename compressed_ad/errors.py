@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import metadata
@@ -98,12 +98,13 @@ class NumericalError(RunError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` with the closest of ``known`` in any case; empty if none is close."""
     exact = {word.lower(): word for word in known}
-    return did_you_mean([exact[word] for word in get_close_matches(name.lower(), exact, n=1, cutoff=0.5)])
+    close = get_close_matches(name.lower(), exact, n=1, cutoff=0.5)
+    return did_you_mean(repr(exact[close[0]]) if close else "")
 
 
-def did_you_mean(words: Sequence[str]) -> str:
-    """`` (did you mean 'x'?)`` with the first of ``words``; empty if there is none."""
-    return f" (did you mean {words[0]!r}?)" if words else ""
+def did_you_mean(meant: str) -> str:
+    """`` (did you mean x?)``, with ``meant`` as it is to be typed; empty if it is."""
+    return f" (did you mean {meant}?)" if meant else ""
 
 
 def listed(words: Iterable[str]) -> str:

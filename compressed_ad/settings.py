@@ -125,7 +125,7 @@ def problems(hint: Any, error: ValidationError, name: str = "") -> list[Problem]
         if kind == "extra_forbidden":
             fields = getattr(wanted, "model_fields", {})
             # The first setting of a section names the thing itself, if it is a string.
-            itself = [field for field, about in list(fields.items())[:1] if about.annotation is str]
+            itself = next((repr(field) for field in list(fields)[:1] if fields[field].annotation is str), "")
             meant = did_you_mean(itself) if path[-1] == "name" else ""
             text = f"unknown key {key!r}{meant or nearest(path[-1], fields)}"
         elif kind == "missing":

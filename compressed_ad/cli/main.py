@@ -18,7 +18,15 @@ from typing import NoReturn
 
 from compressed_ad.cli import call as cli, torchrun
 from compressed_ad.cli.display import Display, complain, drop, lenient_streams, print_lines
-from compressed_ad.errors import CompressedADError, ConfigError, UsageError, one_line, raised, users_line
+from compressed_ad.errors import (
+    CompressedADError,
+    ConfigError,
+    UsageError,
+    did_you_mean,
+    one_line,
+    raised,
+    users_line,
+)
 from compressed_ad.registry import import_attribute, own_names, search_current_folder
 from compressed_ad.runs.layers import PRESETS, SECTIONS, Request, describe, shipped_configs, suggest
 
@@ -143,7 +151,7 @@ def parse(words: Sequence[str], stop: cli.Stop) -> cli.Call:
     if asked is None and rest and rest[0] not in ("-h", "--help", "--version"):
         raise UsageError(f"the command comes first: cad COMMAND {rest[0]} (see cad --help)")
     if asked in ("help", "version"):
-        raise UsageError(f"unknown command {asked!r} (did you mean --{asked}?)")
+        raise UsageError(f"unknown command {asked!r}{did_you_mean(f'--{asked}')}")
     command = None if asked is None else load_command(cli.one_of("command", COMMANDS)(asked))
     parser = _parser(asked, command)
     if not rest:
@@ -154,9 +162,10 @@ def parse(words: Sequence[str], stop: cli.Stop) -> cli.Call:
     name, problems = options.command, []
     settings = tuple(SECTIONS) if command.overrides else command.sections
     for given in (word.partition("=")[0] for word in unknown if word.startswith("--")):
-        hint = suggest(given[2:], parser.own, settings)
-        elsewhere = f" {given}?" in hint or given[2:] in {*cli.Command.common, *SECTIONS}.difference(settings)
-        problems.append(f"cad {name} does not take {given}" if elsewhere else f"unknown option {given}{hint}")
+        meant = suggest(given[2:], parser.own, settings)
+        elsewhere = meant == given or given[2:] in {*cli.Command.common, *SECTIONS}.difference(settings)
+        unknown_option = f"unknown option {given}{did_you_mean(meant)}"
+        problems.append(f"cad {name} does not take {given}" if elsewhere else unknown_option)
     if unknown and not problems:
         problems = [f"unexpected argument {word!r}{_meant(word, parser.own)}" for word in unknown]
     for key, _ in () if command.overrides else overrides:
@@ -184,7 +193,7 @@ def _meant(word: str, own: Sequence[str]) -> str:
         return "; a value with spaces needs quotes"
     option = "--preset" if word in PRESETS else "--history" if word.endswith(".hdf5") else "--config"
     known = option != "--config" or word in shipped_configs()
-    return f" (did you mean {option} {word}?)" if known and option in own else ""
+    return did_you_mean(f"{option} {word}" if known and option in own else "")
 
 
 def _split_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:

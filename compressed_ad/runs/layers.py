@@ -331,7 +331,7 @@ def show_value(value: Any) -> str:
 
 
 def suggest(flag: str, own: Sequence[str] = (), sections: Iterable[str] = SECTIONS) -> str:
-    """A hint at what an unknown option ``flag`` (without dashes) probably means, or nothing.
+    """The option that an unknown ``flag`` (without dashes) probably means, or nothing.
 
     A setting of that very name comes first, then the command's ``own`` options, then settings of its
     ``sections`` with another name.
@@ -344,4 +344,4 @@ def suggest(flag: str, own: Sequence[str] = (), sections: Iterable[str] = SECTIO
     if not close:
         settings = get_close_matches(flag, [*keys, *by_end], n=1, cutoff=0.6)
         close = [f"--{by_end.get(key, key)}" for key in settings]
-    return f" (did you mean {close[0]}?)" if close else ""
+    return close[0] if close else ""

@@ -421,8 +421,8 @@ def test_unknown_preset():
 
 
 def test_suggestions_for_options():
-    assert suggest("lr") == " (did you mean --model.lr?)"
-    assert suggest("n_transt") == " (did you mean --model.n_transit?)"
+    assert suggest("lr") == "--model.lr"
+    assert suggest("n_transt") == "--model.n_transit"
     assert suggest("zzzzzz") == ""
 
 
