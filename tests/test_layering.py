@@ -29,7 +29,7 @@ ONLY_IN = {
     "stable_baselines3": {f"learners.sb3.{n}" for n in ("learner", "callback", "probability")},
     "matplotlib": {"report.figures"},
     "jinja2": {"report.pages"},
-    "ray": {"workers"},
+    "ray": {"workers.on_ray"},
     "pandas": {"evaluation.data_frames"},
     "minari": {"histories.exchange.minari"},
     "minigrid": {"tasks.minigrid"},
