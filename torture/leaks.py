@@ -13,7 +13,8 @@ import h5py
 import numpy as np
 
 from compressed_ad.tasks.split import choose_tasks, split_tasks
-from torture.hostile import link, put, recorded, reseal
+from torture.hostile.histories import link, put, reseal
+from torture.hostile.imports import recorded
 from torture.stages import COLLECT, ENV, HISTORY, QUICK, Base
 from torture.trials import Ended, Trial, Verdict, cad, done
 
