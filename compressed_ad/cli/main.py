@@ -162,10 +162,11 @@ def parse(words: Sequence[str], stop: cli.Stop) -> cli.Call:
     name, problems = options.command, []
     settings = tuple(SECTIONS) if command.overrides else command.sections
     for given in (word.partition("=")[0] for word in unknown if word.startswith("--")):
-        meant = suggest(given[2:], parser.own, settings)
-        elsewhere = meant == given or given[2:] in {*cli.Command.common, *SECTIONS}.difference(settings)
-        unknown_option = f"unknown option {given}{did_you_mean(meant)}"
-        problems.append(f"cad {name} does not take {given}" if elsewhere else unknown_option)
+        if given[2:] in {*cli.Command.common, *SECTIONS}.difference(settings):  # others take it
+            problems.append(f"cad {name} does not take {given}")
+        else:
+            hint = did_you_mean(suggest(given[2:], parser.own, settings))
+            problems.append(f"unknown option {given}{hint}")
     if unknown and not problems:
         problems = [f"unexpected argument {word!r}{_meant(word, parser.own)}" for word in unknown]
     for key, _ in () if command.overrides else overrides:
