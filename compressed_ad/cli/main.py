@@ -177,7 +177,7 @@ def parse(words: Sequence[str], stop: cli.Stop) -> cli.Call:
             problems.append(f"--{key}: cad {name} does not use the section {section} (it uses {used})")
     if problems:
         raise ConfigError(problems)
-    request = Request(overrides=overrides)
+    request = Request(overrides=[*getattr(options, "settings", []), *overrides])
     if command.sections:
         sections = {
             key: value for key, value in vars(options).items() if key in SECTIONS and value is not None

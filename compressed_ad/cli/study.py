@@ -23,6 +23,7 @@ from compressed_ad.report.rows import POINT_COLUMNS, Row, read_rows, result_colu
 from compressed_ad.report.tables import Rows
 from compressed_ad.runs import study_run
 from compressed_ad.runs.directory import environment
+from compressed_ad.runs.job import device
 from compressed_ad.runs.layers import study_file
 from compressed_ad.runs.memory_limit import Need, of_runs
 from compressed_ad.runs.stages import n_process
@@ -46,6 +47,8 @@ def run(call: Call) -> None:
         own=not options.dry_run,
     )
     call.leave_untried(cell.trained for cell in study.cells)
+    if study.cells[0].trained.device == "cuda":
+        device(study.cells[0].trained)  # raises before anything is started if there is none
     from compressed_ad.report import study_report
 
     if options.tables:
@@ -213,7 +216,7 @@ STUDY = Command(
         "again continues. Any setting of all cells may be given as --section.key VALUE. A part of a "
         "study, or one with other settings, is written to a folder of its own."
     ),
-    common=("dry-run",),
+    common=("device", "dry-run"),
     overrides=True,
     continued="the same command continues",
 )

@@ -41,7 +41,9 @@ class Config(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     comparison: ComparisonSettings = ComparisonSettings()
     seed: Seed = Field(0, description="seed of the histories, the split and the first run")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models are trained")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where models are trained; small ones play on the CPU"
+    )
 
     @model_validator(mode="after")
     def _marks_can_close(self) -> Config:

@@ -39,7 +39,7 @@ from compressed_ad.runs.settings import Config
 from compressed_ad.runs.yaml_file import Leaves
 from compressed_ad.settings import Count, Positive, Settings, Whole
 
-SMALL_RUNS = 2
+SMALL_RUNS, SMALL_EPISODES = 2, 10
 _Runs = Annotated[Count, Strict()]
 
 
@@ -265,6 +265,8 @@ def _layered(study: Leaves, bottom: Leaves, family: str, variant: str, small: bo
         layers.merge(leaves, layers.resolve_sections(leaves, layer))
         if small:
             layers.merge(leaves, {p: leaf for p, leaf in bottom.items() if p in _SIZES})
+    if small and _EPISODES in leaves:  # a schedule must not be longer than the history
+        leaves[_EPISODES] = (SMALL_EPISODES, leaves[_EPISODES][1])
     return leaves
 
 
@@ -279,6 +281,7 @@ _SIZES = {
     *(("evaluation", key) for key in ("episodes", "rollouts", "training_tasks", "imitation_windows")),
 }
 """What ``small`` decides, whatever the study says."""
+_EPISODES = ("algorithm", "learner_kwargs", "episodes")
 
 
 def _cell(

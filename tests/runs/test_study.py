@@ -342,6 +342,10 @@ def test_parts_of_a_study_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["study", str(file), "--model.lr", "-1", "--dry-run"]) == 2
     assert "--model.lr" in capsys.readouterr().err
     assert main(["study", str(file), "--runs", "0", "--dry-run"]) == 2
+    assert main(["study", str(file), "--device", "tpu", "--dry-run"]) == 2
+    assert "--device: device must be one of auto, cpu, cuda" in capsys.readouterr().err
+    assert main(["study", str(file), "--device", "cpu", "--dry-run"]) == 0
+    assert "This is not the study" not in capsys.readouterr().out, "where it computes changes no setting"
     assert main(["study", str(tmp_path / "none.yaml"), "--dry-run"]) == 2
 
 
