@@ -53,14 +53,18 @@ def lines(out: Path) -> Iterator[list[object]]:
             yield [variant, seed, name, found.mean(), found[-10:].mean()]
         found = curve(player, {}, 1, 500, seed)
         yield [variant, seed, "500 episodes", found.mean(), found[-100:].mean()]
-        file, ids = player.data.file, player.data.file.split.heldout
-        recorded = np.stack([file.load([int(i)])[int(i)].actions[:2] for i in ids])
-        for name, actions in (("own", None), ("source's", recorded)):
-            after = success_after(
-                player.model, player.data.family, file.tasks[ids], actions,
-                first=FIRST, steps=STEPS, rollouts=2, seed=seed, **player.options,
-            )  # fmt: skip
-            yield [variant, seed, f"after {name} first steps", after.success, after.knew]
+        yield from ([variant, seed, *row] for row in after_first_steps(player, FIRST, STEPS, seed))
+
+
+def after_first_steps(player: Player, first: int, steps: int, seed: int) -> Iterator[list[object]]:
+    """Success in ``steps`` steps after the ``first``, its own or the source's, and how many knew the goal."""
+    file, ids = player.data.file, player.data.file.split.heldout
+    recorded = np.stack([file.load([int(i)])[int(i)].actions[:2] for i in ids])
+    size: dict[str, Any] = {"first": first, "steps": steps, "rollouts": 2, "seed": seed}
+    for name, actions in (("own", None), ("source's", recorded)):
+        tasks = file.tasks[ids]
+        after = success_after(player.model, player.data.family, tasks, actions, **size, **player.options)
+        yield [f"after {name} first steps", after.success, after.knew]
 
 
 if __name__ == "__main__":

@@ -56,6 +56,10 @@ FAMILIES = {
     "point_mass": "Point mass",
     "wide": "Darkroom, 11x11",
 }
+PUBLISHED = {"tasks_250_1": 0.67, "tasks_250_5": 1.50, "tasks_500_5": 1.89, "tasks_1000_5": 1.98}
+"""Return of AD in the hundredth episode (Tarasov et al. 2025), by family of the study ``ladder``."""
+WALK = 0.246
+"""Return of the random policy there."""
 EPISODES = (1, 5, 10, 20, 50, 100)
 EPISODE_HEADS = ("episode 1", *map(str, EPISODES[1:]))  # as narrow as the numbers below them
 
@@ -100,6 +104,8 @@ def blocks() -> dict[str, str]:
         inside,
         exploration,
         forgetting,
+        ladder,
+        prompted,
         probes,
     )
     return {**study_blocks(), **{block.__name__: block() for block in own}}
@@ -288,6 +294,30 @@ def forgetting() -> str:
         own = [line for line in lines if (line["variant"], line["what"]) == (variant, what)]
         cells = [number(_mean(own, key)) for key in ("area", "final")]
         table.append([variant, what, str(len(own)), *cells])
+    return markdown(table)
+
+
+def prompted() -> str:
+    """Success on Darkroom-Hard after the first steps of the model and of its source, tabular Q-learning."""
+    lines = _lines("prompted")
+    whose = list(dict.fromkeys(line["what"] for line in lines))
+    heads = [f"{what} {said}" for what in ("success", "knew the goal") for said in whose]
+    table = [["Model", "Runs", *heads]]
+    for variant in dict.fromkeys(line["variant"] for line in lines):
+        own = {what: [x for x in lines if (x["variant"], x["what"]) == (variant, what)] for what in whose}
+        cells = [number(_mean(own[what], key)) for key in ("success", "knew") for what in whose]
+        table.append([variant, str(len(own[whose[0]])), *cells])
+    return markdown(table)
+
+
+def ladder() -> str:
+    """AD's return on Key-to-Door by training tasks and histories of each, beside the published one."""
+    table = [["Training tasks", "Histories of each", "Ours, sampled", "Ours, argmax", "Published"]]
+    of = {(row.family, row.variant): row["final"] for row in rows_of("ladder")}
+    for family, published in PUBLISHED.items():
+        tasks, histories = family.split("_")[1:]
+        ours = [f"{(WALK + of[family, variant] * (2 - WALK)):.2f}" for variant in ("AD", "argmax")]
+        table.append([tasks, histories, *ours, f"{published:.2f}"])
     return markdown(table)
 
 
