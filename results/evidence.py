@@ -1,4 +1,4 @@
-"""How the scripts of this folder find a study's runs, and write what they measured."""
+"""How the scripts of this folder find a study's runs, write what they measured, and read it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+FAMILIES = {
+    "darkroom": "Darkroom",
+    "key_to_door": "Key-to-Door",
+    "permuted": "Darkroom-Permuted",
+    "large": "Darkroom-Large",
+    "hard": "Darkroom-Hard",
+    "recall": "Darkroom-Recall",
+    "switching": "Darkroom-Switching",
+    "bandit": "Bernoulli bandits",
+    "point_mass": "Point mass",
+    "wide": "Darkroom, 11x11",
+}
+"""Families of studies by their names on pages."""
 
 
 def study_folder() -> Path:
@@ -23,3 +36,9 @@ def write(name: str, head: Sequence[str], lines: Iterable[Sequence[object]]) -> 
         for line in lines:
             writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in line])
             file.flush()
+
+
+def lines_of(name: str) -> list[dict[str, str]]:
+    """What ``write`` wrote."""
+    with (ROOT / "results" / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))

@@ -5,7 +5,6 @@ python results/update.py [runs/study]    after the studies that are to be kept
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 import shutil
@@ -14,6 +13,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+from evidence import FAMILIES, lines_of
+from model_tables import exploration, forgetting, inside, marked, probes, prompted, short
 
 from compressed_ad.evaluation.intervals import number
 from compressed_ad.report.comparison import POOLED, Difference, convergence, differences, means
@@ -44,18 +46,6 @@ AT_STRENGTH = {
     "the guide's marks, also while playing": ("headroom", "own_marks"),
 }
 """The same for models whose histories come from other learners than PPO."""
-FAMILIES = {
-    "darkroom": "Darkroom",
-    "key_to_door": "Key-to-Door",
-    "permuted": "Darkroom-Permuted",
-    "large": "Darkroom-Large",
-    "hard": "Darkroom-Hard",
-    "recall": "Darkroom-Recall",
-    "switching": "Darkroom-Switching",
-    "bandit": "Bernoulli bandits",
-    "point_mass": "Point mass",
-    "wide": "Darkroom, 11x11",
-}
 PUBLISHED = {"tasks_250_1": 0.67, "tasks_250_5": 1.50, "tasks_500_5": 1.89, "tasks_1000_5": 1.98}
 """Return of AD in the hundredth episode (Tarasov et al. 2025), by family of the study ``ladder``."""
 WALK = 0.246
@@ -161,7 +151,8 @@ def draw_answer(path: Path) -> None:
 
 def _benchmark(study: str = "benchmark") -> tuple[list[Row], dict[str, float]]:
     """Its kept rows, and the CPU minutes of a run by family, in the order of the pages."""
-    minutes = {x["family"]: float(x["cpu_seconds"]) / float(x["runs"]) / 60 for x in _lines(f"{study}_cost")}
+    lines = lines_of(f"{study}_cost")
+    minutes = {x["family"]: float(x["cpu_seconds"]) / float(x["runs"]) / 60 for x in lines}
     return rows_of(study), {family: minutes[family] for family in FAMILIES if family in minutes}
 
 
@@ -178,7 +169,7 @@ def benchmark() -> str:
         spans = (replace(i, high=min(i.high, 1.0)) for i in (found["final"], area))
         cells = [f"{number(i.value)} ({i.span()})" for i in spans]
         cells += [number(area.value / share.value), number(share.value), number(found["auc_50"].value)]
-        table.append([FAMILIES[family], str(area.n), *map(_short, curve), *cells, f"{minutes[family]:.1f}"])
+        table.append([FAMILIES[family], str(area.n), *map(short, curve), *cells, f"{minutes[family]:.1f}"])
     return markdown(table)
 
 
@@ -199,7 +190,7 @@ def benchmark_more() -> str:
             known = statistics.mean(r["regret"] / r["regret_ratio"] for r in rows if r.family == family)
             cells += [f"{regret.value:.1f} ({regret.low:.1f} to {regret.high:.1f})", f"{known:.1f}"]
             cells.append(f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})")
-        table.append([FAMILIES[family], str(final.n), *map(_short, curve), *cells, f"{minutes[family]:.1f}"])
+        table.append([FAMILIES[family], str(final.n), *map(short, curve), *cells, f"{minutes[family]:.1f}"])
     return markdown(table)
 
 
@@ -222,94 +213,6 @@ def _mean_of(rows: Sequence[Row], family: str, measure: str) -> float:
     return statistics.mean(row[measure] for row in rows if row.family == family)
 
 
-def _short(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:z.2f}".replace("-", "−")
-
-
-def _lines(name: str) -> list[dict[str, str]]:
-    with (ROOT / "results" / f"{name}.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _mean(lines: Sequence[Mapping[str, str]], key: str) -> float:
-    return statistics.mean(float(line[key]) for line in lines)
-
-
-def marked() -> str:
-    """Share of marked steps by threshold and window."""
-    lines = _lines("marked")
-    windows = sorted({int(line["window"]) for line in lines})
-    table = [["P at least", *(f"{window} steps" for window in windows)]]
-    for threshold in sorted({line["threshold"] for line in lines}):
-        own = [line for line in lines if line["threshold"] == threshold]
-        shares = [_mean([x for x in own if int(x["window"]) == w], "marked") for w in windows]
-        table.append([threshold, *(f"{share:.0%}" for share in shares)])
-    return markdown(table)
-
-
-def inside() -> str:
-    """What the marks do in trained models."""
-    lines = _lines("inside")
-    table = [
-        [
-            "Model",
-            "Runs",
-            "size of start",
-            "of end",
-            "KL without",
-            "loss",
-            "KL transplanted",
-            "loss",
-            "attention",
-        ]
-    ]
-    for variant in dict.fromkeys(line["variant"] for line in lines):
-        own = [line for line in lines if line["variant"] == variant]
-        sizes = [f"{_mean(own, key):.3f}" for key in ("start_size", "end_size")]
-        keys = ("kl_no_marks", "loss_no_marks", "kl_transplant", "loss_transplant")
-        nats = [f"{_mean(own, key):z.5f}".replace("-", "−") for key in keys]
-        table.append([variant, str(len(own)), *sizes, *nats, f"{_mean(own, 'attention_ratio'):.2f}"])
-    return markdown(table)
-
-
-def exploration() -> str:
-    """When the reward is met, and what was seen while searching, by episode."""
-    lines = _lines("exploration")
-    head = ["By episode", "AD", "prolong", "random walk", "seen: AD", "prolong", "random walk"]
-    table = [head]
-    for episode in sorted({int(line["episode"]) for line in lines}):
-        own = [line for line in lines if int(line["episode"]) == episode]
-        cells = []
-        for key, walk in (("met", "met_random_walk"), ("seen_searching", "seen_random_walk")):
-            cells += [f"{_mean([x for x in own if x['variant'] == v], key):.3f}" for v in ("AD", "prolong")]
-            cells.append(f"{_mean(own, walk):.3f}")
-        table.append([str(episode), *cells])
-    return markdown(table)
-
-
-def forgetting() -> str:
-    """What models do on Darkroom-Hard without their borders' sight, over 500 episodes, and after a prompt."""
-    lines, table = _lines("forgetting"), [["Model", "", "Runs", "Area or success", "Final or knew"]]
-    for variant, what in dict.fromkeys((line["variant"], line["what"]) for line in lines):
-        own = [line for line in lines if (line["variant"], line["what"]) == (variant, what)]
-        cells = [number(_mean(own, key)) for key in ("area", "final")]
-        table.append([variant, what, str(len(own)), *cells])
-    return markdown(table)
-
-
-def prompted() -> str:
-    """Success on Darkroom-Hard after the first steps of the model and of its source, tabular Q-learning."""
-    lines = _lines("prompted")
-    whose = list(dict.fromkeys(line["what"] for line in lines))
-    heads = [f"{what} {said}" for what in ("success", "knew the goal") for said in whose]
-    table = [["Model", "Runs", *heads]]
-    for variant in dict.fromkeys(line["variant"] for line in lines):
-        own = {what: [x for x in lines if (x["variant"], x["what"]) == (variant, what)] for what in whose}
-        cells = [number(_mean(own[what], key)) for key in ("success", "knew") for what in whose]
-        table.append([variant, str(len(own[whose[0]])), *cells])
-    return markdown(table)
-
-
 def ladder() -> str:
     """AD's return on Key-to-Door by training tasks and histories of each, beside the published one."""
     table = [["Training tasks", "Histories of each", "Ours, sampled", "Ours, argmax", "Published"]]
@@ -318,22 +221,6 @@ def ladder() -> str:
         tasks, histories = family.split("_")[1:]
         ours = [f"{(WALK + of[family, variant] * (2 - WALK)):.2f}" for variant in ("AD", "argmax")]
         table.append([tasks, histories, *ours, f"{published:.2f}"])
-    return markdown(table)
-
-
-def probes() -> str:
-    """What a linear probe reads from borders: explained variance, mean over runs (least to most)."""
-    lines, table = _lines("probes"), [["Family", "Borders", "Runs"]]
-    places = list(dict.fromkeys(line["place"] for line in lines))
-    table[0] += [f"{place} steps before" if place.isdigit() else place for place in places]
-    for family, variant in dict.fromkeys((line["family"], line["variant"]) for line in lines):
-        own = [line for line in lines if (line["family"], line["variant"]) == (family, variant)]
-        cells = []
-        for place in places:
-            values = [float(line["explained"]) for line in own if line["place"] == place]
-            spans = (statistics.mean(values), min(values), max(values)) if values else ()
-            cells.append("{} ({} to {})".format(*map(_short, spans)) if spans else "–")
-        table.append([FAMILIES[family], variant, str(len({line["seed"] for line in own})), *cells])
     return markdown(table)
 
 
