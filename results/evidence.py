@@ -29,13 +29,21 @@ def study_folder() -> Path:
 
 
 def write(name: str, head: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
-    """A CSV file of this folder; each line is there as soon as it is known."""
-    with (ROOT / "results" / name).open("w", newline="") as file:
+    """A CSV file of this folder, which replaces the kept one when all lines are known; without any, exit."""
+    kept = ROOT / "results" / name
+    unfinished = kept.with_suffix(".unfinished")
+    with unfinished.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(head)
+        found = False
         for line in lines:
             writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in line])
             file.flush()
+            found = True
+    if not found:
+        unfinished.unlink()
+        sys.exit(f"no trained run was found in {study_folder()}, so {kept} stays as it is")
+    unfinished.replace(kept)
 
 
 def lines_of(name: str) -> list[dict[str, str]]:

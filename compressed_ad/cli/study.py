@@ -47,8 +47,6 @@ def run(call: Call) -> None:
         own=not options.dry_run,
     )
     call.leave_untried(cell.trained for cell in study.cells)
-    if study.cells[0].trained.device == "cuda":
-        device(study.cells[0].trained)  # raises before anything is started if there is none
     from compressed_ad.report import study_report
 
     if options.tables:
@@ -64,6 +62,8 @@ def run(call: Call) -> None:
         check_names(beside, whole, points)
         print_lines(study_report.text(study, rows, points, options.format))
         return
+    for config in (cell.trained for cell in study.cells if cell.trained.device == "cuda"):
+        device(config)  # raises before anything is started if there is none
     out: Path = options.out
     processes = options.process or n_process(study.cells[0].data)
     processes = call.within(_need(study, out), processes)

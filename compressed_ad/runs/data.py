@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -80,7 +79,13 @@ def where_it_plays_faster(model: AD, n_slot: int) -> AD:
     """``model``, or a copy on the CPU if ``n_slot`` contexts at once are too few for its GPU."""
     n_weight = sum(weight.numel() for weight in model.parameters())
     on_gpu = model.head.weight.device.type != "cpu"
-    return copy.deepcopy(model).to("cpu") if on_gpu and n_slot * n_weight <= FEW_WEIGHTS else model
+    if not on_gpu or n_slot * n_weight > FEW_WEIGHTS:
+        return model
+    from compressed_ad.models import MODEL
+
+    played = MODEL[model.config.model](model.config)
+    played.load_state_dict(model.state_dict())
+    return played
 
 
 class RunData:

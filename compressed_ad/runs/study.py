@@ -265,8 +265,9 @@ def _layered(study: Leaves, bottom: Leaves, family: str, variant: str, small: bo
         layers.merge(leaves, layers.resolve_sections(leaves, layer))
         if small:
             layers.merge(leaves, {p: leaf for p, leaf in bottom.items() if p in _SIZES})
-    if small and _EPISODES in leaves:  # a schedule must not be longer than the history
-        leaves[_EPISODES] = (SMALL_EPISODES, leaves[_EPISODES][1])
+    episodes, place = leaves.get(_EPISODES, (None, ""))
+    if small and isinstance(episodes, int):  # a schedule must not be longer than the history
+        leaves[_EPISODES] = (min(episodes, SMALL_EPISODES), place)
     return leaves
 
 

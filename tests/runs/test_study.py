@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import yaml
 
 from compressed_ad.cli.main import main
 from compressed_ad.cli.study import check_names
@@ -347,6 +349,34 @@ def test_parts_of_a_study_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["study", str(file), "--device", "cpu", "--dry-run"]) == 0
     assert "This is not the study" not in capsys.readouterr().out, "where it computes changes no setting"
     assert main(["study", str(tmp_path / "none.yaml"), "--dry-run"]) == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_one_cell_that_needs_a_gpu_is_told_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = written(tmp_path, TINY)
+    file.write_text(
+        file.read_text().replace("  CompressedAD: {}", "  CompressedAD: {}\n  other: {device: cuda}")
+    )
+    assert main(["study", str(file), "--variants", "AD", "--dry-run"]) == 0
+    assert main(["study", str(file), "--dry-run"]) == 2
+    assert "device cuda: no CUDA device was found" in capsys.readouterr().err
+    kept = STUDIES[0].parents[1] / "results" / "strength.csv"
+    assert main(["study", "strength", "--device", "cuda", "--tables", str(kept)]) == 0, "nothing is computed"
+
+
+@pytest.mark.parametrize(
+    ("small", "given", "expected"), [(False, 200, 200), (True, 200, 10), (True, 5, 5), (True, None, None)]
+)
+def test_small_shortens_schedules_that_count_episodes(
+    tmp_path: Path, small: bool, given: int | None, expected: int | None
+) -> None:
+    algorithm = {"learner": "tabular", "n_stream": 1, "n_timesteps": 4000}
+    algorithm["learner_kwargs"] = {"episodes": given, "epsilon_final": 0.0}
+    text = yaml.safe_dump({"families": {"darkroom": {"algorithm": algorithm}}, "variants": {"AD": {}}})
+    cell = load_study(written(tmp_path, text), small=small).cells[0]
+    assert cell.data.algorithm.learner_kwargs["episodes"] == expected
 
 
 @pytest.mark.parametrize(
