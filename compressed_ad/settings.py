@@ -138,9 +138,10 @@ def problems(hint: Any, error: ValidationError, name: str = "") -> list[Problem]
                 required = "a finite number"
             elif context.get("le", 0) >= _LARGE:
                 required = f"at most {context['le']}"
-            text = f"{key} must be {required}, got {mistake['input']!r}"
-            if required.startswith("a list") and isinstance(mistake["input"], str):
-                text += f"; a list is written [{mistake['input']}]"
+            given = mistake["input"]
+            text = f"{key} must be {required}, got {'nothing' if given is None else repr(given)}"
+            if required.startswith("a list") and isinstance(given, str):
+                text += f"; a list is written [{given}]"
         inner = getattr(context.get("error"), "args", ("",))[0]
         paths = [(*path, *below) for below in getattr(inner, "paths", ())] or [path]
         found.setdefault(path, Problem(text, *paths))

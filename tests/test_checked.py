@@ -90,7 +90,7 @@ def mistakes(call: Callable[..., Any], *args: Any, **kwargs: Any) -> list[str]:
         ("level", "high", "level must be a number between 0 and 1, got 'high'"),
         ("level", "0.5", "level must be a number between 0 and 1, got '0.5'"),
         ("level", True, "level must be a number between 0 and 1, got True"),
-        ("level", None, "level must be a number between 0 and 1, got None"),
+        ("level", None, "level must be a number between 0 and 1, got nothing"),
         ("level", float("nan"), "level must be a finite number, got nan"),
         ("window", 0, "window must be a whole number of at least 1, got 0"),
         ("window", 2.5, "window must be a whole number of at least 1, got 2.5"),

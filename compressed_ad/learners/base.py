@@ -67,6 +67,14 @@ class Told(Protocol):
 
 
 @runtime_checkable
+class Timed(Protocol):
+    """Optional for a learner: roughly how long it takes, for what ``--dry-run`` says."""
+
+    step_seconds: float
+    """Of a core with AVX-512 for an environment step, learning and recording included."""
+
+
+@runtime_checkable
 class Prepares(Protocol):
     """Optional for a learner: it gets to know the training tasks before anything is recorded."""
 

@@ -59,6 +59,7 @@ class RMax(FiniteLearner):
     """
 
     name = "RMax"
+    step_seconds = 3.5e-7
 
     def __init__(
         self,

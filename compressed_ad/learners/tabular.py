@@ -56,6 +56,10 @@ class TabularQ(FiniteLearner):
         self.judges_updates = sweeps == 0  # a step is used again in later sweeps
 
     @property
+    def step_seconds(self) -> float:
+        return 1.6e-7 + 9e-8 * self.sweeps
+
+    @property
     def told(self) -> str:
         return "nothing of the task"
 

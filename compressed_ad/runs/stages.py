@@ -21,7 +21,7 @@ from compressed_ad.histories.collector import collect, history_path
 from compressed_ad.histories.file import HistoryFile, remark
 from compressed_ad.histories.header import differences, short
 from compressed_ad.histories.thinning import kept_steps
-from compressed_ad.learners.ppo import PPOConfig
+from compressed_ad.learners.base import Timed
 from compressed_ad.marking.apply import marker_params
 from compressed_ad.marking.statistics import MarkingStatistics
 from compressed_ad.models.settings import ModelConfig
@@ -282,9 +282,8 @@ def expected_seconds(config: Config, processes: int | None = None) -> dict[str, 
     planned, model, evaluation = plan(config), config.model, config.evaluation
     parallel, steps = processes or n_process(config), source_steps(config)
     collection = None
-    if config.algorithm.learner == "ppo" and ":" not in config.env.family:  # others step at their own speed
-        epochs = PPOConfig(**config.algorithm.learner_kwargs).n_epochs
-        collection = slower * (10 + steps * epochs * 2.6e-7 / parallel)
+    if isinstance(planned.learner, Timed) and ":" not in config.env.family:  # others step at their own speed
+        collection = slower * (10 + steps * planned.learner.step_seconds / parallel)
     rounds = -(-len(config.comparison.methods) * config.comparison.runs // parallel)
     size = model.tf_n_embd**2 * model.tf_n_layer / (64**2 * 3) * 0.7 + 0.3
     # An in-context step of one environment takes 3.5e-5 s at width 64, 3 layers, context 200.

@@ -283,6 +283,9 @@ def test_dry_runs_do_nothing(run, tmp_path, made):
     assert "Would make runs/smoke" in out
     assert "64,800 steps of ppo on darkroom" in out
     assert "roughly" in out
+    for learner in ("rmax", "tabular"):
+        out = run("collect", "--preset", "smoke", "--algorithm.learner", learner, "--dry-run")[1]
+        assert re.search(f"64,800 steps of {learner} into .* \\(roughly", out)
     assert "Would collect" in run("collect", "--dry-run")[1]
     assert "Would train" in run("train", "--dry-run", *MODEL, "--history", made / NAME)[1]
     assert "Would mark 9 tasks" in run("mark", made / NAME, "--dry-run")[1]

@@ -65,6 +65,10 @@ class BatchedPPO:
     def __init__(self, **config: Any) -> None:
         self.config = validated(PPOConfig, config, "ppo")
 
+    @property
+    def step_seconds(self) -> float:
+        return 2.6e-7 * self.config.n_epochs
+
     def check(self, family: TaskFamily, *, n_timesteps: int, n_stream: int) -> None:
         """As ``Checks.check``."""
         if n_timesteps < self.config.n_steps:
