@@ -28,7 +28,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "borders that see no inside": {"segment_gist": False},
     "1 border": {"kept_tokens": 1},
     "10 borders": {"kept_tokens": 10},
-    "100 borders": {"kept_tokens": 100},
 }
 FIRST, STEPS = 300, 390
 

@@ -95,6 +95,24 @@ def prompted() -> str:
     return markdown(table)
 
 
+def switches() -> str:
+    """Return by cycle of goals that move and come back: mean over runs (least to most)."""
+    lines = lines_of("switches")
+    most = max(int(line["cycle"]) for line in lines)
+    spans = [(1, 1), *((2**k + 1, 2 ** (k + 1)) for k in range(most.bit_length() - 1))]
+    table = [["Model", "Runs", *(f"cycle {a}" if a == b else f"{a} to {b}" for a, b in spans)]]
+    for variant in dict.fromkeys(line["variant"] for line in lines):
+        own = [line for line in lines if line["variant"] == variant]
+        seeds = list(dict.fromkeys(line["seed"] for line in own))
+        cells = []
+        for a, b in spans:
+            each = [[x for x in own if x["seed"] == seed and a <= int(x["cycle"]) <= b] for seed in seeds]
+            values = [mean_of(some, "return") for some in each]
+            cells.append(f"{short(statistics.mean(values))} ({short(min(values))} to {short(max(values))})")
+        table.append([variant, str(len(seeds)), *cells])
+    return markdown(table)
+
+
 def probes() -> str:
     """What a linear probe reads from borders: explained variance, mean over runs (least to most)."""
     lines, table = lines_of("probes"), [["Family", "Borders", "Runs"]]

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from evidence import FAMILIES, lines_of
-from model_tables import exploration, forgetting, inside, marked, probes, prompted, short
+from model_tables import exploration, forgetting, inside, marked, probes, prompted, short, switches
 
 from compressed_ad.evaluation.intervals import number
 from compressed_ad.report.comparison import POOLED, Difference, convergence, differences, means
@@ -97,6 +97,7 @@ def blocks() -> dict[str, str]:
         ladder,
         prompted,
         probes,
+        switches,
     )
     return {**study_blocks(), **{block.__name__: block() for block in own}}
 

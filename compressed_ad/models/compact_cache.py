@@ -84,11 +84,9 @@ class CompactCache(Cache):
 
     def dead(self) -> Tensor:
         """(B, T) entries that the next token must not see."""
-        until = self.until
+        until = self.until.minimum(self.at + self.config.n_transit - 1)
         if self.config.segmentation == "none":
             until = torch.zeros_like(until)
-        else:
-            until = torch.where(self.stays, until, until.minimum(self.at + self.config.n_transit - 1))
         return until.maximum(self.at + self.config.recent_steps - 1) < self.place[:, None]
 
     def _make_room(self) -> None:

@@ -119,7 +119,8 @@ def visible_until(config: Architecture, found: SegmentEvents | None, place: Tens
     """``until`` (B, L) int64 of windows from their ``events``; ``place`` (B, L) counts their tokens.
 
     Of closed segments at most ``kept_tokens`` tokens stay: each goes when so many newer ones are there.
-    Others go after ``n_transit`` steps. The last ``recent_steps`` steps are visible in any case.
+    Everything goes after ``n_transit`` steps, because training shows nothing older. The last
+    ``recent_steps`` steps are visible in any case.
     """
     recent = place + config.recent_steps - 1
     if found is None:
@@ -132,12 +133,11 @@ def visible_until(config: Architecture, found: SegmentEvents | None, place: Tens
     at = end.clamp(max=length - 1)
     closed = (end < NEVER) & found.closes.gather(1, at)
     leaves = torch.where(closed, end - (0 if config.segment_gist else 1), never)
-    until = leaves.minimum(place + config.n_transit - 1)
     stays = found.keeps | ((end < NEVER) & ~closed & (end - place < config.n_transit))
     since = torch.where(found.keeps, place, end)
     order = torch.argsort((~stays).to(torch.uint8), dim=1, stable=True)  # those that stay first
     successor = stays.long().cumsum(dim=1) - 1 + config.kept_tokens
     known = successor < stays.sum(dim=1, keepdim=True)
     which = order.gather(1, successor.clamp(max=length - 1))
-    until = torch.where(stays, torch.where(known, since.gather(1, which), never), until)
-    return until.maximum(recent)
+    until = torch.where(stays, torch.where(known, since.gather(1, which), never), leaves)
+    return until.minimum(place + config.n_transit - 1).maximum(recent)

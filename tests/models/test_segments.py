@@ -63,8 +63,8 @@ def simulated(made: ModelConfig, row: dict[str, list[bool]], length: int) -> lis
             open_ = []
         (kept if keeps else open_).append(i)
         seen.append({*leaving, *open_, *kept, *recent, i})
-        kept = kept[-made.kept_tokens :]
-        # After n_transit steps, what is still open goes.
+        # After n_transit steps, everything goes.
+        kept = [j for j in kept[-made.kept_tokens :] if j > i + 1 - made.n_transit]
         open_ = [j for j in open_ if j > i + 1 - made.n_transit]
     return seen
 
