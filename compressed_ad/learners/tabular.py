@@ -57,6 +57,7 @@ class TabularQ(FiniteLearner):
 
     @property
     def step_seconds(self) -> float:
+        """As ``Timed.step_seconds``."""
         return 1.6e-7 + 9e-8 * self.sweeps
 
     @property

@@ -67,6 +67,7 @@ class BatchedPPO:
 
     @property
     def step_seconds(self) -> float:
+        """As ``Timed.step_seconds``."""
         return 2.6e-7 * self.config.n_epochs
 
     def check(self, family: TaskFamily, *, n_timesteps: int, n_stream: int) -> None:
