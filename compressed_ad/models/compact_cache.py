@@ -79,8 +79,7 @@ class CompactCache(Cache):
         closed = inside & found.closes[:, None]
         leaves = self.place[:, None] - (0 if self.config.segment_gist else 1)
         self.until = torch.where(closed, leaves, self.until)
-        young = self.place[:, None] - self.at < self.config.n_transit
-        self.stays |= inside & (found.opens & ~found.closes)[:, None] & young
+        self.stays |= inside & (found.opens & ~found.closes)[:, None]
 
     def dead(self) -> Tensor:
         """(B, T) entries that the next token must not see."""

@@ -133,7 +133,7 @@ def visible_until(config: Architecture, found: SegmentEvents | None, place: Tens
     at = end.clamp(max=length - 1)
     closed = (end < NEVER) & found.closes.gather(1, at)
     leaves = torch.where(closed, end - (0 if config.segment_gist else 1), never)
-    stays = found.keeps | ((end < NEVER) & ~closed & (end - place < config.n_transit))
+    stays = found.keeps | ((end < NEVER) & ~closed)
     since = torch.where(found.keeps, place, end)
     order = torch.argsort((~stays).to(torch.uint8), dim=1, stable=True)  # those that stay first
     successor = stays.long().cumsum(dim=1) - 1 + config.kept_tokens
