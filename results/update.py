@@ -44,6 +44,8 @@ AT_STRENGTH = {
     "the guide's marks, from `tabular`": ("headroom", "CompressedAD"),
     "as many marks at random, from `tabular`": ("headroom", "random"),
     "the guide's marks, also while playing": ("headroom", "own_marks"),
+    "marks that begin with the evidence (causal)": ("headroom", "causal"),
+    "marks missing in half of the windows": ("headroom", "dropout"),
 }
 """The same for models whose histories come from other learners than PPO."""
 PUBLISHED = {"tasks_250_1": 0.67, "tasks_250_5": 1.50, "tasks_500_5": 1.89, "tasks_1000_5": 1.98}

@@ -60,7 +60,10 @@ def run(call: Call) -> None:
         whole = load_study(file, runs=options.runs)
         check_names(options.tables, whole, rows)
         check_names(beside, whole, points)
+        rows, points = _of_part(study, rows), _of_part(study, points)
         print_lines(study_report.text(study, rows, points, options.format))
+        if study.note:
+            print_lines(f"\n{study.note}")
         return
     for config in (cell.trained for cell in study.cells if cell.trained.device == "cuda"):
         device(config)  # raises before anything is started if there is none
@@ -106,6 +109,11 @@ def check_names(path: Path, study: Study, rows: Sequence[Row]) -> None:
         if not 0 <= row.run < study.runs[row.family]:
             runs = f"{study.runs[row.family]} runs of {row.family}; say --runs if there are more"
             raise UsageError(f"{path}: run {row.run}: {study.path} has {runs}")
+
+
+def _of_part(study: Study, rows: Sequence[Row]) -> list[Row]:
+    """The rows of families and variants that ``study``, which may be a part of its file's, has."""
+    return [row for row in rows if row.family in study.families and row.variant in study.variants]
 
 
 def _need(study: Study, out: Path) -> Need:
@@ -186,7 +194,7 @@ def _plan(study: Study, out: Path, processes: int) -> str:
 
 
 def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")] if text else []
+    return [name.strip() for name in text.split(",")]
 
 
 STUDY = Command(

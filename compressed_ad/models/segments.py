@@ -118,7 +118,8 @@ def _of_windows(tokens: Tokens) -> dict[str, Tensor]:
 def visible_until(config: Architecture, found: SegmentEvents | None, place: Tensor) -> Tensor:
     """``until`` (B, L) int64 of windows from their ``events``; ``place`` (B, L) counts their tokens.
 
-    Of closed segments at most ``kept_tokens`` tokens stay: each goes when so many newer ones are there.
+    Of finished segments at most ``kept_tokens`` tokens stay: each goes when so many newer ones stay. What
+    the rule keeps stays from the start; the rest of a segment that ends without closing, from its end.
     Everything goes after ``n_transit`` steps, because training shows nothing older. The last
     ``recent_steps`` steps are visible in any case.
     """
@@ -130,14 +131,19 @@ def visible_until(config: Architecture, found: SegmentEvents | None, place: Tens
     ending = torch.where(found.opens | found.closes, place, never)
     later = torch.cat([ending[:, 1:], never[:, :1]], dim=1)
     end = later.flip(1).cummin(dim=1).values.flip(1)  # of the segment, or NEVER
-    at = end.clamp(max=length - 1)
-    closed = (end < NEVER) & found.closes.gather(1, at)
+    closed = (end < NEVER) & found.closes.gather(1, end.clamp(max=length - 1))
     leaves = torch.where(closed, end - (0 if config.segment_gist else 1), never)
     stays = found.keeps | ((end < NEVER) & ~closed)
     since = torch.where(found.keeps, place, end)
-    order = torch.argsort((~stays).to(torch.uint8), dim=1, stable=True)  # those that stay first
-    successor = stays.long().cumsum(dim=1) - 1 + config.kept_tokens
-    known = successor < stays.sum(dim=1, keepdim=True)
-    which = order.gather(1, successor.clamp(max=length - 1))
-    until = torch.where(stays, torch.where(known, since.gather(1, which), never), leaves)
-    return until.minimum(place + config.n_transit - 1).maximum(recent)
+    staying = torch.zeros_like(place).scatter_add_(1, since.clamp(max=length - 1), stays.long()).cumsum(dim=1)
+
+    def reached(count: Tensor) -> Tensor:
+        """The first query at which so many tokens (B, L) stay, or NEVER."""
+        first = torch.searchsorted(staying, count)
+        return torch.where(first < length, first, never)
+
+    # Older tokens of its own segment stay from the segment's end on; until then they are not counted.
+    early = reached(staying + config.kept_tokens)
+    late = reached(stays.long().cumsum(dim=1) + config.kept_tokens).maximum(since)
+    dropped = torch.where(found.keeps & (early < end), early, late)
+    return torch.where(stays, dropped, leaves).minimum(place + config.n_transit - 1).maximum(recent)

@@ -18,6 +18,14 @@ from compressed_ad.models.tokens import Tokens, shift
 from compressed_ad.models.transformer import frequencies
 from tests.models.test_models import config, lively, transitions
 
+
+def anything(token: Any, every: int) -> SegmentEvents:
+    """A rule whose events have nothing to do with each other: bits of a hash of the place."""
+    mixed = ((token["place"] * 2654435761 + every * 40503) % 2**32) ^ token["ended"].long()
+    bits = [(mixed >> shift_) % n == 0 for shift_, n in ((7, 9), (12, 9), (17, 3))]
+    return SegmentEvents(*bits)
+
+
 RULES = st.sampled_from(
     [
         {"segments": "episode"},
@@ -27,6 +35,8 @@ RULES = st.sampled_from(
         {"segments": "thin", "segment_every": 4},
         {"segments": "random", "segment_every": 5},
         {"segments": "none", "recent_steps": 6},
+        {"segments": f"{__name__}:anything", "segment_every": 2},
+        {"segments": f"{__name__}:anything", "segment_every": 9},
     ]
 )
 OPTIONS = st.fixed_dictionaries(
@@ -58,7 +68,7 @@ def simulated(made: ModelConfig, row: dict[str, list[bool]], length: int) -> lis
         closes, opens, keeps = row["closes"][i], row["opens"][i], row["keeps"][i]
         leaving = open_ if closes and made.segment_gist else []
         if opens and not closes:
-            kept += open_
+            kept = sorted(kept + open_)
         if opens or closes:
             open_ = []
         (kept if keeps else open_).append(i)

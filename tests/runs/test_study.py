@@ -196,6 +196,18 @@ def test_kept_results_give_the_same_tables(finished: Path, capsys: pytest.Captur
         assert all(cell.strip() in shown for cell in cells)
 
 
+def test_tables_of_a_part_show_that_part_and_say_so(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["study", str(finished / "tiny.yaml"), "--tables", str(finished / "out" / "tiny" / "table.csv")]
+    assert main([*command, "--variants", "CompressedAD"]) == 0
+    shown = capsys.readouterr().out
+    assert "CompressedAD − AD" in shown and "random" not in shown
+    assert "This is not the study tiny as its file describes it: --variants CompressedAD." in shown
+    assert main([*command, "--variants", ""]) == 2
+    assert "--variants: unknown ''" in capsys.readouterr().err
+
+
 def test_rows_that_the_study_does_not_have_are_refused(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
