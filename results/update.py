@@ -48,6 +48,32 @@ AT_STRENGTH = {
     "marks missing in half of the windows": ("headroom", "dropout"),
 }
 """The same for models whose histories come from other learners than PPO."""
+COMPRESSED = {
+    "tabular": {
+        "compression_tabular": {
+            "hard": ("AD", "gist"),
+            "large": ("AD", "ends"),
+            "permuted": ("AD", "gist"),
+            "key_to_door": ("AD_shorter", "gist_recent"),
+        }
+    },
+    "rmax": {
+        "compression_full": {
+            "key_to_door": ("AD", "gist"),
+            "hard": ("AD", "gist"),
+            "recall": ("AD", "gist"),
+        }
+    },
+    "revisit": {"compression_full": {"switching": ("AD", "gist")}},
+    "ppo": {"compression_ppo": {"darkroom": ("AD", "gist")}},
+}
+"""What docs/compression.md compares: by learner, study and family, plain AD with the context that is best for
+it, and the best of what leaves the context."""
+STAYS = {
+    "gist": "borders that saw their episode",
+    "ends": "borders that did not",
+    "gist_recent": "borders and the last 50 steps",
+}
 PUBLISHED = {"tasks_250_1": 0.67, "tasks_250_5": 1.50, "tasks_500_5": 1.89, "tasks_1000_5": 1.98}
 """Return of AD in the hundredth episode (Tarasov et al. 2025), by family of the study ``ladder``."""
 WALK = 0.246
@@ -87,6 +113,7 @@ def blocks() -> dict[str, str]:
     own = (
         answer,
         at_strength,
+        compressed,
         benchmark,
         benchmark_more,
         families,
@@ -118,6 +145,27 @@ def at_strength() -> str:
         f"{n or 'None'} of the {len(gaps)} intervals below exclude{'s' * (n <= 1)} 0, before any adjustment:"
     )
     return f"{said}\n\n{_compared(variants)}"
+
+
+def compressed() -> str:
+    """Plain AD at its best context, and what is left when episodes leave theirs."""
+    head = ["Source", "Family", "What stays", "Runs", "Tokens, AD", "Tokens", "Area, AD", "Area"]
+    table = [[*head, "Difference", "p, adjusted"]]
+    for learner, studies in COMPRESSED.items():
+        for name, pairs in studies.items():
+            study, rows = load_study(ROOT / "studies" / f"{name}.yaml"), rows_of(name)
+            gaps = {(d.family, d.one, d.other): d for d in differences(rows, study.comparisons, "auc")}
+            context = {(cell.family, cell.variant): cell.trained.model.n_transit for cell in study.cells}
+            areas, seen = means(rows, "auc"), means(rows, "visible")
+            for family, (one, other) in pairs.items():
+                d, tokens = gaps[family, one, other], (context[family, one] / 2, seen[family, other].value)
+                cells = [f"`{learner}`", FAMILIES[family], STAYS[other], str(d.estimate.n)]
+                cells += [
+                    *(f"{n:.0f}" for n in tokens),
+                    *(number(areas[family, v].value) for v in (one, other)),
+                ]
+                table.append([*cells, _span(d), number(d.p_holm)])
+    return markdown(table)
 
 
 def _compared(variants: Mapping[str, tuple[Sequence[Row], str]]) -> str:

@@ -106,8 +106,9 @@ def check_names(path: Path, study: Study, rows: Sequence[Row]) -> None:
             if (name := getattr(row, what)) not in known:
                 hint = f"{nearest(name, known)}; it has {', '.join(known)}"
                 raise UsageError(f"{path}: {study.path} has no {what} {name!r}{hint}")
-        if not 0 <= row.run < study.runs[row.family]:
-            runs = f"{study.runs[row.family]} runs of {row.family}; say --runs if there are more"
+        n = study.runs[row.family].get(row.variant, 0)
+        if not 0 <= row.run < n:
+            runs = f"{n} runs of {row.variant} on {row.family}; say --runs if there are more"
             raise UsageError(f"{path}: run {row.run}: {study.path} has {runs}")
 
 
@@ -180,8 +181,9 @@ def _plan(study: Study, out: Path, processes: int) -> str:
         *filter(None, [study.note]),
         "",
         *(
-            f"{name}: {n} run{'s' * (n > 1)} each of {', '.join(study.variants)}"
-            for name, n in study.runs.items()
+            f"{family}: {n} run{'s' * (n > 1)} each of {', '.join(v for v in of if of[v] == n)}"
+            for family, of in study.runs.items()
+            for n in sorted(set(of.values()), reverse=True)
         ),
         "",
         f"{len(study.cells)} cells of {len(parts)} trained runs;"

@@ -87,6 +87,11 @@ class Architecture(Settings):
         return self.segmentation != "none" or self.recent_steps > 0
 
     @property
+    def recurrent(self) -> bool:
+        """Whether a memory of ``memory_tokens`` carries on what was read."""
+        return self.model == "RecurrentAD"
+
+    @property
     def dropouts(self) -> tuple[float, float, float]:
         """Shares dropped of the embedding, of attention weights and of each residual branch."""
         embedding = self.dropout if self.embedding_dropout is None else self.embedding_dropout
@@ -104,12 +109,12 @@ class Architecture(Settings):
         if self.forgets and self.position != "rotary":
             message = "contexts whose steps leave need rotary positions"
             raise ValueError(Problem(message, ("segments",), ("recent_steps",), ("position",), ("model",)))
-        if self.model == "RecurrentAD" and self.forgets:
+        if self.recurrent and self.forgets:
             message = (
                 "RecurrentAD keeps memory_tokens and its last steps; leave segments and recent_steps alone"
             )
             raise ValueError(Problem(message, ("segments",), ("recent_steps",), ("model",)))
-        if self.model == "RecurrentAD" and self.memory_steps >= self.n_transit:
+        if self.recurrent and self.memory_steps >= self.n_transit:
             message = (
                 f"RecurrentAD writes to its memory after memory_steps {self.memory_steps}; with n_transit"
                 f" {self.n_transit} no window is that long"

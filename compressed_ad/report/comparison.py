@@ -76,7 +76,7 @@ class Difference:
     estimate: Interval
     n_run: int  # of a comparison over several families: in the family with the fewest
     p: float = math.nan  # two-sided t-test; NaN for runs that share their data
-    p_holm: float = math.nan  # adjusted for all comparisons on this measure
+    p_holm: float = math.nan  # adjusted for all comparisons on this measure; see ``compare``
     gaps: Floats | None = field(default=None, compare=False, repr=False)  # (R, N) or (R,): estimated from
 
     @property
@@ -136,7 +136,11 @@ Scores = Mapping[tuple[str, str], Mapping[int, ArrayLike]]
 def compare(
     scores: Scores, pairs: Sequence[tuple[str, str]], measure: str, design: Design
 ) -> list[Difference]:
-    """Every pair (one, other) in every family, over all families if there are several; Holm-adjusted."""
+    """Every pair (one, other) in every family, and over all families if there are several.
+
+    Holm's adjustment is for the number of pairs and families. What is said over all families rests on the
+    same runs, and is adjusted for the number of pairs that it is said of.
+    """
     found = []
     for one, other in pairs:
         parts = []
@@ -151,8 +155,10 @@ def compare(
             whole = intervals.pooled([part.estimate for part in parts])
             n_run = min(part.n_run for part in parts)
             found.append(Difference(POOLED, one, other, measure, whole, n_run, intervals.p_value(whole)))
-    adjusted = intervals.holm([math.nan if d.family == POOLED else d.p for d in found])
-    return [replace(d, p_holm=p) for d, p in zip(found, adjusted, strict=True)]
+    for pooled in (False, True):
+        adjusted = intervals.holm([d.p if (d.family == POOLED) == pooled else math.nan for d in found])
+        found = [d if math.isnan(p) else replace(d, p_holm=p) for d, p in zip(found, adjusted, strict=True)]
+    return found
 
 
 def scores_of(rows: Sequence[Row], measure: str) -> Scores:

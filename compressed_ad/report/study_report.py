@@ -70,7 +70,7 @@ def tables(study: Study, rows: Sequence[Row], points: Sequence[Row]) -> list[Tab
     found = [Table("means", means_table(rows, study.variants), f"Means over runs. {scale}")]
     caption = (
         f"Means of the paired differences over runs. {comparison.OWN_DATA.about} The verdict goes by the 95 %"
-        " interval; Holm's adjustment counts all comparisons of this table."
+        " interval; Holm's adjustment counts all comparisons of this table, those over all families apart."
     )
     for measure in dict.fromkeys((study.metric, "final", "auc")):
         if gaps := differences(rows, study.comparisons, measure):
@@ -118,10 +118,11 @@ def difference_table(found: Sequence[Difference], measure: str) -> Rows:
     head = ["Family", f"Difference of {MEASURES[measure].label.lower()}", "Runs", "Mean", "95 % interval"]
     table = [[*head, "Seen with 80 % power", "p", "p, Holm", "Verdict"]]
     for d in found:
-        e, single = d.estimate, d.family != POOLED
+        e = d.estimate
         span = f"{number(e.low, '+')} to {number(e.high, '+')}"
-        cells = [str(e.n) if single else "", number(e.value, "+"), span, number(d.detectable), number(d.p)]
-        table.append([d.family, d.label, *cells, number(d.p_holm) if single else "", d.verdict])
+        n = "" if d.family == POOLED else str(e.n)
+        cells = [n, number(e.value, "+"), span, number(d.detectable), number(d.p), number(d.p_holm)]
+        table.append([d.family, d.label, *cells, d.verdict])
     return table
 
 
@@ -208,15 +209,15 @@ def answers(found: Sequence[Difference]) -> list[str]:
     return lines
 
 
-def power_lines(runs: Mapping[str, int], spread: float | None) -> list[str]:
-    """What a study can be expected to see, said before it is run."""
+def power_lines(runs: Mapping[str, Mapping[str, int]], spread: float | None) -> list[str]:
+    """What a study with so many ``runs``, by family and variant, can be expected to see."""
     if spread is None:
         return []
     return [
         f"{family}: with {n} runs, 4 of 5 such studies would detect a true difference of"
         f" {detectable(spread, n):.3f}, if paired differences vary by {spread:g} between runs"
-        for family, n in runs.items()
-        if n > 1
+        for family, of in runs.items()
+        for n in sorted({*of.values()} - {1}, reverse=True)
     ]
 
 

@@ -77,7 +77,7 @@ def without_effect(config: Config) -> list[Problem]:
         message = "kept_tokens has no effect without segments; set segments, or choose GistAD"
         found.append(Problem(message, ("model", "kept_tokens")))
     memory = changed("memory_tokens", "memory_steps")
-    if memory and not own and "RecurrentAD" not in names:
+    if memory and not own and not any(each.recurrent for each in models):
         found.append(Problem(f"{memory[0]} is a setting of RecurrentAD alone", ("model", memory[0])))
     if model.recent_steps >= model.n_transit:
         message = f"with recent_steps {model.recent_steps} and n_transit {model.n_transit}, nothing leaves"

@@ -202,7 +202,7 @@ _ALL = "all steps, until it is full"
 
 def _stays(model: ModelConfig) -> str:
     """What stays in the context of ``model``, in words."""
-    if model.model == "RecurrentAD":
+    if model.recurrent:
         return f"{model.memory_tokens} tokens of memory, rewritten every {model.memory_steps} steps"
     parts = []
     if model.segmentation != "none":

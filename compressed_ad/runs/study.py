@@ -9,6 +9,7 @@
     variants:
       AD: {model: {model: AD}}
       CompressedAD: {}
+      big: {model: {tf_n_layer: 4}, runs: {large: 3}}    # in this family alone, and so many
       prompted: {weights: CompressedAD, evaluation: {marks: prompt}}
 
 A cell's settings come in layers: the preset, ``settings``, the family, the variant, what the variant says
@@ -88,7 +89,7 @@ class Study:
     families: tuple[str, ...]
     variants: tuple[str, ...]
     curves: Mapping[str, tuple[str, ...]]  # what cost is compared with result along: variants by curve
-    runs: Mapping[str, int]  # by family
+    runs: Mapping[str, Mapping[str, int]]  # by family, of each variant that it has
     cells: tuple[Cell, ...]  # runs outermost, so that every comparison fills evenly
     small: bool = False  # shrunk: shows that everything works, not what is true
     options: tuple[str, ...] = ()  # what makes it another study than its file describes: "--runs 3", ...
@@ -188,9 +189,19 @@ def load_study(
     among(f"{where('runs')}: runs", counts, known_families)
     for family in [family for family in known_families if family not in counts]:
         problems.append(f"{where('runs')}: runs does not say how many for {family}")
-    planned = counts
-    if small or runs is not None:
-        counts = dict.fromkeys(known_families, SMALL_RUNS if runs is None else runs)
+    planned: dict[str, dict[str, int]] = {family: {} for family in known_families}
+    for name in known:
+        settings, weights = (file.variants.get(v) or {} for v in (name, plays.get(name, name)))
+        asked = settings.get("runs", weights.get("runs", counts))
+        asked = asked if isinstance(asked, dict) else dict.fromkeys(known_families, asked)
+        place = f"{where('variants', name, 'runs')}: runs of {name}"
+        among(place, asked, known_families)
+        for n in [n for n in asked.values() if type(n) is not int or n < 1]:
+            problems.append(
+                f"{place} must be a whole number of at least 1, or one for each family; got {n!r}"
+            )
+        for family in [family for family in known_families if family in asked]:
+            planned[family][name] = asked[family]
     among(f"{where('compare')}: compare", chain.from_iterable(file.compare), known)
     among(f"{where('curves')}: curves", chain.from_iterable(file.curves.values()), known)
     if problems:  # what is wrong with settings costs more to find
@@ -203,9 +214,18 @@ def load_study(
     top = layers.override_leaves(overrides)
     if small:
         layers.merge(bottom, layers.read_file(layers.config_folder() / "study_small.yaml"))
+    has = {f: {v: n for v, n in planned[f].items() if v in chosen} for f in chosen_families}
+    counted = {
+        f: {v: (SMALL_RUNS if small else n) if runs is None else runs for v, n in of.items()}
+        for f, of in has.items()
+    }
+    if not any(counted.values()):
+        places = {v: [f for f in known_families if v in planned[f]] for v in chosen}
+        only = "; ".join(f"{v} only on {', '.join(on)}" for v, on in places.items())
+        raise ConfigError([f"{path}: nothing to run on {', '.join(chosen_families)}: {only}"])
     configs: dict[tuple[str, str], Config] = {}
-    for family in chosen_families:
-        for variant in chosen:
+    for family, of in counted.items():
+        for variant in dict.fromkeys([*of, *(plays.get(name, name) for name in of)]):
             with layers.gathering(problems):
                 layered = _layered(leaves, bottom, family, variant, small)
                 layers.merge(layered, top)
@@ -214,14 +234,14 @@ def load_study(
         raise ConfigError(dict.fromkeys(problems))
     cells = [
         _cell(configs, family, variant, plays.get(variant, variant), run, file.first_seed + run)
-        for run in range(max(counts[family] for family in chosen_families))
-        for family in chosen_families
-        if run < counts[family]
-        for variant in chosen
+        for run in range(max(chain.from_iterable(of.values() for of in counted.values())))
+        for family, of in counted.items()
+        for variant, n in of.items()
+        if run < n
     ]
     curves = {curve: tuple(v for v in chosen if v in names) for curve, names in file.curves.items()}
     options = ["--small"] * small
-    if runs is not None and any(planned[family] != runs for family in chosen_families):
+    if runs is not None and counted != has:
         options.append(f"--runs {runs}")
     if chosen_families != known_families:
         options.append(f"--families {','.join(chosen_families)}")
@@ -240,7 +260,7 @@ def load_study(
         families=tuple(chosen_families),
         variants=tuple(chosen),
         curves={curve: names for curve, names in curves.items() if names},
-        runs={family: counts[family] for family in chosen_families},
+        runs=counted,
         cells=tuple(cells),
         small=small,
         options=tuple(options),
@@ -250,7 +270,7 @@ def load_study(
 def _settings(leaves: Leaves, *key: str) -> Leaves:
     """The settings under ``key``, without what is not a setting."""
     own = {p[len(key) :]: leaf for p, leaf in leaves.items() if p[: len(key)] == key}
-    return {p: leaf for p, leaf in own.items() if p and p[0] not in ("weights", "in")}
+    return {p: leaf for p, leaf in own.items() if p and p[0] not in ("weights", "in", "runs")}
 
 
 def _layered(study: Leaves, bottom: Leaves, family: str, variant: str, small: bool) -> Leaves:

@@ -2,28 +2,47 @@
 
 It counts the matrix products (2 operations per multiply-add) of the transformer's layers, 12 D^2 weights
 each, and of attention, 4 D for the score and weighted value of one query and token. Embeddings, norms and
-heads are left out: at width 64 and two layers they are less than 5 %, all ``token_inputs`` included. The
-backward pass counts twice the forward one (Kaplan et al. 2020, section 2.1).
+heads are left out: at width 64 and two layers they are less than 5 %, all ``token_inputs`` included; so is
+the gate of a recurrent memory. The backward pass counts twice the forward one (Kaplan et al. 2020, section
+2.1).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from compressed_ad.models.settings import Architecture, ModelConfig
 
 
+def _products(model: Architecture, tokens: float, pairs: float) -> float:
+    """FLOPs of all layers for so many ``tokens``, whose queries see so many keys, ``pairs``, in all."""
+    return 4 * model.tf_n_embd * model.tf_n_layer * (6 * model.tf_n_embd * tokens + pairs)
+
+
+def _passes(lengths: Sequence[int]) -> tuple[float, float]:
+    """Tokens and pairs of causal passes of these lengths."""
+    return sum(lengths), sum(length**2 / 2 for length in lengths)
+
+
 def cache_bytes(model: Architecture, visible: float | None = None) -> float:
-    """Bytes of one context's keys and values: of ``n_transit`` tokens, or of the ``visible`` ones."""
-    return 8 * model.tf_n_embd * model.tf_n_layer * (model.n_transit if visible is None else visible)
+    """Bytes of one context's keys and values: of all that it has room for, or of ``visible`` tokens."""
+    room = model.memory_tokens + model.memory_steps if model.recurrent else model.n_transit
+    return 8 * model.tf_n_embd * model.tf_n_layer * (room if visible is None else visible)
 
 
 def training_flops(config: ModelConfig, visible: float | None = None) -> float:
     """FLOPs of all gradient steps: every token forward and backward, causal attention at its mean length.
 
-    ``visible`` is how many tokens a query sees on average, where steps leave the context.
+    ``visible`` is how many tokens a query sees on average, where steps leave the context. A recurrent memory
+    is read with each chunk of steps, and written with all but the last.
     """
-    width, layers, context = config.tf_n_embd, config.tf_n_layer, config.n_transit
-    token = 24 * width**2 * layers + 4 * width * layers * (context / 2 if visible is None else visible)
-    return 3 * token * config.steps * config.batch_size * context
+    context, chunk, memory = config.n_transit, config.memory_steps, config.memory_tokens
+    if config.recurrent:
+        whole, rest = divmod(context - 1, chunk)
+        tokens, pairs = _passes([2 * memory + chunk] * whole + [memory + rest + 1])
+    else:
+        tokens, pairs = context, context * (context / 2 if visible is None else visible)
+    return 3 * _products(config, tokens, pairs) * config.steps * config.batch_size
 
 
 def action_flops(model: Architecture, visible: float | None = None) -> float:
@@ -34,10 +53,16 @@ def action_flops(model: Architecture, visible: float | None = None) -> float:
     When a context of ``n_transit`` steps is full, its older half is dropped and the rest recomputed, of the
     last layer only queries, keys and values: for each step a second pass of the other layers' weights.
     Attention is over 3/4 of ``n_transit`` for the step itself and 1/4 for its share of the recomputation.
+
+    A recurrent memory is read with each step, and once in ``memory_steps`` written and computed anew.
     """
     width, layers, context = model.tf_n_embd, model.tf_n_layer, model.n_transit
+    if model.recurrent:
+        chunk, memory = model.memory_steps, model.memory_tokens
+        tokens, pairs = _passes([2 * memory + chunk, memory])
+        return _products(model, 1 + tokens / chunk, memory + (chunk + 1) / 2 + pairs / chunk)
     if visible is not None:
-        return 24 * width**2 * layers + 4 * width * layers * visible
-    step = 24 * width**2 * layers + 4 * width * layers * 3 / 4 * context
+        return _products(model, 1, visible)
+    step = _products(model, 1, 3 / 4 * context)
     again = 24 * width**2 * (layers - 1) + 6 * width**2 + 4 * width * (layers - 1) * context / 4
     return step + again

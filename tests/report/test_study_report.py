@@ -97,11 +97,32 @@ def test_families_count_the_same_however_many_runs_they_have() -> None:
     half = found[-1].estimate.high - found[-1].estimate.value
     quantile = scipy_stats.t.ppf(0.975, found[-1].estimate.n - 1)
     assert half / quantile == pytest.approx(expected)
-    assert found[-1].verdict == "better" and math.isnan(found[-1].p_holm)
+    assert found[-1].verdict == "better" and found[-1].p_holm == found[-1].p  # the only one over all
     few = differences(rows([0.0] * 2, [0.1, 0.2], "few") + two, [("a", "b")], "final")
     assert few[-1].verdict == "too few runs"
     single = differences(rows([0.0], [0.1], "single") + two, [("a", "b")], "final")
     assert [d.family for d in single] == ["single", "two"]  # one run has no spread to pool
+
+
+def test_what_is_said_over_all_families_is_adjusted_apart() -> None:
+    """By the number of pairs that are compared over all families, and without effect on the others."""
+    noise = np.array([0.1, -0.1, 0.05, -0.05, 0.02, -0.02])
+
+    def table(name: str) -> list[Row]:
+        found = rows([0.0] * 6, list(noise + 0.15), name)
+        for variant, mean in (("c", 0.05), ("d", 0.0)):
+            found += [row(variant, k, x, name) for k, x in enumerate(noise + mean)]
+        return found
+
+    pairs = [("a", "b"), ("a", "c"), ("a", "d")]
+    found = differences(table("one") + table("two"), pairs, "final")
+    whole, single = [[d for d in found if (d.family == POOLED) == pooled] for pooled in (True, False)]
+    p = [d.p for d in whole]
+    assert p[0] < p[1] < 0.05 < p[2]
+    expected = [3 * p[0], max(3 * p[0], 2 * p[1]), max(2 * p[1], p[2])]
+    assert [d.p_holm for d in whole] == pytest.approx(expected)
+    assert whole[0].verdict == "better" and whole[1].verdict == "better before adjustment"
+    assert min(d.p_holm for d in single) == pytest.approx(6 * min(d.p for d in single))
 
 
 def test_all_families_together_are_no_further_comparison() -> None:

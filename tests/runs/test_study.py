@@ -11,6 +11,7 @@ import threading
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -220,7 +221,7 @@ def test_rows_that_the_study_does_not_have_are_refused(
     for before, after, message in (
         ("room,", "roam,", "table.csv: .*has no family 'roam' .did you mean 'room'.*; it has"),
         (",CompressedAD,", ",CompressEdAD,", "table.csv: .*has no variant 'CompressEdAD' .did you mean"),
-        ("AD,1,", "AD,7,", "table.csv: run 7: .*has 2 runs of room; say --runs if there are more"),
+        ("AD,1,", "AD,7,", "run 7: .*has 2 runs of AD on room; say --runs if there are more"),
     ):
         path.write_text(old.replace(before, after, 1))
         with pytest.raises(UsageError, match=message):
@@ -293,7 +294,58 @@ def test_every_shipped_study_is_valid_and_can_be_made_small(path: Path) -> None:
     )
     small = load_study(path, small=True)
     assert all(cell.trained.model.steps <= 60 for cell in small.cells)
-    assert set(small.runs.values()) == {2}
+    assert {n for of in small.runs.values() for n in of.values()} == {2}
+    assert {family: [*of] for family, of in small.runs.items()} == {
+        family: [*of] for family, of in loaded.runs.items()
+    }
+
+
+def test_a_variant_may_have_fewer_runs_and_families(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = TINY.replace("CompressedAD: {}", "CompressedAD: {runs: {room: 1}}").replace(
+        "short: {", "short: {runs: 1, "
+    )
+    file = written(tmp_path, text)
+
+    def cells(**part: Any) -> list[tuple[str, str, int]]:
+        return [(c.family, c.variant, c.run) for c in load_study(file, **part).cells]
+
+    named = ["AD", "CompressedAD", "random", "self", "short"]  # self plays the weights of CompressedAD
+    first = [*(("room", name, 0) for name in named), *(("permuted", v, 0) for v in ("AD", "random", "short"))]
+    assert cells() == [*first, ("room", "AD", 1), ("room", "random", 1)]
+    assert cells(families=["permuted"]) == first[5:]
+    assert cells(runs=1) == first
+    assert len(cells(runs=3)) == len(cells(small=True, runs=3)) == 3 * len(first)
+    assert load_study(file, runs=3).options == ("--runs 3",)
+    nowhere = text.replace("  AD: {model: {model: AD}}\n", "").replace("[short, AD]", "[short]")
+    with pytest.raises(ConfigError, match="nothing to run on permuted: CompressedAD only on room;"):
+        load_study(written(tmp_path, nowhere, "nowhere.yaml"), families=["permuted"], variants=["self"])
+    assert main(["study", str(file), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    plan = capsys.readouterr().out
+    assert "room: 2 runs each of AD, random\nroom: 1 run each of CompressedAD, self, short\n" in plan
+    assert "permuted: 1 run each of AD, random, short\n" in plan and "10 cells of 9 trained runs" in plan
+    assert "permuted/CompressedAD" not in plan and "permuted: with" not in plan
+
+
+def test_what_a_family_would_make_of_a_variant_that_it_does_not_have_is_not_asked(tmp_path: Path) -> None:
+    """A context of 10 steps is too short for this memory; only room has one of 200."""
+    recurrent = "recurrent: {model: {model: RecurrentAD, memory_steps: 50}"
+    everywhere = TINY.replace("  short:", f"  {recurrent}}}\n  short:")
+    with pytest.raises(ConfigError, match="memory_steps 50; with n_transit 30"):
+        load_study(written(tmp_path, everywhere))
+    only = everywhere.replace(f"{recurrent}}}", f"{recurrent}, runs: {{room: 1}}}}")
+    assert "recurrent" not in load_study(written(tmp_path, only)).runs["permuted"]
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_kept_rows_are_the_cells_of_their_study(path: Path) -> None:
+    """So that ``cad study NAME`` repeats the tables, and nothing but them."""
+    kept = path.parents[1] / "results" / f"{path.stem}.csv"
+    rows = [(row.family, row.variant, row.run) for row in read_rows(kept)]
+    if path.stem == "compression_tabular":
+        return
+    assert sorted(rows) == sorted((c.family, c.variant, c.run) for c in load_study(path).cells)
 
 
 @pytest.mark.parametrize(
@@ -305,6 +357,17 @@ def test_every_shipped_study_is_valid_and_can_be_made_small(path: Path) -> None:
             r"tiny.yaml:4: runs must be a whole number of at least 1, .*got 'none'",
         ),
         ("runs: {room: 2, permuted: 1}", "runs: {room: 2}", r"runs does not say how many for permuted"),
+        (
+            "CompressedAD: {}",
+            "CompressedAD: {runs: {romo: 2}}",
+            r"tiny.yaml:\d+: runs of CompressedAD: unknown 'romo' \(did you mean 'room'",
+        ),
+        (
+            "CompressedAD: {}",
+            "CompressedAD: {runs: {room: 0}}",
+            r"tiny.yaml:\d+: runs of CompressedAD must be a whole number of at least 1, .*; got 0",
+        ),
+        ("CompressedAD: {}", "CompressedAD: {runs: many}", r"runs of CompressedAD must be .*; got 'many'"),
         ("preset: smoke", "preset: smok", r"unknown preset 'smok' \(did you mean 'smoke'\?\)"),
         ("question:", "qestion:", r"tiny.yaml:2: unknown key 'qestion' \(did you mean 'question'\?\)"),
         ("{marks: self}", "{marsk: self}", r"tiny.yaml:\d+: unknown key 'evaluation.marsk'"),

@@ -19,14 +19,18 @@ from compressed_ad.types import to_spec
 FAMILY = Darkroom(size=5, horizon=20)
 
 
-def config(width: int, layers: int, context: int, inputs: tuple[str, ...] = ()) -> ModelConfig:
+def config(
+    width: int, layers: int, context: int, inputs: tuple[str, ...] = (), model: str = "AD"
+) -> ModelConfig:
     return ModelConfig(
-        model="AD",
+        model=model,
         kernels=False,  # PyTorch counts its own operations only
         tf_n_embd=width,
         tf_n_layer=layers,
         n_transit=context,
         token_inputs=inputs,
+        memory_tokens=6,
+        memory_steps=15,
         batch_size=4,
         steps=1,
         observation_space=to_spec(FAMILY.observation_space),
@@ -48,6 +52,20 @@ def windows(c: ModelConfig) -> Batch:
     return Batch(tokens, action, ~no)
 
 
+def counted_per_step(c: ModelConfig) -> float:
+    """Mean of the steps from 60 to 180 of one rollout."""
+    model = build_model(c, 0)
+    assert isinstance(model, AD)
+
+    def counted(episodes: int) -> int:
+        agent = InContextAgent(model, seed=0)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            evaluate_tasks(agent, FAMILY, FAMILY.tasks()[:1], rollouts=1, episodes=episodes)
+        return int(counter.get_total_flops())
+
+    return (counted(9) - counted(3)) / 120
+
+
 @pytest.mark.parametrize(
     ("width", "layers", "context", "inputs"),
     [(64, 2, 50, ()), (64, 2, 200, ()), (96, 3, 100, ()), (64, 2, 200, tuple(TOKEN_INPUT))],
@@ -66,20 +84,27 @@ def test_training_costs_what_is_counted(
     assert counter.get_total_flops() == pytest.approx(training_flops(c) + masked, rel=within)
 
 
+def test_training_with_a_recurrent_memory_costs_what_is_counted() -> None:
+    """Six chunks of 15 steps are read and written, with 6 tokens of memory on each side; the last is read."""
+    c = config(64, 2, 95, model="RecurrentAD")
+    model = build_model(c, 0)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        gradient(model, model.loss, windows(c), c)
+    masked = 3 * c.batch_size * (6 * 27 * full_attention(c, 27 / 2) + 11 * full_attention(c, 11 / 2))
+    assert counter.get_total_flops() == pytest.approx(training_flops(c) + masked, rel=0.05)
+
+
+def test_a_step_with_a_recurrent_memory_costs_what_is_counted() -> None:
+    c = config(64, 2, 60, model="RecurrentAD")
+    written, read = 27 * full_attention(c, 27 / 2), 6 * full_attention(c, 6 / 2)
+    assert counted_per_step(c) == pytest.approx(action_flops(c) + (written + read) / 15, rel=0.05)
+
+
 def test_a_step_in_context_costs_what_is_counted() -> None:
-    """Once a context was full: between 60 and 160 steps lie five recomputations of half a context of 40.
+    """Once a context was full: between 60 and 180 steps lie six recomputations of half a context of 40.
 
     So narrow a model spends a third of it on attention.
     """
     c = config(16, 3, 40)
-    model = build_model(c, 0)
-    assert isinstance(model, AD)
-
-    def counted(episodes: int) -> int:
-        agent = InContextAgent(model, seed=0)
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            evaluate_tasks(agent, FAMILY, FAMILY.tasks()[:1], rollouts=1, episodes=episodes)
-        return int(counter.get_total_flops())
-
     masked = full_attention(c, 40 / 4) * 2 / 3  # of two layers of three
-    assert (counted(8) - counted(3)) / 100 == pytest.approx(action_flops(c) + masked, rel=0.02)
+    assert counted_per_step(c) == pytest.approx(action_flops(c) + masked, rel=0.02)
