@@ -23,7 +23,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -150,70 +150,30 @@ def load_study(
     """
     leaves = {p: leaf for p, leaf in yaml_file.read(path).items() if len(p) > 1 or leaf[0] is not None}
     file, invalid = valid_part(StudyFile, layers.nested(leaves))
-
-    def where(*key: str) -> str:
-        return origin(leaves, [key], str(path))
-
-    problems = [f"{where(*problem.paths[0])}: {problem}" for problem in invalid]
-
-    def among(place: str, names: Iterable[Any], known: Sequence[str]) -> None:
-        for name in names:
-            if name not in known:
-                hint = f"{nearest(str(name), known)}; one of {', '.join(known)}"
-                problems.append(f"{place}: unknown {name!r}{hint}")
-
+    mistakes = _Mistakes(path, leaves)
+    mistakes.found.extend(f"{mistakes.where(*problem.paths[0])}: {problem}" for problem in invalid)
     for section in ("families", "variants"):
-        names = getattr(file, section)
+        names, place = getattr(file, section), mistakes.where(section)
         if not names:
-            problems.append(f"{where(section)}: {section} must name at least one, with its settings")
-            raise ConfigError(problems)
+            mistakes.found.append(f"{place}: {section} must name at least one, with its settings")
+            mistakes.stop()
         for name in [name for name in names if not name.isprintable()]:
-            problems.append(f"{where(section)}: {section} must have names of one line, not {name!r}")
+            mistakes.found.append(f"{place}: {section} must have names of one line, not {name!r}")
     known_families, known = list(file.families), list(file.variants)
     baseline = known[0] if file.baseline is None else file.baseline
-    among(f"{where('baseline')}: baseline", [baseline], known)
-    among(f"{where('metric')}: metric", [file.metric], list(MEASURES))
-    among("--families", families, known_families)
-    among("--variants", variants, known)
-    plays = {name: str(of["weights"]) for name, of in file.variants.items() if of and "weights" in of}
-    for name, other in plays.items():
-        place = where("variants", name, "weights")
-        among(f"{place}: variants", [other], known)
-        strange = [p[0] for p in _settings(leaves, "variants", name) if p[0] != "evaluation"]
-        if strange:
-            only = f"so it can only set evaluation, not {strange[0]}"
-            problems.append(f"{place}: {name} plays the weights of {other}, {only}")
-        if other in plays:
-            problems.append(f"{place}: {other} has no weights of its own")
-    counts = file.runs if isinstance(file.runs, dict) else dict.fromkeys(known_families, file.runs)
-    among(f"{where('runs')}: runs", counts, known_families)
-    for family in [family for family in known_families if family not in counts]:
-        problems.append(f"{where('runs')}: runs does not say how many for {family}")
-    planned: dict[str, dict[str, int]] = {family: {} for family in known_families}
-    for name in known:
-        settings, weights = (file.variants.get(v) or {} for v in (name, plays.get(name, name)))
-        asked = settings.get("runs", weights.get("runs", counts))
-        asked = asked if isinstance(asked, dict) else dict.fromkeys(known_families, asked)
-        place = f"{where('variants', name, 'runs')}: runs of {name}"
-        among(place, asked, known_families)
-        for n in [n for n in asked.values() if type(n) is not int or n < 1]:
-            problems.append(
-                f"{place} must be a whole number of at least 1, or one for each family; got {n!r}"
-            )
-        for family in [family for family in known_families if family in asked]:
-            planned[family][name] = asked[family]
-    among(f"{where('compare')}: compare", chain.from_iterable(file.compare), known)
-    among(f"{where('curves')}: curves", chain.from_iterable(file.curves.values()), known)
-    if problems:  # what is wrong with settings costs more to find
-        raise ConfigError(dict.fromkeys(problems))
+    mistakes.unknown(f"{mistakes.where('baseline')}: baseline", [baseline], known)
+    mistakes.unknown(f"{mistakes.where('metric')}: metric", [file.metric], list(MEASURES))
+    mistakes.unknown("--families", families, known_families)
+    mistakes.unknown("--variants", variants, known)
+    plays = _plays(file, mistakes)
+    planned = _planned(file, plays, mistakes)
+    mistakes.unknown(f"{mistakes.where('compare')}: compare", chain.from_iterable(file.compare), known)
+    mistakes.unknown(f"{mistakes.where('curves')}: curves", chain(*file.curves.values()), known)
+    mistakes.stop()  # what is wrong with settings costs more to find
     chosen_families = [name for name in known_families if name in (families or known_families)]
     wanted = {*(variants or known), baseline}
     wanted |= {plays.get(name, name) for name in wanted}
     chosen = [name for name in known if name in wanted]
-    bottom = layers.request_leaves(layers.Request(file.preset))
-    top = layers.override_leaves(overrides)
-    if small:
-        layers.merge(bottom, layers.read_file(layers.config_folder() / "study_small.yaml"))
     has = {f: {v: n for v, n in planned[f].items() if v in chosen} for f in chosen_families}
     counted = {
         f: {v: (SMALL_RUNS if small else n) if runs is None else runs for v, n in of.items()}
@@ -223,15 +183,18 @@ def load_study(
         places = {v: [f for f in known_families if v in planned[f]] for v in chosen}
         only = "; ".join(f"{v} only on {', '.join(on)}" for v, on in places.items())
         raise ConfigError([f"{path}: nothing to run on {', '.join(chosen_families)}: {only}"])
+    bottom = layers.request_leaves(layers.Request(file.preset))
+    top = layers.override_leaves(overrides)
+    if small:
+        layers.merge(bottom, layers.read_file(layers.config_folder() / "study_small.yaml"))
     configs: dict[tuple[str, str], Config] = {}
     for family, of in counted.items():
         for variant in dict.fromkeys([*of, *(plays.get(name, name) for name in of)]):
-            with layers.gathering(problems):
+            with layers.gathering(mistakes.found):
                 layered = _layered(leaves, bottom, family, variant, small)
                 layers.merge(layered, top)
                 configs[family, variant] = validated_config(layered, own=own)
-    if problems:
-        raise ConfigError(dict.fromkeys(problems))
+    mistakes.stop()
     cells = [
         _cell(configs, family, variant, plays.get(variant, variant), run, file.first_seed + run)
         for run in range(max(chain.from_iterable(of.values() for of in counted.values())))
@@ -265,6 +228,69 @@ def load_study(
         small=small,
         options=tuple(options),
     )
+
+
+@dataclass(frozen=True)
+class _Mistakes:
+    """What is wrong with a study file, each with its place."""
+
+    path: Path
+    leaves: Leaves
+    found: list[str] = field(default_factory=list)
+
+    def where(self, *key: str) -> str:
+        return origin(self.leaves, [key], str(self.path))
+
+    def unknown(self, place: str, names: Iterable[Any], known: Sequence[str]) -> None:
+        """Note the ``names`` that are not ``known``."""
+        for name in names:
+            if name not in known:
+                hint = f"{nearest(str(name), known)}; one of {', '.join(known)}"
+                self.found.append(f"{place}: unknown {name!r}{hint}")
+
+    def stop(self) -> None:
+        """Raise ``ConfigError`` if there are any."""
+        if self.found:
+            raise ConfigError(dict.fromkeys(self.found))
+
+
+def _plays(file: StudyFile, mistakes: _Mistakes) -> dict[str, str]:
+    """The variants that play the weights of another: which."""
+    found = {name: str(of["weights"]) for name, of in file.variants.items() if of and "weights" in of}
+    for name, other in found.items():
+        place = mistakes.where("variants", name, "weights")
+        mistakes.unknown(f"{place}: variants", [other], list(file.variants))
+        strange = [p[0] for p in _settings(mistakes.leaves, "variants", name) if p[0] != "evaluation"]
+        if strange:
+            only = f"so it can only set evaluation, not {strange[0]}"
+            mistakes.found.append(f"{place}: {name} plays the weights of {other}, {only}")
+        if other in found:
+            mistakes.found.append(f"{place}: {other} has no weights of its own")
+    return found
+
+
+def _planned(file: StudyFile, plays: Mapping[str, str], mistakes: _Mistakes) -> dict[str, dict[str, int]]:
+    """How many runs, by family and variant; a variant that plays another's weights has those of the other."""
+    families = list(file.families)
+    place = f"{mistakes.where('runs')}: runs"
+    counts = file.runs if isinstance(file.runs, dict) else dict.fromkeys(families, file.runs)
+    mistakes.unknown(place, counts, families)
+    for family in [family for family in families if family not in counts]:
+        mistakes.found.append(f"{place} does not say how many for {family}")
+    found: dict[str, dict[str, int]] = {family: {} for family in families}
+    for name in file.variants:
+        settings, weights = (file.variants.get(v) or {} for v in (name, plays.get(name, name)))
+        asked = settings.get("runs", weights.get("runs", counts))
+        asked = asked if isinstance(asked, dict) else dict.fromkeys(families, asked)
+        place = f"{mistakes.where('variants', name, 'runs')}: runs of {name}"
+        mistakes.unknown(place, asked, families)
+        for n in [n for n in asked.values() if type(n) is not int or n < 1]:
+            mistakes.found.append(
+                f"{place} must be a whole number of at least 1, or one for each family; got {n!r}"
+            )
+        for family in [family for family in families if family in asked]:
+            found[family][name] = asked[family]
+    return found
 
 
 def _settings(leaves: Leaves, *key: str) -> Leaves:
