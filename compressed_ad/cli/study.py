@@ -106,7 +106,9 @@ def check_names(path: Path, study: Study, rows: Sequence[Row]) -> None:
             if (name := getattr(row, what)) not in known:
                 hint = f"{nearest(name, known)}; it has {', '.join(known)}"
                 raise UsageError(f"{path}: {study.path} has no {what} {name!r}{hint}")
-        n = study.runs[row.family].get(row.variant, 0)
+        n = study.runs[row.family].get(row.variant)
+        if n is None:
+            raise UsageError(f"{path}: {study.path} has no runs of {row.variant} on {row.family}")
         if not 0 <= row.run < n:
             runs = f"{n} runs of {row.variant} on {row.family}; say --runs if there are more"
             raise UsageError(f"{path}: run {row.run}: {study.path} has {runs}")
@@ -189,7 +191,7 @@ def _plan(study: Study, out: Path, processes: int) -> str:
         f"{len(study.cells)} cells of {len(parts)} trained runs;"
         f" {sum(group.finished for group in parts)} runs are finished",
         f"about {duration(sum(known))} in {processes} processes{unknown}",
-        *study_report.power_lines(study.runs, study.spread),
+        *study_report.power_lines(study),
         f"output: {out / study.folder}",
     ]
     return "\n".join(lines)

@@ -139,19 +139,19 @@ def compare(
     """Every pair (one, other) in every family, and over all families if there are several.
 
     Holm's adjustment is for the number of pairs and families. What is said over all families rests on the
-    same runs, and is adjusted for the number of pairs that it is said of.
+    same runs, and is adjusted for the number of pairs that it is said of: those that every family has.
     """
-    found = []
+    found, families = [], dict.fromkeys(family for family, _ in scores)
     for one, other in pairs:
         parts = []
-        for family in dict.fromkeys(family for family, _ in scores):
+        for family in families:
             a, b = scores.get((family, one), {}), scores.get((family, other), {})
             gaps = np.array([np.subtract(b[run], a[run]) for run in sorted(a) if run in b], np.float64)
             if len(gaps) and (estimate := design.interval(gaps)).n:
                 p = intervals.p_value(estimate)
                 parts.append(Difference(family, one, other, measure, estimate, estimate.n, p, gaps=gaps))
         found += parts
-        if len(parts) > 1 and all(part.n_run > 1 for part in parts):
+        if len(parts) == len(families) > 1 and all(part.n_run > 1 for part in parts):
             whole = intervals.pooled([part.estimate for part in parts])
             n_run = min(part.n_run for part in parts)
             found.append(Difference(POOLED, one, other, measure, whole, n_run, intervals.p_value(whole)))

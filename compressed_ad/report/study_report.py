@@ -171,7 +171,7 @@ def write_study(
         figures=keep_figures(
             folder / "figures", rendered(_figures(study, rows, points, found), formats), formats
         ),
-        power=power_lines(study.runs, study.spread),
+        power=power_lines(study),
         source=study.path.read_text("utf-8"),
         config=config,
         command=command,
@@ -209,16 +209,19 @@ def answers(found: Sequence[Difference]) -> list[str]:
     return lines
 
 
-def power_lines(runs: Mapping[str, Mapping[str, int]], spread: float | None) -> list[str]:
-    """What a study with so many ``runs``, by family and variant, can be expected to see."""
-    if spread is None:
+def power_lines(study: Study) -> list[str]:
+    """What a study can be expected to see, said before it is run: by the runs that its comparisons have."""
+    if study.spread is None:
         return []
-    return [
-        f"{family}: with {n} runs, 4 of 5 such studies would detect a true difference of"
-        f" {detectable(spread, n):.3f}, if paired differences vary by {spread:g} between runs"
-        for family, of in runs.items()
-        for n in sorted({*of.values()} - {1}, reverse=True)
-    ]
+    lines = []
+    for family, of in study.runs.items():
+        pairs = {min(of[one], of[other]) for one, other in study.comparisons if {one, other} <= of.keys()}
+        lines += [
+            f"{family}: with {n} runs, 4 of 5 such studies would detect a true difference of"
+            f" {detectable(study.spread, n):.3f}, if paired differences vary by {study.spread:g} between runs"
+            for n in sorted(pairs - {1}, reverse=True)
+        ]
+    return lines
 
 
 def _figures(

@@ -28,6 +28,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
+from annotated_types import Le
 from pydantic import Field, Strict
 
 from compressed_ad.errors import ConfigError, nearest
@@ -41,7 +42,8 @@ from compressed_ad.runs.yaml_file import Leaves
 from compressed_ad.settings import Count, Positive, Settings, Whole
 
 SMALL_RUNS, SMALL_EPISODES = 2, 10
-_Runs = Annotated[Count, Strict()]
+MAX_RUNS = 10_000
+_Runs = Annotated[Count, Strict(), Le(MAX_RUNS)]
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,10 @@ def load_study(
     plays = _plays(file, mistakes)
     planned = _planned(file, plays, mistakes)
     mistakes.unknown(f"{mistakes.where('compare')}: compare", chain.from_iterable(file.compare), known)
+    for one, other in file.compare:
+        if {one, other} <= {*known} and not any(one in of and other in of for of in planned.values()):
+            place = mistakes.where("compare")
+            mistakes.found.append(f"{place}: compare: {one} and {other} have no family in common")
     mistakes.unknown(f"{mistakes.where('curves')}: curves", chain(*file.curves.values()), known)
     mistakes.stop()  # what is wrong with settings costs more to find
     chosen_families = [name for name in known_families if name in (families or known_families)]
@@ -270,33 +276,48 @@ def _plays(file: StudyFile, mistakes: _Mistakes) -> dict[str, str]:
 
 
 def _planned(file: StudyFile, plays: Mapping[str, str], mistakes: _Mistakes) -> dict[str, dict[str, int]]:
-    """How many runs, by family and variant; a variant that plays another's weights has those of the other."""
+    """How many runs, by family and variant that it has.
+
+    A variant has its own, those of the variant whose weights it plays, or the study's.
+    """
     families = list(file.families)
     place = f"{mistakes.where('runs')}: runs"
     counts = file.runs if isinstance(file.runs, dict) else dict.fromkeys(families, file.runs)
     mistakes.unknown(place, counts, families)
     for family in [family for family in families if family not in counts]:
         mistakes.found.append(f"{place} does not say how many for {family}")
-    found: dict[str, dict[str, int]] = {family: {} for family in families}
-    for name in file.variants:
-        settings, weights = (file.variants.get(v) or {} for v in (name, plays.get(name, name)))
-        asked = settings.get("runs", weights.get("runs", counts))
-        asked = asked if isinstance(asked, dict) else dict.fromkeys(families, asked)
+    own: dict[str, dict[str, int]] = {}
+    for name in [name for name, of in file.variants.items() if of and "runs" in of]:
+        asked = (file.variants[name] or {})["runs"]
+        own[name] = asked if isinstance(asked, dict) else dict.fromkeys(families, asked)
         place = f"{mistakes.where('variants', name, 'runs')}: runs of {name}"
-        mistakes.unknown(place, asked, families)
-        for n in [n for n in asked.values() if type(n) is not int or n < 1]:
+        if not own[name]:
+            mistakes.found.append(f"{place} must name at least one family")
+        mistakes.unknown(place, own[name], families)
+        for n in [n for n in own[name].values() if type(n) is not int or not 1 <= n <= MAX_RUNS]:
             mistakes.found.append(
-                f"{place} must be a whole number of at least 1, or one for each family; got {n!r}"
+                f"{place} must be a whole number between 1 and {MAX_RUNS}, or one for each family; got {n!r}"
             )
-        for family in [family for family in families if family in asked]:
-            found[family][name] = asked[family]
-    return found
+    of_variant = {name: own.get(name, own.get(plays.get(name, name), counts)) for name in file.variants}
+    for name, settings in file.variants.items():
+        inside = (settings or {}).get("in")
+        place = f"{mistakes.where('variants', name, 'in')}: in of {name}"
+        for family in inside if isinstance(inside, dict) else ():
+            if family not in families:
+                mistakes.unknown(place, [family], families)
+            elif family not in of_variant[name]:
+                mistakes.found.append(f"{place}: it has no runs on {family}")
+    return {
+        family: {name: runs[family] for name, runs in of_variant.items() if family in runs}
+        for family in families
+    }
 
 
 def _settings(leaves: Leaves, *key: str) -> Leaves:
-    """The settings under ``key``, without what is not a setting."""
+    """The settings under ``key``, without what else a variant says."""
     own = {p[len(key) :]: leaf for p, leaf in leaves.items() if p[: len(key)] == key}
-    return {p: leaf for p, leaf in own.items() if p and p[0] not in ("weights", "in", "runs")}
+    others = ("weights", "in", "runs") if key[0] == "variants" and len(key) == 2 else ()
+    return {p: leaf for p, leaf in own.items() if p and p[0] not in others}
 
 
 def _layered(study: Leaves, bottom: Leaves, family: str, variant: str, small: bool) -> Leaves:

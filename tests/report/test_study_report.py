@@ -98,6 +98,10 @@ def test_families_count_the_same_however_many_runs_they_have() -> None:
     quantile = scipy_stats.t.ppf(0.975, found[-1].estimate.n - 1)
     assert half / quantile == pytest.approx(expected)
     assert found[-1].verdict == "better" and found[-1].p_holm == found[-1].p  # the only one over all
+    pooled = dict(zip(*(difference_table(found, "final")[k] for k in (0, -1)), strict=True))
+    assert pooled["Runs"] == "" and pooled["p, Holm"] == pooled["p"] != ""
+    other = [row("c", k, 0.5, "two") for k in range(8)]
+    assert [d.family for d in differences(one + two + other, [("a", "c")], "final")] == ["two"]  # not all
     few = differences(rows([0.0] * 2, [0.1, 0.2], "few") + two, [("a", "b")], "final")
     assert few[-1].verdict == "too few runs"
     single = differences(rows([0.0], [0.1], "single") + two, [("a", "b")], "final")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -22,7 +23,8 @@ from compressed_ad.cli.main import main
 from compressed_ad.cli.study import check_names
 from compressed_ad.errors import ConfigError, UsageError
 from compressed_ad.files import locked
-from compressed_ad.report.rows import read_rows
+from compressed_ad.report.rows import Row, read_rows
+from compressed_ad.report.study_report import power_lines
 from compressed_ad.runs import study_run as study
 from compressed_ad.runs.config import load_config
 from compressed_ad.runs.layers import Request
@@ -317,6 +319,7 @@ def test_a_variant_may_have_fewer_runs_and_families(
     assert cells(families=["permuted"]) == first[5:]
     assert cells(runs=1) == first
     assert len(cells(runs=3)) == len(cells(small=True, runs=3)) == 3 * len(first)
+    assert len(cells(small=True)) == 2 * len(first)
     assert load_study(file, runs=3).options == ("--runs 3",)
     nowhere = text.replace("  AD: {model: {model: AD}}\n", "").replace("[short, AD]", "[short]")
     with pytest.raises(ConfigError, match="nothing to run on permuted: CompressedAD only on room;"):
@@ -326,6 +329,23 @@ def test_a_variant_may_have_fewer_runs_and_families(
     assert "room: 2 runs each of AD, random\nroom: 1 run each of CompressedAD, self, short\n" in plan
     assert "permuted: 1 run each of AD, random, short\n" in plan and "10 cells of 9 trained runs" in plan
     assert "permuted/CompressedAD" not in plan and "permuted: with" not in plan
+    kept = Row("permuted", "CompressedAD", 0, {}, "a/b/c")
+    with pytest.raises(UsageError, match=r"tiny.yaml has no runs of CompressedAD on permuted"):
+        check_names(tmp_path / "table.csv", load_study(file), [kept])
+
+
+def test_a_later_family_may_have_more_runs_and_power_goes_by_pairs(tmp_path: Path) -> None:
+    text = TINY.replace("self: {weights", "self: {runs: {permuted: 4}, weights")
+    loaded = load_study(written(tmp_path, text.replace("short: {", "short: {runs: {room: 5}, ")))
+    counted = Counter((cell.family, cell.variant) for cell in loaded.cells)
+    assert counted == {(f, v): n for f, of in loaded.runs.items() for v, n in of.items()}
+    assert counted["permuted", "self"] == 4 and counted["room", "short"] == 5
+    (line,) = power_lines(loaded)  # no comparison has more runs than AD, which has 2 and 1
+    assert line.startswith("room: with 2 runs")
+    only = TINY.replace("CompressedAD: {}", "CompressedAD: {runs: {room: 1}}")
+    only = only.replace("self: {weights", "self: {runs: {permuted: 1}, weights")
+    playing = load_study(written(tmp_path, only))
+    assert [c.trained.model.model for c in playing.cells if c.variant == "self"] == ["CompressedAD"]
 
 
 def test_what_a_family_would_make_of_a_variant_that_it_does_not_have_is_not_asked(tmp_path: Path) -> None:
@@ -354,7 +374,7 @@ def test_kept_rows_are_the_cells_of_their_study(path: Path) -> None:
         (
             "runs: {room: 2, permuted: 1}",
             "runs: none",
-            r"tiny.yaml:4: runs must be a whole number of at least 1, .*got 'none'",
+            r"tiny.yaml:4: runs must be a whole number between 1 and 10000, .*got 'none'",
         ),
         ("runs: {room: 2, permuted: 1}", "runs: {room: 2}", r"runs does not say how many for permuted"),
         (
@@ -365,7 +385,23 @@ def test_kept_rows_are_the_cells_of_their_study(path: Path) -> None:
         (
             "CompressedAD: {}",
             "CompressedAD: {runs: {room: 0}}",
-            r"tiny.yaml:\d+: runs of CompressedAD must be a whole number of at least 1, .*; got 0",
+            r"tiny.yaml:\d+: runs of CompressedAD must be a whole number between 1 and 10000, .*; got 0",
+        ),
+        ("CompressedAD: {}", "CompressedAD: {runs: true}", r"runs of CompressedAD must be .*; got True"),
+        ("CompressedAD: {}", "CompressedAD: {runs: 10001}", r"runs of CompressedAD must be .*; got 10001"),
+        ("CompressedAD: {}", "CompressedAD: {runs: {}}", r"CompressedAD must name at least one family"),
+        ("runs: {room: 2, permuted: 1}", "runs: 10001", r"tiny.yaml:4: runs must be .* got 10001"),
+        ("room: {}", "room: {runs: 3}", r"tiny.yaml:11: unknown key 'runs'"),
+        ("CompressedAD: {}", "CompressedAD: {in: {romo: {}}}", r"in of CompressedAD: unknown 'romo'"),
+        (
+            "CompressedAD: {}",
+            "CompressedAD: {runs: {room: 1}, in: {permuted: {model: {steps: 3}}}}",
+            r"tiny.yaml:\d+: in of CompressedAD: it has no runs on permuted",
+        ),
+        (
+            "AD: {model: {model: AD}}\n  CompressedAD: {}\n  random: {",
+            "AD: {model: {model: AD}}\n  CompressedAD: {runs: {room: 1}}\n  random: {runs: {permuted: 1}, ",
+            r"tiny.yaml:\d+: compare: random and CompressedAD have no family in common",
         ),
         ("CompressedAD: {}", "CompressedAD: {runs: many}", r"runs of CompressedAD must be .*; got 'many'"),
         ("preset: smoke", "preset: smok", r"unknown preset 'smok' \(did you mean 'smoke'\?\)"),

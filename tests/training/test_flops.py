@@ -12,7 +12,7 @@ from compressed_ad.models.settings import ModelConfig
 from compressed_ad.models.token_inputs import TOKEN_INPUT
 from compressed_ad.models.tokens import Batch, Tokens
 from compressed_ad.tasks.gridworld import Darkroom
-from compressed_ad.training.flops import action_flops, training_flops
+from compressed_ad.training.flops import action_flops, cache_bytes, training_flops
 from compressed_ad.training.loop import build_model, gradient
 from compressed_ad.types import to_spec
 
@@ -84,20 +84,34 @@ def test_training_costs_what_is_counted(
     assert counter.get_total_flops() == pytest.approx(training_flops(c) + masked, rel=within)
 
 
-def test_training_with_a_recurrent_memory_costs_what_is_counted() -> None:
-    """Six chunks of 15 steps are read and written, with 6 tokens of memory on each side; the last is read."""
-    c = config(64, 2, 95, model="RecurrentAD")
+@pytest.mark.parametrize(("context", "last"), [(90, 15), (91, 1), (104, 14)])
+def test_training_with_a_recurrent_memory_costs_what_is_counted(context: int, last: int) -> None:
+    """Chunks of 15 steps are read and written, with 6 tokens of memory on each side; the last is read."""
+    c = config(64, 2, context, model="RecurrentAD")
     model = build_model(c, 0)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         gradient(model, model.loss, windows(c), c)
-    masked = 3 * c.batch_size * (6 * 27 * full_attention(c, 27 / 2) + 11 * full_attention(c, 11 / 2))
-    assert counter.get_total_flops() == pytest.approx(training_flops(c) + masked, rel=0.05)
+    whole = (context - last) // 15
+    masked = whole * 27 * full_attention(c, 27 / 2) + (6 + last) * full_attention(c, (6 + last) / 2)
+    expected = training_flops(c) + 3 * c.batch_size * masked
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.015)
 
 
-def test_a_step_with_a_recurrent_memory_costs_what_is_counted() -> None:
+@pytest.mark.parametrize(("width", "layers"), [(64, 2), (64, 1), (16, 3)])
+def test_a_step_with_a_recurrent_memory_costs_what_is_counted(width: int, layers: int) -> None:
+    """The heads, which are left out, are the more of it the narrower and the shallower a model is."""
+    c = config(width, layers, 60, model="RecurrentAD")
+    written = 27 * full_attention(c, 27 / 2) + 6 * full_attention(c, 6 / 2) * (layers - 1) / layers
+    assert counted_per_step(c) == pytest.approx(action_flops(c) + written / 15, rel=0.02)
+
+
+def test_a_recurrent_memory_keeps_its_tokens_and_one_chunk() -> None:
     c = config(64, 2, 60, model="RecurrentAD")
-    written, read = 27 * full_attention(c, 27 / 2), 6 * full_attention(c, 6 / 2)
-    assert counted_per_step(c) == pytest.approx(action_flops(c) + (written + read) / 15, rel=0.05)
+    model = build_model(c, 0)
+    assert isinstance(model, AD)
+    cache = model.new_cache(5)
+    size = sum(x.numel() * x.element_size() for x in (cache.key, cache.value))
+    assert size == 5 * cache_bytes(c)
 
 
 def test_a_step_in_context_costs_what_is_counted() -> None:
