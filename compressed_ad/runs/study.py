@@ -307,10 +307,13 @@ def _planned(file: StudyFile, plays: Mapping[str, str], mistakes: _Mistakes) -> 
                 mistakes.unknown(place, [family], families)
             elif family not in of_variant[name]:
                 mistakes.found.append(f"{place}: it has no runs on {family}")
-    return {
+    planned = {
         family: {name: runs[family] for name, runs in of_variant.items() if family in runs}
         for family in families
     }
+    for family in [family for family, of in planned.items() if not of]:
+        mistakes.found.append(f"{mistakes.where('families', family)}: no variant has runs on {family}")
+    return planned
 
 
 def _settings(leaves: Leaves, *key: str) -> Leaves:

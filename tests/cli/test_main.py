@@ -135,6 +135,9 @@ for line in [*right, *sys.argv[1:]]:
 # ---------------------------------------------------------------- usage: exit code 2, nothing started
 
 
+_RECURRENT_ALONE = ("--model.model", "RecurrentAD", "--comparison.methods", "[RecurrentAD]")
+
+
 @pytest.mark.parametrize(
     ("words", "cause"),
     [
@@ -205,6 +208,10 @@ for line in [*right, *sys.argv[1:]]:
         (["run", "--model.memory_steps", "5"], "memory_steps is a setting of RecurrentAD alone"),
         (["run", "--model.recent_steps", "200"], "with recent_steps 200 and n_transit 200, nothing leaves"),
         (["run", "--model.kept_tokens", "5"], "kept_tokens has no effect without segments"),
+        (
+            ["run", *_RECURRENT_ALONE, "--model.kept_tokens", "5"],
+            "RecurrentAD keeps memory_tokens, not kept_tokens",
+        ),
         (
             ["run", "--comparison.methods", "[AD, GistAD]", "--model.segments", "episode"],
             "with segments episode, AD is what GistAD is",

@@ -460,6 +460,14 @@ def test_parts_of_a_study_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["study", str(tmp_path / "none.yaml"), "--dry-run"]) == 2
 
 
+def test_a_family_that_no_variant_has_is_a_mistake(tmp_path: Path) -> None:
+    text = written(tmp_path, TINY).read_text()
+    for name in ("AD", "CompressedAD", "random", "short"):  # self has the runs of CompressedAD
+        text = text.replace(f"  {name}: {{", f"  {name}: {{runs: {{room: 1}}, ")
+    with pytest.raises(ConfigError, match=r"tiny.yaml:\d+: no variant has runs on permuted$"):
+        load_study(written(tmp_path, text))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_one_cell_that_needs_a_gpu_is_told_before_anything_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
