@@ -189,18 +189,7 @@ def load_study(
         places = {v: [f for f in known_families if v in planned[f]] for v in chosen}
         only = "; ".join(f"{v} only on {', '.join(on)}" for v, on in places.items())
         raise ConfigError([f"{path}: nothing to run on {', '.join(chosen_families)}: {only}"])
-    bottom = layers.request_leaves(layers.Request(file.preset))
-    top = layers.override_leaves(overrides)
-    if small:
-        layers.merge(bottom, layers.read_file(layers.config_folder() / "study_small.yaml"))
-    configs: dict[tuple[str, str], Config] = {}
-    for family, of in counted.items():
-        for variant in dict.fromkeys([*of, *(plays.get(name, name) for name in of)]):
-            with layers.gathering(mistakes.found):
-                layered = _layered(leaves, bottom, family, variant, small)
-                layers.merge(layered, top)
-                configs[family, variant] = validated_config(layered, own=own)
-    mistakes.stop()
+    configs = _configs(counted, plays, mistakes, file.preset, overrides, small=small, own=own)
     cells = [
         _cell(configs, family, variant, plays.get(variant, variant), run, file.first_seed + run)
         for run in range(max(chain.from_iterable(of.values() for of in counted.values())))
@@ -321,6 +310,32 @@ def _settings(leaves: Leaves, *key: str) -> Leaves:
     own = {p[len(key) :]: leaf for p, leaf in leaves.items() if p[: len(key)] == key}
     others = ("weights", "in", "runs") if key[0] == "variants" and len(key) == 2 else ()
     return {p: leaf for p, leaf in own.items() if p and p[0] not in others}
+
+
+def _configs(
+    counted: Mapping[str, Mapping[str, int]],
+    plays: Mapping[str, str],
+    mistakes: _Mistakes,
+    preset: str,
+    overrides: Sequence[tuple[str, str]],
+    *,
+    small: bool,
+    own: bool,
+) -> dict[tuple[str, str], Config]:
+    """The settings of each family and variant in ``counted``, and of variants whose weights are played."""
+    bottom = layers.request_leaves(layers.Request(preset))
+    top = layers.override_leaves(overrides)
+    if small:
+        layers.merge(bottom, layers.read_file(layers.config_folder() / "study_small.yaml"))
+    configs: dict[tuple[str, str], Config] = {}
+    for family, of in counted.items():
+        for variant in dict.fromkeys([*of, *(plays.get(name, name) for name in of)]):
+            with layers.gathering(mistakes.found):
+                layered = _layered(mistakes.leaves, bottom, family, variant, small)
+                layers.merge(layered, top)
+                configs[family, variant] = validated_config(layered, own=own)
+    mistakes.stop()
+    return configs
 
 
 def _layered(study: Leaves, bottom: Leaves, family: str, variant: str, small: bool) -> Leaves:
