@@ -2,8 +2,8 @@
 
     python -m benchmarks.compression
 
-Training: CPU seconds of a gradient step on windows of 700 steps, by the compiled kernel and by PyTorch's
-masked attention. Play: CPU seconds of a step of 64 environments after 200 and after 2000 steps.
+Training: CPU seconds of a gradient step on windows of 700 and of 300 steps, by the compiled kernel and by
+PyTorch's masked attention. Play: CPU seconds of a step of 64 environments after 200 and after 2000 steps.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ KINDS: dict[str, dict[str, Any]] = {
 ROOM = {"tf_n_embd": 64, "batch_size": 4, "n_transit": 700}
 
 
-def training(quick: bool) -> dict[str, float]:
-    """Milliseconds of a gradient step of each kind, and of its attention by PyTorch."""
+def training(quick: bool, **windows: int) -> dict[str, float]:
+    """Milliseconds of a gradient step of each kind on ``windows``, and of its attention by PyTorch."""
     calls = {}
     for name, kind in KINDS.items():
         for suffix, kernels in (("", True), ("_pytorch", False)):
-            config = default_model(**ROOM, **kind, kernels=kernels)
+            config = default_model(**{**ROOM, **windows}, **kind, kernels=kernels)
             model = build_model(config, 0)
             sampler = WindowSampler(synthetic(), config.n_transit, config.batch_size, seed=0)
             calls[name + suffix] = _stepper(model, make_optimiser(model, config), sampler, config)
@@ -78,6 +78,7 @@ def run(quick: bool = False) -> None:
     """All of them."""
     torch.set_num_threads(1)
     write("compression_training", training(quick))
+    write("compression_training_300", training(quick, n_transit=300, batch_size=11))
     write("compression_play", play(quick))
 
 
