@@ -209,6 +209,10 @@ _RECURRENT_ALONE = ("--model.model", "RecurrentAD", "--comparison.methods", "[Re
         (["run", "--model.recent_steps", "200"], "with recent_steps 200 and n_transit 200, nothing leaves"),
         (["run", "--model.kept_tokens", "5"], "kept_tokens has no effect without segments"),
         (
+            ["run", "--comparison.methods", "[AD, RecurrentAD]", "--model.kept_tokens", "5"],
+            "set segments, or choose GistAD",
+        ),
+        (
             ["run", *_RECURRENT_ALONE, "--model.kept_tokens", "5"],
             "RecurrentAD keeps memory_tokens, not kept_tokens",
         ),
