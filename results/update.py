@@ -45,7 +45,9 @@ AT_STRENGTH = {
     "as many marks at random, from `tabular`": ("headroom", "random"),
     "the guide's marks, also while playing": ("headroom", "own_marks"),
     "marks that begin with the evidence (causal)": ("headroom", "causal"),
-    "marks missing in half of the windows": ("headroom", "dropout"),
+    "the same, also while playing": ("headroom", "causal_own_marks"),
+    "marks missing in half of the windows (dropout)": ("headroom", "dropout"),
+    "missing so, but not while playing": ("headroom", "dropout_own_marks"),
 }
 """The same for models whose histories come from other learners than PPO."""
 COMPRESSED = {
@@ -113,6 +115,7 @@ def blocks() -> dict[str, str]:
     own = (
         answer,
         at_strength,
+        rollouts,
         compressed,
         benchmark,
         benchmark_more,
@@ -145,6 +148,25 @@ def at_strength() -> str:
         f"{n or 'None'} of the {len(gaps)} intervals below exclude{'s' * (n <= 1)} 0, before any adjustment:"
     )
     return f"{said}\n\n{_compared(variants)}"
+
+
+def rollouts() -> str:
+    """How differences of CompressedAD and AD vary between runs, and by chance in play alone."""
+    table = [["Family", "Final return, between runs", "by chance", "Area, between runs", "by chance"]]
+    for family in ("hard", "large"):
+        lines, cells = [line for line in lines_of("rollouts") if line["family"] == family], [FAMILIES[family]]
+        for measure in ("final", "auc"):
+            gap = next(
+                d for d in differences(rows_of("headroom"), [("AD", "CompressedAD")], measure)
+                if d.family == family
+            )  # fmt: skip
+            chance = sum(
+                statistics.mean(float(line[measure]) for line in lines if line["variant"] == variant)
+                for variant in ("AD", "CompressedAD")
+            )
+            cells += [number(gap.estimate.spread), number(math.sqrt(chance))]
+        table.append(cells)
+    return markdown(table)
 
 
 def compressed() -> str:

@@ -75,8 +75,8 @@ def without_effect(config: Config) -> list[Problem]:
     own = any(":" in name for name in names)
     if changed("kept_tokens") and not own and all(each.segmentation == "none" for each in models):
         message = "kept_tokens has no effect without segments; set segments, or choose GistAD"
-        if all(each.recurrent for each in models):
-            message = "RecurrentAD keeps memory_tokens, not kept_tokens"
+        if any(each.recurrent for each in models):
+            message = "kept_tokens is no setting of RecurrentAD, which keeps memory_tokens; GistAD has it"
         found.append(Problem(message, ("model", "kept_tokens")))
     memory = changed("memory_tokens", "memory_steps")
     if memory and not own and not any(each.recurrent for each in models):

@@ -300,7 +300,8 @@ def _planned(file: StudyFile, plays: Mapping[str, str], mistakes: _Mistakes) -> 
         family: {name: runs[family] for name, runs in of_variant.items() if family in runs}
         for family in families
     }
-    for family in [family for family, of in planned.items() if not of]:
+    # After another mistake it may be that one's consequence.
+    for family in [family for family, of in planned.items() if not of and not mistakes.found]:
         mistakes.found.append(f"{mistakes.where('families', family)}: no variant has runs on {family}")
     return planned
 

@@ -466,6 +466,10 @@ def test_a_family_that_no_variant_has_is_a_mistake(tmp_path: Path) -> None:
         text = text.replace(f"  {name}: {{", f"  {name}: {{runs: {{room: 1}}, ")
     with pytest.raises(ConfigError, match=r"tiny.yaml:\d+: no variant has runs on permuted$"):
         load_study(written(tmp_path, text))
+    text = text.replace("random: {runs: {room: 1}", "random: {runs: {romo: 1}")
+    with pytest.raises(ConfigError, match=r"unknown 'romo'") as caught:
+        load_study(written(tmp_path, text))
+    assert "no variant" not in str(caught.value), "it may be a consequence of the other mistake"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
