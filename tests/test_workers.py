@@ -6,13 +6,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from compressed_ad.errors import RunError, SplitError, UsageError
-from compressed_ad.workers import Parts, Pool, RayPool, WorkerPool, open_pool
+from compressed_ad.workers import Parts, Pool, RayPool, Shares, WorkerPool, open_pool
 from tests import jobs
 
 pytestmark = pytest.mark.filterwarnings("default")  # Ray's own
@@ -141,6 +142,22 @@ def test_parts_add_up() -> None:
     parts = Parts(lambda *words: own.append(words), {"a": 1, "b": 1})
     parts.advance("a", 30, 60, "loss 1")
     assert own == [(30, 120, "loss 1")]  # nothing before a total is known
+
+
+def test_parts_without_a_common_unit_tell_their_share_and_what_the_last_one_counts() -> None:
+    seen: list[tuple[float, float, str]] = []
+    outer = Shares(lambda *words: seen.append(words), {"run 0": 30, "run 1": 10})
+    inner = Shares(partial(outer.advance, "run 0"), {"train": 2, "play": 1})
+    inner.advance("train", 1_000, 4_000, "loss 0.5")
+    inner.set("train", 1)
+    outer.advance("run 1", 5, 10, "in-context steps")
+    assert [done for done, _, _ in seen] == pytest.approx([0, 0, 1 / 8, 1 / 2, 5 / 8])
+    half, last = "now 1,000 of 4,000 loss 0.5", "now 5 of 10 in-context steps"
+    assert [text for _, _, text in seen] == ["", "", half, half, last]
+    assert {total for _, total, _ in seen} == {1}
+    nothing: list[tuple[float, float, str]] = []
+    Shares(lambda *words: nothing.append(words), {})
+    assert nothing == [(1, 1, "")]
 
 
 def test_a_program_that_was_read_from_a_pipe_may_use_workers() -> None:

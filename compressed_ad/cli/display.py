@@ -55,7 +55,7 @@ class Display:
             )
             row = bar.add_task(name, total=None, text="")
 
-            def show(done: int, total: int, text: str) -> None:
+            def show(done: float, total: float, text: str) -> None:
                 bar.update(row, completed=done, total=total, text=pace.text(done, total, text))
 
             def show_table(table: Sequence[Sequence[str]]) -> None:
@@ -72,7 +72,7 @@ class Display:
         else:
             last = started
 
-            def line(done: int, total: int, text: str) -> None:
+            def line(done: float, total: float, text: str) -> None:
                 nonlocal last
                 shown, now = pace.text(done, total, text), time.monotonic()
                 if now - last >= 5:
@@ -120,12 +120,12 @@ class _Pace:
     """
 
     def __init__(self) -> None:
-        self.initial: int | None = None
-        self.anchor: tuple[float, int] | None = None
+        self.initial: float | None = None
+        self.anchor: tuple[float, float] | None = None
         self.heard = 0.0
         self.stalled = False
 
-    def text(self, done: int, total: int, text: str) -> str:
+    def text(self, done: float, total: float, text: str) -> str:
         now, left = time.monotonic(), ""
         if self.initial is None or done < self.initial:
             self.initial, self.anchor = done, None
@@ -137,8 +137,9 @@ class _Pace:
             began, before = self.anchor
             left = f", {duration((total - done) * (now - began) / (done - before))} left"
         self.heard = now
-        share = f"{100 * done / max(total, 1):3.0f} % ({done:,} of {total:,})"
-        return (f"{share} {text}" if text else share) + left
+        share = f"{100 * done / max(total, 1):3.0f} %"
+        count = "" if total == 1 else f"({done:,} of {total:,})"
+        return " ".join(filter(None, (share, count, text))) + left
 
 
 def duration(seconds: float) -> str:

@@ -149,7 +149,7 @@ def collect(
         blocks = _blocks(left, workers.n_process, block_size, most)
         units = {f"tasks {block.tolist()}": (block,) for block in blocks}
         total = Parts(
-            lambda done, total, text: progress(done, total),
+            lambda done, total, text: progress(round(done), round(total)),
             {name: len(block) for name, (block,) in units.items()},
             unit=math.prod(sizes.values()),
             before=len(done),

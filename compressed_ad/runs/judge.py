@@ -132,7 +132,7 @@ def evaluate_run(
     parts = 1 + (step_last != step) + (evaluation.training_tasks > 0)
 
     def play(model: AD, k: int, task_ids: IntArray, **options: Any) -> FloatArray:
-        def show(done: int, total: int, text: str) -> None:
+        def show(done: float, total: float, text: str) -> None:
             report(done + k * total, parts * total, text)
             if should_stop():
                 raise KeyboardInterrupt

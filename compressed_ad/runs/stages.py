@@ -322,7 +322,7 @@ class Stopwatch:
             self.seconds[name] = before + time.monotonic() - started
             write_json(self.path, self.seconds)
 
-        def timed(done: int, total: int, text: str) -> None:
+        def timed(done: float, total: float, text: str) -> None:
             nonlocal saved
             report(done, total, text)
             if time.monotonic() - saved > 5:

@@ -24,10 +24,16 @@ from compressed_ad.runs.config import own_code
 from compressed_ad.runs.directory import run_name
 from compressed_ad.runs.job import Job
 from compressed_ad.runs.judge import evaluate_run, is_evaluated
-from compressed_ad.runs.stages import check_recipe, collect_stage, default_history, expected_seconds
+from compressed_ad.runs.stages import (
+    check_recipe,
+    collect_stage,
+    default_history,
+    expected_seconds,
+    source_steps,
+)
 from compressed_ad.runs.study import Cell, Study
 from compressed_ad.runs.trainer import train_run
-from compressed_ad.workers import Parts, Pool, Report, ShouldStop, silent
+from compressed_ad.workers import Pool, Report, Shares, ShouldStop, silent
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ def collect_histories(study: Study, out: Path, report: Report, pool: Pool | None
     missing = _missing(study, out)
     for cell in missing:
         check_recipe(cell.trained, history_of(cell, out))
-    parts = Parts(report, {cell.data_key: 1 for cell in missing})
+    parts = Shares(report, {cell.data_key: source_steps(cell.data) for cell in missing})
     for cell in missing:
         progress = partial(parts.advance, cell.data_key)
         collect_stage(cell.data, history_of(cell, out), mark=False, report=progress, pool=pool)
@@ -93,8 +99,7 @@ class Outcome:
 
 def run_group(group: Group, *, report: Report = silent, should_stop: ShouldStop) -> Outcome:
     """Train the run of ``group`` and play everything with it; a failure is returned, not raised."""
-    # A training counts as much as ten evaluations.
-    parts = Parts(report, {"train": 10, **{path.name: 1 for _, _, path in group.plays}}, unit=1000)
+    parts = Shares(report, _seconds(group))
     try:
         notes = train_run(group.job, report=partial(parts.advance, "train"), should_stop=should_stop)
         parts.set("train", 1)
@@ -120,7 +125,7 @@ def run_study(
     return pool.run(
         run_group,
         {name: (group,) for name, group in todo.items()},
-        progress=Parts(report, dict.fromkeys(todo, 1), unit=1000),
+        progress=Shares(report, {name: sum(_seconds(group).values()) for name, group in todo.items()}),
         should_stop=should_stop,
         finished=lambda name, outcome: finished(todo[name], outcome),
     )
@@ -128,19 +133,29 @@ def run_study(
 
 def expected(study: Study, out: Path, n_process: int) -> dict[str, float | None]:
     """Seconds that what is missing will roughly take, by stage; None where it cannot be told."""
-
-    def of_one(job: Job, stage: str) -> float:
-        comparison = job.config.comparison.model_copy(update={"methods": ("AD",), "runs": 1})
-        return expected_seconds(job.config.model_copy(update={"comparison": comparison}))[stage] or 0.0
-
     collections = [expected_seconds(cell.data)["collect"] for cell in _missing(study, out)]
     known = [seconds for seconds in collections if seconds is not None]
     train = play = 0.0
     for group in groups(study, out):
-        train += 0 if group.job.trained else of_one(group.job, "train")
-        play += sum(of_one(job, "evaluate") for _, job, path in group.plays if not path.exists())
+        seconds = _seconds(group)
+        train += seconds.pop("train")
+        play += sum(seconds.values())
     collect = sum(known) if len(known) == len(collections) else None
     return {"collect": collect, "train": train / n_process, "evaluate": play / n_process}
+
+
+def _seconds(group: Group) -> dict[str, float]:
+    """Rough seconds of what ``group`` lacks: ``train``, and each evaluation by the name of its file."""
+
+    def of(job: Job, stage: str) -> float:
+        comparison = job.config.comparison.model_copy(update={"methods": ("AD",), "runs": 1})
+        return expected_seconds(job.config.model_copy(update={"comparison": comparison}))[stage] or 0.0
+
+    train = 0.0 if group.job.trained else of(group.job, "train")
+    return {
+        "train": train,
+        **{path.name: 0.0 if path.exists() else of(job, "evaluate") for _, job, path in group.plays},
+    }
 
 
 def rows(parts: Iterable[Group]) -> list[Row]:

@@ -11,8 +11,8 @@ from typing import Any, Protocol, Self
 
 from compressed_ad.errors import RunError, raised
 
-Report = Callable[[int, int, str], None]
-"""Called with units done, units expected, and a short text."""
+Report = Callable[[float, float, str], None]
+"""Called with units done, units expected, and a short text. Work without a unit tells its share of 1."""
 
 ShouldStop = Callable[[], bool]
 """True once work should stop: it then saves and raises ``KeyboardInterrupt``."""
@@ -27,7 +27,7 @@ MOVE = (
 )
 
 
-def silent(done: int, total: int, text: str) -> None:
+def silent(done: float, total: float, text: str) -> None:
     """A ``Report`` that shows nothing."""
 
 
@@ -37,7 +37,7 @@ def never() -> bool:
 
 
 class Parts:
-    """Adds up the progress of many parts, each on its own scale, into one report.
+    """Adds up the progress of many parts into one report; those that count in different units are ``Shares``.
 
     ``weights`` says how much each part counts, ``before`` how much was done earlier. A weight of 1 is
     shown as ``unit`` units; if that is None, as the largest total of any part.
@@ -52,10 +52,10 @@ class Parts:
         self.text = ""
         self._show()
 
-    def advance(self, name: str, done: int, total: int, text: str) -> None:
+    def advance(self, name: str, done: float, total: float, text: str) -> None:
         """A ``Report`` of the part ``name``, once that is bound."""
         if not self.fixed:
-            self.unit = max(self.unit, total)
+            self.unit = max(self.unit, round(total))
         self.text = text
         self.set(name, min(done / max(total, 1), 1.0))
 
@@ -68,7 +68,27 @@ class Parts:
         if self.unit:
             done = self.before + sum(self.weights[name] * share for name, share in self.shares.items())
             total = self.before + sum(self.weights.values())
-            self.report(round(done * self.unit), round(total * self.unit), self.text)
+            self._tell(done, total)
+
+    def _tell(self, done: float, total: float) -> None:
+        self.report(round(done * self.unit), round(total * self.unit), self.text)
+
+
+class Shares(Parts):
+    """Parts without a common unit: the report is a share of 1, its text says how far the last part is.
+
+    ``weights`` says how long each takes, in any unit.
+    """
+
+    def __init__(self, report: Report, weights: Mapping[str, float]) -> None:
+        super().__init__(report, weights, unit=1)
+
+    def advance(self, name: str, done: float, total: float, text: str) -> None:
+        counted = total != 1  # else it is a share itself
+        super().advance(name, done, total, f"now {done:,} of {total:,} {text}" if counted else text)
+
+    def _tell(self, done: float, total: float) -> None:
+        self.report(done / total if total else 1.0, 1, self.text)
 
 
 class Pool(Protocol):

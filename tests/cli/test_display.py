@@ -60,7 +60,14 @@ def test_lines_off_a_terminal(clock):
         clock[0] += 6
         report(1, 10, "b")
         report(2, 10, "c")
-    assert out.getvalue() == "study      10 % (1 of 10) b\nstudy     done in 6 s\n"
+        clock[0] += 6
+        report(0.25, 1, "now 5 of 20 steps")
+    shown_lines = (
+        "study      10 % (1 of 10) b",
+        "study      25 % now 5 of 20 steps",
+        "study     done in 12 s",
+    )
+    assert out.getvalue().splitlines() == list(shown_lines)
 
 
 def test_a_terminal_shows_a_bar_below_the_table():
