@@ -24,7 +24,7 @@ from compressed_ad.report.figures.style import figure_to_png
 from compressed_ad.report.rows import Row, read_rows
 from compressed_ad.report.study_report import text
 from compressed_ad.report.tables import markdown
-from compressed_ad.runs.study import load_study
+from compressed_ad.runs.study import Study, load_study
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -101,12 +101,17 @@ def rows_of(name: str) -> list[Row]:
     return read_rows(ROOT / "results" / f"{name}.csv")
 
 
+def kept_studies() -> dict[str, Study]:
+    """The studies whose rows were kept, by name."""
+    paths = sorted((ROOT / "studies").glob("*.yaml"))
+    return {p.stem: load_study(p) for p in paths if (ROOT / "results" / f"{p.stem}.csv").exists()}
+
+
 def study_blocks() -> dict[str, str]:
     """The tables of every study whose rows were kept as Markdown, by its name."""
     return {
-        path.stem: text(load_study(path), rows_of(path.stem), rows_of(f"{path.stem}_curves"), "markdown")
-        for path in sorted((ROOT / "studies").glob("*.yaml"))
-        if (ROOT / "results" / f"{path.stem}.csv").exists()
+        name: text(study, rows_of(name), rows_of(f"{name}_curves"), "markdown")
+        for name, study in kept_studies().items()
     }
 
 
@@ -122,6 +127,7 @@ def blocks() -> dict[str, str]:
         families,
         promises,
         processors,
+        compute,
         marked,
         inside,
         exploration,
@@ -344,6 +350,22 @@ def processors() -> str:
         apart = [abs(one - other) for one, other in pairs]
         shown = [*map(statistics.mean, zip(*pairs, strict=True)), statistics.mean(apart), max(apart)]
         table.append([variant, str(len(pairs)), *map(number, shown)])
+    return markdown(table)
+
+
+def compute() -> str:
+    """What training the models of all studies took, by the learner of their histories."""
+    seconds: dict[str, dict[str, float]] = {}
+    for name, study in kept_studies().items():
+        taken = {(row.family, row.variant, row.run): row["seconds"] for row in rows_of(name)}
+        for cell in study.cells:
+            models = seconds.setdefault(cell.data.algorithm.learner, {})
+            models.setdefault(cell.training_key, taken[cell.family, cell.variant, cell.run])
+    table = [["Histories of", "Models", "Hours of one core", "Seconds of one model, nine in ten"]]
+    for learner, models in sorted(seconds.items(), key=lambda item: -len(item[1])):
+        known = sorted(value for value in models.values() if not math.isnan(value))
+        nine = f"{known[len(known) // 20]:.0f} to {known[-1 - len(known) // 20]:.0f}"
+        table.append([f"`{learner}`", str(len(known)), f"{sum(known) / 3600:.1f}", nine])
     return markdown(table)
 
 
