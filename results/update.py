@@ -120,7 +120,6 @@ def blocks() -> dict[str, str]:
     own = (
         answer,
         at_strength,
-        rollouts,
         compressed,
         benchmark,
         benchmark_more,
@@ -154,25 +153,6 @@ def at_strength() -> str:
         f"{n or 'None'} of the {len(gaps)} intervals below exclude{'s' * (n <= 1)} 0, before any adjustment:"
     )
     return f"{said}\n\n{_compared(variants)}"
-
-
-def rollouts() -> str:
-    """How differences of CompressedAD and AD vary between runs, and by chance in play alone."""
-    table = [["Family", "Final return, between runs", "by chance", "Area, between runs", "by chance"]]
-    for family in ("hard", "large"):
-        lines, cells = [line for line in lines_of("rollouts") if line["family"] == family], [FAMILIES[family]]
-        for measure in ("final", "auc"):
-            gap = next(
-                d for d in differences(rows_of("headroom"), [("AD", "CompressedAD")], measure)
-                if d.family == family
-            )  # fmt: skip
-            chance = sum(
-                statistics.mean(float(line[measure]) for line in lines if line["variant"] == variant)
-                for variant in ("AD", "CompressedAD")
-            )
-            cells += [number(gap.estimate.spread), number(math.sqrt(chance))]
-        table.append(cells)
-    return markdown(table)
 
 
 def compressed() -> str:

@@ -22,6 +22,7 @@ from compressed_ad.evaluation.intervals import Floats, Interval
 from compressed_ad.report.learning import Learning, learning
 from compressed_ad.report.measures import (
     ANY,
+    CHANCE,
     MEASURES,
     RETURN,
     VALIDATED,
@@ -78,6 +79,7 @@ class Difference:
     p: float = math.nan  # two-sided t-test; NaN for runs that share their data
     p_holm: float = math.nan  # adjusted for all comparisons on this measure; see ``compare``
     gaps: Floats | None = field(default=None, compare=False, repr=False)  # (R, N) or (R,): estimated from
+    chance: float = math.nan  # the spread if the same models played again, instead of others; NaN if unknown
 
     @property
     def label(self) -> str:
@@ -169,7 +171,21 @@ def scores_of(rows: Sequence[Row], measure: str) -> Scores:
 
 
 def differences(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], measure: str) -> list[Difference]:
-    return compare(scores_of(rows, measure), pairs, measure, OWN_DATA)
+    """Every pair (one, other) of variants of a study in every family, and over all families."""
+    cells: dict[tuple[str, str], dict[int, Row]] = {}
+    for row in rows:
+        cells.setdefault((row.family, row.variant), {})[row.run] = row
+
+    def chance(d: Difference) -> float:
+        one, other = (cells.get((d.family, name), {}) for name in (d.one, d.other))
+        shared = [run for run in one if run in other]
+        if any(one[run].weights == other[run].weights for run in shared):
+            return math.nan  # the same weights with the same seed have the same luck
+        variances = [half[run][f"{measure}_{CHANCE}"] ** 2 for run in shared for half in (one, other)]
+        return math.sqrt(2 * np.mean(variances)) if variances else math.nan
+
+    found = compare(scores_of(rows, measure), pairs, measure, OWN_DATA)
+    return [replace(d, chance=chance(d)) for d in found]
 
 
 def means(rows: Sequence[Row], measure: str) -> dict[tuple[str, str], Interval]:

@@ -48,6 +48,9 @@ class Measure:
         return unknown if values is None else np.asarray(values, np.float64)
 
 
+CHANCE = "chance"
+"""``<key>_chance`` is how much the measure ``<key>`` of a run varies by chance in play."""
+
 NEEDS = {
     "search": "a reward that must be found by exploration",
     "imitation": "discrete actions and a source whose entropy is known",
@@ -208,6 +211,15 @@ def _last_validation(runs: MethodRuns) -> list[float]:
     return [values[-1] if len(values) else math.nan for values in recorded]
 
 
+def _chance(score: Callable[[Floats], Floats], runs: MethodRuns) -> Floats:
+    """(R,) standard deviation of a run's ``score`` if it played its tasks again; NaN from single rollouts."""
+    n_rollout = runs.normalised.shape[2]
+    if n_rollout < 2:
+        return np.full(len(runs.seeds), np.nan)
+    by_task = score(runs.normalised).var(axis=2, ddof=1) / n_rollout  # of the mean over rollouts
+    return np.asarray(np.sqrt(mean(by_task) / np.isfinite(by_task).sum(axis=1)))
+
+
 def _episode(number: int, runs: MethodRuns) -> ArrayLike | None:
     """(R, N) normalised return in one episode, counted from 1."""
     curves = runs.curves
@@ -256,6 +268,10 @@ _ROWS = (
             _regret, better=-1, listed=False),
     Measure("regret_ratio", "Regret ratio", "regret over that of the best reference algorithm",
             _regret_ratio, better=-1, listed=False),
+    *(Measure(f"{key}_{CHANCE}", f"Chance in {label}", "its spread if all is played again",
+              partial(_chance, score), (0.0, math.inf), better=0, listed=False)
+      for key, label, score in (("final", "final return", final_return),
+                                ("auc", "area under the curve", area_under_curve))),
     *(Measure(f"episode_{k}", f"Episode {k}", "return in this episode", partial(_episode, k), RETURN,
               listed=False) for k in (1, 2, 5, 10, 20, 50, 100)),
 )  # fmt: skip

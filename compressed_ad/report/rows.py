@@ -33,6 +33,11 @@ class Row:
     values: Mapping[str, float]
     parameters: str = ""  # what decides the cell, in short: the names of its files
 
+    @property
+    def weights(self) -> str:
+        """What decides the weights that are judged: ``parameters`` without how they play."""
+        return self.parameters.rpartition("/")[0]
+
     def __getitem__(self, column: str) -> float:
         return self.values.get(column, math.nan)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressed_ad.errors import UsageError
+from compressed_ad.errors import UsageError, listed
 from compressed_ad.evaluation.intervals import Floats, Interval, detectable, number
 from compressed_ad.report import comparison
 from compressed_ad.report.comparison import POOLED, Difference, differences, means
@@ -114,14 +114,17 @@ def means_table(rows: Sequence[Row], variants: Sequence[str]) -> Rows:
 
 
 def difference_table(found: Sequence[Difference], measure: str) -> Rows:
-    """Header and one line per comparison and family."""
+    """Header and one line per comparison and family; the spread only where chance in play is known."""
     head = ["Family", f"Difference of {MEASURES[measure].label.lower()}", "Runs", "Mean", "95 % interval"]
-    table = [[*head, "Seen with 80 % power", "p", "p, Holm", "Verdict"]]
+    told = any(not math.isnan(d.chance) for d in found)
+    spread = ["Spread", "By chance in play"] if told else []
+    table = [[*head, *spread, "Seen with 80 % power", "p", "p, Holm", "Verdict"]]
     for d in found:
         e = d.estimate
         span = f"{number(e.low, '+')} to {number(e.high, '+')}"
         n = "" if d.family == POOLED else str(e.n)
-        cells = [n, number(e.value, "+"), span, number(d.detectable), number(d.p), number(d.p_holm)]
+        spread = [number(x if d.family != POOLED else math.nan) for x in (e.spread, d.chance)] if told else []
+        cells = [n, number(e.value, "+"), span, *spread, number(d.detectable), number(d.p), number(d.p_holm)]
         table.append([d.family, d.label, *cells, d.verdict])
     return table
 
@@ -175,7 +178,7 @@ def write_study(
         source=study.path.read_text("utf-8"),
         config=config,
         command=command,
-        seconds=sum({row.parameters.rpartition("/")[0]: row["seconds"] for row in rows}.values()),
+        seconds=sum({row.weights: row["seconds"] for row in rows}.values()),
         provenance=provenance(facts),
     )
     return path
@@ -203,6 +206,13 @@ def answers(found: Sequence[Difference]) -> list[str]:
         lines.append(
             f"No difference found in {whole} of the {label}{over}; true differences of {span} would have been"
             " seen in 4 of 5 such studies."
+        )
+    half = [d for d in found if d.n_run >= comparison.MIN_RUNS and d.chance**2 > d.estimate.spread**2 / 2]
+    if half:
+        where = listed(dict.fromkeys(d.family for d in half))
+        lines.append(
+            f"On {where} at least half of the variance between runs is chance in play: more"
+            " evaluation.rollouts narrow the intervals without further training."
         )
     if few:
         lines.append(f"Too few runs for a verdict in {len(few)} comparison{'s' * (len(few) > 1)}.")

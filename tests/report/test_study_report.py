@@ -27,7 +27,7 @@ def row(variant: str, run: int, final: float, family: str = "room", **values: fl
     )
     rest |= dict.fromkeys(("final_last", "validation_return", "marked", "seconds"), 0.25)
     rest |= {f"marked_{k}": k / 10 for k in range(10)}
-    return Row(family, variant, run, rest | {"seed": run, "final": final} | values, "a/b/c")
+    return Row(family, variant, run, rest | {"seed": run, "final": final} | values, f"a/{variant}/c")
 
 
 def rows(a: list[float], b: list[float], family: str = "room") -> list[Row]:
@@ -138,6 +138,34 @@ def test_all_families_together_are_no_further_comparison() -> None:
     assert answers(differences(few, [("a", "b")], "final")) == [
         "Too few runs for a verdict in 2 comparisons."
     ]
+
+
+def test_a_study_says_how_much_of_the_spread_is_chance_in_play_and_when_that_is_most_of_it() -> None:
+    ends = [0.0, 0.3, 0.1, -0.2]
+    told = [
+        row(variant, run, x, "room", final_chance=chance)
+        for variant, xs, chance in (("a", [0.0] * 4, 0.06), ("b", ends, 0.08))
+        for run, x in enumerate(xs)
+    ]
+    untold = rows([0.0] * 4, ends, "hall")
+    found = differences(told + untold, [("a", "b")], "final")
+    head, *lines = difference_table(found, "final")
+    spread = f"{np.std(ends, ddof=1):.3f}"
+    shown = [dict(zip(head, line, strict=True)) for line in lines]
+    assert [(line["Family"], line["Spread"], line["By chance in play"]) for line in shown] == [
+        ("room", spread, "0.100"),
+        ("hall", spread, "–"),
+        (POOLED, "–", "–"),
+    ]
+    assert not any("evaluation.rollouts" in line for line in answers(found))  # .1 of .208
+    more = [replace(r, values={**r.values, "final_chance": 2 * r["final_chance"]}) for r in told]
+    assert answers(differences(more + untold, [("a", "b")], "final"))[-1] == (
+        "On room at least half of the variance between runs is chance in play: more evaluation.rollouts"
+        " narrow the intervals without further training."
+    )
+    same = [replace(r, parameters="a/b/c") for r in told]  # one model, played in two ways
+    assert math.isnan(differences(same, [("a", "b")], "final")[0].chance)
+    assert "Spread" not in difference_table(differences(untold, [("a", "b")], "final"), "final")[0]
 
 
 def test_no_line_of_marked_steps_is_called_after_a_model_that_ignores_marks(tmp_path: Path) -> None:

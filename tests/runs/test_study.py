@@ -260,8 +260,11 @@ def test_a_lost_evaluation_is_played_again_with_the_same_result(finished: Path, 
     assert study.rows([group]) == []
     path.unlink()
     assert not group.finished and study.rows([group]) == []
-    outcome = study.run_group(group, report=silent, should_stop=lambda: False)
+    told: list[tuple[float, float, str]] = []
+    outcome = study.run_group(group, report=lambda *words: told.append(words), should_stop=lambda: False)
     assert outcome.failure is None
+    played = [share for share, total, text in told if total == 1 and text.endswith(" in-context steps")]
+    assert played[0] < 0.5 and played[-1] == 1 and played == sorted(played)  # what was trained is not counted
     again = dict(np.load(path))
     for name, value in kept.items():
         np.testing.assert_array_equal(again[name], value)
@@ -276,8 +279,17 @@ def test_none_is_plain_ad_bit_for_bit(tmp_path: Path) -> None:
     file = written(tmp_path, text)
     loaded = load_study(file, families=["room"], runs=1, variants=["none"])
     study.collect_histories(loaded, tmp_path / "out", silent)
+    shares: list[tuple[float, float, str]] = []
     with WorkerPool(1) as pool:
-        done = study.run_study(loaded, tmp_path / "out", pool, should_stop=lambda: False)
+        done = study.run_study(
+            loaded,
+            tmp_path / "out",
+            pool,
+            report=lambda *words: shares.append(words),
+            should_stop=lambda: False,
+        )
+    assert [share for share, _, _ in shares] == sorted(share for share, _, _ in shares)
+    assert shares[-1][:2] == (1, 1) and all(text.startswith("now ") for _, _, text in shares if text)
     told = {name: outcome.notes for name, outcome in done.items() if outcome.notes}
     ((name, (note,)),) = told.items()
     assert name.startswith("CompressedAD") and "no step of its histories is marked" in note
