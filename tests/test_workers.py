@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from compressed_ad.errors import RunError, SplitError, UsageError
-from compressed_ad.workers import Parts, Pool, RayPool, Shares, WorkerPool, open_pool
+from compressed_ad.workers import Parts, Pool, RayPool, TimedParts, WorkerPool, open_pool
 from tests import jobs
 
 pytestmark = pytest.mark.filterwarnings("default")  # Ray's own
@@ -138,26 +138,26 @@ def test_parts_add_up() -> None:
     parts.set("train", 1)
     assert [done for done, _, _ in seen] == [100, 600, 700, 200, 1200]
     assert {total for _, total, _ in seen} == {1200}
-    own: list[tuple[int, int, str]] = []
-    parts = Parts(lambda *words: own.append(words), {"a": 1, "b": 1})
-    parts.advance("a", 30, 60, "loss 1")
-    assert own == [(30, 120, "loss 1")]  # nothing before a total is known
+    assert all(isinstance(count, int) for done, total, _ in seen for count in (done, total))
 
 
 def test_parts_without_a_common_unit_tell_their_share_and_what_the_last_one_counts() -> None:
     seen: list[tuple[float, float, str]] = []
-    outer = Shares(lambda *words: seen.append(words), {"run 0": 30, "run 1": 10})
-    inner = Shares(partial(outer.advance, "run 0"), {"train": 2, "play": 1})
-    inner.advance("train", 1_000, 4_000, "loss 0.5")
+    outer = TimedParts(lambda *words: seen.append(words), {"run 0": 30, "run 1": 10})
+    inner = TimedParts(partial(outer.advance, "run 0"), {"train": 2, "play": 1})
+    inner.advance("train", 1_000, 4_000, "steps, loss 0.5")
     inner.set("train", 1)
     outer.advance("run 1", 5, 10, "in-context steps")
     assert [done for done, _, _ in seen] == pytest.approx([0, 0, 1 / 8, 1 / 2, 5 / 8])
-    half, last = "now 1,000 of 4,000 loss 0.5", "now 5 of 10 in-context steps"
+    half, last = "now 1,000 of 4,000 steps, loss 0.5", "now 5 of 10 in-context steps"
     assert [text for _, _, text in seen] == ["", "", half, half, last]
     assert {total for _, total, _ in seen} == {1}
     nothing: list[tuple[float, float, str]] = []
-    Shares(lambda *words: nothing.append(words), {})
+    TimedParts(lambda *words: nothing.append(words), {})
     assert nothing == [(1, 1, "")]
+    one: list[tuple[float, float, str]] = []
+    TimedParts(lambda *words: one.append(words), {"task": 2}).advance("task", 1, 1, "tasks")
+    assert one[-1] == (1, 1, "now 1 of 1 tasks")  # a count of one is no share
 
 
 def test_a_program_that_was_read_from_a_pipe_may_use_workers() -> None:

@@ -138,7 +138,7 @@ class _Pace:
             left = f", {duration((total - done) * (now - began) / (done - before))} left"
         self.heard = now
         share = f"{100 * done / max(total, 1):3.0f} %"
-        count = "" if total == 1 else f"({done:,} of {total:,})"
+        count = "" if isinstance(done, float) else f"({done:,} of {total:,})"
         return " ".join(filter(None, (share, count, text))) + left
 
 

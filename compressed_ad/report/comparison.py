@@ -22,7 +22,6 @@ from compressed_ad.evaluation.intervals import Floats, Interval
 from compressed_ad.report.learning import Learning, learning
 from compressed_ad.report.measures import (
     ANY,
-    CHANCE,
     MEASURES,
     RETURN,
     VALIDATED,
@@ -31,7 +30,7 @@ from compressed_ad.report.measures import (
     step_to_reach,
 )
 from compressed_ad.report.results import MethodRuns
-from compressed_ad.report.rows import Row
+from compressed_ad.report.rows import CHANCES, Row
 from compressed_ad.report.source import SourceSummary
 
 MIN_RUNS = 3
@@ -79,7 +78,7 @@ class Difference:
     p: float = math.nan  # two-sided t-test; NaN for runs that share their data
     p_holm: float = math.nan  # adjusted for all comparisons on this measure; see ``compare``
     gaps: Floats | None = field(default=None, compare=False, repr=False)  # (R, N) or (R,): estimated from
-    chance: float = math.nan  # the spread if the same models played again, instead of others; NaN if unknown
+    chance: float = math.nan  # standard deviation of a run's difference if its models play again; or unknown
 
     @property
     def label(self) -> str:
@@ -178,11 +177,11 @@ def differences(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], measure: 
 
     def chance(d: Difference) -> float:
         one, other = (cells.get((d.family, name), {}) for name in (d.one, d.other))
-        shared = [run for run in one if run in other]
-        if any(one[run].weights == other[run].weights for run in shared):
+        shared = [(one[run], other[run]) for run in one if run in other]
+        if any(a.weights == b.weights for a, b in shared):
             return math.nan  # the same weights with the same seed have the same luck
-        variances = [half[run][f"{measure}_{CHANCE}"] ** 2 for run in shared for half in (one, other)]
-        return math.sqrt(2 * np.mean(variances)) if variances else math.nan
+        column = CHANCES.get(measure, "")
+        return math.sqrt(intervals.mean([a[column] ** 2 + b[column] ** 2 for a, b in shared]))
 
     found = compare(scores_of(rows, measure), pairs, measure, OWN_DATA)
     return [replace(d, chance=chance(d)) for d in found]

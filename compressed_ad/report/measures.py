@@ -48,9 +48,6 @@ class Measure:
         return unknown if values is None else np.asarray(values, np.float64)
 
 
-CHANCE = "chance"
-"""``<key>_chance`` is how much the measure ``<key>`` of a run varies by chance in play."""
-
 NEEDS = {
     "search": "a reward that must be found by exploration",
     "imitation": "discrete actions and a source whose entropy is known",
@@ -93,6 +90,23 @@ def final_return(curves: ArrayLike) -> Floats:
 def area_under_curve(curves: ArrayLike) -> Floats:
     """Mean over all episodes of curves (..., E) -> (...)."""
     return np.asarray(np.asarray(curves, dtype=np.float64).mean(axis=-1))
+
+
+SCORES: dict[str, Callable[[ArrayLike], Floats]] = {"final": final_return, "auc": area_under_curve}
+"""The measures that single rollouts have, by key."""
+
+
+def chance_in_play(scores: ArrayLike) -> float:
+    """Standard error of the mean of ``scores`` (N, M) if the N tasks stay and are played again, M times each.
+
+    It comes from how rollouts of one task differ, so it is NaN for single rollouts. Tasks that have no score
+    do not count.
+    """
+    by_task = np.asarray(scores, np.float64)
+    if by_task.shape[1] < 2:
+        return math.nan
+    variances = by_task.var(axis=1, ddof=1) / by_task.shape[1]
+    return float(np.sqrt(mean(variances) / max(np.isfinite(variances).sum(), 1)))
 
 
 def in_blocks(curves: ArrayLike, at_most: int = 100) -> tuple[Floats, Floats]:
@@ -211,15 +225,6 @@ def _last_validation(runs: MethodRuns) -> list[float]:
     return [values[-1] if len(values) else math.nan for values in recorded]
 
 
-def _chance(score: Callable[[Floats], Floats], runs: MethodRuns) -> Floats:
-    """(R,) standard deviation of a run's ``score`` if it played its tasks again; NaN from single rollouts."""
-    n_rollout = runs.normalised.shape[2]
-    if n_rollout < 2:
-        return np.full(len(runs.seeds), np.nan)
-    by_task = score(runs.normalised).var(axis=2, ddof=1) / n_rollout  # of the mean over rollouts
-    return np.asarray(np.sqrt(mean(by_task) / np.isfinite(by_task).sum(axis=1)))
-
-
 def _episode(number: int, runs: MethodRuns) -> ArrayLike | None:
     """(R, N) normalised return in one episode, counted from 1."""
     curves = runs.curves
@@ -268,10 +273,6 @@ _ROWS = (
             _regret, better=-1, listed=False),
     Measure("regret_ratio", "Regret ratio", "regret over that of the best reference algorithm",
             _regret_ratio, better=-1, listed=False),
-    *(Measure(f"{key}_{CHANCE}", f"Chance in {label}", "its spread if all is played again",
-              partial(_chance, score), (0.0, math.inf), better=0, listed=False)
-      for key, label, score in (("final", "final return", final_return),
-                                ("auc", "area under the curve", area_under_curve))),
     *(Measure(f"episode_{k}", f"Episode {k}", "return in this episode", partial(_episode, k), RETURN,
               listed=False) for k in (1, 2, 5, 10, 20, 50, 100)),
 )  # fmt: skip

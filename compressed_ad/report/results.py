@@ -18,8 +18,8 @@ from compressed_ad.evaluation.data_frames import long_frame
 from compressed_ad.evaluation.intervals import Floats, mean
 from compressed_ad.files import chained, file_digest, json_object, json_value
 from compressed_ad.histories.header import LARGEST_RETURN, differences, short
-from compressed_ad.report.measures import MEASURES, final_return, normalise, series
-from compressed_ad.report.rows import TENTHS, Row
+from compressed_ad.report.measures import MEASURES, SCORES, chance_in_play, final_return, normalise, series
+from compressed_ad.report.rows import CHANCES, TENTHS, Row
 from compressed_ad.tasks.limits import Limit, shipped_limit
 from compressed_ad.types import AnyArray, FloatArray, IntArray
 
@@ -325,6 +325,8 @@ def cell_row(cell: Cell, run_dir: Path, evaluation: Path) -> Row:
     if np.isnan(runs.optimal).any():
         raise RunDirectoryError(f"{evaluation}: a study needs families whose optimal return is known")
     values = {key: float(mean(measure.scores(runs).ravel())) for key, measure in MEASURES.items()}
+    played = runs.normalised[0]
+    values |= {CHANCES[key]: chance_in_play(score(played)) for key, score in SCORES.items()}
     steps, rates = series(metrics, "targets_per_second")
     model = cell.trained.model
     targets = model.batch_size * model.n_transit * np.diff(steps, prepend=0.0)

@@ -16,7 +16,7 @@ from typing import Any
 from compressed_ad.errors import UsageError
 from compressed_ad.files import write_atomically
 from compressed_ad.marking.statistics import N_PHASE
-from compressed_ad.report.measures import MEASURES, VALIDATED
+from compressed_ad.report.measures import MEASURES, SCORES, VALIDATED
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,14 @@ class Row:
 
 TENTHS = tuple(f"marked_{k}" for k in range(N_PHASE))
 """Marked shares by tenth of the training histories."""
+CHANCES = {key: f"{key}_chance" for key in SCORES}
+"""How much a measure of a run varies by chance in play: its ``chance_in_play``."""
 POINT_COLUMNS = ("step", *VALIDATED)
 _CELL = ("family", "variant", "run")
 
 
 def result_columns() -> list[str]:
-    return ["seed", *MEASURES, "seconds", "parameters", *TENTHS]
+    return ["seed", *MEASURES, *CHANCES.values(), "seconds", "parameters", *TENTHS]
 
 
 def validations(

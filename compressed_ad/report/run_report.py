@@ -34,7 +34,7 @@ from compressed_ad.report.run_tables import caption, header, lines, notes_below,
 from compressed_ad.report.source import SourceSummary
 from compressed_ad.report.tables import write_tables
 from compressed_ad.tasks.limits import Limit
-from compressed_ad.workers import Pool, Report, Shares, ShouldStop, WorkerPool, silent
+from compressed_ad.workers import Pool, Report, ShouldStop, TimedParts, WorkerPool, silent
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def build_report(
     drawn = (pool or WorkerPool(1)).run(
         _draw,
         {name: (part, formats) for name, part in parts.items()},
-        progress=Shares(progress, dict.fromkeys(parts, 1)),
+        progress=TimedParts(progress, dict.fromkeys(parts, 1)),
         retry=True,
     )
     shown = keep_figures(out / "figures", chain.from_iterable(drawn[name] for name in parts), formats)

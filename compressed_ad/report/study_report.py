@@ -209,10 +209,10 @@ def answers(found: Sequence[Difference]) -> list[str]:
         )
     half = [d for d in found if d.n_run >= comparison.MIN_RUNS and d.chance**2 > d.estimate.spread**2 / 2]
     if half:
-        where = listed(dict.fromkeys(d.family for d in half))
+        where = listed(f"{d.label} on {d.family}" for d in half)
         lines.append(
-            f"On {where} at least half of the variance between runs is chance in play: more"
-            " evaluation.rollouts narrow the intervals without further training."
+            f"At least half of the variance between runs is chance in play for {where}: more"
+            " evaluation.rollouts narrow these intervals without further training."
         )
     if few:
         lines.append(f"Too few runs for a verdict in {len(few)} comparison{'s' * (len(few) > 1)}.")

@@ -41,8 +41,8 @@ from compressed_ad.runs.directory import (
 from compressed_ad.runs.job import WEIGHTS, Job, device, playing
 from compressed_ad.tasks.select import stored_family
 from compressed_ad.training.sequences import Sequences
-from compressed_ad.types import FloatArray, IntArray, as_compared, check_same
-from compressed_ad.workers import Report, ShouldStop, never, silent
+from compressed_ad.types import FloatArray, as_compared, check_same
+from compressed_ad.workers import Report, ShouldStop, TimedParts, never, silent
 
 if TYPE_CHECKING:
     from compressed_ad.evaluation.rollouts import Rollouts
@@ -129,26 +129,28 @@ def evaluate_run(
     ids, training_ids = data.file.heldout_tasks(), data.training_tasks()
     last, step_last = load_model(job.path / WEIGHTS["last"], data, device(job.config))
     size = (evaluation.rollouts, evaluation.episodes)
-    parts = 1 + (step_last != step) + (evaluation.training_tasks > 0)
+    seen = training_ids[: evaluation.training_tasks]
+    plays = {"best": ids, "last": ids[: len(ids) * (step_last != step)], "training": seen}
+    parts = TimedParts(report, {name: len(tasks) for name, tasks in plays.items()})
 
-    def play(model: AD, k: int, task_ids: IntArray, **options: Any) -> FloatArray:
+    def play(model: AD, name: str, **options: Any) -> FloatArray:
         def show(done: float, total: float, text: str) -> None:
-            report(done + k * total, parts * total, text)
+            parts.advance(name, done, total, text)
             if should_stop():
                 raise KeyboardInterrupt
 
-        return data.play(model, task_ids, *size, job.config.seed, show, **options)
+        return data.play(model, plays[name], *size, job.config.seed, show, **options)
 
     references = _references(data.file.path, data.file.digest(), tuple(ids.tolist()), *size, job.trust)
     width = 8 * math.prod(data.family.action_space.shape or ()) * data.family.horizon
     log = ActionLog() if len(ids) * math.prod(size) * width <= KEPT else None
-    returns = play(model, 0, ids) if log is None else play(model, 0, ids, watch=log.watch)
+    returns = play(model, "best") if log is None else play(model, "best", watch=log.watch)
     histories = data.raw(training_ids)
     arrays: dict[str, Any] = {
         "returns": returns,
         "step": step,
         **data.imitation(model, ids, evaluation.imitation_windows),
-        "returns_last": returns if step_last == step else play(last, 1, ids),
+        "returns_last": returns if step_last == step else play(last, "last"),
         "step_last": step_last,
         "task_ids": ids,
         "optimal": data.optimal(ids),
@@ -164,9 +166,8 @@ def evaluate_run(
     arrays |= {f"{REFERENCE}{name}": theirs for name, theirs in references.items()}
     arrays |= {} if log is None else {"actions": log.actions()}
     if evaluation.training_tasks:
-        seen = training_ids[: evaluation.training_tasks]
         random, optimal = data.scale(seen)
-        arrays |= {"returns_training": play(model, parts - 1, seen), "training_ids": seen}
+        arrays |= {"returns_training": play(model, "training"), "training_ids": seen}
         arrays |= {"training_optimal": optimal, "training_random": random}
     buffer = io.BytesIO()
     arrays = {DIGEST: content_digest(arrays), **arrays}  # first, so that a damaged index cannot hide it alone

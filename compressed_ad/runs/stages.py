@@ -37,7 +37,7 @@ from compressed_ad.runs.settings import Config
 from compressed_ad.tasks.select import family_code
 from compressed_ad.training.flops import training_flops
 from compressed_ad.training.transforms import check_episodes, departures
-from compressed_ad.workers import Parts, Pool, Report, ShouldStop, never, silent
+from compressed_ad.workers import Pool, Report, ShouldStop, TimedParts, never, silent
 
 if TYPE_CHECKING:
     from compressed_ad.report.run_report import WrittenReport
@@ -155,7 +155,7 @@ def run_jobs(
     units = {job.name: (job,) for job in todo}
     if len(units) < len(todo):  # runs of several folders
         units = {str(job.path): (job,) for job in todo}
-    progress = Parts(report, dict.fromkeys(units, 1))
+    progress = TimedParts(report, dict.fromkeys(units, 1))
     return pool.run(function, units, progress=progress, should_stop=should_stop)
 
 

@@ -33,7 +33,7 @@ from compressed_ad.runs.stages import (
 )
 from compressed_ad.runs.study import Cell, Study
 from compressed_ad.runs.trainer import train_run
-from compressed_ad.workers import Pool, Report, Shares, ShouldStop, silent
+from compressed_ad.workers import Pool, Report, ShouldStop, TimedParts, silent
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,10 @@ def collect_histories(study: Study, out: Path, report: Report, pool: Pool | None
     missing = _missing(study, out)
     for cell in missing:
         check_recipe(cell.trained, history_of(cell, out))
-    parts = Shares(report, {cell.data_key: source_steps(cell.data) for cell in missing})
+    seconds = {cell.data_key: expected_seconds(cell.data)["collect"] for cell in missing}
+    known = {key: value for key, value in seconds.items() if value is not None}
+    steps = {cell.data_key: source_steps(cell.data) for cell in missing}
+    parts = TimedParts(report, known if len(known) == len(seconds) else steps)
     for cell in missing:
         progress = partial(parts.advance, cell.data_key)
         collect_stage(cell.data, history_of(cell, out), mark=False, report=progress, pool=pool)
@@ -99,7 +102,7 @@ class Outcome:
 
 def run_group(group: Group, *, report: Report = silent, should_stop: ShouldStop) -> Outcome:
     """Train the run of ``group`` and play everything with it; a failure is returned, not raised."""
-    parts = Shares(report, _seconds(group))
+    parts = TimedParts(report, _seconds(group))
     try:
         notes = train_run(group.job, report=partial(parts.advance, "train"), should_stop=should_stop)
         parts.set("train", 1)
@@ -125,7 +128,7 @@ def run_study(
     return pool.run(
         run_group,
         {name: (group,) for name, group in todo.items()},
-        progress=Shares(report, {name: sum(_seconds(group).values()) for name, group in todo.items()}),
+        progress=TimedParts(report, {name: sum(_seconds(group).values()) for name, group in todo.items()}),
         should_stop=should_stop,
         finished=lambda name, outcome: finished(todo[name], outcome),
     )
@@ -151,11 +154,10 @@ def _seconds(group: Group) -> dict[str, float]:
         comparison = job.config.comparison.model_copy(update={"methods": ("AD",), "runs": 1})
         return expected_seconds(job.config.model_copy(update={"comparison": comparison}))[stage] or 0.0
 
-    train = 0.0 if group.job.trained else of(group.job, "train")
-    return {
-        "train": train,
-        **{path.name: 0.0 if path.exists() else of(job, "evaluate") for _, job, path in group.plays},
-    }
+    seconds = {"train": 0.0 if group.job.trained else of(group.job, "train")}
+    for _, job, path in group.plays:
+        seconds[path.name] = 0.0 if is_evaluated(job, path) else of(job, "evaluate")
+    return seconds
 
 
 def rows(parts: Iterable[Group]) -> list[Row]:

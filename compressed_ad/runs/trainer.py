@@ -51,7 +51,7 @@ def train_run(job: Job, *, report: Report = silent, should_stop: ShouldStop = ne
         def progress(step: int, metrics: Mapping[str, float]) -> None:
             judged.update({k: v for k, v in metrics.items() if k == "validation_return"})
             validation = "".join(f", validation {value:.3f}" for value in judged.values())
-            report(step, config.steps, f"loss {metrics['loss']:.3f}{validation}")
+            report(step, config.steps, f"steps, loss {metrics['loss']:.3f}{validation}")
 
         trained = train(
             filled,

@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self
 from compressed_ad.errors import RunError, raised
 
 Report = Callable[[float, float, str], None]
-"""Called with units done, units expected, and a short text. Work without a unit tells its share of 1."""
+"""Called with units done, units expected, and a short text. A float is a share: of 1, what is done."""
 
 ShouldStop = Callable[[], bool]
 """True once work should stop: it then saves and raises ``KeyboardInterrupt``."""
@@ -37,25 +37,21 @@ def never() -> bool:
 
 
 class Parts:
-    """Adds up the progress of many parts into one report; those that count in different units are ``Shares``.
+    """Adds up the progress of many parts that count the same thing; others are ``TimedParts``.
 
-    ``weights`` says how much each part counts, ``before`` how much was done earlier. A weight of 1 is
-    shown as ``unit`` units; if that is None, as the largest total of any part.
+    A part of weight 1 is ``unit`` units. ``before``, weighed alike, was done earlier.
     """
 
     def __init__(
-        self, report: Report, weights: Mapping[str, float], *, unit: int | None = None, before: float = 0
+        self, report: Report, weights: Mapping[str, float], *, unit: int = 1, before: float = 0
     ) -> None:
-        self.report, self.weights, self.before = report, weights, before
-        self.unit, self.fixed = unit or 0, unit is not None
+        self.report, self.weights, self.unit, self.before = report, weights, unit, before
         self.shares = dict.fromkeys(weights, 0.0)
         self.text = ""
         self._show()
 
     def advance(self, name: str, done: float, total: float, text: str) -> None:
         """A ``Report`` of the part ``name``, once that is bound."""
-        if not self.fixed:
-            self.unit = max(self.unit, round(total))
         self.text = text
         self.set(name, min(done / max(total, 1), 1.0))
 
@@ -65,27 +61,25 @@ class Parts:
         self._show()
 
     def _show(self) -> None:
-        if self.unit:
-            done = self.before + sum(self.weights[name] * share for name, share in self.shares.items())
-            total = self.before + sum(self.weights.values())
-            self._tell(done, total)
+        done = self.before + sum(self.weights[name] * share for name, share in self.shares.items())
+        self._tell(done, self.before + sum(self.weights.values()))
 
     def _tell(self, done: float, total: float) -> None:
         self.report(round(done * self.unit), round(total * self.unit), self.text)
 
 
-class Shares(Parts):
-    """Parts without a common unit: the report is a share of 1, its text says how far the last part is.
+class TimedParts(Parts):
+    """Adds up parts that count different things to a share; the text says how far the last of them is.
 
-    ``weights`` says how long each takes, in any unit.
+    ``weights`` says how long each takes, in any unit of time.
     """
 
     def __init__(self, report: Report, weights: Mapping[str, float]) -> None:
-        super().__init__(report, weights, unit=1)
+        super().__init__(report, weights)
 
     def advance(self, name: str, done: float, total: float, text: str) -> None:
-        counted = total != 1  # else it is a share itself
-        super().advance(name, done, total, f"now {done:,} of {total:,} {text}" if counted else text)
+        counted = text if isinstance(done, float) else f"now {done:,} of {total:,} {text}"
+        super().advance(name, done, total, counted)
 
     def _tell(self, done: float, total: float) -> None:
         self.report(done / total if total else 1.0, 1, self.text)

@@ -62,10 +62,13 @@ def test_lines_off_a_terminal(clock):
         report(2, 10, "c")
         clock[0] += 6
         report(0.25, 1, "now 5 of 20 steps")
+        clock[0] += 6
+        report(0, 1, "tasks")  # a count of one
     shown_lines = (
         "study      10 % (1 of 10) b",
         "study      25 % now 5 of 20 steps",
-        "study     done in 12 s",
+        "study       0 % (0 of 1) tasks",
+        "study     done in 18 s",
     )
     assert out.getvalue().splitlines() == list(shown_lines)
 

@@ -129,25 +129,17 @@ def test_regret_is_what_the_best_policy_earns_more_beside_the_best_reference(hor
     assert MEASURES["regret"].scores(replace(runs, optimal=best)) == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize("key", ["final", "auc"])
-def test_chance_in_play_is_how_much_a_run_varies_that_plays_its_tasks_again(key: str) -> None:
+def test_chance_in_play_is_how_much_a_mean_varies_when_its_tasks_are_played_again() -> None:
     """4000 plays of the same models: their spread is known to 1.1 %, so 5 % is 4.5 standard errors."""
-    rates = np.array([0.1, 0.5, 0.9])[:, None, None]
-    returns = np.random.default_rng(0).binomial(1, rates, size=(4000, 3, 4, 10)).astype(np.float64)
-    again = replace(
-        method(), seeds=tuple(range(4000)), returns=returns, random=np.zeros(3), optimal=np.ones(3)
-    )
-    chance = MEASURES[f"{key}_chance"].scores(again)
-    assert np.sqrt(np.mean(chance**2)) == pytest.approx(
-        MEASURES[key].scores(again).mean(axis=1).std(), rel=0.05
-    )
-    doubled = replace(again, returns=np.concatenate([returns, returns], axis=1), random=np.zeros(6),
-                      optimal=np.array([1.0, 1.0, 1.0, np.nan, np.nan, np.nan]))  # fmt: skip
-    assert MEASURES[f"{key}_chance"].scores(doubled) == pytest.approx(chance)  # of the tasks with a scale
-    always = replace(again, returns=np.repeat(returns[:, :, :1], 4, axis=2))
-    assert (MEASURES[f"{key}_chance"].scores(always) == 0).all()
-    once = replace(again, returns=returns[:, :, :1])
-    assert np.isnan(MEASURES[f"{key}_chance"].scores(once)).all()
+    rates = np.array([0.1, 0.5, 0.9])[:, None]
+    again = np.random.default_rng(0).binomial(1, rates, size=(4000, 3, 4)).astype(np.float64)
+    chances = [measures.chance_in_play(scores) for scores in again]
+    assert np.sqrt(np.mean(np.square(chances))) == pytest.approx(again.mean(axis=(1, 2)).std(), rel=0.05)
+    scaleless = np.concatenate([again[0], np.full((2, 4), np.nan)])
+    assert measures.chance_in_play(scaleless) == pytest.approx(chances[0]) != 0
+    assert measures.chance_in_play(np.repeat(again[0, :, :1], 4, axis=1)) == 0  # as if nothing were drawn
+    assert math.isnan(measures.chance_in_play(again[0, :, :1]))
+    assert math.isnan(measures.chance_in_play(scaleless[3:]))
 
 
 def first_episode(runs: object) -> np.ndarray:

@@ -160,9 +160,12 @@ def test_a_study_says_how_much_of_the_spread_is_chance_in_play_and_when_that_is_
     assert not any("evaluation.rollouts" in line for line in answers(found))  # .1 of .208
     more = [replace(r, values={**r.values, "final_chance": 2 * r["final_chance"]}) for r in told]
     assert answers(differences(more + untold, [("a", "b")], "final"))[-1] == (
-        "On room at least half of the variance between runs is chance in play: more evaluation.rollouts"
-        " narrow the intervals without further training."
+        "At least half of the variance between runs is chance in play for b − a on room: more"
+        " evaluation.rollouts narrow these intervals without further training."
     )
+    unknown = {"final_chance": NAN}
+    older = [r if r.run else replace(r, values={**r.values, **unknown}) for r in told]
+    assert differences(older, [("a", "b")], "final")[0].chance == pytest.approx(0.1)  # of the runs that know
     same = [replace(r, parameters="a/b/c") for r in told]  # one model, played in two ways
     assert math.isnan(differences(same, [("a", "b")], "final")[0].chance)
     assert "Spread" not in difference_table(differences(untold, [("a", "b")], "final"), "final")[0]

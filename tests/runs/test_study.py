@@ -256,8 +256,13 @@ def test_a_lost_evaluation_is_played_again_with_the_same_result(finished: Path, 
     ]
     path = group.plays[0][2]
     kept = dict(np.load(path))
+    assert study._seconds(group) == {"train": 0, path.name: 0}
     path.write_bytes(path.read_bytes()[:100])
     assert study.rows([group]) == []
+    left = study._seconds(group)
+    assert left["train"] == 0 < left[path.name]
+    (fresh,) = (g for g in study.groups(loaded, tmp_path) if g.job.name == group.job.name)
+    assert study._seconds(fresh)[path.name] == left[path.name] and study._seconds(fresh)["train"] > 0
     path.unlink()
     assert not group.finished and study.rows([group]) == []
     told: list[tuple[float, float, str]] = []
