@@ -135,11 +135,12 @@ class _Pace:
             self.anchor, self.stalled = (now, done), True
         elif done > self.anchor[1] and now - self.anchor[0] > 5:
             began, before = self.anchor
-            left = f", {duration((total - done) * (now - began) / (done - before))} left"
+            left = f"{duration((total - done) * (now - began) / (done - before))} left:"
         self.heard = now
         share = f"{100 * done / max(total, 1):3.0f} %"
         count = "" if isinstance(done, float) else f"({done:,} of {total:,})"
-        return " ".join(filter(None, (share, count, text))) + left
+        # The time left comes before the text: a narrow terminal cuts the end of the line.
+        return " ".join(filter(None, (share, count, left, text))).rstrip(":")
 
 
 def duration(seconds: float) -> str:
@@ -196,21 +197,27 @@ def complain(text: str) -> None:
 
 
 class _Progress(io.TextIOBase):
-    """The standard error stream; no work ends because its progress cannot be shown."""
+    """The standard error stream as it is now; no work ends because its progress cannot be shown.
+
+    While a bar is shown, ``sys.stderr`` is a stream of rich's, which writes to this one.
+    """
+
+    def __init__(self) -> None:
+        self.stream = sys.stderr
 
     def write(self, text: str) -> int:
         try:
-            sys.stderr.write(text)
-            sys.stderr.flush()
+            self.stream.write(text)
+            self.stream.flush()
         except (OSError, ValueError, AttributeError):
-            drop(sys.stderr)
+            drop(self.stream)
         return len(text)
 
     def isatty(self) -> bool:
-        return sys.stderr is not None and sys.stderr.isatty()
+        return self.stream is not None and self.stream.isatty()
 
     def fileno(self) -> int:
-        return sys.stderr.fileno()
+        return self.stream.fileno()
 
 
 def print_table(table: RenderableType) -> None:

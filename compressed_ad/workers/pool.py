@@ -152,7 +152,7 @@ class Pool(Protocol):
             for name, kind, content in self._events():
                 if kind == "progress":
                     done, total, text = content
-                    parts.advance(name, done, total, f"{name} {text}")
+                    parts.advance(name, done, total, f"{name} {text}".rstrip())
                     continue
                 running.remove(name)
                 if kind == "result":

@@ -1,6 +1,9 @@
 import io
+import os
+import subprocess
 import sys
 import threading
+from contextlib import suppress
 
 import pytest
 from rich.console import Console
@@ -25,7 +28,7 @@ def test_time_left_counts_from_the_first_progress(clock):
     for done in (25, 30):
         clock[0] += 3
         told = pace.text(done, 110, "steps")
-    assert told.endswith("steps, 48 s left")
+    assert told == " 27 % (30 of 110) 48 s left: steps"
 
 
 def test_time_left_forgets_one_stall_right_after_the_first_progress(clock):
@@ -35,9 +38,9 @@ def test_time_left_forgets_one_stall_right_after_the_first_progress(clock):
     clock[0] += 60  # kernels are compiled
     assert "left" not in pace.text(4, 100, "steps")
     clock[0] += 6
-    assert pace.text(8, 100, "steps").endswith("2 min 18 s left")
+    assert pace.text(8, 100, "steps").endswith(" 2 min 18 s left: steps")
     clock[0] += 94  # work is slow now
-    assert pace.text(12, 100, "steps").endswith("18 min 20 s left")
+    assert pace.text(12, 100, "steps").endswith(" 18 min 20 s left: steps")
 
 
 def test_no_time_left_is_told_before_it_can_be_known(clock):
@@ -48,7 +51,7 @@ def test_no_time_left_is_told_before_it_can_be_known(clock):
     clock[0] += 2
     assert "left" not in pace.text(15_400, 8_100_000, "steps")
     clock[0] += 4
-    assert pace.text(2_000_000, 8_100_000, "steps").endswith("18 s left")
+    assert pace.text(2_000_000, 8_100_000, "steps").endswith(" 18 s left: steps")
 
 
 def test_lines_off_a_terminal(clock):
@@ -71,6 +74,38 @@ def test_lines_off_a_terminal(clock):
         "study     done in 18 s",
     )
     assert out.getvalue().splitlines() == list(shown_lines)
+
+
+def test_a_terminal_of_its_own_shows_progress_and_what_libraries_print(tmp_path):
+    """While the bar is shown, ``sys.stderr`` is rich's, which must not be what the bar is written to."""
+    program = (
+        "import sys, time\nfrom compressed_ad.cli.display import Display, complain\n"
+        "with Display().stage('collect') as report:\n"
+        "    report(1, 4, 'steps')\n    time.sleep(0.5)\n"
+        "    print('from a library', file=sys.stderr)\n    complain('from us')\n"
+    )
+    assert "25 % (1 of 4) steps" in (shown := on_terminal("-c", program))
+    assert all(shown.count(text) == 1 for text in ("from a library", "from us", "collect   done in"))
+    small = ("--preset", "smoke", "--algorithm.n_timesteps", "200", "--out", str(tmp_path))
+    assert "collect   done in" in on_terminal("-m", "compressed_ad", "collect", *small)
+
+
+def on_terminal(*words):
+    """What Python, started with ``words``, writes to a terminal; it must end without an error in a minute."""
+    leader, follower = os.openpty()
+    process = subprocess.Popen([sys.executable, *words], stdin=follower, stdout=follower, stderr=follower,
+                               env=os.environ | {"TERM": "xterm", "COLUMNS": "120"})  # fmt: skip
+    os.close(follower)
+    clock = threading.Timer(60, process.kill)
+    clock.start()
+    shown = b""
+    with suppress(OSError):  # how Linux says that the other end is closed
+        while part := os.read(leader, 65536):
+            shown += part
+    clock.cancel()
+    os.close(leader)
+    assert process.wait() == 0, shown.decode()
+    return shown.decode()
 
 
 def test_a_terminal_shows_a_bar_below_the_table():
