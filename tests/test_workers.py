@@ -158,6 +158,8 @@ def test_parts_without_a_common_unit_tell_their_share_and_what_the_last_one_coun
     one: list[tuple[float, float, str]] = []
     TimedParts(lambda *words: one.append(words), {"task": 2}).advance("task", 1, 1, "tasks")
     assert one[-1] == (1, 1, "now 1 of 1 tasks")  # a count of one is no share
+    outer.advance("run 0", 2, 3, "steps", who="AD")
+    assert seen[-1][2] == "AD now 2 of 3 steps"
 
 
 def test_a_program_that_was_read_from_a_pipe_may_use_workers() -> None:

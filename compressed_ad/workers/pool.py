@@ -50,9 +50,9 @@ class Parts:
         self.text = ""
         self._show()
 
-    def advance(self, name: str, done: float, total: float, text: str) -> None:
-        """A ``Report`` of the part ``name``, once that is bound."""
-        self.text = text
+    def advance(self, name: str, done: float, total: float, text: str, who: str = "") -> None:
+        """A ``Report`` of the part ``name``, once that is bound; the text begins with ``who`` it is."""
+        self.text = f"{who} {text}".strip()
         self.set(name, min(done / max(total, 1), 1.0))
 
     def set(self, name: str, share: float) -> None:
@@ -77,9 +77,9 @@ class TimedParts(Parts):
     def __init__(self, report: Report, weights: Mapping[str, float]) -> None:
         super().__init__(report, weights)
 
-    def advance(self, name: str, done: float, total: float, text: str) -> None:
+    def advance(self, name: str, done: float, total: float, text: str, who: str = "") -> None:
         counted = text if isinstance(done, float) else f"now {done:,} of {total:,} {text}"
-        super().advance(name, done, total, counted)
+        super().advance(name, done, total, counted, who)
 
     def _tell(self, done: float, total: float) -> None:
         self.report(done / total if total else 1.0, 1, self.text)
@@ -152,7 +152,7 @@ class Pool(Protocol):
             for name, kind, content in self._events():
                 if kind == "progress":
                     done, total, text = content
-                    parts.advance(name, done, total, f"{name} {text}".rstrip())
+                    parts.advance(name, done, total, text, who=name)
                     continue
                 running.remove(name)
                 if kind == "result":
