@@ -12,7 +12,7 @@ torch is imported only where a cell is trained or evaluated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -82,10 +82,8 @@ def collect_histories(study: Study, out: Path, report: Report, pool: Pool | None
     missing = _missing(study, out)
     for cell in missing:
         check_recipe(cell.trained, history_of(cell, out))
-    seconds = {cell.data_key: expected_seconds(cell.data)["collect"] for cell in missing}
-    known = {key: value for key, value in seconds.items() if value is not None}
-    steps = {cell.data_key: source_steps(cell.data) for cell in missing}
-    parts = TimedParts(report, known if len(known) == len(seconds) else steps)
+    steps = {cell.data_key: float(source_steps(cell.data)) for cell in missing}
+    parts = TimedParts(report, _collect_seconds(missing) or steps)
     for cell in missing:
         progress = partial(parts.advance, cell.data_key)
         collect_stage(cell.data, history_of(cell, out), mark=False, report=progress, pool=pool)
@@ -136,15 +134,21 @@ def run_study(
 
 def expected(study: Study, out: Path, n_process: int) -> dict[str, float | None]:
     """Seconds that what is missing will roughly take, by stage; None where it cannot be told."""
-    collections = [expected_seconds(cell.data)["collect"] for cell in _missing(study, out)]
-    known = [seconds for seconds in collections if seconds is not None]
+    collections = _collect_seconds(_missing(study, out))
     train = play = 0.0
     for group in groups(study, out):
         seconds = _seconds(group)
         train += seconds.pop("train")
         play += sum(seconds.values())
-    collect = sum(known) if len(known) == len(collections) else None
+    collect = None if collections is None else sum(collections.values())
     return {"collect": collect, "train": train / n_process, "evaluate": play / n_process}
+
+
+def _collect_seconds(missing: Sequence[Cell]) -> dict[str, float] | None:
+    """Rough seconds that each missing history file takes, by its key; None if one cannot be told."""
+    seconds = {cell.data_key: expected_seconds(cell.data)["collect"] for cell in missing}
+    known = {key: value for key, value in seconds.items() if value is not None}
+    return known if len(known) == len(seconds) else None
 
 
 def _seconds(group: Group) -> dict[str, float]:
