@@ -4,12 +4,14 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections import Counter
 from contextlib import redirect_stderr
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from compressed_ad.report.rows import Row, read_rows
 from compressed_ad.report.study_report import power_lines
 from compressed_ad.runs import study_run as study
 from compressed_ad.runs.config import load_config
+from compressed_ad.runs.judge import evaluate_run
 from compressed_ad.runs.layers import Request
 from compressed_ad.runs.study import load_study
 from compressed_ad.tasks.limits import shipped_limit
@@ -273,6 +276,24 @@ def test_a_lost_evaluation_is_played_again_with_the_same_result(finished: Path, 
     again = dict(np.load(path))
     for name, value in kept.items():
         np.testing.assert_array_equal(again[name], value)
+
+
+def test_an_evaluation_tells_the_share_of_what_it_plays(finished: Path, tmp_path: Path) -> None:
+    """The last weights are played, too, but only where they are not those that validation chose."""
+    group = study.groups(load_study(finished / "tiny.yaml", families=["room"]), finished / "out")[0]
+    same = tmp_path / "same"
+    shutil.copytree(group.job.path, same)
+    shutil.copy(same / "last_model.pt", same / "best_model.pt")
+    for job, plays in ((group.job, 2), (replace(group.job, path=same), 1)):
+        shares: list[float] = []
+        path = evaluate_run(
+            job,
+            tmp_path / f"{plays}.npz",
+            report=lambda done, total, text, to=shares: to.append(done / total),
+        )
+        with np.load(path) as found:
+            assert 1 + (found["step"] != found["step_last"]) == plays
+        assert shares == sorted(shares) and shares[-1] == 1
 
 
 def test_none_is_plain_ad_bit_for_bit(tmp_path: Path) -> None:
