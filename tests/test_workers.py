@@ -158,6 +158,9 @@ def test_parts_without_a_common_unit_tell_their_share_and_what_the_last_one_coun
     one: list[tuple[float, float, str]] = []
     TimedParts(lambda *words: one.append(words), {"task": 2}).advance("task", 1, 1, "tasks")
     assert one[-1] == (1, 1, "now 1 of 1 tasks")  # a count of one is no share
+    alike: list[float] = []
+    TimedParts(lambda done, total, text: alike.append(done), {"a": 0, "b": 0}).advance("a", 1, 10, "steps")
+    assert alike[-1] == pytest.approx(1 / 20)  # as if both took as long
     outer.advance("run 0", 2, 3, "steps", who="AD")
     assert seen[-1][2] == "AD now 2 of 3 steps"
 

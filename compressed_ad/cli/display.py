@@ -12,13 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import accumulate
 from typing import IO, Any, cast
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from compressed_ad.errors import RunError, raised
 from compressed_ad.workers import Report
@@ -47,11 +48,12 @@ class Display:
     def stage_with_table(self, name: str) -> Iterator[tuple[Report, ShowTable]]:
         """A stage with a table above it, which only a terminal shows."""
         started, pace = time.monotonic(), _Pace()
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
             bar = Progress(
-                TextColumn("{task.description:<9}"),
+                TextColumn("{task.description:<9}", table_column=Column(min_width=9, no_wrap=True)),
                 BarColumn(bar_width=30, complete_style="cyan", finished_style="green"),
-                TextColumn("{task.fields[text]}"),
+                TextColumn("{task.fields[text]}", table_column=Column(ratio=1, no_wrap=True)),
+                expand=True,
             )
             row = bar.add_task(name, total=None, text="")
 
@@ -59,7 +61,12 @@ class Display:
                 bar.update(row, completed=done, total=total, text=pace.text(done, total, text))
 
             def show_table(table: Sequence[Sequence[str]]) -> None:
-                head, *body = table
+                if len(table) < 2:
+                    return
+                # As many columns as fit, with a space on each side.
+                widths = [max(map(len, cells)) + 2 for cells in zip(*table, strict=True)]
+                fit = sum(end <= self.console.width for end in accumulate(widths))
+                head, *body = (line[:fit] for line in table)
                 above = Table(box=box.SIMPLE_HEAD, pad_edge=False)
                 for k, column in enumerate(head):
                     above.add_column(column, justify="left" if k < 2 else "right")

@@ -78,7 +78,7 @@ class Difference:
     p: float = math.nan  # two-sided t-test; NaN for runs that share their data
     p_holm: float = math.nan  # adjusted for all comparisons on this measure; see ``compare``
     gaps: Floats | None = field(default=None, compare=False, repr=False)  # (R, N) or (R,): estimated from
-    chance: float = math.nan  # standard deviation of a run's difference if its models play again; or unknown
+    chance: float = math.nan  # at most, what the spread would be if the same models played again; or unknown
 
     @property
     def label(self) -> str:
@@ -181,6 +181,7 @@ def differences(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], measure: 
         if any(a.weights == b.weights for a, b in shared):
             return math.nan  # the same weights with the same seed have the same luck
         column = CHANCES.get(measure, "")
+        # An upper bound: rollouts of the same number share their seed, and so do a little alike.
         return math.sqrt(intervals.mean([a[column] ** 2 + b[column] ** 2 for a, b in shared]))
 
     found = compare(scores_of(rows, measure), pairs, measure, OWN_DATA)

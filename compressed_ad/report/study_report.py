@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from compressed_ad.runs.study import Study
 
 
+CHANCE = (
+    " Spread is the standard deviation of the paired differences between runs. Chance in play is what it"
+    " would be if the same models played again, the two of a run independently. It is unknown where tasks"
+    " were played once, where two variants share their weights, and for rows of earlier versions."
+)
+
+
 @dataclass(frozen=True)
 class Cost:
     """A point of a cost curve: what a variant's model costs in a family, and what it achieves."""
@@ -74,8 +81,9 @@ def tables(study: Study, rows: Sequence[Row], points: Sequence[Row]) -> list[Tab
     )
     for measure in dict.fromkeys((study.metric, "final", "auc")):
         if gaps := differences(rows, study.comparisons, measure):
+            told = any(not math.isnan(d.chance) for d in gaps)
             name = f"difference_of_{MEASURES[measure].label.lower().replace(' ', '_')}"
-            found.append(Table(name, difference_table(gaps, measure), caption))
+            found.append(Table(name, difference_table(gaps, measure), caption + CHANCE * told))
     if by_cost := costs(study, rows):
         caption = (
             "What a model costs and what it achieves: floating-point operations of one in-context step, and"
@@ -117,7 +125,7 @@ def difference_table(found: Sequence[Difference], measure: str) -> Rows:
     """Header and one line per comparison and family; the spread only where chance in play is known."""
     head = ["Family", f"Difference of {MEASURES[measure].label.lower()}", "Runs", "Mean", "95 % interval"]
     told = any(not math.isnan(d.chance) for d in found)
-    spread = ["Spread", "By chance in play"] if told else []
+    spread = ["Spread", "By chance in play, at most"] if told else []
     table = [[*head, *spread, "Seen with 80 % power", "p", "p, Holm", "Verdict"]]
     for d in found:
         e = d.estimate
@@ -207,12 +215,13 @@ def answers(found: Sequence[Difference]) -> list[str]:
             f"No difference found in {whole} of the {label}{over}; true differences of {span} would have been"
             " seen in 4 of 5 such studies."
         )
-    half = [d for d in found if d.n_run >= comparison.MIN_RUNS and d.chance**2 > d.estimate.spread**2 / 2]
-    if half:
+    # Chance is never less than half of nothing.
+    varying = [d for d in found if d.n_run >= comparison.MIN_RUNS and d.estimate.spread > 0]
+    if half := [d for d in varying if d.chance**2 > d.estimate.spread**2 / 2]:
         where = listed(f"{d.label} on {d.family}" for d in half)
         lines.append(
-            f"At least half of the variance between runs is chance in play for {where}: more"
-            " evaluation.rollouts narrow these intervals without further training."
+            f"Half of the variance between runs or more may be chance in play for {where}: more"
+            " evaluation.rollouts may narrow these intervals without further training."
         )
     if few:
         lines.append(f"Too few runs for a verdict in {len(few)} comparison{'s' * (len(few) > 1)}.")

@@ -85,7 +85,7 @@ def collect_histories(study: Study, out: Path, report: Report, pool: Pool | None
     steps = {cell.data_key: float(source_steps(cell.data)) for cell in missing}
     parts = TimedParts(report, _collect_seconds(missing) or steps)
     for cell in missing:
-        progress = partial(parts.advance, cell.data_key)
+        progress = partial(parts.advance, cell.data_key, who=cell.family)
         collect_stage(cell.data, history_of(cell, out), mark=False, report=progress, pool=pool)
     return [history_of(cell, out) for cell in missing]
 

@@ -75,7 +75,7 @@ class TimedParts(Parts):
     """
 
     def __init__(self, report: Report, weights: Mapping[str, float]) -> None:
-        super().__init__(report, weights)
+        super().__init__(report, weights if any(weights.values()) else dict.fromkeys(weights, 1.0))
 
     def advance(self, name: str, done: float, total: float, text: str, who: str = "") -> None:
         counted = text if isinstance(done, float) else f"now {done:,} of {total:,} {text}"

@@ -1,5 +1,6 @@
 import io
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -84,17 +85,24 @@ def test_a_terminal_of_its_own_shows_progress_and_what_libraries_print(tmp_path)
         "    report(1, 4, 'steps')\n    time.sleep(0.5)\n"
         "    print('from a library', file=sys.stderr)\n    complain('from us')\n"
     )
-    assert "25 % (1 of 4) steps" in (shown := on_terminal("-c", program))
+    shown = on_terminal("-c", program)
+    assert "25 % (1 of 4) steps" in shown
+    bars = [line for line in re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown).splitlines() if "━" in line]
+    assert {line.count("━") + line.count("╸") + line.count("╺") for line in bars} == {30}
+    slow = program.replace(
+        "import sys, time\n", "import sys, time\ntime.monotonic = iter(range(0, 600, 6)).__next__\n"
+    )
+    assert "collect    25 % (1 of 4) steps" in on_terminal("-c", slow, TERM="dumb")  # as off a terminal
     assert all(shown.count(text) == 1 for text in ("from a library", "from us", "collect   done in"))
     small = ("--preset", "smoke", "--algorithm.n_timesteps", "200", "--out", str(tmp_path))
     assert "collect   done in" in on_terminal("-m", "compressed_ad", "collect", *small)
 
 
-def on_terminal(*words):
+def on_terminal(*words, **variables):
     """What Python, started with ``words``, writes to a terminal; it must end without an error in a minute."""
     leader, follower = os.openpty()
     process = subprocess.Popen([sys.executable, *words], stdin=follower, stdout=follower, stderr=follower,
-                               env=os.environ | {"TERM": "xterm", "COLUMNS": "120"})  # fmt: skip
+                               env=os.environ | {"TERM": "xterm", "COLUMNS": "80"} | variables)  # fmt: skip
     os.close(follower)
     clock = threading.Timer(60, process.kill)
     clock.start()
@@ -112,10 +120,12 @@ def test_a_terminal_shows_a_bar_below_the_table():
     out = io.StringIO()
     shown = Display(Console(file=out, force_terminal=True, width=90, highlight=False))
     with shown.stage_with_table("study") as (report, show_table):
+        show_table([["Family", "Variant"]])
         report(1, 4, "half way")
-        show_table([["Family", "Variant"], ["darkroom", "AD"]])
+        show_table([["Family", "Variant", *"abc"], ["darkroom", "AD", *("x" * 30 for _ in range(3))]])
     text = out.getvalue()
     assert "25 % (1 of 4) half way" in text and "darkroom" in text and "done in 0 s" in text
+    assert "x" * 30 in text and "…" not in text  # whole columns, as many as fit
 
 
 @pytest.mark.parametrize(
