@@ -147,6 +147,14 @@ class Call:
         if found := describe(history).shortfall:
             self.display.note(f"note: {history.name}: {found}")
 
+    def note_damaged(self, evaluations: Iterable[Path]) -> None:
+        """Tell of each evaluation that is there but cannot be read, so that it will be made again."""
+        from compressed_ad.runs.judge import stored_evaluation
+
+        for path in evaluations:
+            if path.exists() and stored_evaluation(path) is None:
+                self.display.note(f"note: {path} is damaged; it will be made again")
+
     def trust(self, *configs: Config) -> frozenset[str]:
         """The names of code that the user has given: with ``--trust``, or in the configuration."""
         from compressed_ad.runs.config import own_code

@@ -109,6 +109,7 @@ def _evaluate(call: Call) -> None:
         return
     for note in dict.fromkeys(note for job in todo for note in check_unseen(RunData(job))):
         call.display.note(f"note: {note}")
+    call.note_damaged(job.path / EVALUATION for job in todo)
     with call.stop.politely(), WorkerPool(workers) as pool, call.display.stage("evaluate") as report:
         stages.run_jobs(evaluate_run, todo, pool, report=report, should_stop=call.stop)
     for job in todo:

@@ -99,6 +99,7 @@ def _train_and_evaluate(call: Call, todo: Sequence[Job], watch: stages.Stopwatch
         notes = stage("train", train_run, [job for job in todo if not job.trained])
         for note in dict.fromkeys(note for lines in notes.values() for note in lines):
             call.display.note(f"note: {note}")
+        call.note_damaged(job.path / EVALUATION for job in todo)
         stage("evaluate", evaluate_run, [job for job in todo if not is_evaluated(job)])
 
 
@@ -106,7 +107,7 @@ def _plan(config: Config, processes: int, out: Path, history: Path, todo: Sequen
     """The stages as ``--dry-run`` lists them: what each does, and whether it is done or how long it takes."""
     model, evaluation, n_run = config.model, config.evaluation, len(todo)
     trained = sum(job.trained for job in todo)
-    evaluated = sum((job.path / EVALUATION).exists() for job in todo)
+    evaluated = sum(history.exists() and is_evaluated(job) for job in todo)
     rows = {
         "collect": (
             f"{stages.source_steps(config):,} steps of {config.algorithm.learner} on {config.env.family}"

@@ -138,6 +138,7 @@ def _work(call: Call, study: Study, out: Path, pool: Pool) -> dict[str, str]:
     parts = study_run.groups(study, out)
     done = {group.job.name: study_run.rows([group]) for group in parts if group.finished}
     failures: dict[str, str] = {}
+    call.note_damaged(path for group in parts for _, _, path in group.plays)
 
     def table() -> Rows:
         rows = [row for some in done.values() for row in some]
@@ -157,7 +158,7 @@ def _work(call: Call, study: Study, out: Path, pool: Pool) -> dict[str, str]:
             for row in done[group.job.name]:
                 display.note(
                     f"{row.family}, {row.variant}, run {row.run}: {study.metric} {row[study.metric]:.3f}"
-                    f"  ({len(done)} of {len(parts)} trained)"
+                    f"  ({len(done)} of {len(parts)} finished)"
                 )
             show(table())
 

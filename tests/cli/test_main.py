@@ -623,6 +623,20 @@ def test_damaged_checkpoints_are_named(run, tmp_path, made):
     assert not (path / "evaluation.npz").exists()
 
 
+def test_a_damaged_evaluation_is_told_and_made_again(run, tmp_path, made):
+    path = tmp_path / "AD-darkroom-seed0"
+    shutil.copytree(made / path.name, path)
+    evaluation = path / "evaluation.npz"
+    whole = evaluation.read_bytes()
+    evaluation.write_bytes(whole[: len(whole) // 2])
+    code, out, lines = run("evaluate", path)
+    assert code == 0 and "final normalised return" in out
+    assert f"note: {evaluation} is damaged; it will be made again" in lines
+    assert evaluation.read_bytes() == whole
+    code, _, lines = run("evaluate", path)
+    assert code == 0 and not any("damaged" in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("words", "code", "cause"),
     [

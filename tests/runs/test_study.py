@@ -184,6 +184,21 @@ def test_the_same_command_again_trains_nothing(finished: Path, capsys: pytest.Ca
     assert "12 runs are finished" in said and "4 of 5 such studies would detect" in said
 
 
+def test_a_damaged_evaluation_is_told_and_made_again(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished / "out", out)
+    table = (out / "tiny" / "table.csv").read_bytes()
+    path = sorted(out.glob("runs/*/evaluation-*.npz"))[0]
+    path.write_bytes(path.read_bytes()[:100])
+    assert main(["study", str(finished / "tiny.yaml"), "--out", str(out), "--process", "1"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "damaged" in line] == [f"note: {path} is damaged; it will be made again"]
+    assert sum("(12 of 12 finished)" in line for line in said) >= 1
+    assert (out / "tiny" / "table.csv").read_bytes() == table
+
+
 def test_the_curves_are_not_taken_for_the_table(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     curves = finished / "out" / "tiny" / "curves.csv"
     assert main(["study", str(finished / "tiny.yaml"), "--tables", str(curves)]) == 2
