@@ -152,7 +152,7 @@ def search_current_folder(names: Collection[str]) -> None:
 def own_names(value: Any) -> frozenset[str]:
     """The texts in plain nested data that may stand for code, as ``module:attribute`` does."""
     if isinstance(value, str):
-        number = re.match(r"[-+.\d]+(e[-+]?\d+)?:", value)  # of a range
+        number = re.match(r"[-+.\d]+([eE][-+]?\d+)?:", value)  # of a range
         return frozenset([value] if ":" in value and not number else [])
     if isinstance(value, Mapping):
         value = value.values()

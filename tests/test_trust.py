@@ -344,7 +344,7 @@ def test_a_function_that_makes_a_family_says_so():
 
 
 def test_texts_that_may_stand_for_code():
-    plain = ["0.25:1.0", "-1:1", "1e-3:2", "darkroom", "", 3, None, True, b"a:b", {"k": [("x",)]}]
+    plain = ["0.25:1.0", "-1:1", "1e-3:2", "1E-1:1", "darkroom", "", 3, None, True, b"a:b", {"k": [("x",)]}]
     assert own_names(plain) == frozenset()
     assert own_names({"a": ["mine:F", {"b": ("x-y:Z",)}], "c:d": 1}) == {"mine:F", "x-y:Z"}
 

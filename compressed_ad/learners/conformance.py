@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from compressed_ad.errors import CompressedADError, users_code
 from compressed_ad.learners.base import SourceLearner, prepared
-from compressed_ad.tasks.base import RewardFunction, TaskFamily
+from compressed_ad.tasks.base import RewardFunction, TaskFamily, rewards_of
 from compressed_ad.tasks.gridworld import Darkroom
 from compressed_ad.tasks.replay import differ, episode_step, play
 from compressed_ad.types import AnyArray, History, IntArray, outside
@@ -211,8 +211,9 @@ def first_stream_problem(family: TaskFamily, task: AnyArray, history: History) -
         return problem
     if isinstance(family, RewardFunction):
         start = np.concatenate([[True], one.episode_end[0, :-1]])
-        expected = family.reward(task, one.states[0], one.actions[0], one.next_states[0], start)
-        wrong = differ(one.rewards, np.reshape(expected, one.rewards.shape))
+        tasks = np.repeat(task[None], len(start), axis=0)
+        expected = rewards_of(family, tasks, one.states[0], one.actions[0], one.next_states[0], start)
+        wrong = differ(one.rewards, expected[None])
         if wrong.any():
             return (
                 f"rewards are not those of the task, first in {_place(wrong)}; are histories in task order?"

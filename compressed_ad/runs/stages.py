@@ -18,14 +18,14 @@ import numpy as np
 from compressed_ad.errors import RunDirectoryError
 from compressed_ad.files import write_json
 from compressed_ad.histories.collector import collect, history_path
-from compressed_ad.histories.file import HistoryFile, remark
+from compressed_ad.histories.file import HistoryFile, marking_provenance, remark
 from compressed_ad.histories.header import differences, short
 from compressed_ad.histories.thinning import kept_steps
 from compressed_ad.learners.base import Timed
-from compressed_ad.marking.apply import marker_params
+from compressed_ad.marking.apply import mark_task, marker_params
 from compressed_ad.marking.statistics import MarkingStatistics
 from compressed_ad.models.settings import ModelConfig
-from compressed_ad.registry import call_text
+from compressed_ad.registry import call_text, own_names
 from compressed_ad.report.results import MethodRuns, check_same_judgement, judgement_text, load_runs
 from compressed_ad.report.source import summarise_source
 from compressed_ad.runs.config import plan, transform_pairs
@@ -118,14 +118,22 @@ def mark_stage(
 ) -> MarkingStatistics:
     """Mark the history file ``path`` as ``config`` says, unless that has been done."""
     file = HistoryFile(path)
-    params = marker_params(config.marker)
-    if output is None and file.marking is not None:
-        stored = file.marking
-        same_params = {**stored["parameters"], **params} == stored["parameters"]
-        if same_params and (stored["marker"], stored["seed"]) == (config.marker.marker, config.seed):
-            return file.statistics()
-    progress = counting(report, len(file.task_ids), "tasks")
+    if output is None and _is_marked(file, config):
+        return file.statistics()
+    progress, params = counting(report, len(file.task_ids), "tasks"), marker_params(config.marker)
     return remark(path, config.marker.marker, params, seed=config.seed, output=output, progress=progress)
+
+
+def _is_marked(file: HistoryFile, config: Config) -> bool:
+    """Whether ``file`` has the marks of ``config``; a user's own marker may have changed, so it is asked."""
+    marker, params, seed = config.marker.marker, marker_params(config.marker), config.seed
+    asked = json.loads(json.dumps(marking_provenance(marker, params, seed)))
+    if file.marking is None or any(file.marking[key] != asked[key] for key in asked.keys() - {"time"}):
+        return False
+    return not own_names(marker) or all(
+        np.array_equal(mark_task(marker, history, task, seed=seed, **params), history.compression_mask)
+        for task, history in file.each()
+    )
 
 
 def counting(report: Report, total: int, unit: str) -> Callable[[int], None]:

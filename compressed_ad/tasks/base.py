@@ -255,6 +255,23 @@ def has_successors(family: TaskFamily) -> bool:
     )
 
 
+def rewards_of(
+    family: RewardFunction,
+    tasks: AnyArray,
+    states: AnyArray,
+    actions: AnyArray,
+    next_states: AnyArray,
+    start: BoolArray,
+) -> AnyArray:
+    """``RewardFunction.reward``, of which ``SpaceError`` says that it does not give one number per row."""
+    where = f"{getattr(family, 'name', type(family).__name__)}: reward()"
+    with users_code(where):
+        rewards = np.asarray(family.reward(tasks, states, actions, next_states, start))
+    if rewards.shape != start.shape or rewards.dtype.kind not in "biuf":
+        raise SpaceError(f"{where} must give {len(start)} numbers; it gives {rewards.dtype} {rewards.shape}")
+    return rewards
+
+
 def successors_of(family: Any, tasks: AnyArray) -> IntArray:
     """``SuccessorTable.successor_table`` of ``tasks``; ``SpaceError`` names a family without such a table."""
     if not has_successors(family):

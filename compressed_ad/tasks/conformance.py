@@ -16,6 +16,7 @@ from compressed_ad.tasks.base import (
     TaskFamily,
     family_specs,
     has_successors,
+    rewards_of,
     successors_of,
 )
 from compressed_ad.tasks.checked_env import checked_slots, family_label
@@ -127,17 +128,26 @@ def _play_problems(family: TaskFamily, n_task: int, seed: int) -> Iterator[str]:
     if isinstance(family, RewardFunction):
         ended, rewards = (np.stack([getattr(s, name) for s in steps]) for name in ("ended", "reward"))
         start = np.concatenate([np.ones_like(ended[:1]), ended[:-1]])
-        for i, task in enumerate(tasks):
-            got = family.reward(task, states[:, i], actions[:, i], reached[:, i], start[:, i])
-            if np.shape(got) != rewards[:, i].shape or not np.allclose(got, rewards[:, i]):
-                yield f"reward() of task {i} does not give the rewards that its environment gave"
-                break
+        # In one call, so that a reward that only looks at the first task shows.
+        named = np.repeat(tasks, n_step, axis=0)
+        got = rewards_of(family, named, *map(_one_after_another, (states, actions, reached, start)))
+        wrong = ~np.isclose(got, _one_after_another(rewards))
+        if wrong.any():
+            yield (
+                f"reward() of task {wrong.argmax() // n_step} does not give the rewards that its environment"
+                " gave"
+            )
 
 
 def _numbers(spec: SpaceSpec, array: AnyArray) -> AnyArray:
     """(T, N) numbers of the elements (T, N, ...) of a space, the last component changing fastest."""
     digits = array.reshape(*array.shape[:2], -1).astype(np.int64) - starts(spec)
     return np.asarray(np.ravel_multi_index(tuple(np.moveaxis(digits, -1, 0)), sizes(spec)))
+
+
+def _one_after_another(array: AnyArray) -> AnyArray:
+    """(N * T, ...) what N tasks have in ``array`` (T, N, ...)."""
+    return np.swapaxes(array, 0, 1).reshape(-1, *array.shape[2:])
 
 
 def _same(a: Step, b: Step, slot: slice = slice(None)) -> bool:

@@ -93,9 +93,9 @@ class Darkroom(Grid):
         return towards(obs, self.check(tasks, 2))
 
     def reward(
-        self, task: AnyArray, states: AnyArray, actions: AnyArray, next_states: AnyArray, start: BoolArray
+        self, tasks: AnyArray, states: AnyArray, actions: AnyArray, next_states: AnyArray, start: BoolArray
     ) -> Float32Array:
-        on_goal = (np.asarray(next_states) == task).all(-1)
+        on_goal = (np.asarray(next_states) == tasks).all(-1)
         return (first_in_episode(on_goal, start) if self.terminates else on_goal).astype(np.float32)
 
 
@@ -278,16 +278,16 @@ class KeyToDoor(Grid):
         return towards(obs, np.where(held, tasks[:, 2:], tasks[:, :2]))
 
     def reward(
-        self, task: AnyArray, states: AnyArray, actions: AnyArray, next_states: AnyArray, start: BoolArray
+        self, tasks: AnyArray, states: AnyArray, actions: AnyArray, next_states: AnyArray, start: BoolArray
     ) -> Float32Array:
-        next_states, task = np.asarray(next_states), np.asarray(task)
-        key = first_in_episode((next_states == task[:2]).all(-1), start)
+        next_states, tasks = np.asarray(next_states), np.asarray(tasks)
+        key = first_in_episode((next_states == tasks[..., :2]).all(-1), start)
         # Episodes with the key in hand: picked up at or before this step, since the episode began.
         episode = np.cumsum(start)
         held_from = np.full(int(episode[-1]) + 1 if len(episode) else 1, len(key))
         held_from[episode[key]] = np.flatnonzero(key)
         held = np.arange(len(key)) >= held_from[episode]
-        door = first_in_episode((next_states == task[2:]).all(-1) & held, start)
+        door = first_in_episode((next_states == tasks[..., 2:]).all(-1) & held, start)
         return key.astype(np.float32) + door.astype(np.float32)
 
 

@@ -89,11 +89,11 @@ class DarkroomRecall(SeveralGoals):
         return towards(obs[:, 1:], goal)
 
     def reward(
-        self, task: AnyArray, states: AnyArray, actions: AnyArray, next_states: AnyArray, start: BoolArray
+        self, tasks: AnyArray, states: AnyArray, actions: AnyArray, next_states: AnyArray, start: BoolArray
     ) -> Float32Array:
         next_states = np.asarray(next_states)
-        goal = self.goals(np.atleast_2d(task))[0]
-        return np.asarray((next_states[:, 1:] == goal[next_states[:, 0]]).all(-1), np.float32)
+        goal = self.goals(tasks)[np.arange(len(next_states)), next_states[:, 0]]
+        return np.asarray((next_states[:, 1:] == goal).all(-1), np.float32)
 
 
 def cue_order(n_cue: int, seeds: IntArray) -> Callable[[IntArray], Int64Array]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from compressed_ad.errors import UsageError
-from compressed_ad.tasks.base import RewardFunction
+from compressed_ad.tasks.base import RewardFunction, rewards_of
 from compressed_ad.training.sequences import Sequences, TaskRows, expand
 from compressed_ad.types import AnyArray, BoolArray, IntArray
 
@@ -87,8 +87,8 @@ def stitched(
     for _ in range(longest):
         steps, index = composer.add(active, _of_other_tasks(s, active, pool, candidates, random))
         task, first = tasks[s.task[active[index]]], np.concatenate([[True], s.ended[steps[:-1]]])
-        reward = family.reward(task, s.states[steps], s.actions[steps], s.next_states[steps], first)
-        rewards.append(np.asarray(reward))
+        reward = rewards_of(family, task, s.states[steps], s.actions[steps], s.next_states[steps], first)
+        rewards.append(reward)
         met = np.bincount(index, weights=rewards[-1] > 0, minlength=len(active)) > 0
         found[active[met]] = True
         active = active[~met]

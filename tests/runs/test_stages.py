@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -435,6 +436,27 @@ def test_marking_as_it_is_marked_changes_nothing(histories):
     before = histories.read_bytes()
     assert mark_stage(tiny(), histories) == HistoryFile(histories).statistics()
     assert histories.read_bytes() == before
+
+
+def test_what_is_not_said_is_the_markers_default(histories, tmp_path):
+    copy, rule = Path(shutil.copy(histories, tmp_path / "h.hdf5")), ("marker.marker", "low_entropy")
+    loose = mark_stage(tiny(rule, ("marker.params.max_entropy", "5")), copy)
+    strict = mark_stage(tiny(rule), copy)
+    assert strict != loose and strict == HistoryFile(copy).statistics()
+    assert HistoryFile(copy).marking["parameters"]["max_entropy"] < 1
+
+
+def test_an_own_marker_that_was_changed_marks_anew(histories, tmp_path, monkeypatch):
+    module, copy = ModuleType("changing"), Path(shutil.copy(histories, tmp_path / "h.hdf5"))
+    monkeypatch.setitem(sys.modules, "changing", module)
+    module.rule = lambda rewards: rewards > 0
+    mark_stage(tiny(("marker.marker", "changing:rule")), copy)
+    before = copy.read_bytes()
+    mark_stage(tiny(("marker.marker", "changing:rule")), copy)
+    assert copy.read_bytes() == before
+    module.rule = lambda rewards: rewards > 5
+    assert mark_stage(tiny(("marker.marker", "changing:rule")), copy).compressed_steps == 0
+    assert not any(history.compression_mask.any() for _, history in HistoryFile(copy).each())
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,23 @@ class BadReward(Darkroom):
         return np.ones(len(start), np.float32)
 
 
+class FirstTaskReward(Darkroom):
+    """Rewards of the first of its tasks for all."""
+
+    def reward(self, tasks, states, actions, next_states, start):
+        return super().reward(tasks[:1], states, actions, next_states, start)
+
+
+class OneReward(Darkroom):
+    def reward(self, tasks, states, actions, next_states, start):
+        return np.float32(0)
+
+
+class BrokenReward(Darkroom):
+    def reward(self, tasks, states, actions, next_states, start):
+        return tasks["goal"]
+
+
 class ShuffledTasks(Darkroom):
     def tasks(self):
         return np.random.default_rng().permutation(super().tasks())
@@ -290,6 +307,9 @@ class Overwrites(Wrapping):
     [
         (object(), "lacks name, observation_space"),
         (BadReward(), r"reward\(\) of task 0"),
+        (FirstTaskReward(3, 8), r"reward\(\) of task 1 does not give"),
+        (OneReward(), r"darkroom: reward\(\) must give \d+ numbers; it gives float32 \(\)"),
+        (BrokenReward(), r"darkroom: reward\(\): .*IndexError in .*test_as_gymnasium"),
         (ShuffledTasks(), "order of the tasks must be fixed"),
         (TwiceTheSame(), "equal rows"),
         (HeldOut(range(9)), "leaves no task to train on"),

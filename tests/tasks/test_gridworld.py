@@ -79,13 +79,12 @@ def test_recomputed_rewards_are_those_of_the_environment(family):
     states, actions, successors, rewards, live = every_sequence(family, tasks)
     start = np.zeros(live.shape[1:], bool)
     start[:, 0] = True
-    for i, task in enumerate(tasks):
-        flat = [a[i].reshape(-1, *a.shape[3:]) for a in (states, actions, successors)]
-        # Steps after an early end belong to a new episode: they are dropped before the comparison.
-        keep = live[i].ravel()
-        got = family.reward(task, *(a[keep] for a in flat), start.ravel()[keep])
-        assert got.dtype == np.float32
-        np.testing.assert_array_equal(got, rewards[i].ravel()[keep])
+    # Steps after an early end belong to a new episode: they are dropped before the comparison.
+    named = np.broadcast_to(tasks[:, None, None], (*live.shape, tasks.shape[1]))
+    start = np.broadcast_to(start, live.shape)
+    got = family.reward(*(a[live] for a in (named, states, actions, successors, start)))
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, rewards[live])
 
 
 @pytest.mark.parametrize(
@@ -227,12 +226,10 @@ def test_recomputed_rewards_begin_anew_with_each_episode():
     family = KeyToDoor(3, 9)
     successors = np.array([[0, 0], [1, 1], [0, 0], [0, 0], [0, 0], [1, 1], [0, 0]])
     start = np.array([1, 0, 0, 0, 1, 0, 0], bool)
-    got = family.reward(np.array([1, 1, 0, 0]), successors, np.zeros(7), successors, start)
-    assert got.tolist() == [0, 1, 1, 0, 0, 1, 1]
-    assert (
-        len(family.reward(np.array([1, 1, 0, 0]), successors[:0], np.zeros(0), successors[:0], start[:0]))
-        == 0
-    )
+    tasks = np.array([[1, 1, 0, 0]] * 4 + [[0, 0, 1, 1]] * 3)
+    got = family.reward(tasks, successors, np.zeros(7), successors, start)
+    assert got.tolist() == [0, 1, 1, 0, 1, 1, 0]
+    assert len(family.reward(tasks[:0], successors[:0], np.zeros(0), successors[:0], start[:0])) == 0
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,11 +1,13 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
 from compressed_ad.errors import ConfigError, HistoryError, UnknownNameError, UsageError
-from compressed_ad.tasks.gridworld import Darkroom, DarkroomHard
+from compressed_ad.tasks.gridworld import Darkroom, DarkroomHard, KeyToDoor
+from compressed_ad.tasks.recall import DarkroomRecall
 from compressed_ad.training import sequences as module
 from compressed_ad.training.sequences import Sequences, expand, from_histories
 from compressed_ad.training.transforms import apply_transforms, check_episodes, check_transforms, departures
@@ -31,20 +33,23 @@ def history(n_stream: int, n_step: int, seed: int = 0, horizon: int = 4) -> Hist
     )
 
 
-def walk_history(n_stream: int, n_episode: int, goal: np.ndarray, seed: int) -> History:
-    """A random walk in Darkroom whose second half stands on the goal."""
-    family = Darkroom()
+DARKROOM = Darkroom()
+
+
+def walk_history(
+    n_stream: int, n_episode: int, goal: np.ndarray, seed: int, family: Any = DARKROOM
+) -> History:
+    """A random walk whose second half goes to what pays and, in Darkroom, stands on it."""
     random = np.random.default_rng(seed)
     tasks = np.repeat(goal[None], n_stream, axis=0)
     env = family.make(tasks, np.arange(n_stream))
-    obs = env.reset()
+    obs, total = env.reset(), np.zeros(n_stream)
     record: dict[str, list[np.ndarray]] = {}
     for step in range(n_episode * family.horizon):
         late = step >= n_episode * family.horizon // 2
-        toward = (
-            family.optimal_action(tasks, obs, np.zeros(n_stream)) if late else random.integers(0, 5, n_stream)
-        )
+        toward = family.optimal_action(tasks, obs, total) if late else random.integers(0, 5, n_stream)
         result = env.step(toward)
+        total = np.where(result.terminated | result.truncated, 0.0, total + result.reward)
         for name, value in (
             ("states", obs),
             ("actions", toward),
@@ -177,6 +182,21 @@ def test_stitch_recomputes_rewards_and_ends_in_the_own_history() -> None:
         first = int(rewarded.argmax())
         assert not rewarded[:first].any() and rewarded[-1]
     assert departures(["subsample", "stitch"]) and not departures(["subsample"])
+
+
+@pytest.mark.parametrize("family", [DARKROOM, KeyToDoor(4, 20), DarkroomRecall(n_cue=3)], ids=repr)
+def test_stitch_gives_the_rewards_of_each_sequences_own_task(family: Any) -> None:
+    tasks = family.tasks()[:40:5]
+    histories = {i: walk_history(3, 10, task, i, family) for i, task in enumerate(tasks)}
+    before = from_histories(histories)
+    after = apply_transforms(before, [("stitch", {"longest": 60})], seed=0, family=family, tasks=tasks)
+    assert len(after) > 0 and len(np.unique(after.task)) > 1
+    for q in range(len(after)):
+        steps = slice(after.offsets[q], after.offsets[q + 1])
+        start = np.concatenate([[True], after.ended[steps][:-1]])
+        task = np.repeat(tasks[after.task[q]][None], len(start), axis=0)
+        moved = (after.states[steps], after.actions[steps], after.next_states[steps])
+        np.testing.assert_array_equal(after.rewards[steps], family.reward(task, *moved, start))
 
 
 def test_stitch_without_a_reward_function_is_refused() -> None:
