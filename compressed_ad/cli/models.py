@@ -90,6 +90,7 @@ def _evaluate(call: Call) -> None:
     chosen = {key.partition(".")[2] for key in call.explicit() if key.startswith("evaluation.")}
     history, trust = call.options.history, call.trust(config)
     todo = [runs.evaluation_job(path, history, config, chosen, trust) for path in call.options.runs]
+    sizes = {path: Histories.of(HistoryFile(path)) for path in {job.history for job in todo}}
     for job in todo:
         there = stored_evaluation(job.path / EVALUATION)
         if not call.options.overwrite and there is not None and not is_evaluated(job):
@@ -102,7 +103,6 @@ def _evaluate(call: Call) -> None:
             evaluation = job.config.evaluation
             size = f"{evaluation.episodes} episodes x {evaluation.rollouts} rollouts"
             print_lines(f"{job.path}: {state}, {size}")
-    sizes = {path: Histories.of(HistoryFile(path)) for path in {job.history for job in todo}}
     needs = [memory_limit.judging(sizes[job.history], job.config) for job in todo]
     workers = call.within(max(needs, key=lambda need: need.total), stages.n_process(config))
     if call.options.dry_run:

@@ -10,7 +10,7 @@ import numpy as np
 
 from compressed_ad.cli.call import FIGURES, MEMORY_LIMIT, RAY, Call, Command, out_option
 from compressed_ad.cli.display import duration, print_lines, print_table
-from compressed_ad.errors import ConfigError, SplitError, listed
+from compressed_ad.errors import ConfigError, listed
 from compressed_ad.histories.file import HistoryFile
 from compressed_ad.marking.apply import marker_params
 from compressed_ad.registry import call_text
@@ -42,9 +42,7 @@ def run(call: Call) -> None:
     ]
     if config.env.training_tasks is not None:
         plan(config).split.check_training(np.array(config.env.training_tasks))
-    if not len(plan(config).split.heldout):
-        few = "has too few tasks to hold one out, so that nothing could be judged"
-        raise SplitError(f"env: {config.env.family} {few}; only cad collect and cad train can use it")
+    stages.check_heldout(config)
     check(out, config)
     workers = call.within(of_runs(todo), stages.n_process(config))
     if config.device == "cuda":
@@ -107,7 +105,7 @@ def _plan(config: Config, processes: int, out: Path, history: Path, todo: Sequen
     """The stages as ``--dry-run`` lists them: what each does, and whether it is done or how long it takes."""
     model, evaluation, n_run = config.model, config.evaluation, len(todo)
     trained = sum(job.trained for job in todo)
-    evaluated = sum(history.exists() and is_evaluated(job) for job in todo)
+    evaluated = sum(is_evaluated(job) for job in todo)
     rows = {
         "collect": (
             f"{stages.source_steps(config):,} steps of {config.algorithm.learner} on {config.env.family}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from compressed_ad.cli.call import (
@@ -65,6 +65,7 @@ def run(call: Call) -> None:
         if study.note:
             print_lines(f"\n{study.note}")
         return
+    study_run.check_judged(study)
     for config in (cell.trained for cell in study.cells if cell.trained.device == "cuda"):
         device(config)  # raises before anything is started if there is none
     out: Path = options.out
@@ -78,9 +79,12 @@ def run(call: Call) -> None:
     pool = open_pool(options.ray, processes, options.memory_limit)
     with pool, locked(folder):
         failures = _work(call, study, out, pool)
-        finished = [group for group in study_run.groups(study, out) if group.finished]
-        write_rows(folder / TABLE, study_run.rows(finished), result_columns())
-        write_rows(folder / CURVES, study_run.points(finished), POINT_COLUMNS)
+        parts = study_run.groups(study, out)
+        if played := study_run.rows(parts):
+            write_rows(folder / TABLE, played, result_columns())
+            write_rows(folder / CURVES, study_run.points(parts), POINT_COLUMNS)
+        else:
+            _raise(failures)  # there is nothing to write of
         # What the files say is shown, so that kept results give the same tables.
         rows, points = read_rows(folder / TABLE), read_rows(folder / CURVES)
         page = study_report.write_study(
@@ -95,6 +99,11 @@ def run(call: Call) -> None:
         )
     print_lines(study_report.text(study, rows, points, options.format))
     print_lines(f"\n{study.note}\nPage: {page}" if study.note else f"\nPage: {page}")
+    _raise(failures)
+
+
+def _raise(failures: Mapping[str, str]) -> None:
+    """``RunError`` with a line for each failed run, if there are any."""
     if failures:
         raise RunError("\n".join(f"{name}: {problem}" for name, problem in failures.items()))
 

@@ -99,7 +99,8 @@ def stored_evaluation(path: Path) -> str | None:
 def is_evaluated(job: Job, path: Path | None = None) -> bool:
     """Whether an evaluation of these weights on these histories, with these settings, is stored."""
     there = stored_evaluation(path or job.path / EVALUATION)
-    return job.trained and there is not None and there == evaluation_settings(job)
+    known = job.trained and there is not None and job.history.exists()
+    return known and there == evaluation_settings(job)
 
 
 def evaluate_run(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressed_ad.errors import RunDirectoryError
+from compressed_ad.errors import RunDirectoryError, SplitError
 from compressed_ad.files import write_json
 from compressed_ad.histories.collector import collect, history_path
 from compressed_ad.histories.file import HistoryFile, marking_provenance, remark
@@ -113,6 +113,13 @@ def check_recipe(config: Config, path: Path) -> None:
         check_episodes(transform_pairs(config.model), planned.family, tasks, n_step)
 
 
+def check_heldout(config: Config) -> None:
+    """``SplitError`` if ``config`` holds no task out, so that its models could not be judged."""
+    if not len(plan(config).split.heldout):
+        few = "has too few tasks to hold one out, so that nothing could be judged"
+        raise SplitError(f"env: {config.env.family} {few}; only cad collect and cad train can use it")
+
+
 def mark_stage(
     config: Config, path: Path, *, output: Path | None = None, report: Report = silent
 ) -> MarkingStatistics:
@@ -130,10 +137,8 @@ def _is_marked(file: HistoryFile, config: Config) -> bool:
     asked = json.loads(json.dumps(marking_provenance(marker, params, seed)))
     if file.marking is None or any(file.marking[key] != asked[key] for key in asked.keys() - {"time"}):
         return False
-    return not own_names(marker) or all(
-        np.array_equal(mark_task(marker, history, task, seed=seed, **params), history.compression_mask)
-        for task, history in file.each()
-    )
+    marked = ((h, mark_task(marker, h, task, seed=seed, **params)) for task, h in file.each())
+    return not own_names(marker) or all((mask == h.compression_mask).all() for h, mask in marked)
 
 
 def counting(report: Report, total: int, unit: str) -> Callable[[int], None]:

@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from compressed_ad.errors import CompressedADError, one_line
+from compressed_ad.errors import CompressedADError, UsageError, one_line
 from compressed_ad.report.results import cell_row, load_metrics
 from compressed_ad.report.rows import Row, validations
-from compressed_ad.runs.config import own_code
+from compressed_ad.runs.config import own_code, plan
 from compressed_ad.runs.directory import run_name
 from compressed_ad.runs.job import Job
 from compressed_ad.runs.judge import evaluate_run, is_evaluated
 from compressed_ad.runs.stages import (
+    check_heldout,
     check_recipe,
     collect_stage,
     default_history,
@@ -69,6 +70,22 @@ def groups(study: Study, out: Path) -> list[Group]:
         )
         found.append(Group(Job(config, history, path, True, trust), plays))
     return found
+
+
+def check_judged(study: Study) -> None:
+    """``UsageError`` if a family of ``study`` has no task to judge models on, or none whose optimum is known.
+
+    It names the first; nothing is collected that could not be compared.
+    """
+    for cell in {repr(cell.data.env): cell for cell in study.cells}.values():
+        check_heldout(cell.data)
+        planned = plan(cell.data)
+        if planned.family.optimal_return(planned.family.tasks()[planned.task_ids[:1]]) is None:
+            say = "give it as env.kwargs.best_return; " if hasattr(planned.family, "best_return") else ""
+            raise UsageError(
+                f"{study.path}: {cell.family}: a study compares shares of the optimal return, which"
+                f" {cell.data.env.family} does not know; {say}cad run and cad compare need none"
+            )
 
 
 def _missing(study: Study, out: Path) -> list[Cell]:

@@ -589,6 +589,67 @@ def test_a_failing_cell_is_told_and_the_others_are_kept(
     assert {row.variant for row in rows} == {"AD"}
 
 
+def test_a_study_of_which_nothing_works_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = TINY.replace("AD: {model: {model: AD}}", "AD: {model: {model: AD, lr: 1.0e+30}}")
+    words = ["--families", "room", "--runs", "1", "--variants", "AD", "--process", "1"]
+    assert main(["study", str(written(tmp_path, text)), "--out", str(tmp_path / "out"), *words]) == 1
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cad: error")]
+    assert re.match(r"cad: error: AD-\S+-seed0-\w+: .*loss is nan", error)
+    assert not list((tmp_path / "out").rglob("*.csv"))
+
+
+@pytest.mark.parametrize(
+    ("family", "cause"),
+    [
+        (
+            "room: {env: {family: 'gymnasium:CartPole-v1', kwargs: {params: {length: '0.3:1'}}}}",
+            "room: a study compares shares of the optimal return, which gymnasium:CartPole-v1 does not know;"
+            " give it as env.kwargs.best_return",
+        ),
+        (
+            "room: {env: {n_task: 2, validation: null, heldout: null, train: null}}",
+            "too few tasks to hold one",
+        ),
+    ],
+)
+def test_what_could_not_be_compared_is_not_begun(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str, cause: str
+) -> None:
+    file = written(tmp_path, TINY.replace("room: {}", family))
+    for dry in ([], ["--dry-run"]):
+        words = ["study", str(file), "--families", "room", "--out", str(tmp_path / "out"), *dry]
+        assert main(words) == 2
+        assert cause in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_study_goes_on_without_its_histories(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are collected again, byte for byte, so that nothing is trained or played again."""
+    out = tmp_path / "out"
+    shutil.copytree(finished / "out", out)
+    shutil.rmtree(out / "histories")
+    words = ["study", str(finished / "tiny.yaml"), "--out", str(out), "--process", "1"]
+    assert main([*words, "--dry-run"]) == 0
+    before = {p: p.stat().st_mtime_ns for p in out.glob("runs/*/*.*")}
+    assert main(words) == 0
+    assert before == {p: p.stat().st_mtime_ns for p in out.glob("runs/*/*.*")}
+    tables = [(place / "out" / "tiny" / "table.csv").read_bytes() for place in (finished, tmp_path)]
+    assert tables[0] == tables[1]
+
+
+def test_the_row_of_what_was_played_is_written_whatever_else_its_weights_lack(
+    finished: Path, tmp_path: Path
+) -> None:
+    loaded = load_study(finished / "tiny.yaml", families=["room"], runs=1)
+    out = tmp_path / "out"
+    shutil.copytree(finished / "out", out)
+    (group,) = [g for g in study.groups(loaded, out) if len(g.plays) > 1]
+    group.plays[-1][2].unlink()
+    assert not group.finished and [row.variant for row in study.rows([group])] == ["CompressedAD"]
+
+
 def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
     file = written(tmp_path, TINY.replace("steps: 10", "steps: 4000"))
     words = ["study", str(file), "--out", str(tmp_path / "out"), "--families", "room", "--process", "1"]
