@@ -84,14 +84,19 @@ class Call:
     display: Display
     stop: Stop
     typed: str  # the command line
-    collects: bool  # the command may collect histories
+    sections: Collection[str]  # of the configuration, that the command has
 
     def config(self) -> Config:
         """The validated configuration asked for; ``--print-config`` prints it and ends the command."""
         from compressed_ad.runs.config import load_config
 
         own = not (self.options.print_config or self.options.dry_run)
-        config = load_config(self.request, own=own, collects=self.collects)
+        config = load_config(
+            self.request,
+            own=own,
+            collects="algorithm" in self.sections,
+            compares="comparison" in self.sections,
+        )
         if self.options.print_config:
             print_lines(dump(config))
             raise SystemExit

@@ -184,8 +184,7 @@ def parse(words: Sequence[str], stop: cli.Stop) -> cli.Call:
         }
         request = Request(options.preset, tuple(options.config), sections, [*options.settings, *overrides])
     search_current_folder(own_names([getattr(options, key, "") for key in _OWN_CODE]))
-    collects = "algorithm" in command.sections
-    return cli.Call(name, options, request, Display(), stop, " ".join(["cad", *words]), collects)
+    return cli.Call(name, options, request, Display(), stop, " ".join(["cad", *words]), command.sections)
 
 
 def _meant(word: str, own: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from compressed_ad.errors import HistoryError
+from compressed_ad.files import write_atomically
 from compressed_ad.histories import hdf5, header as head
 from compressed_ad.histories.columns import check_history, stored_dtype
 from compressed_ad.histories.hdf5 import Group, child, opened, write_array
@@ -44,6 +45,7 @@ class HistoryWriter:
     ) -> None:
         self.path = Path(path)
         self.shards = self.path.with_name(self.path.name + ".shards")
+        self._replaces = self.shards / "replaces"  # is there while the finished file is to be replaced
         self.dropped: list[str] = []
         self._shape: tuple[int, int] | None = None  # (streams, steps) of the tasks on disk
         optimal = None if optimal_return is None else np.asarray(optimal_return, dtype=np.float64)
@@ -52,7 +54,7 @@ class HistoryWriter:
         if optimal is not None and np.isnan(optimal).any():  # an unknown optimum is None
             raise HistoryError(f"{info.family}: optimal_return of task {np.isnan(optimal).argmax()} is nan")
         self._plain = self._header.plain()
-        self._finished = resume and self.path.exists() and not self._replacing()
+        self._finished = resume and self.path.exists() and not self._replaces.exists()
         if resume:
             if self._finished:
                 with opened(self.path) as file:
@@ -74,8 +76,11 @@ class HistoryWriter:
             for existing, state in ((self.path, "exists"), (self.shards, "holds an unfinished collection")):
                 if existing.exists():
                     raise HistoryError(f"{existing} {state}; resume it, overwrite it, or choose another path")
-        elif self.shards.exists():
-            shutil.rmtree(self.shards)
+        else:
+            if self.shards.exists():
+                shutil.rmtree(self.shards)
+            if self.path.exists():
+                write_atomically(self._replaces, b"", error=HistoryError)
 
     def __repr__(self) -> str:
         done, wanted = len(self.done_tasks()), len(self._header.task_ids)
@@ -134,6 +139,7 @@ class HistoryWriter:
                 raise HistoryError(f"{self.path}: no histories yet of {len(missing)} tasks: {short(missing)}")
             hdf5.write_file(self.path, lambda file: self._merge(file, marking))
             self._finished = True
+        self._replaces.unlink(missing_ok=True)  # before the shards, which are complete with it
         if self.shards.exists():
             shutil.rmtree(self.shards)
 
@@ -165,11 +171,6 @@ class HistoryWriter:
 
     def _shard_files(self) -> Iterator[Path]:
         return (shard for shard in self.shards.glob("*.h5") if shard.stem.isdecimal())
-
-    def _replacing(self) -> bool:
-        """Whether the finished file is to be replaced by shards that were begun after it."""
-        newest = max((shard.stat().st_mtime_ns for shard in self._shard_files()), default=0)
-        return newest > self.path.stat().st_mtime_ns
 
     def _require_same_header(self, path: Path, file: Group) -> None:
         differing = head.differences(Header.read(file).plain(), self._plain)

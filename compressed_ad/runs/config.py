@@ -38,15 +38,18 @@ T = TypeVar("T")
 NOWHERE = "configuration"
 
 
-def load_config(request: Request, *, own: bool = True, collects: bool = True) -> Config:
+def load_config(
+    request: Request, *, own: bool = True, collects: bool = True, compares: bool = True
+) -> Config:
     """The validated configuration; ``ConfigError`` lists every mistake with its place.
 
     Names are tried, but without ``own`` not those of the user's own code, which is then not imported. Unless
-    histories are collected (``collects``), the learner need not fit the task family.
+    histories are collected (``collects``), the learner need not fit the task family. Unless methods are
+    compared (``compares``), the settings need only fit the model.
     """
     leaves = request_leaves(request)
-    config = validated_config(leaves, own=own, collects=collects)
-    if found := without_effect(config):
+    config = validated_config(leaves, own=own, collects=collects, compares=compares)
+    if found := without_effect(config if compares else _alone(config)):
         raise ConfigError([f"{origin(leaves, problem.paths)}: {problem}" for problem in found])
     return config
 
@@ -69,14 +72,22 @@ def explicit_keys(request: Request) -> set[str]:
     return {".".join(path) for path, leaf in request_leaves(request).items() if bare.get(path) != leaf}
 
 
-def validated_config(leaves: Leaves, *, own: bool = True, collects: bool = True) -> Config:
+def _alone(config: Config) -> Config:
+    """``config`` with its model as the only method."""
+    comparison = config.comparison.model_copy(update={"methods": (config.model.model,)})
+    return config.model_copy(update={"comparison": comparison})
+
+
+def validated_config(
+    leaves: Leaves, *, own: bool = True, collects: bool = True, compares: bool = True
+) -> Config:
     """The configuration that ``leaves`` make, with the marker's defaults; ``ConfigError`` as ``load_config``.
 
     The valid settings are tried even if others are invalid, so that all mistakes are reported together.
     """
     config, invalid = valid_part(Config, nested(leaves))
     found = [f"{origin(leaves, problem.paths)}: {problem}" for problem in invalid]
-    found += _trial_problems(leaves, config, own, collects)
+    found += _trial_problems(leaves, config if compares else _alone(config), own, collects)
     if found:
         raise ConfigError(dict.fromkeys(found))
     if own_code(config)["marker"] and not own:
@@ -239,7 +250,8 @@ def _trial_problems(leaves: Leaves, config: Config, own: bool, collects: bool) -
         attempt("model", lambda: SEGMENTS[rule], "segments", code=own_names(rule))
     for pair in transform_pairs(config.model):
         attempt("model", partial(check_transforms, [pair]), "transforms", code=own_names(pair))
-    for name in config.comparison.methods:
+    others = [name for name in config.comparison.methods if name != config.model.model]
+    for name in others:
         attempt("comparison", partial(_check_method, name, config.model), "methods", code=own_names(name))
     return found
 

@@ -123,7 +123,7 @@ def request_leaves(request: Request) -> Leaves:
             merge_config(leaves, path)
     for section, name in (request.sections or {}).items():
         with gathering(problems):
-            merge(leaves, _section_layer(leaves, section, name))
+            merge(leaves, _section_layer(leaves, section, name, f"--{section}"))
     with gathering(problems):
         merge(leaves, override_leaves(request.overrides))
     if problems:
@@ -164,7 +164,7 @@ def resolve_sections(leaves: Leaves, layer: Leaves) -> Leaves:
     for (section,), (name, where) in named.items():
         if not isinstance(name, str):
             raise ConfigError(f"{where}: {section} must be a name or settings, got {name!r}")
-        resolved |= _section_layer(leaves, section, name)
+        resolved |= _section_layer(leaves, section, name, where)
     return resolved | {p: leaf for p, leaf in layer.items() if p[:1] not in named}
 
 
@@ -266,9 +266,9 @@ def _find(beside: Path, name: str, where: str, shipped: Path | None = None) -> P
     raise ConfigError(f"{where}: no such file: {name} (looked in {folders[0]} and {folders[1]})")
 
 
-def _section_layer(leaves: Leaves, section: str, name: str) -> Leaves:
-    """The layer that ``--SECTION NAME`` means; a file replaces the whole section in ``leaves``."""
-    where, shipped = f"--{section}", config_folder() / section
+def _section_layer(leaves: Leaves, section: str, name: str, where: str) -> Leaves:
+    """The layer that ``--SECTION NAME`` means, said at ``where``; a file replaces the whole in ``leaves``."""
+    shipped = config_folder() / section
     is_file = name.endswith(YAML)
     file = _find(Path(), name, where, shipped) if is_file else shipped / f"{name}.yaml"
     if file.is_file():

@@ -167,6 +167,7 @@ def load_study(
     mistakes.unknown(f"{mistakes.where('metric')}: metric", [file.metric], list(MEASURES))
     mistakes.unknown("--families", families, known_families)
     mistakes.unknown("--variants", variants, known)
+    _not_for_studies(mistakes, overrides)
     plays = _plays(file, mistakes)
     planned = _planned(file, plays, mistakes)
     mistakes.unknown(f"{mistakes.where('compare')}: compare", chain.from_iterable(file.compare), known)
@@ -249,6 +250,19 @@ class _Mistakes:
             raise ConfigError(dict.fromkeys(self.found))
 
 
+def _not_for_studies(mistakes: _Mistakes, overrides: Sequence[tuple[str, str]]) -> None:
+    """Note the settings that a study decides itself."""
+    instead = {"seed": "its runs have first_seed and the seeds that follow", "comparison": "it has variants"}
+    depths = {"settings": 1, "families": 2, "variants": 2}
+    said = [(key.split("."), f"--{key}") for key, _ in overrides]
+    for path, (_, where) in mistakes.leaves.items():
+        depth = 4 if path[0] == "variants" and path[2:3] == ("in",) else depths.get(path[0], len(path))
+        said.append((list(path[depth:]), where))
+    for key, where in said:
+        if key and key[0] in instead:
+            mistakes.found.append(f"{where}: {key[0]} is no setting of a study: {instead[key[0]]}")
+
+
 def _plays(file: StudyFile, mistakes: _Mistakes) -> dict[str, str]:
     """The variants that play the weights of another: which."""
     found = {name: str(of["weights"]) for name, of in file.variants.items() if of and "weights" in of}
@@ -291,7 +305,11 @@ def _planned(file: StudyFile, plays: Mapping[str, str], mistakes: _Mistakes) -> 
     for name, settings in file.variants.items():
         inside = (settings or {}).get("in")
         place = f"{mistakes.where('variants', name, 'in')}: in of {name}"
-        for family in inside if isinstance(inside, dict) else ():
+        if not isinstance(inside, dict | None):
+            mistakes.found.append(f"{place} must name families, with their settings; got {inside!r}")
+        for family, of in inside.items() if isinstance(inside, dict) else ():
+            if not isinstance(of, dict | None):
+                mistakes.found.append(f"{place}: {family} must have settings; got {of!r}")
             if family not in families:
                 mistakes.unknown(place, [family], families)
             elif family not in of_variant[name]:
@@ -334,7 +352,7 @@ def _configs(
             with layers.gathering(mistakes.found):
                 layered = _layered(mistakes.leaves, bottom, family, variant, small)
                 layers.merge(layered, top)
-                configs[family, variant] = validated_config(layered, own=own)
+                configs[family, variant] = validated_config(layered, own=own, compares=False)
     mistakes.stop()
     return configs
 

@@ -213,6 +213,10 @@ for line in [*right, *sys.argv[1:]]:
             ["run", "--comparison.methods", "[AD, GistAD]", "--model.segments", "episode"],
             "with segments episode, AD is what GistAD is",
         ),
+        (
+            ["train", "--history", "x", "--model", "AD", "--model.kept_tokens", "5"],
+            "kept_tokens has no effect",
+        ),
         (["run", "--model.segments", "marks"], "segments marks close nothing while playing"),
         (["study", "guide", "--smal"], "unknown option --smal (did you mean --small?)"),
         (["study", "guide", "--processes", "2"], "(did you mean --process?)"),

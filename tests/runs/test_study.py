@@ -454,6 +454,29 @@ def test_kept_rows_are_the_cells_of_their_study(path: Path) -> None:
             "AD: {model: {model: AD}}\n  CompressedAD: {runs: {room: 1}}\n  random: {runs: {permuted: 1}, ",
             r"tiny.yaml:\d+: compare: random and CompressedAD have no family in common",
         ),
+        (
+            "CompressedAD: {}",
+            "CompressedAD: {in: room}",
+            r"in of CompressedAD must name families.*got 'room'",
+        ),
+        (
+            "CompressedAD: {}",
+            "CompressedAD: {in: {room: 3}}",
+            r"in of CompressedAD: room must have settings; g",
+        ),
+        (
+            "CompressedAD: {}",
+            "CompressedAD: {seed: 7}",
+            r"tiny.yaml:\d+: seed is no setting of a study: its runs",
+        ),
+        ("room: {}", "room: {comparison: {runs: 7}}", r"tiny.yaml:\d+: comparison is no setting of a study"),
+        (
+            "CompressedAD: {}",
+            "CompressedAD: {in: {room: {seed: 7}}}",
+            r"tiny.yaml:\d+: seed is no setting of a study",
+        ),
+        ("CompressedAD: {}", "CompressedAD: {marker: nope}", r"tiny.yaml:\d+: marker: unknown marker 'nope'"),
+        ("room: {}", "room: {env: nope}", r"tiny.yaml:\d+: env: unknown task family 'nope'"),
         ("CompressedAD: {}", "CompressedAD: {runs: many}", r"runs of CompressedAD must be .*; got 'many'"),
         ("preset: smoke", "preset: smok", r"unknown preset 'smok' \(did you mean 'smoke'\?\)"),
         ("question:", "qestion:", r"tiny.yaml:2: unknown key 'qestion' \(did you mean 'question'\?\)"),
@@ -483,6 +506,12 @@ def test_each_mistake_is_one_clear_line(tmp_path: Path, old: str, new: str, mess
         load_study(written(tmp_path, TINY.replace(old, new)))
 
 
+def test_settings_need_only_fit_the_model_of_their_variant(tmp_path: Path) -> None:
+    gist = "AD: {model: {model: AD}}\n  gist: {model: {model: GistAD, segment_every: 4}}"
+    loaded = load_study(written(tmp_path, TINY.replace("AD: {model: {model: AD}}", gist)))
+    assert {c.trained.model.segment_every for c in loaded.cells if c.variant == "gist"} == {4}
+
+
 def test_a_family_may_be_a_whole_configuration(tmp_path: Path) -> None:
     text = TINY.replace("room: {}", "room: {config: benchmark/darkroom_large, model: {n_transit: 77}}")
     by_name, plain = load_study(written(tmp_path, text)), load_study(written(tmp_path, TINY, "plain.yaml"))
@@ -503,6 +532,7 @@ def test_parts_of_a_study_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert loaded.variants == ("AD", "CompressedAD", "self")
     assert main(["study", str(file), "--families", "romo", "--dry-run"]) == 2
     assert "unknown 'romo' (did you mean 'room'?)" in capsys.readouterr().err
+    assert main(["study", str(file), "--seed", "3", "--dry-run"]) == 2
     assert main(["study", str(file), "--model.lr", "-1", "--dry-run"]) == 2
     assert "--model.lr" in capsys.readouterr().err
     assert main(["study", str(file), "--runs", "0", "--dry-run"]) == 2
