@@ -51,7 +51,7 @@ AT_STRENGTH = {
     "marks that begin with the evidence (causal)": ("headroom", "causal"),
     "the same, also while playing": ("headroom", "causal_own_marks"),
     "marks missing in half of the windows (dropout)": ("headroom", "dropout"),
-    "missing so, but not while playing": ("headroom", "dropout_own_marks"),
+    "marks missing in half of the windows, own marks while playing": ("headroom", "dropout_own_marks"),
 }
 """The same for models whose histories come from other learners than PPO."""
 COMPRESSED = {
