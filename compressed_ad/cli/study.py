@@ -80,11 +80,10 @@ def run(call: Call) -> None:
     with pool, locked(folder):
         failures = _work(call, study, out, pool)
         parts = study_run.groups(study, out)
-        if played := study_run.rows(parts):
-            write_rows(folder / TABLE, played, result_columns())
-            write_rows(folder / CURVES, study_run.points(parts), POINT_COLUMNS)
-        else:
-            _raise(failures)  # there is nothing to write of
+        if not (played := study_run.rows(parts)):
+            _raise(failures)  # there is nothing to show
+        write_rows(folder / TABLE, played, result_columns())
+        write_rows(folder / CURVES, study_run.points(parts), POINT_COLUMNS)
         # What the files say is shown, so that kept results give the same tables.
         rows, points = read_rows(folder / TABLE), read_rows(folder / CURVES)
         page = study_report.write_study(

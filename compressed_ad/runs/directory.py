@@ -285,6 +285,7 @@ KERNELS = {
     "ppo": "learners/ppo/kernels.py",
     "rmax": "learners/finite_kernels.py",
     "tabular": "learners/finite_kernels.py",
+    "thompson": "tasks/bandit_kernels.py",
     "training": "models/training_kernels.py",
     "playing": "models/playing_kernels.py",
 }

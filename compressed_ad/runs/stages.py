@@ -134,8 +134,15 @@ def mark_stage(
 def _is_marked(file: HistoryFile, config: Config) -> bool:
     """Whether ``file`` has the marks of ``config``; a user's own marker may have changed, so it is asked."""
     marker, params, seed = config.marker.marker, marker_params(config.marker), config.seed
-    asked = json.loads(json.dumps(marking_provenance(marker, params, seed)))
-    if file.marking is None or any(file.marking[key] != asked[key] for key in asked.keys() - {"time"}):
+    stored = file.marking
+    if stored is None or (stored["marker"], stored["seed"]) != (marker, seed):
+        return False
+    # As files hold them. A parameter that came after a file was marked has its default there.
+    default, asked = (
+        json.loads(json.dumps(marking_provenance(marker, given, seed)["parameters"]))
+        for given in ({}, params)
+    )
+    if asked != {**default, **stored["parameters"]}:
         return False
     marked = ((h, mark_task(marker, h, task, seed=seed, **params)) for task, h in file.each())
     return not own_names(marker) or all((mask == h.compression_mask).all() for h, mask in marked)
@@ -198,11 +205,12 @@ def require_judged_on(file: HistoryFile, methods: Sequence[MethodRuns]) -> None:
 def _training(job: Job, file: HistoryFile) -> dict[str, Any]:
     """What the training of ``job`` on ``file`` spent, for the report."""
     model, info = job.config.model, file.info
+    supervised = model.n_transit if model.loss_at == "every" else 1
     return {
         "gradient_steps": model.steps,
         "windows_per_step": model.batch_size,
         "context": model.n_transit,
-        "supervised_actions": model.steps * model.batch_size * model.n_transit,
+        "supervised_actions": model.steps * model.batch_size * supervised,
         "source_steps_per_task": file.n_stream * file.n_step,
         "model": f"d {model.tf_n_embd}, {model.tf_n_layer} layers, {model.tf_n_head} heads",
         **({"histories_hold": f"one of {info.keep_every} episodes"} if info.keep_every > 1 else {}),

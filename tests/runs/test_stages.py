@@ -17,10 +17,12 @@ import pytest
 
 from compressed_ad.cli.main import main
 from compressed_ad.errors import HistoryError, RunDirectoryError, SpaceError, SplitError
-from compressed_ad.histories.file import HistoryFile
+from compressed_ad.histories import file as history_file
+from compressed_ad.histories.file import HistoryFile, marking_provenance, remark
+from compressed_ad.marking.apply import marker_params
 from compressed_ad.models import compressed_ad
 from compressed_ad.models.ad import AD
-from compressed_ad.runs import explore, job as runs, judge
+from compressed_ad.runs import explore, job as runs, judge, stages
 from compressed_ad.runs.config import load_config
 from compressed_ad.runs.data import RunData
 from compressed_ad.runs.directory import check, claimed, history_provenance
@@ -444,6 +446,31 @@ def test_what_is_not_said_is_the_markers_default(histories, tmp_path):
     strict = mark_stage(tiny(rule), copy)
     assert strict != loose and strict == HistoryFile(copy).statistics()
     assert HistoryFile(copy).marking["parameters"]["max_entropy"] < 1
+
+
+def test_a_file_from_before_a_parameter_came_is_not_marked_again(histories, tmp_path, monkeypatch):
+    def without_causal(*arguments):
+        now = marking_provenance(*arguments)
+        return {**now, "parameters": {k: v for k, v in now["parameters"].items() if k != "causal"}}
+
+    copy = Path(shutil.copy(histories, tmp_path / "h.hdf5"))
+    with monkeypatch.context() as earlier:
+        earlier.setattr(history_file, "marking_provenance", without_causal)
+        remark(copy, "threshold", marker_params(tiny().marker), seed=tiny().seed)
+    assert "causal" not in HistoryFile(copy).marking["parameters"]
+    before = copy.read_bytes()
+    mark_stage(tiny(), copy)
+    assert copy.read_bytes() == before
+    mark_stage(tiny(("marker.params.causal", "true")), copy)
+    assert HistoryFile(copy).marking["parameters"]["causal"] is True
+
+
+def test_only_what_the_loss_reads_counts_as_supervised(histories, tmp_path):
+    for at, each in (("every", 20), ("query", 1)):
+        config = tiny(("model.loss_at", at), ("model.n_transit", "20"))
+        job = runs.training_job(config, "AD", 0, histories, tmp_path)
+        spent = stages._training(job, HistoryFile(histories))
+        assert spent["supervised_actions"] == config.model.steps * config.model.batch_size * each
 
 
 def test_an_own_marker_that_was_changed_marks_anew(histories, tmp_path, monkeypatch):

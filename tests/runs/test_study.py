@@ -23,12 +23,13 @@ import yaml
 
 from compressed_ad.cli.main import main
 from compressed_ad.cli.study import check_names
-from compressed_ad.errors import ConfigError, UsageError
+from compressed_ad.errors import ConfigError, RunError, UsageError
 from compressed_ad.files import locked
 from compressed_ad.report.rows import Row, read_rows
 from compressed_ad.report.study_report import power_lines
 from compressed_ad.runs import study_run as study
 from compressed_ad.runs.config import load_config
+from compressed_ad.runs.job import Job
 from compressed_ad.runs.judge import evaluate_run
 from compressed_ad.runs.layers import Request
 from compressed_ad.runs.study import load_study
@@ -670,14 +671,20 @@ def test_a_finished_study_goes_on_without_its_histories(
 
 
 def test_the_row_of_what_was_played_is_written_whatever_else_its_weights_lack(
-    finished: Path, tmp_path: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = load_study(finished / "tiny.yaml", families=["room"], runs=1)
-    out = tmp_path / "out"
-    shutil.copytree(finished / "out", out)
-    (group,) = [g for g in study.groups(loaded, out) if len(g.plays) > 1]
-    group.plays[-1][2].unlink()
-    assert not group.finished and [row.variant for row in study.rows([group])] == ["CompressedAD"]
+    play = study.evaluate_run
+
+    def all_but_self(job: Job, *arguments: Any, **options: Any) -> Path:
+        if job.config.evaluation.marks == "self":
+            raise RunError("no")
+        return play(job, *arguments, **options)
+
+    monkeypatch.setattr(study, "evaluate_run", all_but_self)
+    words = ["--families", "room", "--runs", "1", "--process", "1", "--out", str(tmp_path / "out")]
+    assert main(["study", str(written(tmp_path, TINY)), *words]) == 1
+    (table,) = (tmp_path / "out").glob("tiny*/table.csv")
+    assert [row.variant for row in read_rows(table)] == ["AD", "CompressedAD", "random", "short"]
 
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
