@@ -692,6 +692,19 @@ def test_run_again_says_the_same_and_changes_nothing_that_took_time(run, smoke: 
     assert "4 of 4 finished" in run("run", "--preset", "smoke", "--out", smoke.out, "--dry-run")[1]
 
 
+def test_a_damaged_evaluation_of_a_run_is_told_and_made_again(run, tmp_path, smoke: SmokeRun):
+    words = ["run", "--preset", "smoke", "--out", tmp_path / "run"]
+    shutil.copytree(smoke.out, tmp_path / "run")
+    evaluation = tmp_path / "run" / "AD-darkroom-seed0" / "evaluation.npz"
+    whole = evaluation.read_bytes()
+    evaluation.write_bytes(whole[: len(whole) // 2])
+    out = run(*words, "--dry-run")[1]
+    assert "3 of 4 finished" in out and "4 of 4 finished" in out  # evaluated, trained
+    code, _, lines = run(*words)
+    assert code == 0 and f"note: {evaluation} is damaged; it will be made again" in lines
+    assert evaluation.read_bytes() == whole
+
+
 def test_histories_without_an_episodes_end_are_refused_before_they_are_collected(run, tmp_path):
     words = [
         *SMALL,

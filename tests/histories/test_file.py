@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager, nullcontext
@@ -420,8 +421,13 @@ def test_a_shard_of_another_configuration_is_not_merged(tmp_path):
     assert not (tmp_path / "h").exists()
 
 
+def dies_after_one(folder: Path) -> None:
+    (folder / "0.h5").unlink()
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("seed", [0, 1])
-def test_an_overwrite_that_was_interrupted_goes_on(path, seed):
+def test_an_overwrite_that_was_interrupted_goes_on(path, seed, monkeypatch):
     info = replace(INFO, seed=seed)
     old = path.read_bytes()
     target = writer(path, info, overwrite=True)
@@ -434,10 +440,16 @@ def test_an_overwrite_that_was_interrupted_goes_on(path, seed):
     assert resumed.done_tasks() == {0, 2}
     for task in (3, 4):
         resumed.append(task, make_history(task + 10))
-    resumed.finish()
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(shutil, "rmtree", dies_after_one)
+        resumed.finish()
+    late = writer(path, info, resume=True)
+    assert late.done_tasks() == {0, 2, 3, 4}
+    late.finish()
+    assert not late.shards.exists()
     file = HistoryFile(path)
     assert file.info == info and all(map(np.array_equal, file.load([0])[0].states, make_history(10).states))
-    # Killed after the new file is in place, before its shards are gone: the file counts.
+    # Killed while its shards are removed, after the new file is in place: the file counts.
     late = writer(path, info, resume=True)
     late.shards.mkdir()
     (late.shards / "0.h5").write_bytes(collect(path.with_name("other")).read_bytes())

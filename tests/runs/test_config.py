@@ -515,3 +515,16 @@ def test_what_has_no_effect_is_refused_where_it_is_asked_for_but_read_where_it_i
             load_config(Request(overrides=[(f"model.{key}", str(value))]))
     own = [("model.model", "mine:Own"), ("model.memory_tokens", "4"), ("model.kept_tokens", "4")]
     assert load_config(Request(overrides=own), own=False).model.memory_tokens == 4
+
+
+def test_where_nothing_is_compared_settings_need_fit_the_model_alone(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("{model: {model: AD, kept_tokens: 5}, comparison: {methods: [AD, GistAD]}}")
+    request = Request(files=(file,))
+    assert load_config(request).model.kept_tokens == 5
+    with pytest.raises(ConfigError, match=r"own.yaml:1: .*kept_tokens has no effect without segments"):
+        load_config(request, compares=False)
+    file.write_text("{model: {model: GistAD, segment_every: 4}}")
+    assert load_config(request, compares=False).model.segment_every == 4
+    with pytest.raises(ConfigError, match="segment_every has no effect with segments none"):
+        load_config(request)
