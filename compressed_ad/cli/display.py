@@ -51,7 +51,11 @@ class Display:
         if self.console.is_terminal and not self.console.is_dumb_terminal:
             bar = Progress(
                 TextColumn("{task.description:<9}", table_column=Column(min_width=9, no_wrap=True)),
-                BarColumn(bar_width=30, complete_style="cyan", finished_style="green"),
+                BarColumn(
+                    bar_width=min(30, max(8, self.console.width - 50)),
+                    complete_style="cyan",
+                    finished_style="green",
+                ),
                 TextColumn("{task.fields[text]}", table_column=Column(ratio=1, no_wrap=True)),
                 expand=True,
             )

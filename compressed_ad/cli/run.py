@@ -59,6 +59,8 @@ def run(call: Call) -> None:
             stages.check_recipe(config, history)
             stages.collect_stage(config, history, report=both, pool=pool)
         call.note_shortfall(history)
+        if begun := [job.path for job in todo if (job.path / CONFIG).exists()]:
+            stages.check_own_marks(config, history, begun[0])
         with display.stage("mark") as report, watch.stage("mark", report) as both:
             statistics = stages.mark_stage(config, history, report=both)
         if pool.memory_limit is not None:  # now episodes can be counted

@@ -118,7 +118,7 @@ def check_names(path: Path, study: Study, rows: Sequence[Row]) -> None:
         if n is None:
             raise UsageError(f"{path}: {study.path} has no runs of {row.variant} on {row.family}")
         if not 0 <= row.run < n:
-            runs = f"{n} runs of {row.variant} on {row.family}; say --runs if there are more"
+            runs = f"{n} run{'s' * (n > 1)} of {row.variant} on {row.family}; say --runs if there are more"
             raise UsageError(f"{path}: run {row.run}: {study.path} has {runs}")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
@@ -45,7 +47,7 @@ class HistoryWriter:
     ) -> None:
         self.path = Path(path)
         self.shards = self.path.with_name(self.path.name + ".shards")
-        self._replaces = self.shards / "replaces"  # is there while the finished file is to be replaced
+        self._replaces = self.shards / "replaces"  # tells of the collection that shall replace the file
         self.dropped: list[str] = []
         self._shape: tuple[int, int] | None = None  # (streams, steps) of the tasks on disk
         optimal = None if optimal_return is None else np.asarray(optimal_return, dtype=np.float64)
@@ -54,7 +56,9 @@ class HistoryWriter:
         if optimal is not None and np.isnan(optimal).any():  # an unknown optimum is None
             raise HistoryError(f"{info.family}: optimal_return of task {np.isnan(optimal).argmax()} is nan")
         self._plain = self._header.plain()
-        self._finished = resume and self.path.exists() and not self._replaces.exists()
+        self._told = hashlib.sha256(json.dumps(self._plain, sort_keys=True).encode()).hexdigest().encode()
+        replacing = self._replaces.exists() and self._replaces.read_bytes() == self._told
+        self._finished = resume and self.path.exists() and not replacing
         if resume:
             if self._finished:
                 with opened(self.path) as file:
@@ -80,7 +84,7 @@ class HistoryWriter:
             if self.shards.exists():
                 shutil.rmtree(self.shards)
             if self.path.exists():
-                write_atomically(self._replaces, b"", error=HistoryError)
+                write_atomically(self._replaces, self._told, error=HistoryError)
 
     def __repr__(self) -> str:
         done, wanted = len(self.done_tasks()), len(self._header.task_ids)

@@ -30,6 +30,7 @@ from compressed_ad.histories.file import HistoryFile
 from compressed_ad.histories.header import differences, installed
 from compressed_ad.marking.apply import marker_params
 from compressed_ad.marking.settings import MarkerSettings
+from compressed_ad.registry import own_names
 from compressed_ad.runs import yaml_file
 from compressed_ad.runs.layers import nested
 from compressed_ad.runs.settings import Config
@@ -123,7 +124,11 @@ def other_data(known: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """Where two provenances name other data, as far as an earlier version stored it."""
     # The meaning follows from family and kwargs, which are there.
     wanted = {key: value for key, value in content_of(given).items() if key != "meaning"}
-    return differences(known, wanted, "history", shared=bool(known))
+    found = differences(known, wanted, "history", shared=bool(known))
+    marker, file = given.get("marker"), given.get("sha256")
+    if own_names(marker) and known.get("marker") == marker and known.get("sha256", file) != file:
+        found.append(f"history: it was marked anew by {marker}, whose code may be another now")
+    return found
 
 
 def _compared(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

@@ -131,6 +131,16 @@ def mark_stage(
     return remark(path, config.marker.marker, params, seed=config.seed, output=output, progress=progress)
 
 
+def check_own_marks(config: Config, path: Path, run: Path) -> None:
+    """``RunDirectoryError`` if a user's marker now marks other steps of ``path`` than ``run`` has seen."""
+    file, marker = HistoryFile(path), config.marker.marker
+    if own_names(marker) and (file.marking or {}).get("marker") == marker and not _is_marked(file, config):
+        raise RunDirectoryError(
+            f"{run}: was begun with other marks than {marker} gives now; take back what was changed in it, or"
+            " choose another output folder"
+        )
+
+
 def _is_marked(file: HistoryFile, config: Config) -> bool:
     """Whether ``file`` has the marks of ``config``; a user's own marker may have changed, so it is asked."""
     marker, params, seed = config.marker.marker, marker_params(config.marker), config.seed

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from compressed_ad.errors import CompressedADError, UsageError, one_line
+from compressed_ad.errors import CompressedADError, UsageError, one_line, users_code
 from compressed_ad.report.results import cell_row, load_metrics
 from compressed_ad.report.rows import Row, validations
 from compressed_ad.runs.config import own_code, plan
@@ -80,7 +80,9 @@ def check_judged(study: Study) -> None:
     for cell in {repr(cell.data.env): cell for cell in study.cells}.values():
         check_heldout(cell.data)
         planned = plan(cell.data)
-        if planned.family.optimal_return(planned.family.tasks()[planned.task_ids[:1]]) is None:
+        with users_code(f"{study.path}: {cell.family}: optimal_return"):
+            known = planned.family.optimal_return(planned.family.tasks()[planned.task_ids[:1]])
+        if known is None:
             say = "give it as env.kwargs.best_return; " if hasattr(planned.family, "best_return") else ""
             raise UsageError(
                 f"{study.path}: {cell.family}: a study compares shares of the optimal return, which"
@@ -117,16 +119,19 @@ class Outcome:
 
 def run_group(group: Group, *, report: Report = silent, should_stop: ShouldStop) -> Outcome:
     """Train the run of ``group`` and play everything with it; a failure is returned, not raised."""
-    parts = TimedParts(report, _seconds(group))
+    parts, failures = TimedParts(report, _seconds(group)), list[str]()
     try:
         notes = train_run(group.job, report=partial(parts.advance, "train"), should_stop=should_stop)
-        parts.set("train", 1)
-        for _, job, path in group.plays:
-            evaluate_run(job, path, report=partial(parts.advance, path.name), should_stop=should_stop)
-            parts.set(path.name, 1)
     except CompressedADError as error:
         return Outcome(failure=one_line(error))
-    return Outcome(tuple(notes))
+    parts.set("train", 1)
+    for cell, job, path in group.plays:
+        try:
+            evaluate_run(job, path, report=partial(parts.advance, path.name), should_stop=should_stop)
+        except CompressedADError as error:  # the others may be played all the same
+            failures.append(f"{cell.variant}: {one_line(error)}")
+        parts.set(path.name, 1)
+    return Outcome(tuple(notes), "; ".join(failures) or None)
 
 
 def run_study(

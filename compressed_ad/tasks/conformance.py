@@ -23,6 +23,7 @@ from compressed_ad.tasks.checked_env import checked_slots, family_label
 from compressed_ad.types import AnyArray, SpaceSpec, Step, sizes, starts
 
 _PLAYED = 10_000  # steps, at most
+_ASKED, _WALKED = 100, 200  # tasks whose rewards are asked about so many steps, at most
 
 
 def check_family(family: Any, *, n_task: int = 3, seed: int = 0) -> None:
@@ -128,7 +129,6 @@ def _play_problems(family: TaskFamily, n_task: int, seed: int) -> Iterator[str]:
     if isinstance(family, RewardFunction):
         ended, rewards = (np.stack([getattr(s, name) for s in steps]) for name in ("ended", "reward"))
         start = np.concatenate([np.ones_like(ended[:1]), ended[:-1]])
-        # In one call, so that a reward that only looks at the first task shows.
         named = np.repeat(tasks, n_step, axis=0)
         got = rewards_of(family, named, *map(_one_after_another, (states, actions, reached, start)))
         wrong = ~np.isclose(got, _one_after_another(rewards))
@@ -137,6 +137,14 @@ def _play_problems(family: TaskFamily, n_task: int, seed: int) -> Iterator[str]:
                 f"reward() of task {wrong.argmax() // n_step} does not give the rewards that its environment"
                 " gave"
             )
+        # Rewards are rare, so that many tasks are asked about one walk: each alone, and all in one call.
+        every = family.tasks()[:: -(-len(family.tasks()) // _ASKED)]
+        walk = [array[:_WALKED, 0] for array in (states, actions, reached, start)]
+        each = [rewards_of(family, np.repeat(row[None], len(walk[0]), axis=0), *walk) for row in every]
+        rows = np.repeat(every, len(walk[0]), axis=0)
+        walks = (np.concatenate([array] * len(every)) for array in walk)
+        if not np.allclose(np.concatenate(each), rewards_of(family, rows, *walks)):
+            yield "reward() of several tasks in one call is not that of each alone: row i is of step i"
 
 
 def _numbers(spec: SpaceSpec, array: AnyArray) -> AnyArray:

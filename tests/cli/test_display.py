@@ -116,6 +116,13 @@ def on_terminal(*words, **variables):
     return shown.decode()
 
 
+def test_a_narrow_terminal_shows_how_far_it_is():
+    out = io.StringIO()
+    with Display(Console(file=out, force_terminal=True, width=40, highlight=False)).stage("study") as report:
+        report(3, 10, "steps")
+    assert "30 % (3 of 10)" in out.getvalue()
+
+
 def test_a_terminal_shows_a_bar_below_the_table():
     out = io.StringIO()
     shown = Display(Console(file=out, force_terminal=True, width=90, highlight=False))

@@ -1,4 +1,5 @@
 import html
+import importlib
 import json
 import os
 import re
@@ -703,6 +704,30 @@ def test_a_damaged_evaluation_of_a_run_is_told_and_made_again(run, tmp_path, smo
     code, _, lines = run(*words)
     assert code == 0 and f"note: {evaluation} is damaged; it will be made again" in lines
     assert evaluation.read_bytes() == whole
+
+
+def test_an_own_marker_must_not_change_under_its_runs(run, tmp_path, monkeypatch):
+    def write(rule: str) -> None:
+        Path("changing.py").write_text(f"def rule(rewards):\n    return rewards {rule}\n")
+        monkeypatch.delitem(sys.modules, "changing", raising=False)
+        shutil.rmtree("__pycache__", ignore_errors=True)
+        importlib.invalidate_caches()
+
+    monkeypatch.syspath_prepend(tmp_path)
+    write("> 0")
+    small = ["--comparison.runs", 1, "--model.steps", 3, "--evaluation.episodes", 2]
+    words = ["run", "--preset", "smoke", *small, "--marker", "changing:rule", "--out", "o"]
+    code, _, lines = run(*words)
+    assert code == 0 and not errors(lines)
+    (history,) = Path("o").glob("*.hdf5")
+    write(">= 0")
+    before = tree(tmp_path / "o")
+    code, _, lines = run(*words)
+    assert code == 1 and "was begun with other marks than changing:rule gives now" in errors(lines)[0]
+    assert {**tree(tmp_path / "o"), "seconds.json": b""} == {**before, "seconds.json": b""}
+    assert run("mark", history, "--marker", "changing:rule")[0] == 0
+    code, _, lines = run(*words)
+    assert code == 1 and "it was marked anew by changing:rule, whose code may be another" in errors(lines)[0]
 
 
 def test_histories_without_an_episodes_end_are_refused_before_they_are_collected(run, tmp_path):

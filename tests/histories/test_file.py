@@ -421,6 +421,15 @@ def test_a_shard_of_another_configuration_is_not_merged(tmp_path):
     assert not (tmp_path / "h").exists()
 
 
+def test_an_overwrite_by_another_collection_leaves_the_file_to_its_own(path):
+    before = path.read_bytes()
+    writer(path, replace(INFO, seed=7), overwrite=True)  # killed before its first task
+    late = writer(path, resume=True)
+    assert late.done_tasks() == {0, 2, 3, 4}
+    late.finish()
+    assert path.read_bytes() == before and not late.shards.exists()
+
+
 def dies_after_one(folder: Path) -> None:
     (folder / "0.h5").unlink()
     raise KeyboardInterrupt

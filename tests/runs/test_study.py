@@ -670,21 +670,28 @@ def test_a_finished_study_goes_on_without_its_histories(
     assert tables[0] == tables[1]
 
 
+@pytest.mark.parametrize(("fails", "played"), [("self", "AD CompressedAD random short"), ("off", "self")])
 def test_the_row_of_what_was_played_is_written_whatever_else_its_weights_lack(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fails: str,
+    played: str,
 ) -> None:
     play = study.evaluate_run
 
-    def all_but_self(job: Job, *arguments: Any, **options: Any) -> Path:
-        if job.config.evaluation.marks == "self":
+    def most(job: Job, *arguments: Any, **options: Any) -> Path:
+        if job.config.evaluation.marks == fails:
             raise RunError("no")
         return play(job, *arguments, **options)
 
-    monkeypatch.setattr(study, "evaluate_run", all_but_self)
+    monkeypatch.setattr(study, "evaluate_run", most)
     words = ["--families", "room", "--runs", "1", "--process", "1", "--out", str(tmp_path / "out")]
     assert main(["study", str(written(tmp_path, TINY)), *words]) == 1
+    name = "self" if fails == "self" else "CompressedAD"
+    assert re.search(rf"failed: CompressedAD-\S+: {name}: no\n", capsys.readouterr().err)
     (table,) = (tmp_path / "out").glob("tiny*/table.csv")
-    assert [row.variant for row in read_rows(table)] == ["AD", "CompressedAD", "random", "short"]
+    assert [row.variant for row in read_rows(table)] == played.split()
 
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:

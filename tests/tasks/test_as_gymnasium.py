@@ -307,6 +307,7 @@ class Overwrites(Wrapping):
     [
         (object(), "lacks name, observation_space"),
         (BadReward(), r"reward\(\) of task 0"),
+        (FirstTaskReward(), r"reward\(\) of several tasks in one call is not that of each alone"),
         (FirstTaskReward(3, 8), r"reward\(\) of task 1 does not give"),
         (OneReward(), r"darkroom: reward\(\) must give \d+ numbers; it gives float32 \(\)"),
         (BrokenReward(), r"darkroom: reward\(\): .*IndexError in .*test_as_gymnasium"),
